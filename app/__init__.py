@@ -1,0 +1,16 @@
+"""Framebox: a video goes in, one JSON holding the boxes of every frame comes out.
+
+Follow a video from the socket to the answer:
+
+``web/``        HTTP in, HTTP out. Knows Flask; never torch, never a codec.
+``storage/``    Bytes on disk: the data folder, the spool, durable writes. Never HTTP, never video.
+``jobs/``       A request's life across restarts: the record, its states, the engine that runs it.
+``pipeline/``   One video to one document; read ``pipeline/detect_video.py`` first.
+``video/``      File to frames: index, segments, the sandboxed decoder child.
+``detection/``  Frames to boxes: the Detector protocol, the detectors, the device's owner thread.
+``client/``     A client for other services and for the command line.
+
+Imports point down only:
+``errors logs metrics`` < ``storage video detection`` < ``pipeline`` < ``jobs`` < ``web`` < ``settings``
+< ``factory`` < ``cli``. What runs as which process: ``cli.py``; who builds what: ``factory.py``.
+"""

@@ -1,0 +1,1 @@
+"""Frames to boxes: the Detector protocol, the detectors, and the device's owner thread."""

@@ -1,0 +1,71 @@
+"""What a model has to be, to be served: the Detector protocol and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class DeviceOutOfMemory(Exception):
+    """A batch did not fit on the device; a smaller one may."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """What one frame holds: n boxes, best score first, on the CPU."""
+
+    boxes_xyxy: Tensor  # (n, 4) float32, pixels of the frame as given: left, top, right, bottom
+    scores: Tensor  # (n,) float32 in [0, 1]
+    class_ids: Tensor  # (n,) int64, indices into Detector.class_names
+
+
+class Detector(Protocol):
+    """A model that finds objects. Stateless between calls; one owner thread a device."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in ``model=`` and ``/v1/models``."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all that decides the boxes: weights, parameters, the code's revision."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def default_min_score(self) -> float:
+        """The score below which boxes are dropped when the caller names no ``min_score``."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many frames `detect` takes at a time, at most. Fixed while the process lives."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The torch device that holds the model: ``cpu``, ``cuda:0``."""
+        ...
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) at which it wants the frames of a `width` × `height` video.
+
+        Frames are scaled while they are decoded; boxes are mapped back by the caller.
+        Never larger than the source: a detector that wants more scales up by itself.
+        """
+        ...
+
+    def detect(self, frames: Tensor) -> list[Detections]:
+        """Return one Detections per frame of `frames`, (n, height, width, 3) uint8 RGB, in order.
+
+        `frames` lies in host memory, 1 ≤ n ≤ batch_size, all of one size; it is only valid during
+        the call. Equal frames in equal batches give equal boxes.
+        Raises DeviceOutOfMemory if this batch does not fit; a smaller one may.
+        """
+        ...

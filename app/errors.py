@@ -1,0 +1,187 @@
+"""Every fault that a caller can be told, in one tree.
+
+    FrameboxError
+    ├── InvalidOption        400 invalid_option          ├── EngineUnavailable    503 engine_unavailable
+    ├── EmptyBody            400 empty_body              ├── Draining             503 draining
+    ├── IncompleteBody       400 incomplete_body         ├── InsufficientStorage  507 insufficient_storage
+    ├── MalformedBody        400 malformed_body          ├── UnusableVideo        422
+    ├── JobNotFound          404 job_not_found           │   ├── NoVideoStream        no_video_stream
+    ├── RouteNotFound        404 not_found               │   ├── EncryptedVideo       encrypted
+    ├── MethodNotAllowed     405 method_not_allowed      │   ├── NothingDecodable     nothing_decodable
+    ├── ResultNotReady       409 result_not_ready        │   ├── VideoOverLimit       over_limit
+    ├── JobWasCancelled      409 job_cancelled           │   └── DamagedVideo         damaged
+    ├── JobIsActive          409 job_active              ├── ModelFault           500 model_fault
+    ├── LengthRequired       411 length_required         └── InternalError        500 internal_error
+    ├── BodyTooLarge         413 too_large
+    ├── UnsupportedVideo     415 unsupported_video
+    ├── UnsupportedMediaType 415 unsupported_media_type
+    └── TooManyJobs          429 too_many_jobs
+
+An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
+``detail`` is for the caller: never a path, a traceback or an internal name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+Problem = dict[str, Any]
+
+
+class FrameboxError(Exception):
+    """A fault with a stable code. Positional arguments alone, so that it survives pickling.
+
+    ``extensions`` are the problem document's further members: plain JSON values such as a limit's
+    name and value, or the options that are allowed.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, extensions: Problem | None = None) -> None:
+        super().__init__(detail, extensions)
+        self.detail = detail
+        self.extensions: Problem = dict(extensions or {})
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def to_problem(self) -> Problem:
+        """The RFC 9457 document of this error, without ``instance``."""
+        return {
+            **self.extensions,
+            "type": f"/docs/errors#{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+
+
+class InvalidOption(FrameboxError):
+    """Extensions: ``parameter``, ``allowed`` (text or list); or ``errors``, a list of such objects."""
+
+    code, status, title = "invalid_option", 400, "Invalid option"
+
+
+class EmptyBody(FrameboxError):
+    code, status, title = "empty_body", 400, "Empty body"
+
+
+class IncompleteBody(FrameboxError):
+    """Extensions: ``received_bytes``, ``expected_bytes``."""
+
+    code, status, title = "incomplete_body", 400, "Incomplete body"
+
+
+class MalformedBody(FrameboxError):
+    code, status, title = "malformed_body", 400, "Malformed body"
+
+
+class RouteNotFound(FrameboxError):
+    code, status, title = "not_found", 404, "Not found"
+
+
+class JobNotFound(FrameboxError):
+    code, status, title = "job_not_found", 404, "No such job"
+
+
+class MethodNotAllowed(FrameboxError):
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class ResultNotReady(FrameboxError):
+    """Extensions: ``state``."""
+
+    code, status, title = "result_not_ready", 409, "Result not ready"
+
+
+class JobWasCancelled(FrameboxError):
+    code, status, title = "job_cancelled", 409, "Job was cancelled"
+
+
+class JobIsActive(FrameboxError):
+    code, status, title = "job_active", 409, "Job is active"
+
+
+class LengthRequired(FrameboxError):
+    code, status, title = "length_required", 411, "Length required"
+
+
+class BodyTooLarge(FrameboxError):
+    """Extensions: ``limit_bytes``."""
+
+    code, status, title = "too_large", 413, "Body too large"
+
+
+class UnsupportedMediaType(FrameboxError):
+    """Extensions: ``allowed``."""
+
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
+class UnsupportedVideo(FrameboxError):
+    """The bytes are no video container that we read. Extensions: ``allowed``."""
+
+    code, status, title = "unsupported_video", 415, "Not a video that we read"
+
+
+class UnusableVideo(FrameboxError):
+    code, status, title = "unusable_video", 422, "Unusable video"
+
+
+class NoVideoStream(UnusableVideo):
+    code, title = "no_video_stream", "No video stream"
+
+
+class EncryptedVideo(UnusableVideo):
+    code, title = "encrypted", "Encrypted video"
+
+
+class NothingDecodable(UnusableVideo):
+    code, title = "nothing_decodable", "No frame could be decoded"
+
+
+class VideoOverLimit(UnusableVideo):
+    """Extensions: ``limit`` (the setting's name), ``limit_value``, ``value``."""
+
+    code, title = "over_limit", "Video is over a limit"
+
+
+class DamagedVideo(UnusableVideo):
+    """With ``on_damage=fail``: at least one frame could not be decoded."""
+
+    code, title = "damaged", "Video is damaged"
+
+
+class TooManyJobs(FrameboxError):
+    """Extensions: ``limit``, ``retry_after_seconds``."""
+
+    code, status, title = "too_many_jobs", 429, "Too many jobs"
+
+
+class EngineUnavailable(FrameboxError):
+    """Extensions: ``retry_after_seconds``."""
+
+    code, status, title = "engine_unavailable", 503, "Engine unavailable"
+
+
+class Draining(FrameboxError):
+    """Extensions: ``retry_after_seconds``."""
+
+    code, status, title = "draining", 503, "Shutting down"
+
+
+class InsufficientStorage(FrameboxError):
+    """Extensions: ``needed_bytes``, ``available_bytes``."""
+
+    code, status, title = "insufficient_storage", 507, "Insufficient storage"
+
+
+class ModelFault(FrameboxError):
+    code, status, title = "model_fault", 500, "The model failed"
+
+
+class InternalError(FrameboxError):
+    code, status, title = "internal_error", 500, "Internal error"

@@ -1,0 +1,72 @@
+"""A job's record: one request from its acceptance to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from app.errors import Problem
+from app.pipeline.options import DetectionOptions
+
+
+class JobState(StrEnum):
+    """queued → running → succeeded | failed | cancelled, or queued → cancelled. The last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSource:
+    """The video as it came in. It lies in the job's folder until the job ends."""
+
+    size_bytes: int
+    sha256: str  # hex, of the bytes received
+    name: str | None  # the client's file name, as given, at most 255 characters; for display alone
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    frames_done: int = 0  # frames whose part is on disk
+    frames_total: int | None = None  # frames to analyse; None until the index is whole
+    segments_done: int = 0
+    segments_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the store, as read. Times are Unix seconds."""
+
+    id: str
+    state: JobState
+    request_id: str
+    model: str
+    options: DetectionOptions
+    source: VideoSource
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    progress: Progress
+    cancel_requested: bool
+    problem: Problem | None  # why it failed
+    report: dict[str, Any] | None  # facts about video, model, completeness, document; grows while it runs
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What the engine last said of itself."""
+
+    epoch: int
+    pid: int
+    ready: bool  # the detectors are loaded and jobs are being taken
+    heartbeat_at: float  # Unix seconds
+    models: list[dict[str, Any]]  # as /v1/models shows them
+    sandbox: dict[str, Any]  # which parts of the decoder's lock-down are in force

@@ -1,0 +1,343 @@
+"""The jobs' records in SQLite: every change of state is one transaction, and final states stay.
+
+The web side adds jobs and asks for their cancellation; the engine claims and ends them. The engine's
+writes carry its *epoch*, a number that grows with every start of an engine: a writer of an older epoch
+changes nothing and is told so by `LeaseLost`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.errors import JobIsActive, JobNotFound, Problem
+from app.jobs.job import EngineStatus, Job, JobState, Progress, VideoSource
+from app.pipeline.options import DetectionOptions
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    sequence         INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of acceptance
+    id               TEXT NOT NULL UNIQUE,
+    state            TEXT NOT NULL CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+    epoch            INTEGER,                            -- of the engine that runs or ended it
+    request_id       TEXT NOT NULL,
+    model            TEXT NOT NULL,
+    options          TEXT NOT NULL,
+    source_bytes     INTEGER NOT NULL,
+    source_sha256    TEXT NOT NULL,
+    source_name      TEXT,
+    created_at       REAL NOT NULL,
+    started_at       REAL,
+    finished_at      REAL,
+    frames_done      INTEGER NOT NULL DEFAULT 0,
+    frames_total     INTEGER,
+    segments_done    INTEGER NOT NULL DEFAULT 0,
+    segments_total   INTEGER,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    problem          TEXT,
+    report           TEXT
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state, sequence);
+CREATE TABLE engine (
+    only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
+    epoch        INTEGER NOT NULL,
+    pid          INTEGER NOT NULL,
+    ready        INTEGER NOT NULL,
+    heartbeat_at REAL NOT NULL,
+    models       TEXT NOT NULL,
+    sandbox      TEXT NOT NULL
+) STRICT;
+INSERT INTO engine VALUES (1, 0, 0, 0, 0, '[]', '{}');
+"""
+
+
+class LeaseLost(Exception):
+    """The job is no longer this engine's to write: another epoch has it, or it has ended."""
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(
+        id=row["id"],
+        state=JobState(row["state"]),
+        request_id=row["request_id"],
+        model=row["model"],
+        options=DetectionOptions.model_validate_json(row["options"]),
+        source=VideoSource(row["source_bytes"], row["source_sha256"], row["source_name"]),
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        progress=Progress(
+            row["frames_done"], row["frames_total"], row["segments_done"], row["segments_total"]
+        ),
+        cancel_requested=bool(row["cancel_requested"]),
+        problem=orjson.loads(row["problem"]) if row["problem"] else None,
+        report=orjson.loads(row["report"]) if row["report"] else None,
+    )
+
+
+class JobStore:
+    """The jobs of one data folder. Safe to use from many threads and processes at once."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._local = threading.local()
+
+    def create(self) -> None:
+        """Make the database if it is missing. RuntimeError if a newer version of Framebox wrote it."""
+        with self._transaction() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise RuntimeError(
+                    f"the data folder is of version {version}; this release reads up to {SCHEMA_VERSION}"
+                )
+            if version == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Close the calling thread's connection, if it has one."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._database, timeout=30, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            # FULL: a commit is on disk when it returns, so that an acknowledged job survives a power cut.
+            connection.execute("PRAGMA synchronous = FULL")
+            self._local.connection = connection
+        return connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    # ---- asked by anyone
+
+    def get(self, job_id: str) -> Job:
+        row = self._connect().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise JobNotFound(f"There is no job {job_id!r}.")
+        return _job(row)
+
+    def list(self, *, state: JobState | None = None, limit: int = 50, before: str | None = None) -> list[Job]:
+        """Return at most `limit` jobs, newest first; `before` is the id of the last job already seen."""
+        query = """
+            SELECT * FROM jobs
+            WHERE (:state IS NULL OR state = :state)
+              AND (:before IS NULL OR sequence < (SELECT sequence FROM jobs WHERE id = :before))
+            ORDER BY sequence DESC LIMIT :limit
+        """
+        values = {"state": state, "before": before, "limit": limit}
+        return [_job(row) for row in self._connect().execute(query, values)]
+
+    def ids(self) -> set[str]:
+        return {row["id"] for row in self._connect().execute("SELECT id FROM jobs")}
+
+    def counts(self) -> dict[JobState, int]:
+        rows = self._connect().execute("SELECT state, count(*) FROM jobs GROUP BY state")
+        found = {JobState(state): count for state, count in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def data_version(self) -> int:
+        """A number that changes whenever another connection has changed the database. Costs microseconds."""
+        (version,) = self._connect().execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    def engine_status(self) -> EngineStatus:
+        row = self._connect().execute("SELECT * FROM engine").fetchone()
+        return EngineStatus(
+            epoch=row["epoch"],
+            pid=row["pid"],
+            ready=bool(row["ready"]),
+            heartbeat_at=row["heartbeat_at"],
+            models=orjson.loads(row["models"]),
+            sandbox=orjson.loads(row["sandbox"]),
+        )
+
+    # ---- the web side
+
+    def add(
+        self,
+        *,
+        job_id: str,
+        request_id: str,
+        model: str,
+        options: DetectionOptions,
+        source: VideoSource,
+    ) -> Job:
+        """Accept a job whose video is already on disk; it is durable when this returns."""
+        with self._transaction() as connection:
+            connection.execute(
+                """
+                INSERT INTO jobs (id, state, request_id, model, options,
+                                  source_bytes, source_sha256, source_name, created_at)
+                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    job_id,
+                    request_id,
+                    model,
+                    options.model_dump_json(exclude_defaults=True),
+                    source.size_bytes,
+                    source.sha256,
+                    source.name,
+                    time.time(),
+                ),
+            )
+        return self.get(job_id)
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once; ask the engine to stop a running one. A final job stays as it is."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, finished_at = ? "
+                "WHERE id = ? AND state = 'queued'",
+                (time.time(), job_id),
+            )
+            connection.execute(
+                "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (job_id,)
+            )
+        return self.get(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended. Raises JobIsActive for any other."""
+        with self._transaction() as connection:
+            deleted = connection.execute(
+                "DELETE FROM jobs WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')", (job_id,)
+            ).rowcount
+        if not deleted:
+            job = self.get(job_id)
+            raise JobIsActive(f"Job {job_id} is {job.state}; it can be deleted once it has ended.")
+
+    # ---- the engine
+
+    def begin_epoch(self, *, pid: int) -> int:
+        """Start an engine: return its epoch, and put what an older one was running back in the queue.
+
+        The caller holds the data folder's engine lock, so no older engine lives.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",
+                (pid, time.time()),
+            )
+            connection.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
+            (epoch,) = connection.execute("SELECT epoch FROM engine").fetchone()
+        return int(epoch)
+
+    def report_engine(self, epoch: int, *, ready: bool, models: Any = None, sandbox: Any = None) -> None:
+        """Say that the engine of `epoch` lives; `models` and `sandbox` stay as they were if None."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE engine SET ready = ?, heartbeat_at = ?, "
+                "models = coalesce(?, models), sandbox = coalesce(?, sandbox) WHERE epoch = ?",
+                (
+                    ready,
+                    time.time(),
+                    None if models is None else _json(models),
+                    None if sandbox is None else _json(sandbox),
+                    epoch,
+                ),
+            )
+
+    def claim(self, epoch: int) -> Job | None:
+        """Take the oldest queued job, now running and this epoch's; None if there is none."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                """
+                UPDATE jobs SET state = 'running', epoch = ?, started_at = coalesce(started_at, ?)
+                WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued')
+                RETURNING *
+                """,
+                (epoch, time.time()),
+            ).fetchone()
+        return None if row is None else _job(row)
+
+    def put_back(self, job_id: str, epoch: int) -> None:
+        """Return a running job to the queue: the engine stops before it is done."""
+        self._write_running(job_id, epoch, "state = 'queued'", ())
+
+    def update(
+        self, job_id: str, epoch: int, progress: Progress, report: dict[str, Any] | None = None
+    ) -> None:
+        """Write down how far a running job is. `report` stays as it was if None."""
+        self._write_running(
+            job_id,
+            epoch,
+            "frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?, "
+            "report = coalesce(?, report)",
+            (
+                progress.frames_done,
+                progress.frames_total,
+                progress.segments_done,
+                progress.segments_total,
+                None if report is None else _json(report),
+            ),
+        )
+
+    def finish(
+        self,
+        job_id: str,
+        epoch: int,
+        state: JobState,
+        *,
+        problem: Problem | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        """End a running job for good. `report` stays as it was if None. LeaseLost if it is not ours."""
+        if not state.is_final:
+            raise ValueError(f"{state} is no end")
+        self._write_running(
+            job_id,
+            epoch,
+            "state = ?, finished_at = ?, problem = ?, report = coalesce(?, report)",
+            (
+                state,
+                time.time(),
+                None if problem is None else _json(problem),
+                None if report is None else _json(report),
+            ),
+        )
+
+    def cancel_requests(self, epoch: int) -> set[str]:
+        """The ids of this epoch's running jobs whose cancellation was asked for."""
+        rows = self._connect().execute(
+            "SELECT id FROM jobs WHERE state = 'running' AND epoch = ? AND cancel_requested = 1", (epoch,)
+        )
+        return {row["id"] for row in rows}
+
+    def _write_running(self, job_id: str, epoch: int, assignments: str, values: tuple[Any, ...]) -> None:
+        with self._transaction() as connection:
+            changed = connection.execute(
+                f"UPDATE jobs SET {assignments} "  # noqa: S608 - constants of this module
+                "WHERE id = ? AND epoch = ? AND state = 'running'",
+                (*values, job_id, epoch),
+            ).rowcount
+        if not changed:
+            raise LeaseLost(job_id)

@@ -1,0 +1,1 @@
+"""One video to one document. Read ``detect_video.py`` first."""

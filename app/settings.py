@@ -1,0 +1,149 @@
+"""Every setting: environment variables ``FRAMEBOX_*``, read here and nowhere else, checked all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class SettingsFault(Exception):
+    """At least one setting is wrong; the text names every fault, one a line."""
+
+
+def _absolute(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+class Settings(BaseSettings):
+    """All settings of one instance, frozen. The name of a field in capitals after FRAMEBOX_ is its variable."""
+
+    model_config = SettingsConfigDict(env_prefix="FRAMEBOX_", frozen=True, extra="ignore")
+
+    # -- where
+    port: int = Field(8080, ge=1, le=65535, description="nginx listens here")
+    host: str = Field("0.0.0.0", description="address that nginx listens on")  # noqa: S104 - a service
+    data: Path = Field(CHECKOUT / "var", description="data folder; one instance each")
+    models: Path | None = Field(None, description="the administrator's folder of models; read, never written")
+    model: str = Field("hog-people", description="model used where a request names none")
+    ingest: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="folders from which {'path': …} may be read; comma-separated"
+    )
+    devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="torch devices, comma-separated; all CUDA devices, or the CPU, if empty"
+    )
+
+    # -- HTTP
+    max_upload_bytes: int = Field(
+        110_000_000_000, ge=1, description="largest body; 100 GB and a margin for a multipart envelope"
+    )
+    http_workers: int = Field(2, ge=1, le=16, description="gunicorn processes")
+    http_threads: int = Field(
+        128, ge=4, le=1024, description="threads a process; more than the requests that nginx lets wait"
+    )
+    max_active_jobs: int = Field(10_000, ge=1, description="jobs queued or running; beyond it 429")
+    min_free_bytes: int = Field(
+        1 * GIB, ge=0, description="room that uploads must leave on the data folder's disk; beyond it 507"
+    )
+
+    # -- engine
+    running_jobs: int = Field(
+        8, ge=1, le=64, description="jobs that share the devices at a time, segment by segment"
+    )
+    decoders: int = Field(2, ge=1, le=64, description="decoder children at a time: segments in flight")
+    decoder_threads: int = Field(
+        1, ge=1, le=16, description="FFmpeg threads a child; memory grows with them, speed hardly"
+    )
+    decoder_memory_bytes: int = Field(
+        768 * MIB, ge=128 * MIB, description="address space of a decoder child (RLIMIT_AS), its ring apart"
+    )
+    ring_bytes: int = Field(
+        96 * MIB, ge=4 * MIB, description="decoded frames in shared memory a decoder child"
+    )
+    decoder_stall_seconds: float = Field(
+        60.0, gt=0, description="a decoder child that shows nothing for so long is stopped"
+    )
+    segment_frames: int = Field(
+        300, ge=1, le=100_000, description="a segment is cut at the first keyframe after so many frames"
+    )
+    cpu_threads: int | None = Field(
+        None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
+    )
+    require_sandbox: bool = Field(
+        True, description="refuse to decode where Landlock or seccomp cannot be had"
+    )
+
+    # -- limits of a video
+    max_pixels: int = Field(8192 * 4320, ge=256, description="width × height of a frame")
+    max_side: int = Field(16384, ge=16, description="width or height of a frame")
+    max_frames: int = Field(20_000_000, ge=1, description="frames a video")
+    max_streams: int = Field(32, ge=1, description="streams a container")
+
+    # -- memory
+    instance_memory_bytes: int = Field(
+        4 * GIB, ge=512 * MIB, description="host memory of the whole instance; the budgets must fit"
+    )
+    engine_memory_bytes: int = Field(
+        1536 * MIB, ge=256 * MIB, description="what the engine itself takes: torch, CUDA, the detectors"
+    )
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("data", "models", mode="after")
+    @classmethod
+    def _make_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else _absolute(value)
+
+    @field_validator("ingest", mode="after")
+    @classmethod
+    def _make_all_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(_absolute(folder) for folder in value)
+
+    @model_validator(mode="after")
+    def _budgets_fit(self) -> Self:
+        needed = sum(self.memory_budgets().values())
+        if needed > self.instance_memory_bytes:
+            parts = ", ".join(f"{name} {value // MIB} MiB" for name, value in self.memory_budgets().items())
+            raise ValueError(
+                f"the memory budgets ({parts}) add up to {needed // MIB} MiB, more than "
+                f"FRAMEBOX_INSTANCE_MEMORY_BYTES = {self.instance_memory_bytes // MIB} MiB"
+            )
+        return self
+
+    def memory_budgets(self) -> dict[str, int]:
+        """Bytes of host memory that each part of the instance may take at most."""
+        return {
+            "nginx": 64 * MIB,
+            "http workers": self.http_workers * 128 * MIB,
+            "engine": self.engine_memory_bytes,
+            "decoders": self.decoders * self.decoder_memory_bytes,
+            "rings": self.decoders * self.ring_bytes,
+        }
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings of this process's environment, `overrides` first.
+
+    Raises SettingsFault naming every wrong setting at once.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            name = "_".join(str(part) for part in fault["loc"][:1]).upper()
+            label = f"FRAMEBOX_{name}: " if name else ""
+            lines.append(f"{label}{fault['msg'].removeprefix('Value error, ')}")
+        raise SettingsFault("\n".join(lines)) from error

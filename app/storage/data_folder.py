@@ -1,0 +1,84 @@
+"""Where everything lies in the data folder. One place decides names; everyone else asks it.
+
+<root>/
+  framebox.sqlite3          the jobs' records
+  engine.lock               held (flock) by the one engine of this folder
+  incoming/                 uploads under way; what lies here belongs to nobody yet
+  jobs/<id>/video           the spooled video, whole
+  jobs/<id>/parts/          finished segments
+  jobs/<id>/result.<format> the document
+  run/                      sockets, pids, rendered configuration, metrics; emptied at every start
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.storage.durable import fsync_folder
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def new_job_id() -> str:
+    """128 random bits as 32 lower-case hexadecimal digits: unguessable, and safe as a file name."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """The data folder's layout. `root` is absolute."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "framebox.sqlite3"
+
+    @property
+    def engine_lock(self) -> Path:
+        return self.root / "engine.lock"
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    def create(self) -> None:
+        """Make the folders that are missing, readable by this user alone."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.incoming, self.jobs, self.run):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        fsync_folder(self.root)
+
+    def job(self, job_id: str) -> Path:
+        """The job's folder. ValueError if `job_id` is no job id: it may come from a URL."""
+        if not JOB_ID.fullmatch(job_id):
+            raise ValueError("not a job id")
+        return self.jobs / job_id
+
+    def video(self, job_id: str) -> Path:
+        return self.job(job_id) / "video"
+
+    def parts(self, job_id: str) -> Path:
+        return self.job(job_id) / "parts"
+
+    def result(self, job_id: str, format_name: str) -> Path:
+        return self.job(job_id) / f"result.{format_name}"
+
+    def remove_job(self, job_id: str) -> None:
+        """Remove the job's folder with all that is in it; absent is fine."""
+        folder = self.job(job_id)
+        if folder.exists():
+            shutil.rmtree(folder)
+            fsync_folder(self.jobs)

@@ -1,0 +1,45 @@
+"""Writes that survive a power cut: whole and on disk, or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a rename is only safe once its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder`, whose parent exists, durably. An existing one is left as it is."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    fsync_folder(folder.parent)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path` only if the block succeeds: whole and durable, or absent.
+
+    Two writers may race (a retried segment): the last to finish wins, and neither is seen half done.
+    The file is buffered, so that a short write near a full disk raises OSError instead of passing.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
