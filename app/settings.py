@@ -28,7 +28,7 @@ def _split(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """All settings of one instance, frozen. The name of a field in capitals after FRAMEBOX_ is its variable."""
+    """All settings of one instance, frozen. A field's variable is FRAMEBOX_ and its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="FRAMEBOX_", frozen=True, extra="ignore")
 
