@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 class DeviceOutOfMemory(Exception):
     """A batch did not fit on the device; a smaller one may."""
+
+
+class DeviceLost(Exception):
+    """The device is unusable until the process starts anew; what was running may be done again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +25,11 @@ class Detections:
     boxes_xyxy: Tensor  # (n, 4) float32, pixels of the frame as given: left, top, right, bottom
     scores: Tensor  # (n,) float32 in [0, 1]
     class_ids: Tensor  # (n,) int64, indices into Detector.class_names
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """What a frame with nothing in it holds: n = 0, shapes and dtypes as ever."""
+        return cls(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 class Detector(Protocol):
@@ -51,6 +61,11 @@ class Detector(Protocol):
     @property
     def device(self) -> str:
         """The torch device that holds the model: ``cpu``, ``cuda:0``."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as torch names it: ``float32``, ``float16``."""
         ...
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:

@@ -1,0 +1,301 @@
+"""The one thread that may touch a device: batches go in, in order, and futures of their boxes come out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.detection.checks import Checked, check_batch
+from app.detection.detector import Detections, Detector, DeviceLost, DeviceOutOfMemory
+from app.errors import FrameboxError, ModelFault
+
+Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
+
+QUEUED_BATCHES = 4  # enough that the device never waits for a hand-over; each pins its frames' memory
+SUBMIT_TIMEOUT_SECONDS = 300.0
+CLOSE_TIMEOUT_SECONDS = 30.0
+REGROW_AFTER_CALLS = 64  # after so many that fitted, a batch size that lack of memory halved is doubled again
+
+_SIGNS_OF_LACK_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+_log = logging.getLogger(__name__)
+
+
+class DeviceBusy(Exception):
+    """The device's queue stayed full until the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """What a device has done since its thread started."""
+
+    frame_count: int = 0
+    batch_count: int = 0
+    busy_seconds: float = 0.0  # inside the model
+    out_of_memory_count: int = 0  # calls that did not fit and were halved
+    dropped_box_count: int = 0  # boxes without area inside their frame
+    model_fault_count: int = 0  # batches that failed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    frames: Frames
+    future: Future[list[Detections]]
+
+
+class DeviceThread:
+    """Runs one detector, batch by batch, first come, first served. Several devices: several of these.
+
+    A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
+    A lost device fails its batch and every later one with DeviceLost: the process has to start anew.
+    """
+
+    def __init__(self, detector: Detector, *, queued_batches: int = QUEUED_BATCHES) -> None:
+        if queued_batches < 1:
+            raise ValueError("queued_batches must be at least 1")
+        self._detector = detector
+        self._queued_batches = queued_batches
+        self._queue: deque[_Batch] = deque()
+        self._changed = threading.Condition()  # guards _queue, _closing and _lost
+        self._closing = False
+        self._lost: DeviceLost | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"device {detector.device} {detector.name}", daemon=True
+        )
+        # The device's thread alone writes these; others read whole values.
+        self._stats = DeviceStats()
+        self._call_started_at: float | None = None
+        self._fitting = _FittingSize(detector.batch_size)
+
+    @property
+    def detector(self) -> Detector:
+        return self._detector
+
+    @property
+    def stats(self) -> DeviceStats:
+        return self._stats
+
+    @property
+    def lost(self) -> DeviceLost | None:
+        """Why the device is unusable, once it is."""
+        return self._lost
+
+    @property
+    def running_call_seconds(self) -> float:
+        """How long the model has been at its present call; 0 while idle. What shows a watchdog a hang."""
+        started_at = self._call_started_at
+        return 0.0 if started_at is None else time.monotonic() - started_at
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
+        """Finish the batch under way, cancel those behind it, and end the thread. Twice is fine.
+
+        Raises TimeoutError if the model does not come back in time; its thread then ends with the process.
+        """
+        with self._changed:
+            self._closing = True
+            waiting = tuple(self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        for batch in waiting:
+            batch.future.cancel()
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            raise TimeoutError(f"{self._thread.name} is still in the model after {timeout_seconds:g} s")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(
+        self, frames: Frames, *, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
+    ) -> Future[list[Detections]]:
+        """Queue a batch and return the future of its detections, one a frame, in order.
+
+        `frames`: (n, height, width, 3) uint8 RGB, 1 ≤ n ≤ the detector's batch_size. A writable array is not
+        copied, so it must stay as it is until the future is done or its `cancel` returned true; a future
+        that is not wanted any more can be cancelled until the model takes it.
+        The future fails with ModelFault or DeviceLost, and is cancelled if the thread is closed first.
+        Raises DeviceBusy if the queue is still full after `timeout_seconds`, DeviceLost once the device is
+        lost, RuntimeError on a closed thread.
+        """
+        _check_frames(frames, self._detector.batch_size)
+        batch = _Batch(frames, Future())
+        with self._changed:
+            has_room = self._changed.wait_for(self._takes_or_refuses, timeout_seconds)
+            if self._lost is not None:
+                raise DeviceLost(*self._lost.args)
+            if self._closing:
+                raise RuntimeError(f"{self._thread.name} is closed")
+            if not has_room:
+                raise DeviceBusy(f"{self._thread.name} took no batch for {timeout_seconds:g} s")
+            self._queue.append(batch)
+            self._changed.notify_all()
+        return batch.future
+
+    def _takes_or_refuses(self) -> bool:
+        return self._closing or self._lost is not None or len(self._queue) < self._queued_batches
+
+    # ---- the device's thread
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            if not batch.future.set_running_or_notify_cancel():
+                continue
+            if self._lost is not None:
+                batch.future.set_exception(DeviceLost(*self._lost.args))
+            else:
+                self._answer(batch)
+
+    def _next_batch(self) -> _Batch | None:
+        with self._changed:
+            # No deadline: an idle device waits for work, and `close` wakes it.
+            self._changed.wait_for(lambda: self._closing or bool(self._queue))
+            if self._closing:
+                return None
+            batch = self._queue.popleft()
+            self._changed.notify_all()
+            return batch
+
+    def _answer(self, batch: _Batch) -> None:
+        try:
+            detections = self._detect(batch.frames)
+        except Exception as error:  # noqa: BLE001 - the model's boundary: whatever it raises is its batch's end
+            batch.future.set_exception(self._fault(error))
+        else:
+            batch.future.set_result(detections)
+
+    def _detect(self, frames: Frames) -> list[Detections]:
+        """Run a batch, in as many calls as memory asks for. Raises whatever the model raises."""
+        detections: list[Detections] = []
+        while len(detections) < len(frames):
+            done = len(detections)
+            part = _as_tensor(frames[done : done + self._fitting.size])
+            checked = self._call(part)
+            if checked is None:
+                self._shrink(len(part))
+                continue
+            self._fitting.fitted()
+            self._count(dropped_box_count=checked.dropped_box_count)
+            detections += checked.detections
+        self._count(batch_count=1, frame_count=len(frames))
+        return detections
+
+    def _call(self, frames: Tensor) -> Checked | None:
+        """Return what the model found, or None if it ran out of memory."""
+        self._call_started_at = started_at = time.monotonic()
+        try:
+            with torch.inference_mode():
+                outputs = self._detector.detect(frames)
+        except (DeviceOutOfMemory, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            self._call_started_at = None
+            self._count(busy_seconds=time.monotonic() - started_at)
+        count, height, width, _ = frames.shape
+        return check_batch(
+            self._detector.name,
+            outputs,
+            frame_count=count,
+            width=width,
+            height=height,
+            class_count=len(self._detector.class_names),
+        )
+
+    def _shrink(self, size: int) -> None:
+        self._count(out_of_memory_count=1)
+        if self._detector.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise ModelFault(f"The device has no memory for one frame with model {self._detector.name!r}.")
+        self._fitting.halve(size)
+        _log.warning(
+            "batch does not fit on the device",
+            extra={"device": self._detector.device, "frames": size, "next_frames": self._fitting.size},
+        )
+
+    def _fault(self, error: Exception) -> FrameboxError | DeviceLost:
+        """The error that the batch's owner is told; what it hides from the caller goes to the log."""
+        name = self._detector.name
+        if isinstance(error, torch.AcceleratorError | DeviceLost):
+            return self._lose(error)
+        self._count(model_fault_count=1)
+        _log.error("model failed", exc_info=error, extra={"model": name, "device": self._detector.device})
+        if isinstance(error, ModelFault):
+            return error
+        fault = ModelFault(f"Model {name!r} raised {type(error).__name__}.")
+        fault.__cause__ = error
+        return fault
+
+    def _lose(self, error: Exception) -> DeviceLost:
+        lost = DeviceLost(f"{self._detector.device}: {error}")
+        lost.__cause__ = error
+        with self._changed:
+            self._lost = self._lost or lost
+            self._changed.notify_all()
+        _log.critical("device lost", exc_info=error, extra={"device": self._detector.device})
+        return lost
+
+    def _count(self, **grown: float) -> None:
+        values = {name: getattr(self._stats, name) + by for name, by in grown.items()}
+        self._stats = replace(self._stats, **values)
+
+
+class _FittingSize:
+    """How many frames fit in a call: halved when they do not, doubled again after many calls that did."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._calls_since_halved = 0
+        self.size = largest
+
+    def halve(self, tried: int) -> None:
+        self.size = max(1, tried // 2)
+        self._calls_since_halved = 0
+
+    def fitted(self) -> None:
+        self._calls_since_halved += 1
+        if self.size < self._largest and self._calls_since_halved >= REGROW_AFTER_CALLS:
+            self.size = min(self._largest, 2 * self.size)
+            self._calls_since_halved = 0
+
+
+def _check_frames(frames: Frames, batch_size: int) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be (n, height, width, 3) uint8, not {frames.shape} {frames.dtype}")
+    if len(frames) > batch_size:
+        raise ValueError(f"a batch of {len(frames)} frames, but the detector takes {batch_size}")
+
+
+def _as_tensor(frames: Frames) -> Tensor:
+    # torch has no read-only tensors: it warns of them, so these alone are copied.
+    return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
+        return True
+    # Host memory, and memory that CUDA's libraries ask for by themselves, have no class of their own.
+    return any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY)

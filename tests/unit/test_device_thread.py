@@ -1,0 +1,243 @@
+"""The device's owner thread, with detectors that obey, run out of memory, fail, hang and lie."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.detection.detector import Detections, DeviceLost, DeviceOutOfMemory
+from app.detection.device import REGROW_AFTER_CALLS, DeviceBusy, DeviceThread
+from app.errors import ModelFault
+
+WAIT_SECONDS = 10
+
+
+class ScriptedDetector:
+    """Finds one box a frame, whose left edge is the frame's first pixel; `before` may spoil a call."""
+
+    name = "scripted"
+    fingerprint = "0" * 64
+    class_names = ("thing",)
+    default_min_score = 0.5
+    batch_size = 8
+    device = "cpu"
+    precision = "float32"
+
+    def __init__(self, before: Callable[[Tensor], object] = len) -> None:
+        self.before = before
+        self.call_sizes: list[int] = []
+        self.thread_names: set[str] = set()
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        return width, height
+
+    def detect(self, frames: Tensor) -> list[Detections]:
+        self.call_sizes.append(len(frames))
+        self.thread_names.add(threading.current_thread().name)
+        self.before(frames)
+        return [one_box(float(frame[0, 0, 0]), 100.0) for frame in frames]
+
+
+def one_box(left: float, right: float, score: float = 0.9) -> Detections:
+    return Detections(
+        torch.tensor([[left, 0.0, right, 10.0]]), torch.tensor([score]), torch.zeros(1, dtype=torch.int64)
+    )
+
+
+def frames_marked(*marks: int) -> np.ndarray:
+    frames = np.zeros((len(marks), 20, 200, 3), np.uint8)
+    frames[:, 0, 0, 0] = marks
+    return frames
+
+
+def marks_of(detections: list[Detections]) -> list[int]:
+    return [int(found.boxes_xyxy[0, 0]) for found in detections]
+
+
+def test_batches_are_answered_in_order_by_one_named_thread() -> None:
+    detector = ScriptedDetector()
+    with DeviceThread(detector) as device:
+        futures = [device.submit(frames_marked(n, n + 1)) for n in range(0, 40, 2)]
+        answers = [mark for future in futures for mark in marks_of(future.result(WAIT_SECONDS))]
+    assert answers == list(range(40))
+    assert detector.thread_names == {"device cpu scripted"}
+    assert device.stats.frame_count == 40
+    assert device.stats.batch_count == 20
+
+
+def test_frames_reach_the_model_without_a_copy() -> None:
+    addresses: list[int] = []
+    detector = ScriptedDetector(lambda frames: addresses.append(frames.data_ptr()))
+    frames = frames_marked(1, 2)
+    with DeviceThread(detector) as device:
+        device.submit(frames).result(WAIT_SECONDS)
+    assert addresses == [frames.ctypes.data]
+
+
+def test_read_only_frames_are_taken() -> None:
+    frames = frames_marked(3)
+    frames.flags.writeable = False
+    with DeviceThread(ScriptedDetector()) as device:
+        assert marks_of(device.submit(frames).result(WAIT_SECONDS)) == [3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeviceOutOfMemory("too much"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_batch_that_does_not_fit_is_halved_and_put_together_again(error: Exception) -> None:
+    def fits_two(frames: Tensor) -> None:
+        if len(frames) > 2:
+            raise error
+
+    detector = ScriptedDetector(fits_two)
+    with DeviceThread(detector) as device:
+        answer = device.submit(frames_marked(1, 2, 3, 4, 5, 6, 7)).result(WAIT_SECONDS)
+    assert marks_of(answer) == [1, 2, 3, 4, 5, 6, 7]
+    assert detector.call_sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert device.stats.out_of_memory_count == 2
+
+
+def test_the_batch_grows_back_after_many_calls_that_fitted() -> None:
+    tight = True
+
+    def fits_four_at_first(frames: Tensor) -> None:
+        if tight and len(frames) > 4:
+            raise DeviceOutOfMemory("too much")
+
+    detector = ScriptedDetector(fits_four_at_first)
+    with DeviceThread(detector) as device:
+        device.submit(frames_marked(*range(8))).result(WAIT_SECONDS)
+        tight = False
+        for _ in range(REGROW_AFTER_CALLS // 2):
+            device.submit(frames_marked(*range(8))).result(WAIT_SECONDS)
+    assert detector.call_sizes[:3] == [8, 4, 4]
+    assert detector.call_sizes[-1] == 8
+
+
+def test_one_frame_that_does_not_fit_is_a_fault_of_its_job_alone() -> None:
+    def white_never_fits(frames: Tensor) -> None:
+        if frames.max() == 255:
+            raise DeviceOutOfMemory("too much")
+
+    with DeviceThread(ScriptedDetector(white_never_fits)) as device:
+        bad, good = device.submit(frames_marked(1, 255)), device.submit(frames_marked(7))
+        with pytest.raises(ModelFault, match="no memory for one frame"):
+            bad.result(WAIT_SECONDS)
+        assert marks_of(good.result(WAIT_SECONDS)) == [7]
+
+
+def test_a_model_that_raises_fails_its_batch_and_the_thread_goes_on() -> None:
+    def fails_on_nine(frames: Tensor) -> None:
+        if frames.max() == 9:
+            raise KeyError("/secret/path")
+
+    with DeviceThread(ScriptedDetector(fails_on_nine)) as device:
+        bad, good = device.submit(frames_marked(9)), device.submit(frames_marked(4))
+        with pytest.raises(ModelFault, match="raised KeyError") as caught:
+            bad.result(WAIT_SECONDS)
+        assert "secret" not in caught.value.detail
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert marks_of(good.result(WAIT_SECONDS)) == [4]
+    assert device.stats.model_fault_count == 1
+
+
+def test_a_lost_device_fails_what_runs_what_waits_and_what_comes() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def lose(frames: Tensor) -> None:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    detector = ScriptedDetector(lose)
+    with DeviceThread(detector) as device:
+        running = device.submit(frames_marked(1))
+        assert entered.wait(WAIT_SECONDS)
+        waiting = device.submit(frames_marked(2))
+        leave.set()
+        for future in (running, waiting):
+            with pytest.raises(DeviceLost, match="device-side assert"):
+                future.result(WAIT_SECONDS)
+        with pytest.raises(DeviceLost):
+            device.submit(frames_marked(3))
+    assert device.lost is not None
+    assert detector.call_sizes == [1]
+
+
+def test_a_full_queue_is_refused_at_the_deadline_and_close_cancels_what_waits() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hang(frames: Tensor) -> None:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+
+    device = DeviceThread(ScriptedDetector(hang), queued_batches=1)
+    device.start()
+    running = device.submit(frames_marked(1))
+    assert entered.wait(WAIT_SECONDS)
+    waiting = device.submit(frames_marked(2))
+    with pytest.raises(DeviceBusy):
+        device.submit(frames_marked(3), timeout_seconds=0.01)
+    assert device.running_call_seconds > 0
+    with pytest.raises(TimeoutError):
+        device.close(timeout_seconds=0.01)
+    with pytest.raises(CancelledError):
+        waiting.result(WAIT_SECONDS)
+    leave.set()
+    assert marks_of(running.result(WAIT_SECONDS)) == [1]
+    device.close()
+    assert device.running_call_seconds == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        device.submit(frames_marked(4))
+
+
+def test_a_cancelled_batch_never_reaches_the_model() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(frames: Tensor) -> None:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+
+    detector = ScriptedDetector(hold)
+    with DeviceThread(detector) as device:
+        first = device.submit(frames_marked(1))
+        assert entered.wait(WAIT_SECONDS)
+        unwanted, wanted = device.submit(frames_marked(2)), device.submit(frames_marked(3, 4))
+        assert unwanted.cancel()
+        leave.set()
+        first.result(WAIT_SECONDS)
+        assert marks_of(wanted.result(WAIT_SECONDS)) == [3, 4]
+    assert detector.call_sizes == [1, 2]
+
+
+def test_a_thread_that_never_started_closes() -> None:
+    DeviceThread(ScriptedDetector()).close()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((9, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 4, 3), np.uint8),
+        np.zeros((1, 4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((1, 4, 4, 3), np.float32),
+    ],
+    ids=lambda frames: f"{frames.shape}-{frames.dtype}",
+)
+def test_a_batch_of_another_shape_is_refused(frames: np.ndarray) -> None:
+    with DeviceThread(ScriptedDetector()) as device, pytest.raises(ValueError, match="frames"):
+        device.submit(frames)
