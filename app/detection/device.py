@@ -87,6 +87,11 @@ class DeviceThread:
         return self._stats
 
     @property
+    def queued_count(self) -> int:
+        """How many batches wait for the device."""
+        return len(self._queue)
+
+    @property
     def lost(self) -> DeviceLost | None:
         """Why the device is unusable, once it is."""
         return self._lost

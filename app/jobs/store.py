@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,12 @@ class JobStore:
         if row is None:
             raise JobNotFound(f"There is no job {job_id!r}.")
         return _job(row)
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        """Return the jobs of `job_ids` that there are, by id."""
+        query = "SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+        rows = self._connect().execute(query, (_json([*job_ids]),))
+        return {row["id"]: _job(row) for row in rows}
 
     def list(self, *, state: JobState | None = None, limit: int = 50, before: str | None = None) -> list[Job]:
         """Return at most `limit` jobs, newest first; `before` is the id of the last job already seen."""
@@ -281,25 +287,13 @@ class JobStore:
 
     def put_back(self, job_id: str, epoch: int) -> None:
         """Return a running job to the queue: the engine stops before it is done."""
-        self._write_running(job_id, epoch, "state = 'queued'", ())
+        self._write_running(job_id, epoch, "state = 'queued'")
 
     def update(
         self, job_id: str, epoch: int, progress: Progress, report: dict[str, Any] | None = None
     ) -> None:
         """Write down how far a running job is. `report` stays as it was if None."""
-        self._write_running(
-            job_id,
-            epoch,
-            "frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?, "
-            "report = coalesce(?, report)",
-            (
-                progress.frames_done,
-                progress.frames_total,
-                progress.segments_done,
-                progress.segments_total,
-                None if report is None else _json(report),
-            ),
-        )
+        self._write_running(job_id, epoch, "state = state", (), progress, report)
 
     def finish(
         self,
@@ -308,21 +302,19 @@ class JobStore:
         state: JobState,
         *,
         problem: Problem | None = None,
+        progress: Progress | None = None,
         report: dict[str, Any] | None = None,
     ) -> None:
-        """End a running job for good. `report` stays as it was if None. LeaseLost if it is not ours."""
+        """End a running job for good. What is None stays as it was. Raises LeaseLost if it is not ours."""
         if not state.is_final:
             raise ValueError(f"{state} is no end")
         self._write_running(
             job_id,
             epoch,
-            "state = ?, finished_at = ?, problem = ?, report = coalesce(?, report)",
-            (
-                state,
-                time.time(),
-                None if problem is None else _json(problem),
-                None if report is None else _json(report),
-            ),
+            "state = ?, finished_at = ?, problem = ?",
+            (state, time.time(), None if problem is None else _json(problem)),
+            progress,
+            report,
         )
 
     def cancel_requests(self, epoch: int) -> set[str]:
@@ -332,7 +324,26 @@ class JobStore:
         )
         return {row["id"] for row in rows}
 
-    def _write_running(self, job_id: str, epoch: int, assignments: str, values: tuple[Any, ...]) -> None:
+    def _write_running(
+        self,
+        job_id: str,
+        epoch: int,
+        assignments: str,
+        values: tuple[Any, ...] = (),
+        progress: Progress | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        if progress is not None:
+            assignments += ", frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?"
+            values += (
+                progress.frames_done,
+                progress.frames_total,
+                progress.segments_done,
+                progress.segments_total,
+            )
+        if report is not None:
+            assignments += ", report = ?"
+            values += (_json(report),)
         with self._transaction() as connection:
             changed = connection.execute(
                 f"UPDATE jobs SET {assignments} "  # noqa: S608 - constants of this module

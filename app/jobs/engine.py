@@ -1,0 +1,347 @@
+"""The engine: the one process of a machine that holds the models and runs the jobs of a data folder.
+
+A loop claims jobs and gives each a thread that calls `detect_video`; their segments share the runner and
+the devices. Whatever ends this process, the next one takes up its jobs from their finished parts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from app.detection.detector import DeviceLost
+from app.detection.model_pool import ModelPool
+from app.detection.registry import describe_detector
+from app.errors import FrameboxError, InternalError
+from app.jobs.job import Job, JobState, Progress
+from app.jobs.store import JobStore, LeaseLost
+from app.metrics import Metrics
+from app.pipeline.detect_video import (
+    DetectionCancelled,
+    DetectionProgress,
+    DetectionReport,
+    DetectionRequest,
+    detect_video,
+)
+from app.pipeline.runner import Runner
+from app.storage.data_folder import DataFolder
+from app.storage.space import free_bytes
+from app.video.decoder import DecoderPool
+
+TICK_SECONDS = 0.1  # how often the loop looks for new jobs and for cancellations
+HEARTBEAT_SECONDS = 1.0
+PROGRESS_SECONDS = 0.5  # a job's progress is written down at most this often
+LOCK_POLL_SECONDS = 0.5
+CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
+NO_ROOM_SECONDS = 5.0  # after the disk refused a write, no job is claimed for so long
+EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine allows itself."""
+
+    running_jobs: int
+    segment_frames: int
+    min_free_bytes: int
+    stop_seconds: float  # after SIGTERM, running segments have so long to finish
+    model_call_seconds: float  # a model that stays in one batch for longer hangs
+
+
+class EngineFault(Exception):
+    """This process cannot go on; its supervisor starts another, which takes up the jobs."""
+
+
+@dataclass(slots=True, eq=False)
+class _RunningJob:
+    job: Job
+    cancel: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+
+class Engine:
+    """Runs jobs until it is told to stop. One a data folder: a second one waits for the first to end."""
+
+    def __init__(
+        self,
+        *,
+        data: DataFolder,
+        store: JobStore,
+        models: ModelPool,
+        preload: Sequence[str],
+        decoders: DecoderPool,
+        runner: Runner,
+        limits: EngineLimits,
+        metrics: Metrics,
+    ) -> None:
+        self._data = data
+        self._store = store
+        self._models = models
+        self._preload = preload
+        self._decoders = decoders
+        self._runner = runner
+        self._limits = limits
+        self._metrics = metrics
+        self._stop = threading.Event()
+        self._running: dict[str, _RunningJob] = {}
+        self._no_claims_before = 0.0  # monotonic seconds; set when the disk refused a write
+        self._epoch = 0
+
+    def stop(self) -> None:
+        """Ask `run` to return: finish or park the running segments, put the jobs back. Safe in a signal."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Run jobs until `stop`; ends the process with `EXIT_FAULT` if a device is lost or a model hangs."""
+        try:
+            with self._locked(), self._decoders, self._models, self._runner:
+                if not self._stop.is_set():
+                    self._serve()
+        except EngineFault:
+            _log.critical("engine gives up; the next one takes up its jobs", exc_info=True)
+            # Threads hang inside the device's driver: nothing can be unwound, and the records need nothing.
+            os._exit(EXIT_FAULT)
+        finally:
+            self._store.close()
+
+    def _serve(self) -> None:
+        self._epoch = self._store.begin_epoch(pid=os.getpid())
+        self._sweep()
+        self._announce()
+        self._loop()
+        self._park()
+        self._store.report_engine(self._epoch, ready=False)
+
+    # ---- start
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the data folder's lock; the kernel lets go of it when this process ends, however it ends."""
+        with self._data.engine_lock.open("a") as lock:
+            waited = False
+            while not _try_lock(lock.fileno()):
+                if not waited:
+                    _log.warning("another engine holds the data folder")
+                waited = True
+                if self._stop.wait(LOCK_POLL_SECONDS):
+                    break
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""
+        for folder in self._data.jobs.iterdir():
+            try:
+                job = self._store.get(folder.name)
+            except FrameboxError:
+                continue  # an upload whose record is not written yet: the web side's to keep or to clean
+            if job.state.is_final:
+                self._remove_inputs(job.id)
+
+    def _announce(self) -> None:
+        started = time.monotonic()
+        described = [describe_detector(self._models.get(name).detector) for name in self._preload]
+        self._store.report_engine(self._epoch, ready=True, models=described, sandbox=self._decoders.sandbox)
+        _log.info(
+            "engine ready",
+            epoch=self._epoch,
+            models=list(self._preload),
+            seconds=round(time.monotonic() - started, 2),
+        )
+
+    # ---- the loop
+
+    def _loop(self) -> None:
+        next_heartbeat = 0.0
+        while not self._stop.wait(TICK_SECONDS):
+            self._reap()
+            self._pass_on_cancellations()
+            self._claim()
+            self._check_devices()
+            if time.monotonic() >= next_heartbeat:
+                self._store.report_engine(self._epoch, ready=True)
+                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+
+    def _claim(self) -> None:
+        while len(self._running) < self._limits.running_jobs and not self._stop.is_set():
+            if time.monotonic() < self._no_claims_before or self._is_disk_full():
+                return
+            job = self._store.claim(self._epoch)
+            if job is None:
+                return
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        running = _RunningJob(job)
+        running.thread = threading.Thread(target=self._run_job, args=(running,), name=f"job-{job.id[:8]}")
+        self._running[job.id] = running
+        running.thread.start()
+
+    def _reap(self) -> None:
+        for job_id, running in list(self._running.items()):
+            if running.thread is not None and not running.thread.is_alive():
+                del self._running[job_id]
+
+    def _pass_on_cancellations(self) -> None:
+        for job_id in self._store.cancel_requests(self._epoch):
+            if job_id in self._running:
+                self._running[job_id].cancel.set()
+
+    def _check_devices(self) -> None:
+        fault = self._models.device_fault()
+        if fault is not None:
+            raise EngineFault("a device is lost") from fault
+        if self._models.longest_call_seconds() > self._limits.model_call_seconds:
+            raise EngineFault("a model hangs")
+
+    def _is_disk_full(self) -> bool:
+        return free_bytes(self._data.root) < self._limits.min_free_bytes
+
+    def _park(self) -> None:
+        """Let running segments finish within their time; the jobs' threads put their jobs back."""
+        self._store.report_engine(self._epoch, ready=False)
+        self._runner.park()
+        self._join_jobs(self._limits.stop_seconds)
+        for running in self._running.values():
+            running.cancel.set()
+        self._join_jobs(CANCEL_SECONDS)
+
+    def _join_jobs(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for running in self._running.values():
+            if running.thread is not None:
+                running.thread.join(max(0.0, deadline - time.monotonic()))
+
+    # ---- one job, in its thread
+
+    def _run_job(self, running: _RunningJob) -> None:
+        job = running.job
+        started = time.monotonic()
+        with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
+            try:
+                state = self._detect(running)
+            except LeaseLost:
+                _log.warning("job belongs to another engine")
+            else:
+                self._metrics.jobs_ended.labels(state).inc()
+                _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
+            finally:
+                self._store.close()
+
+    def _detect(self, running: _RunningJob) -> JobState:
+        job = running.job
+        account = _Account(self._store, job.id, self._epoch)
+        try:
+            detect_video(
+                self._request(job),
+                decoders=self._decoders,
+                detector=self._models.get(job.model).detector,
+                runner=self._runner,
+                observe=account.observe,
+                cancelled=running.cancel.is_set,
+            )
+        except DetectionCancelled:
+            return self._end_cancelled(job, account)
+        except FrameboxError as error:
+            _log.warning("job failed", code=error.code, detail=error.detail)
+            return self._end(job, JobState.FAILED, account, error)
+        except OSError as error:
+            return self._end_without_room(job, account, error)
+        except DeviceLost:
+            return self._put_back(job)  # the loop sees it too, and ends this process
+        except LeaseLost:
+            raise
+        except Exception:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
+            return self._end_by_our_fault(job, account)
+        return self._end(job, JobState.SUCCEEDED, account)
+
+    def _request(self, job: Job) -> DetectionRequest:
+        return DetectionRequest(
+            job_id=job.id,
+            video=self._data.video(job.id),
+            parts_folder=self._data.parts(job.id),
+            document=self._data.result(job.id, "pairs"),
+            options=job.options,
+            segment_frames=self._limits.segment_frames,
+        )
+
+    # ---- a job's end
+
+    def _end(
+        self, job: Job, state: JobState, account: _Account, error: FrameboxError | None = None
+    ) -> JobState:
+        self._store.finish(
+            job.id,
+            self._epoch,
+            state,
+            problem=None if error is None else error.to_problem(),
+            progress=account.progress,
+            report=account.report,
+        )
+        self._remove_inputs(job.id)
+        return state
+
+    def _put_back(self, job: Job) -> JobState:
+        self._store.put_back(job.id, self._epoch)
+        return JobState.QUEUED
+
+    def _end_cancelled(self, job: Job, account: _Account) -> JobState:
+        if self._store.get(job.id).cancel_requested:
+            return self._end(job, JobState.CANCELLED, account)
+        return self._put_back(job)  # parked
+
+    def _end_without_room(self, job: Job, account: _Account, error: OSError) -> JobState:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return self._end_by_our_fault(job, account)
+        _log.warning("no room on disk; the job waits")
+        self._no_claims_before = time.monotonic() + NO_ROOM_SECONDS
+        return self._put_back(job)
+
+    def _end_by_our_fault(self, job: Job, account: _Account) -> JobState:
+        _log.exception("job failed")
+        error = InternalError("The job failed for a reason of the service's own; its log tells.")
+        return self._end(job, JobState.FAILED, account, error)
+
+    def _remove_inputs(self, job_id: str) -> None:
+        """Free what only a job under way needs. The document stays."""
+        self._data.remove_parts(job_id)
+        self._data.video(job_id).unlink(missing_ok=True)
+
+
+class _Account:
+    """What a job's run last said of itself, written down now and then."""
+
+    def __init__(self, store: JobStore, job_id: str, epoch: int) -> None:
+        self._store = store
+        self._job_id = job_id
+        self._epoch = epoch
+        self._next_write = 0.0
+        self.progress: Progress | None = None
+        self.report: dict[str, Any] | None = None
+
+    def observe(self, progress: DetectionProgress, report: DetectionReport) -> None:
+        self.progress = Progress(
+            progress.frames_done, progress.frames_total, progress.segments_done, progress.segments_total
+        )
+        self.report = report.to_json()
+        if time.monotonic() >= self._next_write:
+            self._store.update(self._job_id, self._epoch, self.progress, self.report)
+            self._next_write = time.monotonic() + PROGRESS_SECONDS
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,366 @@
+"""One video to one document. Everything else in this package is a step of `detect_video`.
+
+    index ──▶ segments ──▶ runner: decode → detect → part ──▶ parts in order ──▶ document
+
+The index runs ahead in a thread of its own; segments are handed to the runner a few at a time; finished
+parts are taken in order. A part that an earlier run left behind is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.detection.detector import Detector
+from app.errors import DamagedVideo, InvalidOption, NothingDecodable
+from app.pipeline.completeness import FrameTally, completeness_report
+from app.pipeline.document import DocumentDigest, DocumentFacts, write_document
+from app.pipeline.frame_records import RecordRules
+from app.pipeline.options import DetectionOptions, OnDamage
+from app.pipeline.runner import Runner
+from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
+from app.storage.parts import Part, PartStore
+from app.video.decoder import DecoderPool, IndexSession, IndexSummary
+from app.video.facts import VideoFacts
+from app.video.sampling import Sampling
+from app.video.segments import Segment
+
+SEGMENTS_AHEAD = 2  # submitted beyond the runner's slots, so that no slot waits for the job's thread
+
+
+class DetectionCancelled(Exception):
+    """The caller asked for the end of it. Finished parts stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionRequest:
+    """What is to be done for one job."""
+
+    job_id: str
+    video: Path
+    parts_folder: Path
+    document: Path  # where the answer goes
+    options: DetectionOptions
+    segment_frames: int
+
+
+@dataclass(slots=True)
+class DetectionProgress:
+    """How far a video is. Totals are None until its index is whole."""
+
+    frames_done: int = 0
+    frames_total: int | None = None
+    segments_done: int = 0
+    segments_total: int | None = None
+
+
+@dataclass(slots=True)
+class DetectionReport:
+    """What is known of a video's run; grows while it runs. `to_json` is the report's four members."""
+
+    model: dict[str, Any]
+    video: dict[str, Any] = field(default_factory=dict)
+    completeness: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "video": self.video,
+            "completeness": self.completeness,
+            "document": self.document,
+        }
+
+
+Observe = Callable[[DetectionProgress, DetectionReport], None]
+
+
+def detect_video(
+    request: DetectionRequest,
+    *,
+    decoders: DecoderPool,
+    detector: Detector,
+    runner: Runner,
+    observe: Observe,
+    cancelled: Cancelled,
+) -> DetectionReport:
+    """Write the document of `request`; whole and durable when this returns.
+
+    The same video, model, options and kind of device give the same bytes, whatever was interrupted before.
+    `observe` is called in this thread after every segment. Raises DetectionCancelled once `cancelled()`;
+    a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
+    """
+    return _Run(request, decoders, detector, runner, observe, cancelled).execute()
+
+
+class _Run:
+    """The state of one call of `detect_video`."""
+
+    def __init__(
+        self,
+        request: DetectionRequest,
+        decoders: DecoderPool,
+        detector: Detector,
+        runner: Runner,
+        observe: Observe,
+        cancelled: Cancelled,
+    ) -> None:
+        self._request = request
+        self._decoders = decoders
+        self._detector = detector
+        self._runner = runner
+        self._observe = observe
+        self._is_cancelled = cancelled
+        self._abort = threading.Event()
+        self._progress = DetectionProgress()
+        self._tally = FrameTally()
+        self._digest = DocumentDigest()
+        self._parts: list[Part] = []  # what makes the document, in order
+        self._report = DetectionReport(
+            model={
+                "name": detector.name,
+                "sha256": detector.fingerprint,
+                "device": detector.device.partition(":")[0],
+            }
+        )
+
+    def execute(self) -> DetectionReport:
+        PartStore(self._request.parts_folder).create()
+        with self._decoders.index(
+            self._request.video,
+            segment_frames=self._request.segment_frames,
+            sampling=_sampling(self._request.options),
+            cancelled=self._must_stop,
+        ) as index:
+            self._report.video = _video_report(index.facts)
+            with self._feed(index) as feed:
+                for outcome in self._run_segments(feed, index.facts):
+                    self._take(outcome, feed)
+            summary = index.summary
+        self._report.completeness = self._completeness(summary, feed)
+        self._check_outcome()
+        document = write_document(self._parts, self._request.document, self._digest)
+        self._report.document = _document_report(document)
+        self._observe(self._progress, self._report)
+        return self._report
+
+    def _must_stop(self) -> bool:
+        return self._abort.is_set() or self._is_cancelled()
+
+    @contextmanager
+    def _feed(self, index: IndexSession) -> Iterator[_SegmentFeed]:
+        feed = _SegmentFeed(index, name=f"index-{self._request.job_id[:8]}")
+        feed.start()
+        try:
+            yield feed
+        except BaseException:
+            self._abort.set()
+            raise
+        finally:
+            feed.join()
+
+    # ---- segments
+
+    def _run_segments(self, feed: _SegmentFeed, facts: VideoFacts) -> Iterator[SegmentOutcome]:
+        """Yield the outcomes in order, `SEGMENTS_AHEAD` segments ahead of what the runner can take."""
+        running: deque[Future[SegmentOutcome]] = deque()
+        task_for = self._task_factory(facts)
+        try:
+            for segment in feed:
+                running.append(self._submit(task_for(segment=segment)))
+                if len(running) >= self._runner.slots + SEGMENTS_AHEAD:
+                    yield self._await(running.popleft())
+            while running:
+                yield self._await(running.popleft())
+        except BaseException:
+            self._abort.set()
+            raise
+        finally:
+            for future in running:
+                future.cancel()
+            wait(running)
+
+    def _submit(self, task: SegmentTask) -> Future[SegmentOutcome]:
+        outcome = finished_segment(task)
+        if outcome is None:
+            return self._runner.submit(self._request.job_id, task, self._must_stop)
+        future: Future[SegmentOutcome] = Future()
+        future.set_result(outcome)
+        return future
+
+    def _await(self, future: Future[SegmentOutcome]) -> SegmentOutcome:
+        try:
+            outcome = future.result()
+        except CancelledError as error:
+            raise DetectionCancelled from error
+        except Exception as error:
+            if self._is_cancelled():
+                raise DetectionCancelled from error
+            raise
+        if self._is_cancelled():
+            raise DetectionCancelled
+        return outcome
+
+    def _task_factory(self, facts: VideoFacts) -> Callable[..., SegmentTask]:
+        options = self._request.options
+        frame_size = self._detector.frame_size(*fit_within(facts.width, facts.height, options.max_side))
+        min_score = options.min_score
+        return partial(
+            SegmentTask,
+            video=self._request.video,
+            facts=facts,
+            parts_folder=self._request.parts_folder,
+            identity=self._identity(frame_size),
+            model=self._detector.name,
+            frame_size=frame_size,
+            batch_size=self._detector.batch_size,
+            rules=RecordRules(
+                class_names=tuple(self._detector.class_names),
+                min_score=self._detector.default_min_score if min_score is None else min_score,
+                labels=None if options.labels is None else frozenset(options.labels),
+            ),
+        )
+
+    def _identity(self, frame_size: tuple[int, int]) -> str:
+        decides = {
+            "model": [self._detector.fingerprint, self._report.model["device"], self._detector.batch_size],
+            "options": self._request.options.model_dump(mode="json", exclude={"model"}),
+            "segment_frames": self._request.segment_frames,
+            "frame_size": frame_size,
+            "decoder": self._decoders.identity,
+        }
+        return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    # ---- the account
+
+    def _take(self, outcome: SegmentOutcome, feed: _SegmentFeed) -> None:
+        self._parts.append(outcome.part)
+        self._digest.add(outcome.part)
+        self._tally.add(analysed=outcome.analysed, corrupt=outcome.corrupt, undecodable=outcome.undecodable)
+        self._progress.frames_done = self._tally.analysed + self._tally.undecodable
+        self._progress.segments_done += 1
+        if feed.is_whole:
+            self._progress.frames_total = feed.frames_wanted
+            self._progress.segments_total = feed.segment_count
+        self._observe(self._progress, self._report)
+
+    def _completeness(self, summary: IndexSummary, feed: _SegmentFeed) -> dict[str, Any]:
+        return completeness_report(
+            self._tally,
+            frames_indexed=summary.frame_count,
+            frames_wanted=feed.frames_wanted,
+            truncated=summary.is_truncated,
+            notes=summary.notes,
+        )
+
+    def _check_outcome(self) -> None:
+        if not self._tally.analysed and not self._tally.undecodable:
+            raise InvalidOption(
+                "No frame of the video lies between start and end.",
+                {"parameter": "start", "allowed": f"below {self._report.video['duration_seconds']} seconds"},
+            )
+        if self._tally.undecodable and not self._tally.analysed:
+            raise NothingDecodable("No frame of the video could be decoded.", self._failure_extensions())
+        if self._request.options.on_damage is OnDamage.FAIL and not self._report.completeness["complete"]:
+            raise DamagedVideo(
+                "The video is damaged, and on_damage=fail was asked for.", self._failure_extensions()
+            )
+
+    def _failure_extensions(self) -> dict[str, Any]:
+        self._observe(self._progress, self._report)
+        account = self._report.completeness
+        return {name: account[name] for name in ("frames_indexed", "frames_analysed", "frames_undecodable")}
+
+
+class _SegmentFeed:
+    """The segments of an index, read by a thread of its own so that totals are known early.
+
+    Holds a time stamp and a flag for every frame of the video, some 10 bytes; nothing else grows.
+    """
+
+    def __init__(self, index: IndexSession, *, name: str) -> None:
+        self._index = index
+        self._segments: deque[Segment] = deque()
+        self._changed = threading.Condition()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name=name)
+        self.is_whole = False
+        self.frames_wanted = 0
+        self.segment_count = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Segment]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._segments or self.is_whole or self._fault)
+                if not self._segments:
+                    if self._fault is not None:
+                        raise self._fault
+                    return
+                segment = self._segments.popleft()
+            yield segment
+
+    def _read(self) -> None:
+        try:
+            for segment in self._index:
+                with self._changed:
+                    self._segments.append(segment)
+                    self.segment_count += 1
+                    self.frames_wanted += segment.wanted_count
+                    self._changed.notify()
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the reader raises it
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, fault: BaseException | None) -> None:
+        with self._changed:
+            self._fault = fault
+            self.is_whole = fault is None
+            self._changed.notify()
+
+
+def fit_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    """Return the size, of the same shape up to rounding, whose longer side is at most `max_side`."""
+    longer = max(width, height)
+    if max_side is None or longer <= max_side:
+        return width, height
+    return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
+
+
+def _sampling(options: DetectionOptions) -> Sampling:
+    return Sampling(
+        stride=options.stride, fps=options.fps, start_seconds=options.start, end_seconds=options.end
+    )
+
+
+def _video_report(facts: VideoFacts) -> dict[str, Any]:
+    return {
+        "container": facts.container,
+        "codec": facts.codec,
+        "pixel_format": facts.pixel_format,
+        "width": facts.width,
+        "height": facts.height,
+        "rotation_degrees": facts.rotation_degrees,
+        "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
+        "duration_seconds": facts.duration_seconds,
+    }
+
+
+def _document_report(document: DocumentFacts) -> dict[str, Any]:
+    return {"bytes": document.size_bytes, "sha256": document.sha256}

@@ -1,0 +1,124 @@
+"""Where segments run: the Runner protocol, and the runner of this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask
+
+
+class Runner(Protocol):
+    """Runs the segments of many jobs, and shares its places among the jobs segment by segment."""
+
+    @property
+    def slots(self) -> int:
+        """How many segments run at a time."""
+        ...
+
+    def submit(self, job_id: str, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+        """Queue `task`; the future ends with its outcome, or with what it raised.
+
+        A task that has not begun can be taken back by `Future.cancel`.
+        """
+        ...
+
+    def park(self) -> None:
+        """Cancel the futures of tasks that have not begun, now and later; what runs goes on to its end."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    task: SegmentTask
+    cancelled: Cancelled
+    future: Future[SegmentOutcome]
+
+
+class LocalRunner:
+    """Runs segments in threads of this process: a thread a decoder child. Jobs take turns.
+
+    Callers bound their own queues: a job submits a few segments more than there are slots.
+    """
+
+    def __init__(self, *, slots: int, run: Callable[[SegmentTask, Cancelled], SegmentOutcome]) -> None:
+        self._slots = slots
+        self._run = run
+        self._waiting: OrderedDict[str, deque[_Queued]] = OrderedDict()  # whose turn is next comes first
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"segment-{number}") for number in range(slots)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def park(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            for queue in self._waiting.values():
+                for queued in queue:
+                    queued.future.cancel()
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Park, and return when what runs has ended."""
+        self.park()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def submit(self, job_id: str, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+        future: Future[SegmentOutcome] = Future()
+        with self._changed:
+            if self._is_closed:
+                future.cancel()
+                return future
+            self._waiting.setdefault(job_id, deque()).append(_Queued(task, cancelled, future))
+            self._changed.notify()
+        return future
+
+    def _work(self) -> None:
+        while (queued := self._next()) is not None:
+            if not queued.future.set_running_or_notify_cancel():
+                continue
+            try:
+                outcome = self._run(queued.task, queued.cancelled)
+            except BaseException as error:  # noqa: BLE001 - the thread's boundary: the job gets it
+                queued.future.set_exception(error)
+            else:
+                queued.future.set_result(outcome)
+
+    def _next(self) -> _Queued | None:
+        """Wait for the next task; its job goes to the end of the line. None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return None
+            job_id, queue = self._waiting.popitem(last=False)
+            queued = queue.popleft()
+            if queue:
+                self._waiting[job_id] = queue
+            return queued
