@@ -1,0 +1,153 @@
+"""A job's record: states change once, in one direction, and only by whom they belong to."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.errors import JobIsActive, JobNotFound
+from app.jobs.job import JobState, Progress, VideoSource
+from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import new_job_id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    store.create()
+    return store
+
+
+def add(store: JobStore) -> str:
+    job = store.add(
+        job_id=new_job_id(),
+        request_id="request",
+        model="none",
+        options=DetectionOptions(min_score=0.5, labels=("person",)),
+        source=VideoSource(123, "ab" * 32, "clip.mp4"),
+    )
+    return job.id
+
+
+def test_a_job_reads_back_as_it_was_added(store: JobStore) -> None:
+    job = store.get(add(store))
+    assert job.state is JobState.QUEUED
+    assert job.options == DetectionOptions(min_score=0.5, labels=("person",))
+    assert job.source == VideoSource(123, "ab" * 32, "clip.mp4")
+    assert job.progress == Progress()
+
+
+def test_jobs_are_claimed_in_order_and_once(store: JobStore) -> None:
+    ids = [add(store) for _ in range(3)]
+    epoch = store.begin_epoch(pid=1)
+    claimed = [store.claim(epoch) for _ in range(4)]
+    assert [job and job.id for job in claimed] == [*ids, None]
+
+
+def test_many_threads_never_claim_the_same_job(store: JobStore) -> None:
+    ids = {add(store) for _ in range(40)}
+    epoch = store.begin_epoch(pid=1)
+    claimed: list[str] = []
+
+    def claim_all() -> None:
+        while (job := store.claim(epoch)) is not None:
+            claimed.append(job.id)
+        store.close()
+
+    threads = [threading.Thread(target=claim_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(claimed) == len(ids)
+    assert set(claimed) == ids
+
+
+def test_a_new_engine_takes_over_what_the_old_one_was_running(store: JobStore) -> None:
+    job_id = add(store)
+    old = store.begin_epoch(pid=1)
+    store.claim(old)
+    new = store.begin_epoch(pid=2)
+    assert store.get(job_id).state is JobState.QUEUED
+    job = store.claim(new)
+    assert job is not None
+    assert job.id == job_id
+
+
+def test_an_old_engine_can_no_longer_write(store: JobStore) -> None:
+    job_id = add(store)
+    old = store.begin_epoch(pid=1)
+    store.claim(old)
+    new = store.begin_epoch(pid=2)
+    store.claim(new)
+    for write in (
+        lambda: store.update(job_id, old, Progress(frames_done=9)),
+        lambda: store.finish(job_id, old, JobState.SUCCEEDED),
+        lambda: store.put_back(job_id, old),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert store.get(job_id).state is JobState.RUNNING
+
+
+def test_final_states_stay(store: JobStore) -> None:
+    job_id = add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.claim(epoch)
+    store.finish(job_id, epoch, JobState.SUCCEEDED, progress=Progress(5, 5, 1, 1), report={"model": {}})
+    with pytest.raises(LeaseLost):
+        store.finish(job_id, epoch, JobState.FAILED)
+    job = store.request_cancel(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert not job.cancel_requested
+    assert job.progress == Progress(5, 5, 1, 1)
+    store.begin_epoch(pid=2)
+    assert store.get(job_id).state is JobState.SUCCEEDED
+
+
+def test_cancelling_ends_a_queued_job_and_asks_for_a_running_ones_end(store: JobStore) -> None:
+    running, queued = add(store), add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.claim(epoch)
+    assert store.request_cancel(queued).state is JobState.CANCELLED
+    assert store.request_cancel(running).state is JobState.RUNNING
+    assert store.cancel_requests(epoch) == {running}
+
+
+def test_only_a_job_that_has_ended_can_be_deleted(store: JobStore) -> None:
+    job_id = add(store)
+    with pytest.raises(JobIsActive):
+        store.delete(job_id)
+    store.request_cancel(job_id)
+    store.delete(job_id)
+    with pytest.raises(JobNotFound):
+        store.get(job_id)
+
+
+def test_the_list_is_newest_first_and_goes_on_from_a_cursor(store: JobStore) -> None:
+    ids = [add(store) for _ in range(5)]
+    first = store.list(limit=2)
+    assert [job.id for job in first] == [ids[4], ids[3]]
+    assert [job.id for job in store.list(limit=10, before=first[-1].id)] == [ids[2], ids[1], ids[0]]
+    store.request_cancel(ids[2])
+    assert [job.id for job in store.list(state=JobState.CANCELLED)] == [ids[2]]
+
+
+def test_the_data_version_tells_of_other_connections_changes(store: JobStore, tmp_path: Path) -> None:
+    before = store.data_version()
+    other = JobStore(tmp_path / "jobs.sqlite3")
+    add(other)
+    other.close()
+    assert store.data_version() != before
+
+
+def test_a_folder_of_a_newer_release_is_refused(store: JobStore, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+    with pytest.raises(RuntimeError, match="newer|version"):
+        store.create()
