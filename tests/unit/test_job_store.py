@@ -149,5 +149,5 @@ def test_a_folder_of_a_newer_release_is_refused(store: JobStore, tmp_path: Path)
     with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
-    with pytest.raises(RuntimeError, match="newer|version"):
+    with pytest.raises(RuntimeError, match="version"):
         store.create()
