@@ -10,7 +10,8 @@ Follow a video from the socket to the answer:
 ``detection/``  Frames to boxes: the Detector protocol, the detectors, the device's owner thread.
 ``client/``     A client for other services and for the command line.
 
-Imports point down only:
-``errors logs metrics`` < ``storage video detection`` < ``pipeline`` < ``jobs`` < ``web`` < ``settings``
-< ``factory`` < ``cli``. What runs as which process: ``cli.py``; who builds what: ``factory.py``.
+Imports point down only, and not sideways between two names of one step:
+``errors logs metrics processes`` < ``storage video detection`` < ``pipeline`` < ``jobs`` < ``web``
+< ``settings`` < ``factory nginx preflight health client`` < ``programs`` < ``cli``.
+What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py``.
 """

@@ -1,0 +1,49 @@
+# Framebox. `make help` lists what there is. Every target sets up what it needs first: see deploy/prepare.sh.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: serve
+serve: ready-to-serve ## Run the service on port 8080 (FRAMEBOX_PORT), data in var/ (FRAMEBOX_DATA); Ctrl-C stops it
+	@exec $(PY) -m app serve
+
+.PHONY: test
+test: check lint-deploy pytest ## Everything that CI runs
+
+.PHONY: check
+check: ready-to-test ## Lint, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: lint-deploy
+lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the shell scripts
+	.venv/bin/hadolint Dockerfile
+	$(PY) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	.venv/bin/shellcheck deploy/*.sh .ci/run
+
+.PHONY: pytest
+pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" chooses some
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: fix
+fix: ready-to-test ## Let ruff mend and format what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: clean
+clean: ## Remove the environment and all caches; the data folder stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: ready-to-serve ready-to-test
+ready-to-serve:
+	@deploy/prepare.sh serve
+ready-to-test:
+	@deploy/prepare.sh test

@@ -1,0 +1,142 @@
+"""The command line, ``python -m app COMMAND``, and with it what runs as which process.
+
+`serve` runs a whole instance; `nginx`, `web` and `engine` are its three programs, one process tree each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from app.health import ask_instance, ask_web, judge_engine, reachable, wait_for_instance
+from app.jobs.store import JobStore
+from app.nginx import render_nginx_conf
+from app.preflight import StartFault
+from app.programs import become_nginx, become_supervisor, become_web, prepare_engine
+from app.settings import MIB, Settings, SettingsFault, load_settings
+from app.storage.data_folder import DataFolder
+
+_FAULT = 2  # exit status: the caller has to change something
+_READY_SECONDS = 300.0  # CUDA, and a large model from a slow disk, take their time
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; return its exit status."""
+    command: Callable[[Settings], int] = _parser().parse_args(arguments).command
+    try:
+        return command(load_settings())
+    except (SettingsFault, StartFault) as fault:
+        for line in str(fault).splitlines():
+            sys.stderr.write(f"framebox: {line}\n")
+        return _FAULT
+
+
+def serve(settings: Settings) -> int:
+    """run the service until Ctrl-C: nginx, the HTTP workers and the engine"""
+    become_supervisor(settings)
+
+
+def nginx(settings: Settings) -> int:
+    """run nginx alone"""
+    become_nginx(settings)
+
+
+def web(settings: Settings) -> int:
+    """run the HTTP workers alone"""
+    become_web(settings)
+
+
+def engine(settings: Settings) -> int:
+    """run the engine alone: it holds the models and works on the jobs"""
+    prepare_engine(settings)
+    from app.factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
+
+    create_engine(settings).run()
+    return 0
+
+
+def check_config(settings: Settings) -> int:
+    """check the settings and print them with the memory they add up to"""
+    for name, value in settings:
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
+        sys.stdout.write(f"FRAMEBOX_{name.upper()}={shown}\n")
+    budgets = settings.memory_budgets()
+    parts = ", ".join(f"{name} {size // MIB} MiB" for name, size in budgets.items())
+    sys.stdout.write(f"# memory: {sum(budgets.values()) // MIB} MiB ({parts})\n")
+    return 0
+
+
+def render_nginx(settings: Settings) -> int:
+    """print the configuration that nginx would run with"""
+    sys.stdout.write(render_nginx_conf(settings))
+    return 0
+
+
+def health(settings: Settings) -> int:
+    """ask the running instance whether it is ready; exit with 1 if not"""
+    return _tell_health(ask_instance(settings.host, settings.port))
+
+
+def health_web(settings: Settings) -> int:
+    """ask the HTTP workers alone, on their socket"""
+    return _tell_health(ask_web(DataFolder(settings.data).web_socket))
+
+
+def health_engine(settings: Settings) -> int:
+    """look up what the engine last said of itself"""
+    return _tell_health(judge_engine(JobStore(DataFolder(settings.data).database).engine_status()))
+
+
+def _tell_health(verdict: tuple[bool, str]) -> int:
+    healthy, answer = verdict
+    sys.stdout.write(f"{answer}\n")
+    return 0 if healthy else 1
+
+
+def announce(settings: Settings) -> int:
+    """wait until the instance answers, and say where"""
+    ready, answer = wait_for_instance(settings.host, settings.port, deadline_seconds=_READY_SECONDS)
+    if not ready:
+        sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
+        return 1
+    sys.stdout.write(_welcome(settings.host, settings.port))
+    return 0
+
+
+def _welcome(host: str, port: int) -> str:
+    name = reachable(host)
+    url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+    return (
+        f"\nFramebox answers at {url}\n"
+        f"Post a video:  curl -F video=@VIDEO.mp4 {url}/v1/detections\n"
+        f"Look around:   {url}/ shows the jobs, {url}/docs the routes\n"
+        "Ctrl-C stops everything.\n\n"
+    )
+
+
+_COMMANDS: tuple[Callable[[Settings], int], ...] = (
+    serve,
+    nginx,
+    web,
+    engine,
+    check_config,
+    render_nginx,
+    health,
+    health_web,
+    health_engine,
+    announce,
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Framebox: a video goes in, the boxes of every frame come out.",
+        epilog="Settings are environment variables, FRAMEBOX_*: see docs/settings.md.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        name = command.__name__.replace("_", "-")
+        commands.add_parser(name, help=command.__doc__).set_defaults(command=command)
+    return parser

@@ -1,0 +1,72 @@
+"""Is it up? Asked from outside, as a container's health check or a person's shell asks."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from pathlib import Path
+
+from app.jobs.job import EngineStatus
+
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
+_ASK_EVERY_SECONDS = 0.2
+_ANSWER_SECONDS = 5.0
+_SILENT_ENGINE_SECONDS = 10.0
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_ANSWER_SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def ask_instance(host: str, port: int) -> tuple[bool, str]:
+    """Ask ``/readyz`` through nginx: whether the whole instance is ready, and its answer."""
+    return _ask(http.client.HTTPConnection(reachable(host), port, timeout=_ANSWER_SECONDS), "/readyz")
+
+
+def ask_web(web_socket: Path) -> tuple[bool, str]:
+    """Ask ``/livez`` of the HTTP workers behind `web_socket`: whether they answer, and what."""
+    return _ask(_UnixConnection(web_socket), "/livez")
+
+
+def judge_engine(status: EngineStatus) -> tuple[bool, str]:
+    """Say whether the engine is ready and has shown life lately, going by what it last wrote."""
+    silent_seconds = time.time() - status.heartbeat_at
+    ready = status.ready and silent_seconds < _SILENT_ENGINE_SECONDS
+    return ready, f"ready: {status.ready}, last heard of {silent_seconds:.0f} s ago"
+
+
+def wait_for_instance(host: str, port: int, *, deadline_seconds: float) -> tuple[bool, str]:
+    """Ask until it is ready, or for `deadline_seconds`. Returns the last answer of `ask_instance`."""
+    deadline = time.monotonic() + deadline_seconds
+    while True:
+        ready, answer = ask_instance(host, port)
+        if ready or time.monotonic() >= deadline:
+            return ready, answer
+        time.sleep(_ASK_EVERY_SECONDS)
+
+
+def reachable(host: str) -> str:
+    """The name under which this machine reaches what listens on `host`."""
+    return "localhost" if host in EVERY_ADDRESS else host
+
+
+def _ask(connection: http.client.HTTPConnection, path: str) -> tuple[bool, str]:
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read(65_536).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        return False, f"no answer: {error}"
+    finally:
+        connection.close()
+    return answer.status == http.client.OK, body

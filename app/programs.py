@@ -1,0 +1,129 @@
+"""The programs of an instance, and how this process becomes one of them.
+
+    serve ─▶ supervisord ─┬─▶ engine     python -m app engine
+                          ├─▶ web        python -m app web    ─▶ gunicorn
+                          ├─▶ nginx      python -m app nginx  ─▶ nginx
+                          └─▶ announce   says once that the service answers, and ends
+
+In containers the same three commands run as three services, without `serve`.
+Each holds its lock in the data folder for as long as it, or anything that it left behind, lives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from app.metrics import FOLDER_VARIABLE
+from app.nginx import render_nginx_conf
+from app.preflight import (
+    StartFault,
+    check_all,
+    check_folders,
+    check_port,
+    check_socket_path,
+    find_nginx,
+    make_data_folder,
+)
+from app.processes import LockHeld, die_with_parent, take_lock, take_over_lock
+from app.settings import CHECKOUT, Settings
+from app.storage.data_folder import DataFolder
+
+PROGRAMS = ("nginx", "web", "engine")
+
+_SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
+_LEFTOVER_SECONDS = 40.0  # the programs' own grace for a stop, and a little
+# One allocation a read of 1 MiB, kept for the next one instead of being given back: twice the speed.
+_WEB_MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "268435456",
+    "MALLOC_TOP_PAD_": "16777216",
+}
+
+
+def become_supervisor(settings: Settings) -> NoReturn:
+    """Check that the instance can start, clear up after an earlier one, and turn into supervisord.
+
+    Raises StartFault with everything that stands in the way.
+    """
+    data = DataFolder(settings.data)
+    check_all([find_nginx, lambda: check_socket_path(data), lambda: check_folders(settings)])
+    make_data_folder(data)
+    _hold_serve_lock(data)
+    for program in PROGRAMS:
+        os.close(_take_program_lock(data, program, _LEFTOVER_SECONDS))
+    check_port(settings.host, settings.port)
+    data.empty_run()
+    data.create()
+    configuration = CHECKOUT / "deploy" / "supervisord.conf"
+    arguments = ["-c", str(configuration), "-j", str(data.run / "supervisord.pid"), "-u", str(os.getuid())]
+    _execute(sys.executable, "-m", "supervisor.supervisord", *arguments, environment=_own_python_first())
+
+
+def become_nginx(settings: Settings) -> NoReturn:
+    """Render nginx' configuration and turn into its master."""
+    data = _start_program("nginx", settings)
+    configuration = data.run / "nginx.conf"
+    configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
+    _execute(find_nginx(), "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
+
+
+def become_web(settings: Settings) -> NoReturn:
+    """Turn into gunicorn's master."""
+    data = _start_program("web", settings)
+    environment = _WEB_MALLOC | {FOLDER_VARIABLE: str(data.metrics)}
+    configuration = str(CHECKOUT / "gunicorn.conf.py")
+    _execute(sys.executable, "-m", "gunicorn", "-c", configuration, environment=environment)
+
+
+def prepare_engine(settings: Settings) -> None:
+    """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
+    data = _start_program("engine", settings, inherit_lock=False)
+    os.environ[FOLDER_VARIABLE] = str(data.metrics)  # before prometheus-client is imported
+
+
+def _start_program(name: str, settings: Settings, *, inherit_lock: bool = True) -> DataFolder:
+    die_with_parent(signal.SIGTERM)
+    data = DataFolder(settings.data)
+    data.create()
+    descriptor = _take_program_lock(data, name, patience_seconds=0)
+    os.set_inheritable(descriptor, inherit_lock)
+    return data
+
+
+def _take_program_lock(data: DataFolder, program: str, patience_seconds: float) -> int:
+    try:
+        return take_over_lock(data.lock(program), patience_seconds=patience_seconds)
+    except LockHeld as error:
+        raise StartFault(
+            f"a {program} of another user or container runs on the data folder {data.root}"
+        ) from error
+
+
+def _hold_serve_lock(data: DataFolder) -> None:
+    try:
+        descriptor = take_lock(data.lock("serve"))
+    except LockHeld as error:
+        raise StartFault(
+            f"another instance runs on the data folder {data.root}; "
+            "give this one its own: FRAMEBOX_DATA=/another/folder"
+        ) from error
+    os.dup2(descriptor, _SERVE_LOCK_DESCRIPTOR)
+    os.set_inheritable(_SERVE_LOCK_DESCRIPTOR, True)
+
+
+def _own_python_first() -> dict[str, str]:
+    """The PATH in which supervisord.conf's ``python3`` is this interpreter."""
+    own = str(Path(sys.executable).parent)
+    return {"PATH": os.pathsep.join([own, *os.get_exec_path()])}
+
+
+def _execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(  # noqa: S606 - by its path, without a shell
+        program, [program, *arguments], {**os.environ, **(environment or {})}
+    )

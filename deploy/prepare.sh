@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes ready what `make serve` or `make test` needs, and changes nothing where it is ready already.
+#
+#   deploy/prepare.sh serve|test
+#
+# System packages are installed with apt, as root or with a sudo that asks for no password, and only those
+# that are missing. Python packages go into .venv; a stamp there remembers which requirements it holds.
+# PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+readonly oldest_python="3.11"
+
+say() { printf 'framebox: %s\n' "$*" >&2; }
+
+fail() {
+    say "$@"
+    exit 1
+}
+
+# ---- system packages
+
+have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
+
+missing_packages() { # the Debian packages of the commands named that are not there
+    local command
+    for command in "$@"; do
+        have "$command" || printf '%s\n' "$command"
+    done
+}
+
+# The distribution's nginx service stays off: Framebox starts an nginx of its own, with its own configuration.
+# shellcheck disable=SC2016  # the other shell is meant to expand it
+readonly install_as_root='
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap "rm -f $policy" EXIT
+    printf "#!/bin/sh\nexit 101\n" > "$policy"
+    chmod 755 "$policy"
+fi
+apt-get update || echo "framebox: the package lists could not be renewed; trying the old ones" >&2
+apt-get install --yes --no-install-recommends "$@"
+case " $* " in *" nginx "*)
+    if [ -d /run/systemd/system ]; then systemctl disable --quiet nginx || true; fi ;;
+esac
+'
+
+install_packages() {
+    local -r by_hand="as root: apt-get update && apt-get install $*"
+    have apt-get || fail "missing: $*. Install them with this system's package manager, then try again."
+    say "installing with apt: $*"
+    if [ "$(id -u)" -eq 0 ]; then
+        sh -c "$install_as_root" sh "$@"
+    elif have sudo && sudo -n true 2>/dev/null; then
+        sudo -n sh -c "$install_as_root" sh "$@"
+    else
+        fail "missing: $*. This user may not install packages; do it once, $by_hand"
+    fi || fail "apt could not install: $*. Try $by_hand"
+}
+
+# ---- Python
+
+is_new_enough() {
+    "$1" -c "import sys; raise SystemExit(sys.version_info < tuple(map(int, '$oldest_python'.split('.'))))" \
+        >/dev/null 2>&1 # a pyenv shim without a version behind it fails here, and is passed over
+}
+
+can_make_environments() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
+
+find_python() {
+    local python
+    for python in ${PYTHON:+"$PYTHON"} python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
+        if is_new_enough "$python" && can_make_environments "$python"; then
+            printf '%s\n' "$python"
+            return
+        fi
+    done
+    return 1
+}
+
+environment_works() { .venv/bin/python -c 'import pip' >/dev/null 2>&1 && is_new_enough .venv/bin/python; }
+
+make_environment() {
+    local python
+    if ! python=$(find_python); then
+        install_packages python3 python3-venv
+        python=$(find_python) ||
+            fail "Python $oldest_python or later is needed, with venv; name one with PYTHON=/path/to/python3"
+    fi
+    say "making .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv
+}
+
+fingerprint() { # of the interpreter and of the requirement files named
+    { .venv/bin/python -VV && cat "$@"; } | sha256sum
+}
+
+install_requirements() { # FILE, then the files that it includes
+    local -r stamp=".venv/installed-${1%.txt}"
+    local wanted
+    wanted=$(fingerprint "$@")
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    say "installing $1 into .venv"
+    .venv/bin/python -m pip install --no-input --disable-pip-version-check --requirement "$1"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+# ----
+
+case "${1:-}" in
+serve) commands=(nginx) ;;
+test) commands=(nginx ffmpeg strace curl) ;;
+*) fail "usage: deploy/prepare.sh serve|test" ;;
+esac
+
+exec 9<requirements.txt
+flock 9 # two at once, `make serve` and `make test`, take turns
+
+mapfile -t packages < <(missing_packages "${commands[@]}")
+[ "${#packages[@]}" -eq 0 ] || install_packages "${packages[@]}"
+environment_works || make_environment
+case "$1" in
+serve) install_requirements requirements.txt ;;
+test) install_requirements requirements-dev.txt requirements.txt ;;
+esac
