@@ -2,17 +2,20 @@
 
     FrameboxError
     ├── InvalidOption        400 invalid_option          ├── EngineUnavailable    503 engine_unavailable
-    ├── EmptyBody            400 empty_body              ├── Draining             503 draining
-    ├── IncompleteBody       400 incomplete_body         ├── InsufficientStorage  507 insufficient_storage
-    ├── MalformedBody        400 malformed_body          ├── UnusableVideo        422
-    ├── JobNotFound          404 job_not_found           │   ├── NoVideoStream        no_video_stream
-    ├── RouteNotFound        404 not_found               │   ├── EncryptedVideo       encrypted
+    ├── EmptyBody            400 empty_body              ├── NotReady             503 not_ready
+    ├── IncompleteBody       400 incomplete_body         ├── Busy                 503 busy
+    ├── MalformedBody        400 malformed_body          ├── InsufficientStorage  507 insufficient_storage
+    ├── BadRequest           400 bad_request             ├── UnusableVideo        422
+    ├── RouteNotFound        404 not_found               │   ├── NoVideoStream        no_video_stream
+    ├── JobNotFound          404 job_not_found           │   ├── EncryptedVideo       encrypted
     ├── MethodNotAllowed     405 method_not_allowed      │   ├── NothingDecodable     nothing_decodable
-    ├── ResultNotReady       409 result_not_ready        │   ├── VideoOverLimit       over_limit
-    ├── JobWasCancelled      409 job_cancelled           │   └── DamagedVideo         damaged
-    ├── JobIsActive          409 job_active              ├── ModelFault           500 model_fault
-    ├── LengthRequired       411 length_required         └── InternalError        500 internal_error
-    ├── BodyTooLarge         413 too_large
+    ├── RequestTimeout       408 request_timeout         │   ├── VideoOverLimit       over_limit
+    ├── ResultNotReady       409 result_not_ready        │   └── DamagedVideo         damaged
+    ├── JobWasCancelled      409 job_cancelled           ├── ModelFault           500 model_fault
+    ├── JobIsActive          409 job_active              ├── InternalError        500 internal_error
+    ├── LengthRequired       411 length_required         ├── BadGateway           502 bad_gateway
+    ├── BodyTooLarge         413 too_large               └── GatewayTimeout       504 gateway_timeout
+    ├── AddressTooLong       414 address_too_long
     ├── UnsupportedVideo     415 unsupported_video
     ├── UnsupportedMediaType 415 unsupported_media_type
     └── TooManyJobs          429 too_many_jobs
@@ -79,6 +82,12 @@ class MalformedBody(FrameboxError):
     code, status, title = "malformed_body", 400, "Malformed body"
 
 
+class BadRequest(FrameboxError):
+    """The request is no HTTP that we understand."""
+
+    code, status, title = "bad_request", 400, "Bad request"
+
+
 class RouteNotFound(FrameboxError):
     code, status, title = "not_found", 404, "Not found"
 
@@ -89,6 +98,10 @@ class JobNotFound(FrameboxError):
 
 class MethodNotAllowed(FrameboxError):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class RequestTimeout(FrameboxError):
+    code, status, title = "request_timeout", 408, "Request timed out"
 
 
 class ResultNotReady(FrameboxError):
@@ -113,6 +126,10 @@ class BodyTooLarge(FrameboxError):
     """Extensions: ``limit_bytes``."""
 
     code, status, title = "too_large", 413, "Body too large"
+
+
+class AddressTooLong(FrameboxError):
+    code, status, title = "address_too_long", 414, "Address too long"
 
 
 class UnsupportedMediaType(FrameboxError):
@@ -167,10 +184,16 @@ class EngineUnavailable(FrameboxError):
     code, status, title = "engine_unavailable", 503, "Engine unavailable"
 
 
-class Draining(FrameboxError):
-    """Extensions: ``retry_after_seconds``."""
+class NotReady(FrameboxError):
+    """Extensions: ``reasons``, ``checks``."""
 
-    code, status, title = "draining", 503, "Shutting down"
+    code, status, title = "not_ready", 503, "Not ready"
+
+
+class Busy(FrameboxError):
+    """Too many requests wait for their answers. Extensions: ``retry_after_seconds``."""
+
+    code, status, title = "busy", 503, "Busy"
 
 
 class InsufficientStorage(FrameboxError):
@@ -185,3 +208,13 @@ class ModelFault(FrameboxError):
 
 class InternalError(FrameboxError):
     code, status, title = "internal_error", 500, "Internal error"
+
+
+class BadGateway(FrameboxError):
+    """nginx could not reach the HTTP workers, or lost them midway."""
+
+    code, status, title = "bad_gateway", 502, "Bad gateway"
+
+
+class GatewayTimeout(FrameboxError):
+    code, status, title = "gateway_timeout", 504, "Gateway timed out"

@@ -2,8 +2,8 @@
 
 <root>/
   framebox.sqlite3          the jobs' records
-  engine.lock               held (flock) by the one engine of this folder
-  incoming/                 uploads under way; what lies here belongs to nobody yet
+  locks/<program>.lock      held (flock) by each program of the instance, and by what it leaves behind
+  incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
@@ -39,10 +39,6 @@ class DataFolder:
         return self.root / "framebox.sqlite3"
 
     @property
-    def engine_lock(self) -> Path:
-        return self.root / "engine.lock"
-
-    @property
     def incoming(self) -> Path:
         return self.root / "incoming"
 
@@ -54,12 +50,44 @@ class DataFolder:
     def run(self) -> Path:
         return self.root / "run"
 
+    @property
+    def web_socket(self) -> Path:
+        """gunicorn's unix socket; nginx alone talks to it. At most 107 bytes long."""
+        return self.run / "web.sock"
+
+    @property
+    def metrics(self) -> Path:
+        """The programs' shared counters (PROMETHEUS_MULTIPROC_DIR), emptied at every start."""
+        return self.run / "metrics"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def space_ledger(self) -> Path:
+        return self.run / "space.sqlite3"
+
+    @property
+    def nginx(self) -> Path:
+        """What nginx writes for itself: its pid, its temporary files. Its configuration is nginx.conf."""
+        return self.run / "nginx"
+
+    def lock(self, program: str) -> Path:
+        """The file that the processes of `program` hold a lock on: serve, engine, web or nginx."""
+        return self.locks / f"{program}.lock"
+
     def create(self) -> None:
         """Make the folders that are missing, readable by this user alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.incoming, self.jobs, self.run):
+        for folder in (self.incoming, self.jobs, self.locks, self.run, self.metrics, self.nginx):
             folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(self.root)
+
+    def empty_run(self) -> None:
+        """Leave nothing of an earlier start in `run`. The caller knows that no program of it lives."""
+        if self.run.exists():
+            shutil.rmtree(self.run)
 
     def job(self, job_id: str) -> Path:
         """The job's folder. ValueError if `job_id` is no job id: it may come from a URL."""
@@ -75,6 +103,12 @@ class DataFolder:
 
     def result(self, job_id: str, format_name: str) -> Path:
         return self.job(job_id) / f"result.{format_name}"
+
+    def remove_parts(self, job_id: str) -> None:
+        """Remove the job's parts; absent is fine."""
+        folder = self.parts(job_id)
+        if folder.exists():
+            shutil.rmtree(folder)
 
     def remove_job(self, job_id: str) -> None:
         """Remove the job's folder with all that is in it; absent is fine."""

@@ -1,0 +1,48 @@
+"""Who builds what: the programs' parts, put together from the settings."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from app.jobs.intake import remove_leftovers
+from app.jobs.store import JobStore
+from app.jobs.watcher import JobWatcher
+from app.logs import configure_logging
+from app.metrics import Metrics
+from app.settings import Settings, load_settings
+from app.storage.data_folder import DataFolder
+from app.storage.space import SpaceLedger
+from app.storage.spool import Spool
+from app.web.application import create_web_app
+from app.web.service import Service, WebLimits
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return an HTTP worker's application: the entry point of gunicorn.
+
+    Makes the data folder and its database where they are missing, and removes what crashed uploads left.
+    Raises SettingsFault.
+    """
+    settings = settings or load_settings()
+    configure_logging("web", settings.log_level)
+    folder = DataFolder(settings.data)
+    folder.create()
+    store = JobStore(folder.database)
+    store.create()
+    space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=settings.min_free_bytes)
+    spool = Spool(folder, space)
+    remove_leftovers(folder, spool, store)
+    service = Service(
+        folder=folder,
+        store=store,
+        watcher=JobWatcher(store),
+        spool=spool,
+        space=space,
+        metrics=Metrics(),
+        limits=WebLimits(
+            max_upload_bytes=settings.max_upload_bytes,
+            max_active_jobs=settings.max_active_jobs,
+            default_model=settings.model,
+        ),
+    )
+    return create_web_app(service)

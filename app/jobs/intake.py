@@ -1,0 +1,51 @@
+"""From an upload to a job: both durable, or neither there."""
+
+from __future__ import annotations
+
+from app.jobs.job import Job, VideoSource
+from app.jobs.store import JobStore
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import JOB_ID, DataFolder
+from app.storage.spool import Spool, Upload, remove_unowned
+
+
+def accept_job(
+    upload: Upload,
+    *,
+    spool: Spool,
+    folder: DataFolder,
+    store: JobStore,
+    request_id: str,
+    model: str,
+    options: DetectionOptions,
+    video_name: str | None,
+) -> Job:
+    """Make a received upload a queued job. When this returns, video and record survive a power cut.
+
+    Call it while the upload is still held (inside `Spool.receive`), so that no clean-up takes the folder
+    for a leftover before the record is there.
+    """
+    upload.finish()
+    spool.publish(upload)
+    source = VideoSource(upload.size_bytes, upload.sha256, video_name[:255] if video_name else None)
+    try:
+        return store.add(
+            job_id=upload.job_id, request_id=request_id, model=model, options=options, source=source
+        )
+    except BaseException:
+        folder.remove_job(upload.job_id)
+        raise
+
+
+def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:
+    """Remove uploads and job folders that a crash left without an owner; return how many.
+
+    Safe while other processes receive uploads: theirs are locked until their record is there.
+    """
+    removed = spool.remove_leftovers()
+    known = store.ids()
+    for job_folder in folder.jobs.iterdir():
+        job_id = job_folder.name
+        if JOB_ID.fullmatch(job_id) and job_id not in known:
+            removed += remove_unowned(job_folder, is_leftover=lambda: job_id not in store.ids())  # noqa: B023
+    return removed

@@ -1,0 +1,83 @@
+"""A job as callers see it: the report of ``GET /v1/jobs/{id}``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from app.jobs.job import Job, JobState
+
+_ENGINE_MEMBERS = ("video", "model", "completeness", "document")
+
+
+def public_report(job: Job, *, now: float) -> dict[str, Any]:
+    """Return the job's report, plain JSON values. `now`, Unix seconds, is for the estimate of a running job.
+
+    Members that the engine has not yet found out are null. Times are RFC 3339 in UTC.
+    """
+    found = job.report or {}
+    return {
+        "id": job.id,
+        "state": job.state,
+        "created_at": _rfc3339(job.created_at),
+        "started_at": _rfc3339(job.started_at),
+        "finished_at": _rfc3339(job.finished_at),
+        "cancel_requested": job.cancel_requested,
+        "progress": _progress(job, now),
+        "options": job.options.model_dump(mode="json", exclude_defaults=True) | {"model": job.model},
+        "source": {
+            "name": job.source.name,
+            "bytes": job.source.size_bytes,
+            "sha256": job.source.sha256,
+        },
+        **{member: found.get(member) for member in _ENGINE_MEMBERS},
+        "problem": job.problem,
+        "links": job_links(job),
+    }
+
+
+def job_links(job: Job) -> dict[str, str]:
+    """The job's addresses, relative to the service's root."""
+    own = f"/v1/jobs/{job.id}"
+    links = {"self": own, "events": f"{own}/events"}
+    return links | {"result": f"{own}/result"} if job.state is JobState.SUCCEEDED else links
+
+
+def event_id(job: Job) -> str:
+    """A text that differs whenever the job's progress or state does; the same in every process."""
+    progress = job.progress
+    cancelling = "c" if job.cancel_requested else ""
+    return f"{job.state}{cancelling}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
+
+
+def _progress(job: Job, now: float) -> dict[str, Any]:
+    progress = job.progress
+    return {
+        "frames_done": progress.frames_done,
+        "frames_total": progress.frames_total,
+        "segments_done": progress.segments_done,
+        "segments_total": progress.segments_total,
+        "fraction": _fraction(job),
+        "seconds_left": _seconds_left(job, now),
+    }
+
+
+def _fraction(job: Job) -> float | None:
+    if job.state is JobState.SUCCEEDED:
+        return 1.0
+    total = job.progress.frames_total
+    return round(min(1.0, job.progress.frames_done / total), 4) if total else None
+
+
+def _seconds_left(job: Job, now: float) -> float | None:
+    """What is left at the pace since the job's start: an estimate, too long after a resume."""
+    fraction = _fraction(job)
+    if job.state is not JobState.RUNNING or job.started_at is None or not fraction:
+        return None
+    return round(max(0.0, now - job.started_at) * (1 - fraction) / fraction, 1)
+
+
+def _rfc3339(unix_seconds: float | None) -> str | None:
+    if unix_seconds is None:
+        return None
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

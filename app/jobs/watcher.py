@@ -1,0 +1,127 @@
+"""Waiting for jobs: one thread a process looks for changes, however many wait."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from app.errors import JobNotFound
+from app.jobs.job import Job
+from app.jobs.store import JobStore
+
+_log = structlog.get_logger()
+
+POLL_SECONDS = 0.03  # an answer is that much late at most; a look costs microseconds
+
+
+class JobWatch:
+    """One caller's view of one job. Made by `JobWatcher.watch`."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self._changed = threading.Condition()
+        self._job: Job | None = None
+        self._fresh = False
+
+    def next_change(self, timeout_seconds: float) -> Job | None:
+        """Return the job once it is other than what the last call returned; None if time ran out first.
+
+        The first call returns the job as it is. Raises JobNotFound once the job is gone.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._fresh, timeout_seconds):
+                return None
+            self._fresh = False
+            if self._job is None:
+                raise JobNotFound(f"There is no job {self.job_id!r}.")
+            return self._job
+
+    def show(self, job: Job | None) -> None:
+        """Take what the store holds now; wakes the caller if that is news."""
+        with self._changed:
+            if job is None or job != self._job:
+                self._job, self._fresh = job, True
+                self._changed.notify_all()
+
+
+class JobWatcher:
+    """Tells those who wait of their jobs' changes, whichever process made them.
+
+    The thread starts with the first who waits, looks at the database's version while somebody does, and
+    reads the jobs waited for when that has changed.
+    """
+
+    def __init__(self, store: JobStore, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store = store
+        self._poll_seconds = poll_seconds
+        self._lock = threading.Condition()
+        self._watches: set[JobWatch] = set()
+        self._news = False  # a watch was added: look even if the database has not changed
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[JobWatch]:
+        """Yield a view of the job that follows it until the block ends."""
+        watch = JobWatch(job_id)
+        with self._lock:
+            self._watches.add(watch)
+            self._news = True
+            self._ensure_thread()
+            self._lock.notify_all()
+        try:
+            yield watch
+        finally:
+            with self._lock:
+                self._watches.discard(watch)
+
+    def close(self) -> None:
+        """Stop the thread; who still waits runs into their deadline."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="job-watcher", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        version: int | None = None
+        try:
+            while (watches := self._wait_for_watches()) is not None:
+                version = self._look(watches, version)
+                self._pause()
+        finally:
+            self._store.close()
+
+    def _wait_for_watches(self) -> tuple[list[JobWatch], bool] | None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._watches or self._closing)
+            if self._closing:
+                return None
+            news, self._news = self._news, False
+            return [*self._watches], news
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._news or self._closing, self._poll_seconds)
+
+    def _look(self, watched: tuple[list[JobWatch], bool], last_version: int | None) -> int | None:
+        watches, news = watched
+        try:
+            version = self._store.data_version()
+            if news or version != last_version:
+                jobs = self._store.get_many({watch.job_id for watch in watches})
+                for watch in watches:
+                    watch.show(jobs.get(watch.job_id))
+        except sqlite3.Error:  # a busy or full disk passes; whoever waits has a deadline
+            _log.exception("job watcher could not read the store")
+            return None
+        return version

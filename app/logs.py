@@ -1,0 +1,79 @@
+"""Logging: one JSON object a line on stdout, the same in every program of the instance.
+
+An event is a constant text; what varies stands in fields. `request_id` and `job_id` are bound once, with
+`structlog.contextvars.bound_contextvars`, and are then in every line of that context.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import Any
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+
+def configure_logging(program: str, level: str) -> None:
+    """Send this process's log, and that of every library in it, to stdout as JSON lines.
+
+    `program` stands in each line; `level` is one of DEBUG, INFO, WARNING, ERROR. Call it once, early.
+    """
+    processors = [*_shared_processors(program), structlog.processors.format_exc_info]
+    structlog.configure(
+        processors=[*processors, structlog.processors.JSONRenderer(serializer=_json_bytes)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stdout.buffer),
+        cache_logger_on_first_use=False,
+    )
+    logging.config.dictConfig(standard_logging(program, level))
+
+
+def standard_logging(program: str, level: str) -> dict[str, Any]:
+    """The `logging.config` dictionary under which libraries write the same lines as structlog.
+
+    It leaves no handler but the root's, so gunicorn's loggers, which want their own, send theirs there.
+    """
+    formatter = {
+        "()": structlog.stdlib.ProcessorFormatter,
+        "foreign_pre_chain": _shared_processors(program),
+        "processors": [
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_json_text),
+        ],
+    }
+    to_root = {"level": level, "handlers": [], "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": formatter},
+        "handlers": {
+            "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
+        },
+        "root": {"level": level, "handlers": ["stdout"]},
+        "loggers": {"gunicorn.error": to_root, "gunicorn.access": to_root},
+    }
+
+
+def _shared_processors(program: str) -> list[Processor]:
+    def add_program(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event["program"] = program
+        return event
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_program,
+    ]
+
+
+def _json_bytes(value: Any, **_: Any) -> bytes:
+    return orjson.dumps(value, default=repr, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _json_text(value: Any, **_: Any) -> str:
+    return _json_bytes(value).decode()

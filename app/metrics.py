@@ -1,0 +1,74 @@
+"""Every metric of the instance, declared once, written by the HTTP workers and the engine alike.
+
+The programs share one folder of memory-mapped files, named by PROMETHEUS_MULTIPROC_DIR: whoever starts
+them sets that variable, because prometheus-client looks at it when it is imported, and empties the folder
+first. Without the variable a process counts for itself alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+_REQUEST_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600, 36_000)
+_BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class Metrics:
+    """The counters of one process. Make one a process and hand it to those who count."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.http_requests = self._counter("http_requests", "Requests answered.", "method", "route", "status")
+        self.http_request_seconds = Histogram(
+            "framebox_http_request_seconds",
+            "From a request's arrival to its answer's headers; uploads and waiting included.",
+            ["method", "route"],
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self.uploads = self._counter(
+            "uploads", "Uploads by outcome: accepted, or an error's code.", "outcome"
+        )
+        self.upload_bytes = self._counter("upload_bytes", "Bytes of video written to the spool.")
+        self.jobs_ended = self._counter("jobs_ended", "Jobs that ended, by their final state.", "state")
+        self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
+        self.batch_seconds = Histogram(
+            "framebox_batch_seconds",
+            "Time a batch spends on its device.",
+            ["device"],
+            buckets=_BATCH_SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = self._counter(
+            "stage_seconds", "Time spent in each stage of the jobs: index, decode, detect, write.", "stage"
+        )
+        self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
+        self.segments_retried = self._counter(
+            "segments_retried", "Times a segment was decoded again, by reason.", "reason"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"framebox_{name}", text, labels, registry=self.registry)
+
+    def expose(self, collectors: Sequence[Collector] = ()) -> bytes:
+        """Return all processes' metrics in Prometheus' text format 0.0.4, and those of `collectors`."""
+        registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else self.registry
+        if registry is not self.registry:
+            MultiProcessCollector(registry)
+        own = CollectorRegistry()
+        for collector in collectors:
+            own.register(collector)
+        return generate_latest(registry) + generate_latest(own)
+
+
+def forget_process(pid: int) -> None:
+    """Drop the live gauges of a process that has ended; its counters stay in the sums."""
+    if FOLDER_VARIABLE in os.environ:
+        mark_process_dead(pid)

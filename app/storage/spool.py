@@ -1,0 +1,201 @@
+"""The spool: uploads on their way to disk, one write a byte, hashed as they pass.
+
+An upload lies in ``incoming/<job id>/`` until it is whole and durable; then its folder becomes the job's by
+one rename. Who receives an upload holds a lock (flock) on its folder, which the kernel drops when the
+process dies: a folder whose lock can be had belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.errors import InsufficientStorage
+from app.storage.data_folder import DataFolder
+from app.storage.durable import fsync_folder
+from app.storage.space import SpaceLedger
+
+SYNC_BYTES = 64 * 1024 * 1024  # dirty pages an upload leaves at most; smaller steps cost speed
+_PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
+_FALLOC_FL_KEEP_SIZE = 0x01  # fallocate(2): take the blocks, leave the size
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(slots=True)
+class Upload:
+    """An upload under way. Its bytes are written as they come; `finish` makes them durable."""
+
+    job_id: str
+    key: str  # of its promise in the SpaceLedger
+    expected_bytes: int | None  # None: the client did not say
+    _descriptor: int
+    _space: SpaceLedger
+    size_bytes: int = 0
+    _allocated: bool = False
+    _synced_bytes: int = 0
+    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what has been written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append `data`. Raises InsufficientStorage if the disk has no room for it."""
+        self._hash.update(data)
+        rest = memoryview(data)
+        with self._no_room_told():
+            while rest:  # a write near a full disk may be short
+                rest = rest[os.write(self._descriptor, rest) :]
+        self.size_bytes += len(data)
+        if self.size_bytes - self._synced_bytes >= SYNC_BYTES:
+            self._sync()
+
+    def finish(self) -> None:
+        """Make the bytes durable and give back what was allocated beyond them."""
+        with self._no_room_told():
+            if self._allocated and self.size_bytes != self.expected_bytes:
+                os.ftruncate(self._descriptor, self.size_bytes)
+            os.fsync(self._descriptor)
+
+    def reserve(self) -> None:
+        """Take the disk space of an upload of known length; the promise for it ends with that.
+
+        Where the file system cannot, or the length is not known, the promise itself is kept up.
+        Raises InsufficientStorage.
+        """
+        self._promise()
+        if self.expected_bytes is not None:
+            with self._no_room_told():
+                self._allocated = _allocate(self._descriptor, self.expected_bytes)
+        if self._allocated:
+            self._space.release(self.key)
+
+    def _sync(self) -> None:
+        with self._no_room_told():
+            os.fdatasync(self._descriptor)
+        self._synced_bytes = self.size_bytes
+        if not self._allocated:
+            self._promise()
+
+    def _promise(self) -> None:
+        coming = SYNC_BYTES if self.expected_bytes is None else max(0, self.expected_bytes - self.size_bytes)
+        self._space.reserve(self.key, coming, seconds=_PROMISE_SECONDS)
+
+    @contextmanager
+    def _no_room_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            available = max(self._space.available_bytes(), 0)
+            needed = max(self.expected_bytes or 0, self.size_bytes + 1)
+            raise InsufficientStorage(
+                "The disk is full.", {"needed_bytes": needed, "available_bytes": available}
+            ) from error
+
+
+class Spool:
+    """Where uploads arrive in one data folder. Safe to use from many threads and processes at once."""
+
+    def __init__(self, folder: DataFolder, space: SpaceLedger) -> None:
+        self._folder = folder
+        self._space = space
+
+    @contextmanager
+    def receive(self, job_id: str, *, key: str, expected_bytes: int | None) -> Iterator[Upload]:
+        """Yield an empty upload; what the block has not handed to `publish` is removed at its end.
+
+        `key` names the promise of disk space made at admission. `expected_bytes` may be a little too
+        large (a multipart envelope) but not too small. Raises InsufficientStorage.
+        """
+        arriving = self._folder.incoming / job_id
+        with _owned_folder(arriving):
+            try:
+                descriptor = os.open(
+                    arriving / "video", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                )
+                try:
+                    upload = Upload(job_id, key, expected_bytes, descriptor, self._space)
+                    upload.reserve()
+                    yield upload
+                finally:
+                    os.close(descriptor)
+            finally:
+                self._space.release(key)
+                shutil.rmtree(arriving, ignore_errors=True)
+
+    def publish(self, upload: Upload) -> None:
+        """Make a finished upload the video of its job, durably. The job's record does not exist yet."""
+        arriving, job_folder = self._folder.incoming / upload.job_id, self._folder.job(upload.job_id)
+        fsync_folder(arriving)
+        arriving.rename(job_folder)
+        fsync_folder(self._folder.jobs)
+
+    def remove_leftovers(self) -> int:
+        """Remove uploads whose receiver died. Return how many. Uploads under way are left alone."""
+        return sum(remove_unowned(folder) for folder in self._folder.incoming.iterdir() if folder.is_dir())
+
+
+def remove_unowned(folder: Path, *, is_leftover: Callable[[], bool] = lambda: True) -> bool:
+    """Remove `folder` unless a receiver holds it; True if it was removed.
+
+    `is_leftover` is asked while nobody else can hold it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_leftover():
+            return False
+        shutil.rmtree(folder)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _owned_folder(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold its lock, also after it was renamed, until the block ends."""
+    descriptor = _make_owned(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_owned(folder: Path) -> int:
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # else a clean-up removed it before it was ours: make it again
+            return descriptor
+        os.close(descriptor)
+
+
+def _allocate(descriptor: int, size_bytes: int) -> bool:
+    """Take `size_bytes` of disk for an empty file whose size stays 0; False where that cannot be done."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_ALLOCATE:
+        return False
+    raise OSError(code, os.strerror(code))

@@ -1,0 +1,109 @@
+"""A request's body, from the socket to the spool: read a mebibyte at a time, never held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+
+from app.errors import EmptyBody, IncompleteBody, InvalidOption, MalformedBody
+from app.storage.spool import Upload
+from app.web.admission import body_too_large
+
+# Exactly what gunicorn receives at a time: smaller reads copy the rest of its buffer again each time.
+READ_BYTES = 1024 * 1024
+_ENVELOPE_BYTES = 64 * 1024  # a multipart part's headers
+_PARTS = 20
+
+
+def body_pieces(stream: BinaryIO, *, expected_bytes: int | None, limit_bytes: int) -> Iterator[bytes]:
+    """Yield the body, in pieces of READ_BYTES but for the last.
+
+    `expected_bytes` is the Content-Length; None for a chunked body, which the server ends.
+    Raises IncompleteBody if the client sent less or broke off, BodyTooLarge beyond `limit_bytes`.
+    """
+    received = 0
+    while piece := _read(stream, received, expected_bytes):
+        received += len(piece)
+        if received > limit_bytes:
+            raise body_too_large(limit_bytes)
+        yield piece
+    if expected_bytes is not None and received != expected_bytes:
+        raise _incomplete(received, expected_bytes)
+
+
+def receive_raw(pieces: Iterator[bytes], upload: Upload) -> None:
+    """Write a body that is the video itself. Raises EmptyBody if there is nothing in it."""
+    for piece in pieces:
+        upload.write(piece)
+    if not upload.size_bytes:
+        raise EmptyBody("The body is empty; send the video.")
+
+
+def receive_multipart(pieces: Iterator[bytes], boundary: bytes, upload: Upload) -> str | None:
+    """Write the file field ``video`` of a multipart body; return the file name that the client gave.
+
+    Raises MalformedBody, InvalidOption for any other field, EmptyBody if the field is missing or empty.
+    """
+    decoder = MultipartDecoder(boundary, READ_BYTES + _ENVELOPE_BYTES, max_parts=_PARTS)
+    reader = _MultipartReader(decoder, upload)
+    try:
+        for piece in pieces:
+            decoder.receive_data(piece)
+            reader.take_events()
+        decoder.receive_data(None)
+        reader.take_events()
+    except (ValueError, RequestEntityTooLarge) as error:
+        raise MalformedBody("The multipart body cannot be read.") from error
+    if not upload.size_bytes:
+        raise EmptyBody("The form has no video in its field 'video'.")
+    return reader.video_name
+
+
+class _MultipartReader:
+    """What has been met of a multipart body."""
+
+    def __init__(self, decoder: MultipartDecoder, upload: Upload) -> None:
+        self.video_name: str | None = None
+        self._decoder = decoder
+        self._upload = upload
+        self._in_video = False
+        self._seen_video = False
+
+    def take_events(self) -> None:
+        """Act on all that the decoder can tell so far."""
+        while not isinstance(event := self._decoder.next_event(), NeedData | Epilogue):
+            if isinstance(event, Field | File):
+                self._begin_part(event)
+            elif isinstance(event, Data) and self._in_video:
+                self._upload.write(event.data)
+
+    def _begin_part(self, part: Field | File) -> None:
+        if part.name != "video":
+            raise InvalidOption(
+                f"The form has a field {str(part.name)[:80]!r}; options go into the query string.",
+                {"parameter": str(part.name)[:80], "allowed": ["video"]},
+            )
+        if self._seen_video:
+            raise MalformedBody("The form has more than one field 'video'.")
+        self._seen_video = self._in_video = True
+        self.video_name = part.filename if isinstance(part, File) else None
+
+
+def _read(stream: BinaryIO, received: int, expected_bytes: int | None) -> bytes:
+    try:
+        return stream.read(READ_BYTES)
+    except (OSError, ParseException, BadRequest) as error:  # the connection broke, or the chunks make no sense
+        raise _incomplete(received, expected_bytes) from error
+
+
+def _incomplete(received: int, expected_bytes: int | None) -> IncompleteBody:
+    if expected_bytes is None:
+        return IncompleteBody("The body broke off.", {"received_bytes": received, "expected_bytes": None})
+    return IncompleteBody(
+        f"The body broke off after {received} of {expected_bytes} bytes.",
+        {"received_bytes": received, "expected_bytes": expected_bytes},
+    )

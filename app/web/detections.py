@@ -1,0 +1,94 @@
+"""``POST /v1/detections``: a video comes in, and its document goes out."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Response, g, request
+from structlog.contextvars import bind_contextvars
+
+from app.errors import FrameboxError
+from app.jobs.intake import accept_job
+from app.jobs.job import Job
+from app.jobs.report import public_report
+from app.storage.data_folder import new_job_id
+from app.storage.spool import Upload
+from app.web.admission import Admission, BodyKind, UploadHead, admit, upload_head
+from app.web.body import body_pieces, receive_multipart, receive_raw
+from app.web.preferences import Preference, parse_prefer
+from app.web.results import job_headers, json_response, send_end
+from app.web.service import Service
+from app.web.waiting import client_is_gone, wait_for_end
+
+
+class DetectionViews:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def create(self) -> Response:
+        """Spool the video, queue its job, wait as long as the caller wants, answer."""
+        preference = parse_prefer(request.headers.get("Prefer"))
+        try:
+            job, admission = self._receive()
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            raise
+        self._service.metrics.uploads.labels(outcome="accepted").inc()
+        bind_contextvars(job_id=job.id)
+        return self._answer(job, admission, preference)
+
+    def _receive(self) -> tuple[Job, Admission]:
+        service, head = self._service, _head_of_request()
+        admission = admit(head, service, key=g.request_id)
+        job_id = new_job_id()
+        with service.spool.receive(job_id, key=g.request_id, expected_bytes=head.content_length) as upload:
+            video_name = self._read_body(admission, head, upload)
+            service.metrics.upload_bytes.inc(upload.size_bytes)
+            job = accept_job(
+                upload,
+                spool=service.spool,
+                folder=service.folder,
+                store=service.store,
+                request_id=g.request_id,
+                model=admission.model,
+                options=admission.options.detection,
+                video_name=video_name,
+            )
+        return job, admission
+
+    def _read_body(self, admission: Admission, head: UploadHead, upload: Upload) -> str | None:
+        pieces = body_pieces(
+            request.stream,
+            expected_bytes=head.content_length,
+            limit_bytes=self._service.limits.max_upload_bytes,
+        )
+        if admission.body_kind is BodyKind.MULTIPART:
+            return receive_multipart(pieces, admission.boundary, upload)
+        receive_raw(pieces, upload)
+        return None
+
+    def _answer(self, job: Job, admission: Admission, preference: Preference) -> Response:
+        connection = request.environ.get("gunicorn.socket")
+        job = wait_for_end(
+            self._service.watcher,
+            job,
+            seconds=preference.wait_seconds,
+            is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
+        )
+        if job.state.is_final and preference.wait_seconds != 0:
+            response = send_end(job, admission.options.format, self._service)
+        else:
+            report = public_report(job, now=time.time())
+            response = json_response(report, 202, job_headers(job) | {"Location": report["links"]["self"]})
+        if preference.applied:
+            response.headers["Preference-Applied"] = preference.applied
+        return response
+
+
+def _head_of_request() -> UploadHead:
+    return upload_head(
+        request.args.items(multi=True),
+        request.headers.get("Content-Type"),
+        request.headers.get("Content-Length", ""),
+        request.headers.get("Transfer-Encoding", ""),
+    )

@@ -1,0 +1,48 @@
+"""``/_internal/admit``: nginx asks here whether an upload may begin, before it reads a byte of it.
+
+nginx's auth_request knows yes (204) and no (403) alone. What the client is to be told goes in headers:
+the status and the problem document, which nginx sends as a literal, leaving the body unread.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import parse_qsl, urlsplit
+
+from flask import Response, g, request
+
+from app.errors import FrameboxError
+from app.web.admission import admit, upload_head
+from app.web.service import Service
+
+
+class InternalViews:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def admit(self) -> Response:
+        headers = request.headers
+        query = urlsplit(headers.get("Framebox-Upload-Uri", "")).query
+        head = upload_head(
+            parse_qsl(query, keep_blank_values=True),
+            headers.get("Content-Type"),
+            headers.get("Framebox-Upload-Length", ""),
+            headers.get("Framebox-Upload-Encoding", ""),
+        )
+        try:
+            admit(head, self._service, key=g.request_id)
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            return _refusal(error)
+        return Response(status=204)
+
+
+def _refusal(error: FrameboxError) -> Response:
+    """Headers hold ASCII without line breaks, which is what `json.dumps` writes."""
+    problem = {**error.to_problem(), "request_id": g.request_id}
+    response = Response(status=403)
+    response.headers["Framebox-Refusal-Status"] = str(error.status)
+    response.headers["Framebox-Refusal-Problem"] = json.dumps(problem)
+    if "retry_after_seconds" in problem:
+        response.headers["Retry-After"] = str(problem["retry_after_seconds"])
+    return response

@@ -1,0 +1,79 @@
+"""``/v1/jobs``: the list, the report, the result, cancelling and deleting."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import urlencode
+
+from flask import Response, request
+
+from app.errors import JobNotFound
+from app.jobs.job import JobState
+from app.jobs.report import public_report
+from app.pipeline.options import DocumentFormat
+from app.web.options import Fault, invalid_options
+from app.web.results import job_headers, json_response, send_end
+from app.web.service import Service
+
+PAGE_JOBS = 50
+MAX_PAGE_JOBS = 200
+
+
+class JobViews:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def list(self) -> Response:
+        """A page of jobs, newest first, and the address of the next one."""
+        limit, state, cursor = _page_of_query()
+        jobs = self._service.store.list(state=state, limit=limit + 1, before=cursor)
+        page, now = jobs[:limit], time.time()
+        following = None
+        if len(jobs) > limit:
+            query = {"limit": limit, "cursor": page[-1].id} | ({"state": state} if state else {})
+            following = f"/v1/jobs?{urlencode(query)}"
+        return json_response({"jobs": [public_report(job, now=now) for job in page], "next": following})
+
+    def report(self, job_id: str) -> Response:
+        job = self._service.store.get(job_id)
+        return json_response(public_report(job, now=time.time()), headers=job_headers(job))
+
+    def remove(self, job_id: str) -> Response:
+        """Cancel an active job, 202; forget one that has ended, with its files, 204."""
+        job = self._service.store.get(job_id)
+        if job.state.is_final:
+            self._service.store.delete(job_id)
+            self._service.folder.remove_job(job_id)
+            return Response(status=204)
+        job = self._service.store.request_cancel(job_id)
+        return json_response(public_report(job, now=time.time()), 202, job_headers(job))
+
+    def result(self, job_id: str) -> Response:
+        document_format = _format_of_query()
+        return send_end(self._service.store.get(job_id), document_format, self._service)
+
+
+def _format_of_query() -> DocumentFormat:
+    faults = _unknown_faults({"format"})
+    value = request.args.get("format", DocumentFormat.PAIRS)
+    if value not in [*DocumentFormat]:
+        faults.append(Fault("format", "is no format that there is", [*DocumentFormat]))
+    if faults:
+        raise invalid_options(faults)
+    return DocumentFormat(value)
+
+
+def _page_of_query() -> tuple[int, JobState | None, str | None]:
+    faults = _unknown_faults({"limit", "state", "cursor"})
+    limit, state = request.args.get("limit", str(PAGE_JOBS)), request.args.get("state")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_PAGE_JOBS):
+        faults.append(Fault("limit", "is out of range", f"a whole number from 1 to {MAX_PAGE_JOBS}"))
+    if state is not None and state not in [*JobState]:
+        faults.append(Fault("state", "is no state", [*JobState]))
+    if faults:
+        raise invalid_options(faults)
+    return int(limit), JobState(state) if state else None, request.args.get("cursor")
+
+
+def _unknown_faults(known: set[str]) -> list[Fault]:
+    return [Fault(name, "is no parameter here", sorted(known)) for name in request.args if name not in known]

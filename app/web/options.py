@@ -1,0 +1,141 @@
+"""The query string of a detection, and what is wrong with it: every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.errors import EngineUnavailable, InvalidOption
+from app.pipeline.options import DetectionOptions, DocumentFormat
+
+FAULTS_TOLD = 20  # an answer names so many at most
+_VALUE_SHOWN = 80  # characters of a caller's own text that an answer repeats
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    detection: DetectionOptions
+    format: DocumentFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a query string. `allowed` is a text or a list of values."""
+
+    parameter: str
+    message: str
+    allowed: str | list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"parameter": _shortened(self.parameter), "message": self.message, "allowed": self.allowed}
+
+
+def option_names() -> list[str]:
+    """Every option that a detection takes."""
+    return [*DetectionOptions.model_fields, "format"]
+
+
+def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
+    """Return the options of a query string's decoded pairs. Raises InvalidOption naming every fault."""
+    values: dict[str, str] = {}
+    faults: list[Fault] = []
+    for name, value in query:
+        if name in values:
+            faults.append(Fault(name, "given more than once", "one value"))
+        values[name] = value
+    document_format = _parse_format(values.pop("format", DocumentFormat.PAIRS), faults)
+    try:
+        detection = DetectionOptions.model_validate(values)
+    except ValidationError as error:
+        faults += [_describe(fault) for fault in error.errors(include_url=False)]
+    if faults:
+        raise invalid_options(faults)
+    return RequestOptions(detection, document_format)
+
+
+def invalid_options(faults: Sequence[Fault]) -> InvalidOption:
+    """One error that tells of all `faults`, of which there is at least one."""
+    told = [fault.to_json() for fault in faults[:FAULTS_TOLD]]
+    detail = "; ".join(f"{fault['parameter']}: {fault['message']}" for fault in told)
+    return InvalidOption(f"{detail}.", {**told[0], "errors": told})
+
+
+def check_model(options: DetectionOptions, models: Sequence[Mapping[str, Any]], default: str) -> str:
+    """Return the name of the model that is to run. `models` is what the engine has, empty if not known.
+
+    Raises InvalidOption for a model or label that there is not, EngineUnavailable if nobody knows yet.
+    """
+    name = options.model or default
+    known = {str(model["name"]): model for model in models}
+    if name in known:
+        _check_labels(options, known[name])
+    elif known:
+        raise invalid_options([Fault("model", f"there is no model {_shown(name)}", [*known])])
+    elif options.model not in (None, default):
+        raise EngineUnavailable(
+            "The models are still being loaded; only the default one can be asked for.",
+            {"retry_after_seconds": 5},
+        )
+    return name
+
+
+def _check_labels(options: DetectionOptions, model: Mapping[str, Any]) -> None:
+    labels = model.get("labels")
+    if not options.labels or not labels:
+        return
+    faults = [
+        Fault("labels", f"the model finds no {_shown(label)}", [*labels][:200])
+        for label in options.labels
+        if label not in labels
+    ]
+    if faults:
+        raise invalid_options(faults)
+
+
+def _parse_format(value: str, faults: list[Fault]) -> DocumentFormat:
+    try:
+        return DocumentFormat(value)
+    except ValueError:
+        faults.append(Fault("format", f"{_shown(value)} is no format", [*DocumentFormat]))
+        return DocumentFormat.PAIRS
+
+
+def _describe(fault: Any) -> Fault:
+    """A pydantic fault in our words; one that concerns several options has no parameter of its own."""
+    name = str(fault["loc"][0]) if fault["loc"] else "options"
+    if fault["type"] == "extra_forbidden":
+        return Fault(name, "is no option", option_names())
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if name not in DetectionOptions.model_fields:
+        return Fault(name, message, "see /docs")
+    return Fault(name, f"{message}, not {_shown(fault['input'])}", describe_values(name))
+
+
+def describe_values(name: str) -> str:
+    """What the option `name` may be, in words."""
+    schema = DetectionOptions.model_json_schema()["properties"][name]
+    field = DetectionOptions.model_fields[name]
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    kind = kinds[0]
+    if "$ref" in kind:
+        return " or ".join(field.annotation) if isinstance(field.annotation, type) else ""
+    if kind.get("type") == "array":
+        return "labels separated by commas"
+    bounds = [
+        f"{words} {kind[key]:g}"
+        for key, words in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
+        if key in kind
+    ]
+    noun = {"integer": "a whole number", "number": "a number"}.get(kind.get("type"), "a text")
+    return ", ".join([noun, *bounds])
+
+
+def _shown(value: object) -> str:
+    return repr(_shortened(str(value)))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _VALUE_SHOWN else f"{text[:_VALUE_SHOWN]}…"

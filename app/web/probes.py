@@ -1,0 +1,94 @@
+"""Probes, metrics and models: what the service says of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from app.errors import NotReady
+from app.jobs.job import EngineStatus
+from app.web.results import json_response
+from app.web.service import Service
+
+HEARTBEAT_LIMIT_SECONDS = 10.0
+
+
+class ProbeViews:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def alive(self) -> Response:
+        return json_response({"alive": True})
+
+    def ready(self) -> Response:
+        """200 if a job posted now would be run; else a problem document that tells why not."""
+        engine, available = self._service.store.engine_status(), self._service.space.available_bytes()
+        age = _heartbeat_age(engine)
+        checks = {
+            "engine": {"ready": engine.ready, "heartbeat_age_seconds": age},
+            "disk": {"available_bytes": max(available, 0)},
+            "sandbox": engine.sandbox,
+            "models": [model["name"] for model in engine.models],
+        }
+        reasons = [*_reasons(engine, age, available)]
+        if self._service.stopping.is_set():
+            reasons.append("the worker is stopping")
+        if reasons:
+            raise NotReady(f"Not ready: {'; '.join(reasons)}.", {"reasons": reasons, "checks": checks})
+        return json_response({"ready": True, "checks": checks})
+
+    def metrics(self) -> Response:
+        body = self._service.metrics.expose([_InstanceCollector(self._service)])
+        return Response(body, content_type=CONTENT_TYPE_LATEST)
+
+    def models(self) -> Response:
+        models = self._service.store.engine_status().models
+        return json_response({"default": self._service.limits.default_model, "models": models})
+
+
+def _heartbeat_age(engine: EngineStatus) -> float | None:
+    """Seconds since the engine last said that it lives; None if none ever did."""
+    return round(max(0.0, time.time() - engine.heartbeat_at), 1) if engine.heartbeat_at else None
+
+
+def _reasons(engine: EngineStatus, age: float | None, available_bytes: int) -> Iterator[str]:
+    if age is None:
+        yield "the engine has not started yet"
+    elif age > HEARTBEAT_LIMIT_SECONDS:
+        yield f"the engine was last heard of {age:.0f} seconds ago"
+    elif not engine.ready:
+        yield "the engine is loading its models"
+    if available_bytes <= 0:
+        yield "the disk is full"
+
+
+class _InstanceCollector(Collector):
+    """What is read from the store when somebody asks, instead of being counted by every process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        jobs = GaugeMetricFamily("framebox_jobs", "Jobs that are kept, by state.", labels=["state"])
+        for state, count in self._service.store.counts().items():
+            jobs.add_metric([state], count)
+        yield jobs
+        engine = self._service.store.engine_status()
+        yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(_is_ready(engine)))
+        available = self._service.space.available_bytes()
+        yield _gauge("framebox_disk_available_bytes", "Room left for uploads.", float(available))
+
+
+def _is_ready(engine: EngineStatus) -> bool:
+    age = _heartbeat_age(engine)
+    return engine.ready and age is not None and age <= HEARTBEAT_LIMIT_SECONDS
+
+
+def _gauge(name: str, text: str, value: float) -> Any:
+    return GaugeMetricFamily(name, text, value=value)

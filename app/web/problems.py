@@ -1,0 +1,76 @@
+"""Every error as a problem document (RFC 9457)."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import orjson
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from app import errors
+from app.errors import FrameboxError, Problem
+
+_log = structlog.get_logger()
+
+PROBLEM_TYPE = "application/problem+json"
+
+_BY_STATUS: dict[int, type[FrameboxError]] = {
+    404: errors.RouteNotFound,
+    408: errors.RequestTimeout,
+    413: errors.BodyTooLarge,
+    414: errors.AddressTooLong,
+    415: errors.UnsupportedMediaType,
+}
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """Answer with `problem`, whose ``status`` is the answer's; adds ``request_id`` and Retry-After."""
+    body = orjson.dumps({**problem, "request_id": g.get("request_id")})
+    response = Response(body, status=int(problem["status"]), mimetype=PROBLEM_TYPE, headers=headers)
+    retry_after = problem.get("retry_after_seconds")
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    response.headers["Cache-Control"] = "no-store"
+    g.problem_code = problem["code"]
+    return response
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Turn every exception that leaves a view of `app` into a problem document."""
+    app.register_error_handler(FrameboxError, _on_framebox_error)
+    app.register_error_handler(HTTPException, _on_http_exception)
+    app.register_error_handler(Exception, _on_fault)
+
+
+def _on_framebox_error(error: FrameboxError) -> Response:
+    if error.status >= 500:
+        _log.warning("request refused", code=error.code, detail=error.detail)
+    return problem_response(error.to_problem())
+
+
+def _on_http_exception(error: HTTPException) -> Response:
+    if isinstance(error, MethodNotAllowed):
+        allowed = sorted(error.valid_methods or ())
+        refusal = errors.MethodNotAllowed(
+            f"{request.method} is not possible here.", {"allowed": allowed}
+        )
+        return problem_response(refusal.to_problem(), {"Allow": ", ".join(allowed)})
+    status = error.code or 500
+    if status < 400:  # a redirect that Flask makes is no error
+        return Response(status=status, headers=dict(error.get_headers()))
+    kind = _BY_STATUS.get(status, errors.BadRequest if status < 500 else errors.InternalError)
+    details: dict[type[FrameboxError], str] = {errors.RouteNotFound: "There is nothing at this address."}
+    return problem_response(kind(details.get(kind, f"The request was refused: {error.name}.")).to_problem())
+
+
+def _on_fault(error: Exception) -> Response:
+    """A fault of ours: the log has it all, the caller the request id alone."""
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return problem_response(errors.InsufficientStorage("The disk is full.").to_problem())
+    _log.error("request failed", exc_info=error)
+    detail = f"Something went wrong here; the log has it under {g.get('request_id')}."
+    problem: dict[str, Any] = errors.InternalError(detail).to_problem()
+    return problem_response(problem)

@@ -1,0 +1,36 @@
+"""What the views work with: collaborators and limits, given to them by the factory."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from app.jobs.store import JobStore
+from app.jobs.watcher import JobWatcher
+from app.metrics import Metrics
+from app.storage.data_folder import DataFolder
+from app.storage.space import SpaceLedger
+from app.storage.spool import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class WebLimits:
+    """What a request may ask for."""
+
+    max_upload_bytes: int
+    max_active_jobs: int
+    default_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The collaborators of all views of one HTTP worker."""
+
+    folder: DataFolder
+    store: JobStore
+    watcher: JobWatcher
+    spool: Spool
+    space: SpaceLedger
+    metrics: Metrics
+    limits: WebLimits
+    stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end

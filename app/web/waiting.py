@@ -1,0 +1,41 @@
+"""Waiting for a job's end on behalf of a client that may go away."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from app.jobs.job import Job
+from app.jobs.watcher import JobWatcher
+
+_GLANCE_SECONDS = 1.0  # how often a waiting request looks whether anybody still waits for its answer
+
+
+def wait_for_end(
+    watcher: JobWatcher, job: Job, *, seconds: float | None, is_abandoned: Callable[[], bool]
+) -> Job:
+    """Return the job once it has ended, `seconds` have passed (None: any time), or `is_abandoned()`.
+
+    Raises JobNotFound if it is deleted meanwhile.
+    """
+    deadline = float("inf") if seconds is None else time.monotonic() + seconds
+    with watcher.watch(job.id) as watch:
+        while not job.state.is_final:
+            left = deadline - time.monotonic()
+            if left <= 0 or is_abandoned():
+                break
+            job = watch.next_change(min(left, _GLANCE_SECONDS)) or job
+    return job
+
+
+def client_is_gone(connection: socket.socket | None) -> bool:
+    """Whether the peer has closed `connection`; False where the server does not show its socket."""
+    if connection is None:
+        return False
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

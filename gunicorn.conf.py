@@ -1,0 +1,60 @@
+"""gunicorn's settings: HTTP workers on a unix socket, behind nginx and nobody else.
+
+Whoever starts gunicorn sets, for its process alone:
+
+    MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TOP_PAD_=16777216
+        Bodies are read a mebibyte at a time; without these glibc maps and unmaps each of them, at half
+        the speed.
+    PROMETHEUS_MULTIPROC_DIR=<data folder>/run/metrics
+        An empty folder at every start of the instance. Set here if it is missing.
+"""
+
+import os
+import signal
+from typing import Any
+
+from app.logs import standard_logging
+from app.metrics import FOLDER_VARIABLE, forget_process
+from app.settings import load_settings
+from app.storage.data_folder import DataFolder
+
+_settings = load_settings()
+_folder = DataFolder(_settings.data)
+_folder.create()
+os.environ.setdefault(FOLDER_VARIABLE, str(_folder.metrics))
+
+wsgi_app = "app.factory:create_app()"
+bind = f"unix:{_folder.web_socket}"
+umask = 0o077
+
+worker_class = "gthread"
+workers = _settings.http_workers
+threads = _settings.http_threads
+worker_connections = threads + 1000  # the rest are idle connections that nginx keeps
+
+timeout = 60  # of the heartbeat; gthread's requests may take hours
+graceful_timeout = 30  # an upload under way has so long when the worker is told to stop
+keepalive = 75  # longer than nginx keeps an idle connection (60 s): else it would be closed in use
+max_requests = 0  # replacing a worker would cut those who wait
+preload_app = False
+worker_tmp_dir = "/dev/shm"  # noqa: S108 - the heartbeat file, which must not wait for a disk
+control_socket_disable = True
+
+accesslog = None  # the application logs its requests
+logconfig_dict = standard_logging("web", _settings.log_level)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let those who wait for an answer know when the worker is told to stop: they get a 202 instead."""
+    stopping = worker.app.wsgi().extensions["framebox"].stopping
+    handle_exit = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, frame: Any) -> None:
+        stopping.set()
+        handle_exit(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    forget_process(worker.pid)
