@@ -7,12 +7,10 @@ the devices. Whatever ends this process, the next one takes up its jobs from the
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +38,6 @@ from app.video.decoder import DecoderPool
 TICK_SECONDS = 0.1  # how often the loop looks for new jobs and for cancellations
 HEARTBEAT_SECONDS = 1.0
 PROGRESS_SECONDS = 0.5  # a job's progress is written down at most this often
-LOCK_POLL_SECONDS = 0.5
 CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
 NO_ROOM_SECONDS = 5.0  # after the disk refused a write, no job is claimed for so long
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -71,7 +68,7 @@ class _RunningJob:
 
 
 class Engine:
-    """Runs jobs until it is told to stop. One a data folder: a second one waits for the first to end."""
+    """Runs jobs until it is told to stop. One a data folder: whoever makes it holds the folder's lock."""
 
     def __init__(
         self,
@@ -105,7 +102,7 @@ class Engine:
     def run(self) -> None:
         """Run jobs until `stop`; ends the process with `EXIT_FAULT` if a device is lost or a model hangs."""
         try:
-            with self._locked(), self._decoders, self._models, self._runner:
+            with self._decoders, self._models, self._runner:
                 if not self._stop.is_set():
                     self._serve()
         except EngineFault:
@@ -124,19 +121,6 @@ class Engine:
         self._store.report_engine(self._epoch, ready=False)
 
     # ---- start
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the data folder's lock; the kernel lets go of it when this process ends, however it ends."""
-        with self._data.engine_lock.open("a") as lock:
-            waited = False
-            while not _try_lock(lock.fileno()):
-                if not waited:
-                    _log.warning("another engine holds the data folder")
-                waited = True
-                if self._stop.wait(LOCK_POLL_SECONDS):
-                    break
-            yield
 
     def _sweep(self) -> None:
         """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""
@@ -337,11 +321,3 @@ class _Account:
         if time.monotonic() >= self._next_write:
             self._store.update(self._job_id, self._epoch, self.progress, self.report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,0 +1,47 @@
+"""Where the tests' data is, and what must not be skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def _is_required(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real videos, damaged files and models: FRAMEBOX_TEST_DATA, or beside the checkout.
+
+    Skips where it is absent, unless FRAMEBOX_REQUIRE_TEST_DATA says that it must be there.
+    """
+    folder = Path(os.environ.get("FRAMEBOX_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        reason = f"no test data at {folder}; set FRAMEBOX_TEST_DATA"
+        if _is_required("FRAMEBOX_REQUIRE_TEST_DATA"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def people_video(test_data: Path) -> Path:
+    """1394 frames, 768 × 432, H.264: people cross a room one after another."""
+    return test_data / "videos" / "one-by-one-person-detection.mp4"
+
+
+@pytest.fixture
+def cuda() -> str:
+    """A CUDA device's name. Skips without one, unless FRAMEBOX_REQUIRE_CUDA says that there must be one."""
+    import torch  # noqa: PLC0415 - most tests do without it
+
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if _is_required("FRAMEBOX_REQUIRE_CUDA"):
+        pytest.fail("no CUDA device")
+    pytest.skip("no CUDA device; set FRAMEBOX_REQUIRE_CUDA=1 where there must be one")

@@ -1,0 +1,208 @@
+"""A whole instance, started as `make serve` starts it: supervisor, nginx, gunicorn, engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import requests
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+START_SECONDS = 90.0
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.02
+
+
+class Instance:
+    """One instance with a data folder and a port of its own. Its log is a file, shown when it fails."""
+
+    def __init__(self, data: Path, **settings: Any) -> None:
+        self.data = data
+        self.port = free_port()
+        self.log = data.parent / f"{data.name}.log"
+        self._environment = {
+            **os.environ,
+            "FRAMEBOX_HOST": "127.0.0.1",
+            "FRAMEBOX_PORT": str(self.port),
+            "FRAMEBOX_DATA": str(data),
+            **{f"FRAMEBOX_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.session = requests.Session()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    # ---- its life
+
+    def start(self, *, wait_until_ready: bool = True, **popen: Any) -> Self:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"],
+                cwd=CHECKOUT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **popen,
+            )
+        if wait_until_ready:
+            self.wait(self.is_ready, START_SECONDS, "ready")
+        return self
+
+    def stop(self) -> None:
+        """Ask it to stop, and check that nothing of it is left."""
+        if self._process is None:
+            return
+        processes = self.processes()
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(STOP_SECONDS)
+        self._process = None
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert not alive, f"left running: {[(p.pid, p.cmdline()) for p in alive]}\n{self.tail()}"
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._end_by_force()
+
+    def _end_by_force(self) -> None:
+        if self._process is not None:
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait(STOP_SECONDS)
+            self._process = None
+
+    # ---- what is going on
+
+    def is_ready(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=10).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        """Return what `condition` gives once it is true; fail with the log's end if it stays false."""
+        deadline = time.monotonic() + seconds
+        while not (result := condition()):
+            if self._process is not None and self._process.poll() is not None:
+                raise AssertionError(f"the instance ended while waiting: {what}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {seconds} seconds: {what}\n{self.tail()}")
+            time.sleep(POLL_SECONDS)
+        return result
+
+    def tail(self, lines: int = 60) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and all its descendants."""
+        if self._process is None:
+            return []
+        try:
+            supervisor = psutil.Process(self._process.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def find(self, *words: str) -> list[psutil.Process]:
+        """Its processes whose command line holds all `words`."""
+        return [process for process in self.processes() if _has_words(process, words)]
+
+    def engine(self) -> psutil.Process:
+        (process,) = self.find("-m", "app", "engine")
+        return process
+
+    def decoders(self) -> list[psutil.Process]:
+        """The decoder children that live now: the forkserver's children."""
+        return [child for process in self.engine().children() for child in process.children(recursive=True)]
+
+    def http_workers(self) -> list[psutil.Process]:
+        (master,) = [process for process in self.find("gunicorn") if process.ppid() == self.supervisor_pid]
+        return master.children()
+
+    @property
+    def supervisor_pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    # ---- requests
+
+    def post(self, video: Path, headers: dict[str, str] | None = None, **options: Any) -> requests.Response:
+        with video.open("rb") as body:
+            return requests.post(
+                f"{self.url}/v1/detections",
+                params=options,
+                data=body,
+                headers={"Content-Type": "video/mp4", **(headers or {})},
+                timeout=600,
+            )
+
+    def post_async(self, video: Path, **options: Any) -> str:
+        """Post without waiting; return the job's id."""
+        answer = self.post(video, {"Prefer": "respond-async"}, **options)
+        assert answer.status_code == 202, answer.text
+        return str(answer.headers["Framebox-Job"])
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        return requests.get(f"{self.url}/v1/jobs/{job_id}", timeout=30).json()
+
+    def wait_for_end(self, job_id: str, seconds: float = 300.0) -> dict[str, Any]:
+        ends = ("succeeded", "failed", "cancelled")
+        self.wait(lambda: self.report(job_id)["state"] in ends, seconds, f"end of job {job_id}")
+        return self.report(job_id)
+
+    def result(self, job_id: str) -> bytes:
+        answer = requests.get(f"{self.url}/v1/jobs/{job_id}/result", timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+def _has_words(process: psutil.Process, words: tuple[str, ...]) -> bool:
+    try:
+        line = process.cmdline()
+    except psutil.Error:
+        return False
+    return all(any(word == part or part.endswith(f"/{word}") for part in line) for word in words)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_clip(path: Path, *, frames: int, size: str = "320x240", rate: int = 25, gop: int = 50) -> Path:
+    """Write an H.264 clip with moving content of `frames` frames, a keyframe every `gop`."""
+    source = f"testsrc2=size={size}:rate={rate}"
+    command = ["ffmpeg", "-loglevel", "error", "-y", "-f", "lavfi", "-i", source, "-frames:v", str(frames)]
+    encoder = ["-c:v", "libx264", "-preset", "ultrafast", "-bf", "2", "-g", str(gop), "-pix_fmt", "yuv420p"]
+    subprocess.run([*command, *encoder, str(path)], check=True, timeout=300, stdin=subprocess.DEVNULL)
+    return path
+
+
+@contextlib.contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """Hold `process` still (SIGSTOP) during the block."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
