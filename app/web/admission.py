@@ -49,9 +49,7 @@ def admit(head: UploadHead, service: Service, *, key: str) -> Admission:
     BodyTooLarge, TooManyJobs, EngineUnavailable or InsufficientStorage.
     """
     options = parse_options(head.query)
-    model = check_model(
-        options.detection, service.store.engine_status().models, service.limits.default_model
-    )
+    model = check_model(options.detection, service.store.engine_status().models, service.limits.default_model)
     body_kind, boundary = _body_kind(head.content_type)
     _check_length(head, service.limits.max_upload_bytes)
     _check_queue(service)
@@ -101,6 +99,4 @@ def _check_queue(service: Service) -> None:
     counts = service.store.counts()
     limit = service.limits.max_active_jobs
     if counts[JobState.QUEUED] + counts[JobState.RUNNING] >= limit:
-        raise TooManyJobs(
-            f"{limit} jobs are queued or running.", {"limit": limit, "retry_after_seconds": 30}
-        )
+        raise TooManyJobs(f"{limit} jobs are queued or running.", {"limit": limit, "retry_after_seconds": 30})

@@ -96,7 +96,11 @@ class _MultipartReader:
 def _read(stream: BinaryIO, received: int, expected_bytes: int | None) -> bytes:
     try:
         return stream.read(READ_BYTES)
-    except (OSError, ParseException, BadRequest) as error:  # the connection broke, or the chunks make no sense
+    except (
+        OSError,
+        ParseException,
+        BadRequest,
+    ) as error:  # the connection broke, or the chunks make no sense
         raise _incomplete(received, expected_bytes) from error
 
 

@@ -19,7 +19,9 @@ class Preference:
 def parse_prefer(header: str | None) -> Preference:
     """Read a Prefer header. What we do not know, or cannot read, is passed over, as the RFC wants it."""
     tokens = [token.strip().lower() for token in (header or "").split(",")]
-    wait = next((match for token in tokens if (match := re.fullmatch(r"wait\s*=\s*\"?(\d{1,9})\"?", token))), None)
+    wait = next(
+        (match for token in tokens if (match := re.fullmatch(r"wait\s*=\s*\"?(\d{1,9})\"?", token))), None
+    )
     if wait:
         seconds = min(int(wait[1]), _WAIT_LIMIT_SECONDS)
         return Preference(float(seconds), f"wait={seconds}")

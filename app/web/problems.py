@@ -54,9 +54,7 @@ def _on_framebox_error(error: FrameboxError) -> Response:
 def _on_http_exception(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed):
         allowed = sorted(error.valid_methods or ())
-        refusal = errors.MethodNotAllowed(
-            f"{request.method} is not possible here.", {"allowed": allowed}
-        )
+        refusal = errors.MethodNotAllowed(f"{request.method} is not possible here.", {"allowed": allowed})
         return problem_response(refusal.to_problem(), {"Allow": ", ".join(allowed)})
     status = error.code or 500
     if status < 400:  # a redirect that Flask makes is no error

@@ -1,0 +1,168 @@
+"""nginx' configuration, rendered from ``deploy/nginx.conf`` and the settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import errors
+from app.errors import FrameboxError
+from app.settings import CHECKOUT, MIB, Settings, SettingsFault
+from app.storage.data_folder import DataFolder
+
+TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
+
+_RETRY_SECONDS = 5
+_SMALL_BODY_BYTES = MIB  # client_max_body_size of all that is no upload
+
+# What clients must never set themselves: each is given to the application by nginx, or emptied.
+_FORWARDED = {
+    "Connection": '""',
+    "Host": "$host",
+    "X-Request-ID": "$request_id",
+    "X-Forwarded-For": "$remote_addr",
+    "X-Forwarded-Proto": "$scheme",
+    "Framebox-Accel": "1",
+    "Framebox-Upload-Method": '""',
+    "Framebox-Upload-Uri": '""',
+    "Framebox-Upload-Length": '""',
+    "Framebox-Upload-Encoding": '""',
+}
+_ADMIT = _FORWARDED | {
+    "Content-Length": '""',
+    "Transfer-Encoding": '""',
+    "Framebox-Upload-Method": "$request_method",
+    "Framebox-Upload-Uri": "$request_uri",
+    "Framebox-Upload-Length": "$http_content_length",
+    "Framebox-Upload-Encoding": "$http_transfer_encoding",
+}
+
+_TOO_LONG_TO_WAIT = "Too many requests wait for their answers; with Prefer: respond-async none does."
+
+# Every status with which the application may refuse an upload: nginx' `return` takes literal ones only.
+_REFUSAL_STATUSES = (400, 404, 405, 411, 413, 415, 429, 500, 503, 507)
+
+
+def render_nginx_conf(settings: Settings) -> str:
+    """Return the configuration of `settings`' instance, for a process of the user who calls this.
+
+    Raises SettingsFault if the data folder's path cannot be written in nginx' language.
+    """
+    folder = DataFolder(settings.data)
+    faults = _faults(settings.max_upload_bytes)
+    words = {
+        "USER": _user_line(),
+        "NGINX": _quotable(folder.nginx),
+        "JOBS": _quotable(folder.jobs),
+        "WEB_SOCKET": _quotable(folder.web_socket),
+        "LISTEN": _listen(settings.host, settings.port),
+        "MAX_UPLOAD_BYTES": str(settings.max_upload_bytes),
+        "LONG_REQUESTS": str(settings.http_threads - settings.http_threads // 4),
+        "PROXY_HEADERS": _lines(
+            8, (f"proxy_set_header {name} {value};" for name, value in _FORWARDED.items())
+        ),
+        "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
+        "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),
+        "UPLOAD_ERROR_PAGES": _lines(12, _upload_error_pages(faults)),
+        "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
+        "BAD_GATEWAY": next(fault.literal() for fault in faults if fault.nginx_status == 502),
+        "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What nginx answers by itself. `place` tells apart two answers to one status."""
+
+    nginx_status: int  # 494 and the like are nginx' own and never go out
+    error: FrameboxError
+    place: str = ""
+
+    @property
+    def address(self) -> str:
+        return f"/_problem/{self.nginx_status}{self.place}"
+
+    def literal(self) -> str:
+        """The problem document, as it stands between single quotes in nginx' language."""
+        text = json.dumps(self.error.to_problem() | {"request_id": "$request_id"})
+        return text.replace("\\", "\\\\").replace("'", "\\'")
+
+    def location(self) -> list[str]:
+        retry_after = self.error.extensions.get("retry_after_seconds")
+        return [
+            f"location = {self.address} {{",
+            "    internal;",
+            "    default_type application/problem+json;",
+            "    add_header X-Request-ID $request_id always;",
+            "    add_header Cache-Control no-store always;",
+            *([f"    add_header Retry-After {retry_after} always;"] if retry_after else []),
+            f"    return {self.error.status} '{self.literal()}';",
+            "}",
+        ]
+
+
+def _faults(max_upload_bytes: int) -> list[_Fault]:
+    retry = {"retry_after_seconds": _RETRY_SECONDS}
+    return [
+        _Fault(400, errors.BadRequest("The request is no valid HTTP.")),
+        _Fault(404, errors.RouteNotFound("There is nothing at this address.")),
+        _Fault(405, errors.MethodNotAllowed("This method is not possible here.")),
+        _Fault(408, errors.RequestTimeout("Nothing came from the client for too long.")),
+        _Fault(411, errors.LengthRequired("The request needs a Content-Length.")),
+        _Fault(413, _too_large(_SMALL_BODY_BYTES)),
+        _Fault(413, _too_large(max_upload_bytes), "_upload"),
+        _Fault(414, errors.AddressTooLong("The address is too long.")),
+        _Fault(494, errors.BadRequest("The request's headers are too large.")),
+        _Fault(500, errors.InternalError("Something went wrong here.")),
+        _Fault(501, errors.BadRequest("This transfer encoding is not known here.")),
+        _Fault(502, errors.BadGateway("The service is being restarted.", retry)),
+        _Fault(503, errors.Busy(_TOO_LONG_TO_WAIT, retry)),
+        _Fault(504, errors.GatewayTimeout("The service did not answer in time.", retry)),
+        _Fault(505, errors.BadRequest("This version of HTTP is not spoken here.")),
+    ]
+
+
+def _too_large(limit_bytes: int) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"The body is longer than {limit_bytes} bytes.", {"limit_bytes": limit_bytes})
+
+
+def _error_page(fault: _Fault) -> str:
+    return f"error_page {fault.nginx_status} {fault.address};"
+
+
+def _upload_error_pages(faults: list[_Fault]) -> list[str]:
+    """A location with one error_page of its own inherits none: it repeats them, with its own 413."""
+    special = {fault.nginx_status for fault in faults if fault.place}
+    chosen = (fault for fault in faults if fault.place or fault.nginx_status not in special)
+    return [_error_page(fault) for fault in chosen]
+
+
+def _refusal(status: int) -> str:
+    return f"if ($refusal_status = {status}) {{ return {status} $refusal_problem; }}"
+
+
+def _lines(indent: int, lines: Iterable[str]) -> str:
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def _user_line() -> str:
+    """As root, nginx would give its workers to a user who cannot read the data folder."""
+    return f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "# user: whoever started it"
+
+
+def _listen(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _quotable(path: Path) -> str:
+    """The path as it stands between double quotes in nginx' language, which cannot write a dollar sign."""
+    text = str(path)
+    if re.search(r"[$\x00-\x1f\x7f]", text):
+        raise SettingsFault("FRAMEBOX_DATA: the path holds a dollar sign or a control character")
+    return text.replace("\\", "\\\\").replace('"', '\\"')
