@@ -40,7 +40,6 @@ preload_app = False
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - the heartbeat file, which must not wait for a disk
 control_socket_disable = True
 
-accesslog = None  # the application logs its requests
 logconfig_dict = standard_logging("web", _settings.log_level)
 
 

@@ -21,9 +21,12 @@ def configure_logging(program: str, level: str) -> None:
 
     `program` stands in each line; `level` is one of DEBUG, INFO, WARNING, ERROR. Call it once, early.
     """
-    processors = [*_shared_processors(program), structlog.processors.format_exc_info]
     structlog.configure(
-        processors=[*processors, structlog.processors.JSONRenderer(serializer=_json_bytes)],
+        processors=[
+            *_shared_processors(program),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_json_bytes),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.BytesLoggerFactory(file=sys.stdout.buffer),
         cache_logger_on_first_use=False,
@@ -34,7 +37,7 @@ def configure_logging(program: str, level: str) -> None:
 def standard_logging(program: str, level: str) -> dict[str, Any]:
     """The `logging.config` dictionary under which libraries write the same lines as structlog.
 
-    It leaves no handler but the root's, so gunicorn's loggers, which want their own, send theirs there.
+    gunicorn's loggers send theirs to the root too; its access log is off, for the application has its own.
     """
     formatter = {
         "()": structlog.stdlib.ProcessorFormatter,
@@ -45,7 +48,6 @@ def standard_logging(program: str, level: str) -> dict[str, Any]:
             structlog.processors.JSONRenderer(serializer=_json_text),
         ],
     }
-    to_root = {"level": level, "handlers": [], "propagate": True}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -54,7 +56,10 @@ def standard_logging(program: str, level: str) -> dict[str, Any]:
             "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
         },
         "root": {"level": level, "handlers": ["stdout"]},
-        "loggers": {"gunicorn.error": to_root, "gunicorn.access": to_root},
+        "loggers": {
+            "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
+            "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+        },
     }
 
 

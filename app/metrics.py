@@ -61,7 +61,7 @@ class Metrics:
         """Return all processes' metrics in Prometheus' text format 0.0.4, and those of `collectors`."""
         registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else self.registry
         if registry is not self.registry:
-            MultiProcessCollector(registry)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         own = CollectorRegistry()
         for collector in collectors:
             own.register(collector)
@@ -71,4 +71,4 @@ class Metrics:
 def forget_process(pid: int) -> None:
     """Drop the live gauges of a process that has ended; its counters stay in the sums."""
     if FOLDER_VARIABLE in os.environ:
-        mark_process_dead(pid)
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

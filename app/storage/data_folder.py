@@ -2,7 +2,7 @@
 
 <root>/
   framebox.sqlite3          the jobs' records
-  locks/<program>.lock      held (flock) by each program of the instance, and by what it leaves behind
+  locks/<program>.lock      held (flock) by the one serve, engine, web, nginx of this folder
   incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments

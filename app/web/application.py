@@ -63,6 +63,6 @@ class _Finish:
         }
         if "problem_code" in g:
             fields["code"] = g.problem_code
-        quiet = request.endpoint in _QUIET and response.status_code < 400
+        quiet = request.endpoint in _QUIET and response.status_code in (200, 204, 403)
         (_log.debug if quiet else _log.info)("request", **fields)
         return response

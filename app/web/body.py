@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
@@ -19,7 +19,7 @@ _ENVELOPE_BYTES = 64 * 1024  # a multipart part's headers
 _PARTS = 20
 
 
-def body_pieces(stream: BinaryIO, *, expected_bytes: int | None, limit_bytes: int) -> Iterator[bytes]:
+def body_pieces(stream: IO[bytes], *, expected_bytes: int | None, limit_bytes: int) -> Iterator[bytes]:
     """Yield the body, in pieces of READ_BYTES but for the last.
 
     `expected_bytes` is the Content-Length; None for a chunked body, which the server ends.
@@ -93,7 +93,7 @@ class _MultipartReader:
         self.video_name = part.filename if isinstance(part, File) else None
 
 
-def _read(stream: BinaryIO, received: int, expected_bytes: int | None) -> bytes:
+def _read(stream: IO[bytes], received: int, expected_bytes: int | None) -> bytes:
     try:
         return stream.read(READ_BYTES)
     except (

@@ -42,6 +42,7 @@ def _refusal(error: FrameboxError) -> Response:
     problem = {**error.to_problem(), "request_id": g.request_id}
     response = Response(status=403)
     response.headers["Framebox-Refusal-Status"] = str(error.status)
+    response.headers["Framebox-Refusal-Code"] = error.code
     response.headers["Framebox-Refusal-Problem"] = json.dumps(problem)
     if "retry_after_seconds" in problem:
         response.headers["Retry-After"] = str(problem["retry_after_seconds"])

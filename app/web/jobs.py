@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 
 from flask import Response, request
 
-from app.errors import JobNotFound
 from app.jobs.job import JobState
 from app.jobs.report import public_report
 from app.pipeline.options import DocumentFormat

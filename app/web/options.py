@@ -116,12 +116,11 @@ def _describe(fault: Any) -> Fault:
 
 def describe_values(name: str) -> str:
     """What the option `name` may be, in words."""
-    schema = DetectionOptions.model_json_schema()["properties"][name]
-    field = DetectionOptions.model_fields[name]
-    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
-    kind = kinds[0]
+    whole = DetectionOptions.model_json_schema()
+    schema = whole["properties"][name]
+    kind = next(kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null")
     if "$ref" in kind:
-        return " or ".join(field.annotation) if isinstance(field.annotation, type) else ""
+        return " or ".join(whole["$defs"][kind["$ref"].rpartition("/")[2]]["enum"])
     if kind.get("type") == "array":
         return "labels separated by commas"
     bounds = [

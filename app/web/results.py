@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from flask import Response, request
-from werkzeug.utils import send_file
+from flask import Response, request, send_file
 
 from app.errors import JobWasCancelled, ResultNotReady
 from app.jobs.job import Job, JobState
@@ -65,7 +64,7 @@ def _send_document(job: Job, document_format: DocumentFormat, service: Service) 
     if ACCEL_HEADER in request.headers:
         response = _hand_to_nginx(path, sha256_hex, media_type, service.folder.jobs)
     else:
-        response = send_file(path, request.environ, mimetype=media_type, etag=sha256_hex, conditional=True)
+        response = send_file(path, mimetype=media_type, etag=sha256_hex, conditional=True)
     response.headers.update(headers)
     return response
 

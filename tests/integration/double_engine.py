@@ -1,0 +1,102 @@
+"""A stand-in for the engine: real job store, real files, no video. Run as a process of its own.
+
+The "video" of a job is its orders, one JSON object: ``frames`` (how many pairs, default 3), ``problem``
+(code of an error to fail with), ``hold`` (path: wait until that file exists), ``steps`` (progress writes),
+``complete`` (default true).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app import errors
+from app.jobs.job import Job, JobState, Progress
+from app.jobs.store import JobStore
+from app.storage.data_folder import DataFolder
+from app.storage.durable import atomic_write
+
+MODELS = [{"name": "hog-people", "labels": ["person"]}, {"name": "other", "labels": ["cat", "dog"]}]
+PROBLEMS = {"no_video_stream": errors.NoVideoStream("There is no video stream in the file.")}
+
+
+class DoubleEngine:
+    """Works through the jobs of one data folder, one at a time."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self._folder = folder
+        self._store = JobStore(folder.database)
+        self._store.create()
+        self._epoch = self._store.begin_epoch(pid=os.getpid())
+
+    def run(self) -> None:
+        while True:
+            self._beat()
+            job = self._store.claim(self._epoch)
+            if job is not None:
+                self._work(job)
+            else:
+                time.sleep(0.01)
+
+    def _beat(self) -> None:
+        self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
+
+    def _work(self, job: Job) -> None:
+        text = self._folder.video(job.id).read_bytes()
+        orders: dict[str, Any] = orjson.loads(text) if text.startswith(b"{") else {}
+        frames = orders.get("frames", 3)
+        for step in range(orders.get("steps", 0)):
+            self._store.update(job.id, self._epoch, Progress(step, frames, step, None))
+        if not self._hold(job, orders):
+            return
+        if "problem" in orders:
+            problem = PROBLEMS[orders["problem"]].to_problem()
+            self._store.finish(job.id, self._epoch, JobState.FAILED, problem=problem)
+            return
+        self._finish(job, frames, complete=orders.get("complete", True))
+
+    def _hold(self, job: Job, orders: dict[str, Any]) -> bool:
+        """Wait for the order to go on; False if the job was cancelled meanwhile."""
+        while "hold" in orders and not Path(orders["hold"]).exists():
+            self._beat()
+            if job.id in self._store.cancel_requests(self._epoch):
+                self._store.finish(job.id, self._epoch, JobState.CANCELLED)
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _finish(self, job: Job, frames: int, *, complete: bool) -> None:
+        digest = hashlib.sha256()
+        with atomic_write(self._folder.result(job.id, "pairs")) as file:
+            for line in document(frames):
+                digest.update(line)
+                file.write(line)
+            size_bytes = file.tell()
+        self._store.finish(
+            job.id,
+            self._epoch,
+            JobState.SUCCEEDED,
+            report={
+                "video": {"width": 768, "height": 432, "codec": "h264"},
+                "model": {"name": job.model, "sha256": "0" * 64, "device": "cpu"},
+                "completeness": {"complete": complete, "frames_analysed": frames},
+                "document": {"bytes": size_bytes, "sha256": digest.hexdigest()},
+            },
+        )
+
+
+def document(frames: int) -> list[bytes]:
+    """The lines of the document that the double writes for so many frames."""
+    pair = b'[%d,[{"box":[1.0,2.0,30.0,40.0],"label":"person","score":0.9}]]'
+    lines = [pair % frame_id + b",\n" for frame_id in range(frames - 1)]
+    return [b"[", *lines, pair % (frames - 1) + b"\n", b"]\n"]
+
+
+if __name__ == "__main__":
+    DoubleEngine(DataFolder(Path(sys.argv[1]))).run()

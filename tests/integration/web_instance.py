@@ -1,0 +1,140 @@
+"""nginx, gunicorn and the double engine as real processes on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from app.nginx import render_nginx_conf
+from app.settings import Settings
+from app.storage.data_folder import DataFolder
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DOUBLE_ENGINE = Path(__file__).with_name("double_engine.py")
+START_SECONDS = 30.0
+
+
+@dataclass
+class WebInstance:
+    """A running web side. `settings` are the overrides, as environment variables without FRAMEBOX_."""
+
+    data: Path
+    settings: dict[str, str]
+    logs: Path
+    port: int = 0
+    programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def folder(self) -> DataFolder:
+        return DataFolder(self.data)
+
+    def environment(self) -> dict[str, str]:
+        own = {f"FRAMEBOX_{name}": value for name, value in self.settings.items()}
+        base = {
+            "FRAMEBOX_DATA": str(self.data),
+            "FRAMEBOX_PORT": str(self.port or 1),
+            "FRAMEBOX_HOST": "127.0.0.1",
+        }
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FRAMEBOX_")},
+            "PYTHONPATH": str(CHECKOUT),
+            "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics),
+            **base,
+            **own,
+        }
+
+    def log(self, program: str) -> str:
+        return (self.logs / f"{program}.log").read_text(errors="replace")
+
+    def start(self, program: str, command: list[str], **options: object) -> None:
+        with (self.logs / f"{program}.log").open("ab") as log:
+            self.programs[program] = _popen(command, log, self.environment(), **options)
+
+    def stop(self, program: str, number: int = signal.SIGTERM) -> None:
+        process = self.programs.pop(program)
+        process.send_signal(number)
+        process.wait(timeout=30)
+
+    def start_engine(self) -> None:
+        self.start("engine", [sys.executable, str(DOUBLE_ENGINE), str(self.data)])
+
+    def start_gunicorn(self) -> None:
+        self.start("gunicorn", [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"])
+
+    def start_nginx(self) -> None:
+        """nginx inherits the listening socket (its variable NGINX), so no other can take the port."""
+        listener = socket.create_server(("127.0.0.1", self.port))
+        with listener:
+            self.port = listener.getsockname()[1]
+            settings = Settings(data=self.data, port=self.port, host="127.0.0.1", **_lower(self.settings))
+            configuration = self.folder.run / "nginx.conf"
+            configuration.write_text(render_nginx_conf(settings))
+            os.set_inheritable(listener.fileno(), True)
+            command = ["nginx", "-e", "stderr", "-p", str(self.folder.run), "-c", str(configuration)]
+            environment = self.environment() | {"NGINX": f"{listener.fileno()};"}
+            with (self.logs / "nginx.log").open("ab") as log:
+                self.programs["nginx"] = _popen(command, log, environment, pass_fds=(listener.fileno(),))
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except requests.ConnectionError:
+                pass
+            time.sleep(0.05)
+        logs = "\n".join(f"--- {name}\n{self.log(name)[-3000:]}" for name in self.programs)
+        raise AssertionError(f"not ready after {START_SECONDS} s\n{logs}")
+
+
+@contextmanager
+def running_instance(folder: Path, **settings: str) -> Iterator[WebInstance]:
+    """Yield a ready instance with its data and logs in `folder`; all of it is gone afterwards."""
+    instance = WebInstance(folder / "data", dict(settings), folder)
+    instance.folder.create()
+    with ExitStack() as stack:
+        stack.callback(_stop_all, instance)
+        instance.start_nginx()
+        instance.start_gunicorn()
+        instance.start_engine()
+        instance.wait_until_ready()
+        yield instance
+
+
+def _stop_all(instance: WebInstance) -> None:
+    for process in instance.programs.values():
+        process.terminate()
+    for process in instance.programs.values():
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=10)
+
+
+def _popen(
+    command: list[str], log: IO[bytes], environment: dict[str, str], **options: object
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        command, cwd=CHECKOUT, env=environment, stdout=log, stderr=log, start_new_session=True, **options
+    )
+
+
+def _lower(settings: dict[str, str]) -> dict[str, object]:
+    return {name.lower(): value for name, value in settings.items()}
