@@ -1,4 +1,4 @@
-"""What is known of a video once its container has been read."""
+"""What is known of a video: once its container has been read, and once its index is whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """The chosen video stream. Sizes are in pixels; `width` × `height` is the frame as displayed."""
+    """The chosen video stream. Sizes are in pixels; `width` × `height` is the frame as displayed.
+
+    Pixels need not be square: boxes are in pixels of the decoded frame, `sample_aspect_ratio` tells a
+    player how much wider than high to show one.
+    """
 
     container: str  # FFmpeg's name of the demuxer: "mov", "matroska", "mpegts"
     codec: str  # FFmpeg's name: "h264", "hevc"
@@ -20,3 +24,18 @@ class VideoFacts:
     frame_rate: Fraction | None  # average, as the container tells; None if it does not
     duration_seconds: float | None  # as the container tells; not the truth about a damaged file
     stream_index: int
+    sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
+    frames_from_header: int | None = None  # as the container claims; edit lists and damage make it wrong
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSummary:
+    """What a finished pass over the packets has shown."""
+
+    frames_indexed: int  # displayable frames that the container tells of
+    frames_wanted: int  # of these, asked for by the sampling
+    segments: int
+    duration_seconds: float | None  # from the first frame's time stamp to the end of the last frame
+    variable_frame_rate: bool
+    truncated: bool
+    notes: tuple[str, ...]  # how a truncation, damage or odd time stamps showed, for the report

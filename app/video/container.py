@@ -1,0 +1,242 @@
+"""In the child: opening a video safely, choosing its stream, and reading packets past damage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import av
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from app.video.limits import VideoLimits
+from app.video.messages import Command, Fault, FaultCode, Message
+from app.video.segments import Entry
+
+# What FFmpeg may take the bytes for. No playlists, no session descriptions, no still images.
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,gxf,dv,wtv,nut,rm,ivf,"
+    "m4v,h263,h264,hevc,vvc,av1,obu,vc1,mjpeg,yuv4mpegpipe"
+)
+# Decoders by FFmpeg's names. Each is a parser of hostile bytes: only what people have videos in.
+DECODERS = frozenset(
+    ["h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263i", "h263p", "flv", "flv1", "vc1", "wmv1", "wmv2", "wmv3", "mjpeg", "prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "theora", "vp6", "vp6f", "rv30", "rv40", "svq3", "cinepak", "rawvideo", "v210", "vvc"]
+)
+_PROBE_BYTES = 8 * 1024 * 1024
+_PROBE_MICROSECONDS = 10_000_000
+_MAX_READ_ERRORS = 1000
+_NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+
+
+class VideoRefused(Exception):
+    """The video cannot be used; `fault` is for the engine."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    descriptor: int  # of the video, with an open file description of its own: the offset is used
+    threads: int
+    limits: VideoLimits
+
+
+def open_container(options: OpenOptions) -> InputContainer:
+    """Open the video, from its start. Raises VideoRefused."""
+    os.lseek(options.descriptor, 0, os.SEEK_SET)
+    try:
+        return av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options))
+    except MemoryError as error:
+        raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY)) from error
+    except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED)) from error
+
+
+def _av_options(options: OpenOptions) -> dict[str, str]:
+    return {
+        "fd": str(options.descriptor),
+        "protocol_whitelist": "fd",
+        "format_whitelist": DEMUXERS,
+        "codec_whitelist": ",".join(sorted(DECODERS)),
+        "max_pixels": str(options.limits.max_pixels),
+        "max_streams": str(options.limits.max_streams),
+        "probesize": str(_PROBE_BYTES),
+        "analyzeduration": str(_PROBE_MICROSECONDS),
+        "threads": "1",
+    }
+
+
+def choose_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
+    """Return the default video stream, or the largest of several. The others are not read.
+
+    Raises VideoRefused.
+    """
+    if len(container.streams) > limits.max_streams:
+        raise VideoRefused(over_limit("max_streams", limits.max_streams, len(container.streams)))
+    real = [stream for stream in container.streams.video if not stream.disposition & _NO_REAL_VIDEO]
+    if not real:
+        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
+    stream = max(real, key=_preference)
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    context = stream.codec_context
+    if context is None or context.codec.name not in DECODERS:
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
+    check_size(context.width, context.height, limits)
+    return stream
+
+
+def _preference(stream: VideoStream) -> tuple[bool, int, int]:
+    context = stream.codec_context
+    pixels = 0 if context is None else context.width * context.height
+    return bool(stream.disposition & Disposition.default), pixels, -stream.index
+
+
+def over_limit(name: str, limit: int, value: int) -> Fault:
+    return Fault(FaultCode.OVER_LIMIT, name, limit, value)
+
+
+def check_size(width: int, height: int, limits: VideoLimits) -> None:
+    """Raises VideoRefused if a picture of this size is over a limit."""
+    if width * height > limits.max_pixels:
+        raise VideoRefused(over_limit("max_pixels", limits.max_pixels, width * height))
+    if max(width, height) > limits.max_side:
+        raise VideoRefused(over_limit("max_side", limits.max_side, max(width, height)))
+
+
+def prepare_decoder(stream: VideoStream, options: OpenOptions) -> None:
+    """Bound the stream's decoder. Must come before its first packet."""
+    context = stream.codec_context
+    context.options = {"max_pixels": str(options.limits.max_pixels)}
+    context.thread_count = options.threads
+    context.thread_type = ThreadType.FRAME if options.threads > 1 else ThreadType.NONE
+
+
+class Channel(Protocol):
+    """The way to the engine, as `child.Channel` is."""
+
+    def send(self, kind: Message, payload: bytes = b"") -> None: ...
+    def show_read(self, packets: int) -> None: ...
+    def show_fed(self, packets: int) -> None: ...
+    def receive(self) -> tuple[Command, bytes]: ...
+
+
+class PacketReader:
+    """The chosen stream's packets, in the container's order, from any entry of the index on."""
+
+    def __init__(self, options: OpenOptions, channel: Channel) -> None:
+        self._options = options
+        self._channel = channel
+        self._packets_read = 0
+        self.read_errors = 0
+        self.gave_up = False
+        self._open()
+
+    def _open(self) -> None:
+        self.container = open_container(self._options)
+        self.stream = choose_stream(self.container, self._options.limits)
+        prepare_decoder(self.stream, self._options)
+        self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
+        self._pushed_back: Packet[VideoStream] | None = None
+        self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
+
+    def close(self) -> None:
+        self.container.close()
+
+    def reopen(self) -> None:
+        """Begin again at the video's start, with a fresh decoder. Raises VideoRefused."""
+        self.close()
+        self._open()
+
+    def read(self) -> Packet[VideoStream] | None:
+        """Return the next packet, or None at the end. Failing reads are tried again, so many times."""
+        packet = self._pushed_back or self._demux()
+        self._pushed_back = None
+        if packet is not None and self.ordinal is not None:
+            self.ordinal += 1
+        return packet
+
+    def _demux(self) -> Packet[VideoStream] | None:
+        while self.read_errors < _MAX_READ_ERRORS:
+            try:
+                packet = next(self._packets)
+            except StopIteration:
+                return None
+            except (av.FFmpegError, OSError):
+                self.read_errors += 1
+                self._packets = self.container.demux(self.stream)
+                continue
+            self._packets_read += 1
+            self._channel.show_read(self._packets_read)
+            is_flush = packet.size == 0 and packet.dts is None and packet.pts is None
+            return None if is_flush else packet
+        self.gave_up = True
+        return None
+
+    def move_to(self, entry: Entry) -> bool:
+        """Make `read` return the packet of `entry` next. False if the video does not hold it (any more)."""
+        if self.ordinal == entry.ordinal:
+            return True
+        if self._skip_forward(entry, at_most=_NEAR_PACKETS):
+            return True
+        if entry.ordinal > _NEAR_PACKETS and self._seek(entry):
+            return True
+        self.reopen()
+        return self._skip_forward(entry, at_most=entry.ordinal)
+
+    def _skip_forward(self, entry: Entry, *, at_most: int) -> bool:
+        if self.ordinal is None or not 0 <= entry.ordinal - self.ordinal <= at_most:
+            return False
+        while self.ordinal < entry.ordinal:
+            if self.read() is None:
+                return False
+        return True
+
+    def _seek(self, entry: Entry) -> bool:
+        try:
+            self._seek_near(entry)
+        except (av.FFmpegError, OSError, ValueError, OverflowError):
+            return False
+        self._packets = self.container.demux(self.stream)
+        self._pushed_back = None
+        self.ordinal = None
+        for _ in range(_SEARCHED_PACKETS):
+            packet = self._demux()
+            if packet is None:
+                return False
+            if _is_entry(packet, entry):
+                self._pushed_back = packet
+                self.ordinal = entry.ordinal
+                return True
+            if packet.dts is not None and entry.dts is not None and packet.dts > entry.dts:
+                return False
+        return False
+
+    def _seek_near(self, entry: Entry) -> None:
+        name = self.container.format.name
+        if name in _SEEKS_BY_BYTE and entry.position is not None:
+            self.container.seek(entry.position, stream=self.stream, unsupported_byte_offset=True)
+            return
+        stamp = entry.pts if "mov" in name or entry.dts is None else entry.dts
+        if stamp is None:
+            raise ValueError("an entry without a time stamp")
+        self.container.seek(stamp, stream=self.stream)
+
+
+_NEAR_PACKETS = 64  # reading over so many is no dearer than a seek
+_SEARCHED_PACKETS = 4096  # after a seek, for the entry
+_SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
+
+
+def _is_entry(packet: Packet[VideoStream], entry: Entry) -> bool:
+    if packet.pts != entry.pts or packet.size != entry.size_bytes:
+        return False
+    return entry.position is None or packet.pos is None or packet.pos == entry.position

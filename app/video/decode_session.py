@@ -1,0 +1,426 @@
+"""One segment's frames: from a child that may die to batches that do not show it.
+
+When a child dies, the segment goes on with a new one, of one thread, from the first batch that was not
+delivered. A packet at which two children died is left out. After a few of those, decoding goes on at the
+next entry of the segment; what lies between is reported. Every step leaves less to decode, so it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import InternalError
+from app.video.faults import error_of
+from app.video.messages import (
+    BatchMessage,
+    Command,
+    DecodeRequest,
+    DecoderProtocolError,
+    Fault,
+    FaultCode,
+    FrameStatus,
+    Message,
+    unpack_statuses,
+)
+from app.video.process import ChildDied, ChildProcess
+from app.video.segments import Entry, Segment
+
+Cancelled = Callable[[], bool]
+
+_MAX_DEATHS = 12  # of children, a segment
+_MAX_SKIPPED = 3  # packets left out, from one entry
+_SECONDS_A_PACKET = 4.0  # that a decoder may take on average, a very large picture on a busy machine
+_PACKETS_READ_A_SECOND = 500
+
+REASONS = {
+    FrameStatus.NOT_SEEN: "the decoder gave no picture",
+    FrameStatus.REJECTED: "the decoder refused the data",
+    FrameStatus.NOT_SHOWN: "the decoder gave no picture",
+    FrameStatus.NO_PACKET: "the data is missing from the file",
+    FrameStatus.SKIPPED: "the data crashed or stalled the decoder",
+}
+_HAS_PICTURE = (FrameStatus.DECODED, FrameStatus.CORRUPT)
+
+
+class ChildSource(Protocol):
+    """Where a session gets its children, ready to be told what to do."""
+
+    def acquire(self, *, threads: int | None, cancelled: Cancelled) -> ChildProcess: ...
+    def give_back(self, child: ChildProcess) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRange:
+    """Frame ids `first` … `last`, inclusive."""
+
+    first: int
+    last: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOutcome:
+    """What became of the wanted frames of a segment."""
+
+    frames_wanted: int
+    frames_decoded: int
+    undecodable: tuple[FrameRange, ...]  # ascending
+    corrupt: tuple[FrameRange, ...]  # decoded, but marked by the decoder as built on damaged data
+
+    @property
+    def corrupt_count(self) -> int:
+        return sum(gap.last - gap.first + 1 for gap in self.corrupt)
+
+
+class FrameBatch:
+    """Consecutive decoded frames, of one source size, in memory that is the consumer's until `release`."""
+
+    def __init__(
+        self,
+        frame_ids: npt.NDArray[np.int64],
+        pts: npt.NDArray[np.int64],
+        frames: npt.NDArray[np.uint8],
+        source_size: tuple[int, int],
+        on_release: Callable[[], None],
+    ) -> None:
+        self.frame_ids = frame_ids  # (n,) ascending
+        self.pts = pts  # (n,) ticks of VideoFacts.time_base
+        self.frames = frames  # (n, height, width, 3) uint8 RGB; read only, a view into the ring
+        self.source_size = source_size  # (width, height) as displayed, to map boxes back to
+        self._on_release: Callable[[], None] | None = on_release
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def release(self) -> None:
+        """Give the memory back to the decoder; `frames` must not be read any more. Twice is fine."""
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release()
+
+
+class DecodeSession:
+    """An iterator over the batches of one segment; closed by `with`. Not shared between threads.
+
+    Batches may be released in any order and from any thread; at most `slot_count` can be held at a time.
+    """
+
+    def __init__(
+        self,
+        source: ChildSource,
+        segment: Segment,
+        *,
+        frame_size: tuple[int, int],
+        batch_size: int,
+        slot_count: int,
+        cancelled: Cancelled,
+    ) -> None:
+        self.batch_size = batch_size  # frames a batch: what was asked for, or what fits in the ring
+        self.slot_count = slot_count
+        self._source = source
+        self._segment = segment
+        self._frame_size = frame_size
+        self._cancelled = cancelled
+        self._child: ChildProcess | None = None
+        self._held: set[int] = set()  # slots in the consumer's hands
+        self._statuses = np.zeros(segment.frame_count, dtype=np.uint8)
+        self._next_rank = 0  # the first frame that is neither delivered nor given up
+        self._deaths = Deaths()
+        self._outcome: DecodeOutcome | None = None
+        self._batches = self._decode_segment()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[FrameBatch]:
+        return self._batches
+
+    @property
+    def outcome(self) -> DecodeOutcome:
+        """What became of the segment's frames. ValueError before the iteration is through."""
+        if self._outcome is None:
+            raise ValueError("the segment is not decoded yet")
+        return self._outcome
+
+    def close(self) -> None:
+        """End the session; its child serves another one, if it is done and all batches are released."""
+        self._batches.close()
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if self._outcome is not None and not self._held:
+            self._source.give_back(child)
+        else:
+            child.close()
+
+    def _decode_segment(self) -> Generator[FrameBatch, None, None]:
+        request = self._request_from(0, skipped=self._segment.skipped)
+        while request is not None:
+            asked = request
+            try:
+                yield from self._attempt(asked)
+                request = self._after_success(asked)
+            except (ChildDied, DecoderProtocolError):
+                request = self._after_death(asked)
+        self._outcome = self._settle()
+
+    # -- one request to one child
+
+    def _attempt(self, request: DecodeRequest) -> Iterator[FrameBatch]:
+        child = self._child_for(request)
+        child.send(Command.DECODE, request.pack())
+        deadline = _Deadline(request)
+        while True:
+            if len(self._held) >= self.slot_count:
+                raise RuntimeError("every batch is still held: release one before asking for the next")
+            started = time.monotonic()
+            kind, payload = child.receive(self._cancelled, deadline=started + deadline.left_seconds)
+            deadline.left_seconds -= time.monotonic() - started
+            if kind is Message.BATCH:
+                yield self._batch(child, request, BatchMessage.unpack(payload))
+            elif kind is Message.SEGMENT_END:
+                self._take_statuses(request, unpack_statuses(payload, len(request.pts)))
+                return
+            elif kind is Message.FAULT:
+                self._refuse(Fault.unpack(payload))
+            else:
+                raise DecoderProtocolError("an answer to another question")
+
+    def _child_for(self, request: DecodeRequest) -> ChildProcess:  # noqa: ARG002 - by place, later
+        if self._child is None:
+            self._child = self._source.acquire(threads=self._deaths.threads, cancelled=self._cancelled)
+        return self._child
+
+    def _refuse(self, fault: Fault) -> None:
+        if fault.code is FaultCode.ENTRY_NOT_FOUND:
+            raise ChildDied("does not find the place to begin")
+        if fault.code is FaultCode.OUT_OF_MEMORY:
+            raise ChildDied("needs more memory than it may take")
+        raise error_of(fault)
+
+    def _batch(self, child: ChildProcess, request: DecodeRequest, message: BatchMessage) -> FrameBatch:
+        self._check_batch(request, message)
+        ranks = np.array(message.ranks)
+        size = request.batch_size * request.frame_bytes
+        slot = child.pictures[message.slot * size : (message.slot + 1) * size]
+        shape = (request.batch_size, request.height, request.width, 3)
+        frames = slot.reshape(shape)[: len(ranks)]
+        frames.flags.writeable = False
+        self._held.add(message.slot)
+        self._statuses[ranks] = FrameStatus.DECODED
+        self._next_rank = int(ranks[-1]) + 1
+        return FrameBatch(
+            frame_ids=self._segment.first_frame_id + ranks.astype(np.int64),
+            pts=self._segment.pts[ranks],
+            frames=frames,
+            source_size=(message.source_width, message.source_height),
+            on_release=lambda: self._release(child, message.slot),
+        )
+
+    def _check_batch(self, request: DecodeRequest, message: BatchMessage) -> None:
+        ranks = np.array(message.ranks, dtype=np.int64)
+        is_fair = (
+            0 <= message.slot < self.slot_count
+            and message.slot not in self._held
+            and len(ranks) <= request.batch_size
+            and ranks[0] >= self._next_rank
+            and ranks[-1] < len(request.pts)
+            and bool((np.diff(ranks) > 0).all())
+            and bool(request.wanted[ranks].all())
+        )
+        if not is_fair:
+            raise DecoderProtocolError("a batch that was not asked for")
+        if request.frames_before is None and not np.array_equal(request.pts[ranks], message.pts):
+            raise DecoderProtocolError("frames of another time")
+
+    def _release(self, child: ChildProcess, slot: int) -> None:
+        self._held.discard(slot)
+        if child is self._child:
+            try:
+                child.send(Command.RELEASE, slot.to_bytes(4, "little"))
+            except ChildDied:
+                return  # the session notices when it asks for the next batch
+
+    def _take_statuses(self, request: DecodeRequest, statuses: npt.NDArray[np.uint8]) -> None:
+        delivered = np.isin(self._statuses, _HAS_PICTURE)
+        claimed = np.isin(statuses, _HAS_PICTURE) & request.wanted
+        if bool((claimed & ~delivered).any()):
+            raise DecoderProtocolError("frames that were decoded but not delivered")
+        open_frames = request.wanted & (~delivered | (statuses == FrameStatus.CORRUPT))
+        self._statuses[open_frames] = statuses[open_frames]
+
+    # -- what to ask for
+
+    def _request_from(
+        self, first_rank: int, *, skipped: tuple[int, ...], at_least: int = -1, packets_end: int | None = None
+    ) -> DecodeRequest | None:
+        """Ask for the wanted frames from `first_rank` on; None if there are none.
+
+        Decoding enters at packet `at_least` or later, and ends before packet `packets_end`.
+        """
+        segment = self._segment
+        wanted = segment.wanted.copy()
+        wanted[:first_rank] = False
+        if not wanted.any():
+            return None
+        entry = self._entry_for(int(np.argmax(wanted)), at_least)
+        if entry is None:
+            return None
+        end = segment.entry.ordinal + segment.packet_count
+        end = end if packets_end is None else min(end, packets_end)
+        width, height = self._frame_size
+        return DecodeRequest(
+            entry=entry,
+            packet_count=end - entry.ordinal,
+            pts=segment.pts,
+            wanted=wanted,
+            frames_before=segment.frames_before,
+            width=width,
+            height=height,
+            batch_size=self.batch_size,
+            slot_count=self.slot_count,
+            skipped=skipped,
+        )
+
+    def _entry_for(self, rank: int, at_least: int) -> Entry | None:
+        entries = [(self._segment.entry, 0), *self._segment.later_entries]
+        usable = [(entry, first) for entry, first in entries if entry.ordinal >= at_least]
+        if not usable:
+            return None
+        return [entry for entry, first in usable if first <= rank or entry is usable[0][0]][-1]
+
+    def _after_success(self, request: DecodeRequest) -> DecodeRequest | None:
+        end = request.entry.ordinal + request.packet_count
+        if end >= self._segment.entry.ordinal + self._segment.packet_count:
+            return None
+        return self._pass_over(end)
+
+    def _after_death(self, request: DecodeRequest) -> DecodeRequest | None:
+        child, self._child = self._child, None
+        if child is None:  # none could be had
+            self._deaths.count_failed_start()
+            return request
+        fed = request.entry.ordinal + child.packets_fed if child.packets_fed else None
+        child.close()
+        self._held.clear()
+        poison = self._deaths.note(fed, child.threads)
+        if self._deaths.total > _MAX_DEATHS:
+            return None
+        if poison is None:
+            return self._request_from(
+                self._next_rank, skipped=request.skipped, at_least=request.entry.ordinal
+            )
+        return self._without(request, poison)
+
+    def _without(self, request: DecodeRequest, poison: int) -> DecodeRequest | None:
+        if poison < request.entry.ordinal or self._segment.frames_before is not None:
+            return self._pass_over(request.entry.ordinal + 1)
+        if len(request.skipped) < _MAX_SKIPPED:
+            skipped = (*request.skipped, poison)
+            return self._request_from(self._next_rank, skipped=skipped, at_least=request.entry.ordinal)
+        return self._request_from(
+            self._next_rank, skipped=request.skipped, at_least=request.entry.ordinal, packets_end=poison
+        )
+
+    def _pass_over(self, at_least: int) -> DecodeRequest | None:
+        """Give up what is undelivered before the next entry at or after packet `at_least`."""
+        for entry, first_rank in self._segment.later_entries:
+            if entry.ordinal >= at_least:
+                self._give_up(first_rank)
+                return self._request_from(first_rank, skipped=(), at_least=entry.ordinal)
+        self._give_up(len(self._statuses))
+        return None
+
+    def _give_up(self, end: int) -> None:
+        open_frames = self._segment.wanted.copy()
+        open_frames[: self._next_rank] = False
+        open_frames[end:] = False
+        self._statuses[open_frames & ~np.isin(self._statuses, _HAS_PICTURE)] = FrameStatus.SKIPPED
+        self._next_rank = max(self._next_rank, end)
+
+    def _settle(self) -> DecodeOutcome:
+        segment, statuses = self._segment, self._statuses
+        if self._deaths.total > _MAX_DEATHS:
+            self._give_up(len(statuses))
+        has_picture = np.isin(statuses, _HAS_PICTURE)
+        missing = segment.wanted & ~has_picture
+        corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
+        return DecodeOutcome(
+            frames_wanted=segment.wanted_count,
+            frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
+            undecodable=_ranges(segment.first_frame_id, missing, statuses),
+            corrupt=_ranges(segment.first_frame_id, corrupt, statuses),
+        )
+
+
+class Deaths:
+    """The children that a segment has cost, and where they died."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.threads: int | None = None  # None: as many as usual; after a first death, one
+        self._failed_starts = 0
+        self._at: Counter[int | None] = Counter()
+        self._last: tuple[int | None, int] = (None, 0)
+
+    def count_failed_start(self) -> None:
+        """Raises InternalError if no child can be had at all."""
+        self._failed_starts += 1
+        if self._failed_starts > 2:
+            raise InternalError("No decoder could be started.")
+
+    def note(self, fed: int | None, threads: int) -> int | None:
+        """Take note of a death after packet `fed` - 1, and return that packet if it has killed twice.
+
+        Several threads work on several packets at once: there the packet is one of the last few.
+        """
+        self.total += 1
+        self.threads = 1
+        previous, previous_threads = self._last
+        self._last = (fed, threads)
+        self._at[fed] += 1
+        if fed is None:
+            return -1 if self._at[None] > 1 else None
+        is_near = (
+            previous is not None and previous_threads > 1 and 0 <= previous - fed <= 2 * previous_threads
+        )
+        if self._at[fed] > 1 or is_near:
+            return fed - 1
+        return None
+
+
+class _Deadline:
+    """The time that a request may take, waits for the consumer aside."""
+
+    def __init__(self, request: DecodeRequest) -> None:
+        packets = request.packet_count
+        to_read = request.entry.ordinal + packets
+        self.left_seconds = 120 + packets * _SECONDS_A_PACKET + to_read / _PACKETS_READ_A_SECOND
+
+
+def _ranges(
+    first_frame_id: int, mask: npt.NDArray[np.bool_], statuses: npt.NDArray[np.uint8]
+) -> tuple[FrameRange, ...]:
+    ranges: list[FrameRange] = []
+    for rank in np.flatnonzero(mask).tolist():
+        frame_id = first_frame_id + rank
+        reason = REASONS.get(FrameStatus(int(statuses[rank])), "")
+        last = ranges[-1] if ranges else None
+        if last is not None and last.last == frame_id - 1 and last.reason == reason:
+            ranges[-1] = replace(last, last=frame_id)
+        else:
+            ranges.append(FrameRange(frame_id, frame_id, reason))
+    return tuple(ranges)

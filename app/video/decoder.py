@@ -1,0 +1,246 @@
+"""Videos to segments, and segments to frames, by decoder children that cannot hurt.
+
+    with DecoderPool(limits=VideoLimits(), …) as pool:
+        with pool.index(video, segment_frames=300, sampling=Sampling(), cancelled=stop.is_set) as index:
+            for segment in index: ...          # index.facts at once, index.summary at the end
+        with pool.decode(video, facts, segment, frame_size=(640, 360), batch_size=8, cancelled=…) as frames:
+            for batch in frames:               # frames.outcome at the end
+                use(batch.frame_ids, batch.frames)
+                batch.release()
+
+A child that crashes or hangs is started anew; what it had delivered stays delivered, and the caller does
+not notice. What kills a decoder every time is left out, and reported.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+
+from app.errors import InternalError
+from app.video import ring
+from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch, FrameRange
+from app.video.facts import VideoFacts
+from app.video.faults import over_limit
+from app.video.index_session import IndexSession
+from app.video.limits import VideoLimits
+from app.video.messages import DecoderProtocolError
+from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled
+from app.video.sampling import Sampling
+from app.video.segments import Segment
+
+__all__ = [
+    "DecodeOutcome",
+    "DecodeSession",
+    "DecoderPool",
+    "DecodingCancelled",
+    "FrameBatch",
+    "FrameRange",
+    "IndexSession",
+]
+
+_PRELOADED = "app.video.child"  # with it every module of av: the child cannot import once it is locked down
+
+
+class DecoderPool:
+    """Owns the server process that children are forked from, and the children that wait for work.
+
+    `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
+    that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
+    their video. All methods may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: VideoLimits,
+        threads: int = 1,
+        memory_bytes: int,
+        ring_bytes: int,
+        stall_seconds: float = 60.0,
+        require_sandbox: bool = True,
+        idle_children: int = 2,
+    ) -> None:
+        self._limits = limits
+        self._threads = threads
+        self._ring_bytes = ring_bytes
+        self._settings = ChildSettings(limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox)
+        self._context: ForkServerContext | None = None
+        self._start_lock = threading.Lock()  # multiprocessing's bookkeeping of children is no thread's own
+        self._idle_children = idle_children
+        self._idle: list[tuple[_VideoKey, ChildProcess]] = []
+        self._idle_lock = threading.Lock()
+        self._sandbox: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the server process, and prove with one child that the lock-down can be had.
+
+        Raises InternalError if a required one cannot.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([_PRELOADED])
+        self._context = context
+        try:
+            self._sandbox = self._try_child()
+        except (ChildDied, DecoderProtocolError) as error:
+            raise InternalError(
+                "No decoder could be started: Landlock or seccomp may be missing (FRAMEBOX_REQUIRE_SANDBOX)."
+            ) from error
+
+    def close(self) -> None:
+        """End the waiting children. Sessions that are still open end their own."""
+        with self._idle_lock:
+            idle, self._idle = self._idle, []
+        for _, child in idle:
+            child.close()
+
+    @property
+    def sandbox(self) -> dict[str, Any]:
+        """What locks the children down, as plain JSON values. Empty before `start`."""
+        return dict(self._sandbox)
+
+    @property
+    def identity(self) -> str:
+        """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
+        versions = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
+        return f"{_REVISION} {versions} threads={self._threads} ring={self._ring_bytes}"
+
+    def index(
+        self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
+    ) -> IndexSession:
+        """Open `video` and return the session that yields its segments.
+
+        Raises UnsupportedVideo, NoVideoStream, EncryptedVideo, NothingDecodable, VideoOverLimit,
+        UnusableVideo, DecodingCancelled; also while it is iterated over.
+        """
+        return IndexSession(
+            _Source(self, video),
+            limits=self._limits,
+            segment_frames=segment_frames,
+            sampling=sampling or Sampling(),
+            cancelled=cancelled,
+        )
+
+    def decode(
+        self,
+        video: Path,
+        facts: VideoFacts,
+        segment: Segment,
+        *,
+        frame_size: tuple[int, int],
+        batch_size: int,
+        cancelled: Cancelled,
+    ) -> DecodeSession:
+        """Return the session that yields the wanted frames of `segment`, (width, height) = `frame_size`.
+
+        Batches hold `batch_size` frames, or as many as let two batches into the ring. Raises VideoOverLimit
+        if not even two frames fit; while it is iterated over, DecodingCancelled and InternalError.
+        """
+        del facts  # what a decoder needs of them, it finds anew
+        fitting = self.effective_batch_size(frame_size, batch_size)
+        slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
+        return DecodeSession(
+            _Source(self, video),
+            segment,
+            frame_size=frame_size,
+            batch_size=fitting,
+            slot_count=min(slots, _MAX_SLOTS),
+            cancelled=cancelled,
+        )
+
+    def effective_batch_size(self, frame_size: tuple[int, int], batch_size: int) -> int:
+        """Return how many frames a batch holds. Raises VideoOverLimit if the ring is too small for two."""
+        frame_bytes = frame_size[0] * frame_size[1] * 3
+        fitting = ring.fitting_batch(batch_size, frame_bytes, self._ring_bytes)
+        if fitting < 1:
+            raise over_limit("ring_bytes", self._ring_bytes, 2 * frame_bytes)
+        return fitting
+
+    # -- children, for the sessions
+
+    def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
+        """Return a child of `video`, one that waits or a new one. Raises ChildDied, DecodingCancelled."""
+        if threads is None:
+            key = _key_of(video)
+            with self._idle_lock:
+                for index, (other, child) in enumerate(self._idle):
+                    if other == key:
+                        del self._idle[index]
+                        return child
+        return self._new_child(video, threads or self._threads, cancelled)
+
+    def give_back(self, video: Path, child: ChildProcess) -> None:
+        """Let the child wait for further segments; the one that has waited longest goes, if they are many."""
+        surplus = [child]
+        if child.threads == self._threads and not child.has_unread and self._context is not None:
+            with self._idle_lock:
+                self._idle.append((_key_of(video), child))
+                surplus = [old for _, old in self._idle[: -self._idle_children or None]]
+                self._idle = self._idle[-self._idle_children :] if self._idle_children else []
+        for old in surplus:
+            old.close()
+
+    def _new_child(self, video: Path, threads: int, cancelled: Cancelled) -> ChildProcess:
+        if self._context is None:
+            raise RuntimeError("the pool is not started")
+        child = ChildProcess(
+            self._context, video, self._settings, threads=threads, start_lock=self._start_lock
+        )
+        try:
+            child.wait_ready(cancelled)
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def _try_child(self) -> dict[str, Any]:
+        assert self._context is not None  # noqa: S101 - set by the caller
+        child = ChildProcess(
+            self._context, Path(os.devnull), self._settings, threads=1, start_lock=self._start_lock
+        )
+        try:
+            return asdict(child.wait_ready(lambda: False))
+        finally:
+            child.close()
+
+
+_MAX_SLOTS = 16
+_REVISION = 1  # grows when frames, their order or their pixels change
+_VideoKey = tuple[int, int, int, int]
+
+
+def _key_of(video: Path) -> _VideoKey:
+    status = video.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _Source:
+    """The pool's children of one video."""
+
+    def __init__(self, pool: DecoderPool, video: Path) -> None:
+        self._pool = pool
+        self._video = video
+
+    def acquire(self, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
+        return self._pool.acquire(self._video, threads=threads, cancelled=cancelled)
+
+    def give_back(self, child: ChildProcess) -> None:
+        self._pool.give_back(self._video, child)

@@ -1,0 +1,142 @@
+"""In the child: one stretch of a segment, from packets to pictures in the ring."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from app.video.container import Channel, PacketReader, VideoRefused
+from app.video.messages import BatchMessage, Command, DecodeRequest, Fault, FaultCode, FrameStatus, Message
+from app.video.picture import PictureMaker, displayed_size
+
+
+class BatchWriter:
+    """Fills slots of the ring with pictures and announces the full ones; waits for the engine to free one."""
+
+    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+        self._channel = channel
+        self._request = request
+        shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
+        self._slots = ring[: request.slot_count * request.batch_size * request.frame_bytes].reshape(shape)
+        self._free = deque(range(request.slot_count))
+        self._maker = PictureMaker(request.width, request.height)
+        self._source = (0, 0)
+        self._pts: list[int] = []
+        self._ranks: list[int] = []
+
+    def add(self, frame: VideoFrame, pts: int, rank: int) -> None:
+        """Put the frame into the ring. A frame of another source size opens a new batch."""
+        source = displayed_size(frame)
+        if source != self._source:
+            self.flush()
+            self._source = source
+        if not self._free:
+            self._wait_for_slot()
+        self._maker.draw(frame, self._slots[self._free[0], len(self._ranks)])
+        self._pts.append(pts)
+        self._ranks.append(rank)
+        if len(self._ranks) == self._request.batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Announce the open batch, if it holds anything."""
+        if not self._ranks:
+            return
+        message = BatchMessage(self._free.popleft(), *self._source, tuple(self._pts), tuple(self._ranks))
+        self._pts, self._ranks = [], []
+        self._channel.send(Message.BATCH, message.pack())
+
+    def _wait_for_slot(self) -> None:
+        kind, payload = self._channel.receive()
+        if kind is not Command.RELEASE:
+            raise EOFError
+        self._free.append(int.from_bytes(payload, "little"))
+
+    def wait_for_all(self) -> None:
+        """Return once the engine has freed every slot: the next stretch may lay them out anew."""
+        while len(self._free) < self._request.slot_count:
+            self._wait_for_slot()
+
+
+class StretchDecoder:
+    """Decodes one request, forward only, and tells what became of each of its frames."""
+
+    def __init__(
+        self, reader: PacketReader, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+    ) -> None:
+        self._reader = reader
+        self._channel = channel
+        self._request = request
+        self._writer = BatchWriter(channel, ring, request)
+        self._statuses = np.zeros(len(request.pts), dtype=np.uint8)
+        self._left = int(np.count_nonzero(request.wanted))
+        self._last_rank = -1
+
+    def run(self) -> None:
+        """Raises VideoRefused if the request's entry cannot be found."""
+        if not self._reader.move_to(self._request.entry):
+            raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
+        context = self._reader.stream.codec_context
+        context.flush_buffers()
+        count = 0
+        while count < self._request.packet_count and self._left:
+            packet = self._reader.read()
+            if packet is None:
+                break
+            count += 1
+            self._channel.show_fed(count)
+            if self._request.entry.ordinal + count - 1 in self._request.skipped:
+                self._leave_out(packet)
+            else:
+                self._decode(packet)
+        if self._left:
+            self._decode(None)
+        self._finish()
+
+    def _leave_out(self, packet: Packet[VideoStream]) -> None:
+        rank = self._rank(packet.pts)
+        if rank >= 0:
+            self._statuses[rank] = FrameStatus.SKIPPED
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> None:
+        rank = -1 if packet is None else self._rank(packet.pts)
+        if rank >= 0:
+            self._statuses[rank] = FrameStatus.NOT_SHOWN
+        try:
+            frames = self._reader.stream.codec_context.decode(packet)
+        except MemoryError:
+            raise
+        except (av.FFmpegError, OSError, ValueError):
+            if rank >= 0:
+                self._statuses[rank] = FrameStatus.REJECTED
+            return
+        for frame in frames:
+            self._take(frame)
+
+    def _rank(self, pts: int | None) -> int:
+        """The position of a time stamp among the request's frames; -1 if it is none of them."""
+        if pts is None:
+            return -1
+        rank = int(np.searchsorted(self._request.pts, pts))
+        return rank if rank < len(self._request.pts) and self._request.pts[rank] == pts else -1
+
+    def _take(self, frame: VideoFrame) -> None:
+        rank = self._rank(frame.pts)
+        if rank <= self._last_rank or frame.pts is None:
+            return
+        self._last_rank = rank
+        self._statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
+        if self._request.wanted[rank]:
+            self._left -= 1
+            self._writer.add(frame, frame.pts, rank)
+
+    def _finish(self) -> None:
+        self._writer.flush()
+        self._channel.send(Message.SEGMENT_END, self._statuses.tobytes())
+        self._writer.wait_for_all()

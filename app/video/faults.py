@@ -1,0 +1,47 @@
+"""What a child reports as a reason to refuse a video, as the error that the caller is told."""
+
+from __future__ import annotations
+
+from app.errors import (
+    EncryptedVideo,
+    FrameboxError,
+    NothingDecodable,
+    NoVideoStream,
+    UnsupportedVideo,
+    VideoOverLimit,
+)
+from app.video.messages import Fault, FaultCode
+
+CONTAINERS = (
+    "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, and raw H.264, HEVC or AV1"
+)
+
+
+def error_of(fault: Fault) -> FrameboxError:
+    """Return the error for the caller; no names or paths of ours are in it."""
+    match fault.code:
+        case FaultCode.NO_VIDEO_STREAM:
+            return NoVideoStream("The file holds no video stream.")
+        case FaultCode.ENCRYPTED:
+            return EncryptedVideo("The video is encrypted.")
+        case FaultCode.NOTHING_DECODABLE:
+            return NothingDecodable("No frame of the video could be decoded.")
+        case FaultCode.OVER_LIMIT:
+            return over_limit(fault.limit, fault.limit_value, fault.value)
+        case FaultCode.OUT_OF_MEMORY:
+            return VideoOverLimit(
+                "The video needs more memory to decode than a decoder may take.",
+                {"limit": "decoder_memory_bytes"},
+            )
+        case _:
+            return UnsupportedVideo(
+                "The bytes are no video that this service reads.", {"allowed": CONTAINERS}
+            )
+
+
+def over_limit(name: str, limit: int, value: int) -> VideoOverLimit:
+    """Return the error for a limit, named as its setting, and the value that passed it."""
+    return VideoOverLimit(
+        f"The video's {name.removeprefix('max_').replace('_', ' ')}, {value}, is over the limit of {limit}.",
+        {"limit": name, "limit_value": limit, "value": value},
+    )

@@ -1,0 +1,184 @@
+"""One pass over a video's packets: the facts at once, then its segments as they become known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from app.errors import UnusableVideo
+from app.video.decode_session import Cancelled, ChildSource
+from app.video.facts import IndexSummary, VideoFacts
+from app.video.faults import error_of, over_limit
+from app.video.limits import VideoLimits
+from app.video.messages import (
+    Command,
+    DecoderProtocolError,
+    Fault,
+    FoundVideo,
+    IndexEnd,
+    Message,
+    unpack_facts,
+    unpack_packets,
+)
+from app.video.planner import PacketRecord, SegmentNumbering, SegmentPlanner
+from app.video.process import ChildDied, ChildProcess
+from app.video.sampling import Sampling
+from app.video.segments import Segment
+
+_MAX_DEATHS = 2
+
+
+class IndexSession:
+    """An iterator over a video's segments; closed by `with`. Not shared between threads.
+
+    `facts` are known once it is made; making it raises the errors of a video that cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: ChildSource,
+        *,
+        limits: VideoLimits,
+        segment_frames: int,
+        sampling: Sampling,
+        cancelled: Cancelled,
+    ) -> None:
+        self._source = source
+        self._limits = limits
+        self._cancelled = cancelled
+        self._child: ChildProcess | None = None
+        self._packets = 0  # records taken
+        self._child_packets = 0  # of these, given by the present child
+        self._deaths = 0
+        self._end: IndexEnd | None = None
+        self._notes: list[str] = []
+        self._summary: IndexSummary | None = None
+        found = self._begin()
+        self.facts: VideoFacts = found.facts
+        self._numbering = SegmentNumbering(sampling, found.facts.time_base)
+        self._planner = SegmentPlanner(
+            self._numbering, segment_frames=segment_frames, first_shown_pts=found.first_shown_pts
+        )
+        self._segments = self._plan()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Segment]:
+        return self._segments
+
+    @property
+    def summary(self) -> IndexSummary:
+        """What the whole pass has shown. ValueError before the iteration is through."""
+        if self._summary is None:
+            raise ValueError("the video is not indexed yet")
+        return self._summary
+
+    def close(self) -> None:
+        """End the pass, wherever it is."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def _begin(self) -> FoundVideo:
+        while True:
+            try:
+                return self._start_child()
+            except (ChildDied, DecoderProtocolError) as error:
+                self._bury(error)
+            except BaseException:
+                self.close()
+                raise
+
+    def _start_child(self) -> FoundVideo:
+        self._child = self._source.acquire(threads=1, cancelled=self._cancelled)
+        self._child.send(Command.INDEX)
+        kind, payload = self._child.receive(self._cancelled)
+        if kind is Message.FAULT:
+            raise error_of(Fault.unpack(payload))
+        if kind is not Message.FACTS:
+            raise DecoderProtocolError("an index without facts")
+        return unpack_facts(payload)
+
+    def _bury(self, error: Exception) -> None:
+        """Raises UnusableVideo if the video has killed too many children."""
+        self.close()
+        self._deaths += 1
+        if self._deaths > _MAX_DEATHS:
+            raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
+
+    def _plan(self) -> Iterator[Segment]:
+        while self._end is None:
+            for segment in self._planner.feed(self._next_packets()):
+                yield self._within_limits(segment)
+        for segment in self._planner.finish():
+            yield self._within_limits(segment)
+        self._summary = self._summarise(self._end)
+        self.close()
+
+    def _next_packets(self) -> list[PacketRecord]:
+        """Return the next records, none at the end. A child that dies is followed by one that reads on."""
+        while True:
+            try:
+                return self._receive_packets()
+            except (ChildDied, DecoderProtocolError):
+                if not self._start_again():
+                    self._notes.append("reading stopped where the data crashed or stalled the reader")
+                    self._end = IndexEnd(read_errors=1, gave_up=True, missing_at_end=0, truncated=True)
+                    return []
+
+    def _receive_packets(self) -> list[PacketRecord]:
+        assert self._child is not None  # noqa: S101 - between `_begin` and `close`
+        kind, payload = self._child.receive(self._cancelled)
+        if kind is Message.INDEX_END:
+            self._end = IndexEnd.unpack(payload)
+            return []
+        if kind is Message.FAULT:
+            raise error_of(Fault.unpack(payload))
+        if kind is not Message.PACKETS:
+            raise DecoderProtocolError("an answer to another question")
+        records = unpack_packets(payload, self._child_packets)
+        self._child_packets += len(records)
+        fresh = records[max(0, self._packets - self._child_packets + len(records)) :]
+        self._packets = max(self._packets, self._child_packets)
+        if self._packets > self._limits.max_frames:
+            raise over_limit("max_frames", self._limits.max_frames, self._packets)
+        return fresh
+
+    def _start_again(self) -> bool:
+        self.close()
+        self._deaths += 1
+        if self._deaths > _MAX_DEATHS:
+            return False
+        try:
+            self._start_child()
+        except (ChildDied, DecoderProtocolError):
+            return self._start_again()
+        self._child_packets = 0
+        return True
+
+    def _within_limits(self, segment: Segment) -> Segment:
+        pixels = self.facts.width * self.facts.height * self._numbering.frames
+        if pixels > self._limits.max_decoded_pixels:
+            raise over_limit("max_decoded_pixels", self._limits.max_decoded_pixels, pixels)
+        return segment
+
+    def _summarise(self, end: IndexEnd) -> IndexSummary:
+        numbering = self._numbering
+        if end.read_errors:
+            self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
+        return IndexSummary(
+            frames_indexed=numbering.frames,
+            frames_wanted=numbering.frames_wanted,
+            segments=numbering.segments,
+            duration_seconds=numbering.duration_seconds,
+            variable_frame_rate=numbering.variable_frame_rate,
+            truncated=end.truncated or end.gave_up,
+            notes=tuple(self._notes),
+        )

@@ -1,0 +1,126 @@
+"""In the child: one pass over a video's packets, and what its first frame tells."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from app.video import messages
+from app.video.container import Channel, PacketReader, VideoRefused, check_size
+from app.video.facts import VideoFacts
+from app.video.keyframes import KeyframeReader
+from app.video.limits import VideoLimits
+from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
+from app.video.picture import clockwise_rotation, displayed_size
+from app.video.planner import PacketFlag, PacketRecord
+
+_RECORDS_A_MESSAGE = 512
+_MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
+
+
+class Indexer:
+    """Sends the facts as soon as a first frame is decoded, then a record of every packet."""
+
+    def __init__(self, reader: PacketReader, channel: Channel, limits: VideoLimits) -> None:
+        self._reader = reader
+        self._channel = channel
+        self._limits = limits
+        context = reader.stream.codec_context
+        self._keyframes = KeyframeReader(context.name, context.extradata)
+        self._records: list[PacketRecord] = []
+        self._ordinal = 0
+        self._video_bytes = 0
+
+    def run(self) -> None:
+        """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
+        frame = self._find_first_frame()
+        self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
+        self._send_records()
+        while (packet := self._reader.read()) is not None:
+            self._record(packet)
+            if len(self._records) == _RECORDS_A_MESSAGE:
+                self._send_records()
+        self._send_records()
+        self._channel.send(Message.INDEX_END, self._end().pack())
+
+    def _find_first_frame(self) -> VideoFrame:
+        context = self._reader.stream.codec_context
+        for _ in range(_MAX_PACKETS_BEFORE_FIRST_FRAME):
+            packet = self._reader.read()
+            if packet is not None:
+                self._record(packet)
+            try:
+                frames = context.decode(packet)
+            except MemoryError:
+                raise
+            except (av.FFmpegError, OSError, ValueError):
+                frames = []
+            if frames:
+                return frames[0]
+            if packet is None:
+                break
+        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
+
+    def _record(self, packet: Packet[VideoStream]) -> None:
+        data = memoryview(packet)
+        flags = PacketFlag(0)
+        if packet.is_keyframe:
+            flags |= PacketFlag.KEY
+            if self._keyframes.is_clean_entry(bytes(data[: 256 * 1024])):
+                flags |= PacketFlag.CLEAN
+        if packet.is_discard or self._keyframes.is_hidden(bytes(data[:4]) + bytes(data[-1:])):
+            flags |= PacketFlag.DISCARD
+        position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
+        self._records.append(
+            PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
+        )
+        self._ordinal += 1
+        if self._ordinal > self._limits.max_frames:
+            raise VideoRefused(
+                Fault(FaultCode.OVER_LIMIT, "max_frames", self._limits.max_frames, self._ordinal)
+            )
+
+    def _send_records(self) -> None:
+        if self._records:
+            self._channel.send(Message.PACKETS, messages.pack_packets(self._records))
+            self._records = []
+
+    def _found(self, frame: VideoFrame) -> FoundVideo:
+        stream = self._reader.stream
+        check_size(frame.width, frame.height, self._limits)
+        width, height = displayed_size(frame)
+        facts = VideoFacts(
+            container=self._reader.container.format.name.split(",")[0],
+            codec=stream.codec_context.name,
+            pixel_format=frame.format.name,
+            width=width,
+            height=height,
+            rotation_degrees=clockwise_rotation(frame),
+            time_base=_positive(stream.time_base) or Fraction(1, 1000),
+            frame_rate=_positive(stream.average_rate),
+            duration_seconds=self._duration_seconds(),
+            stream_index=stream.index,
+            sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
+            frames_from_header=stream.frames or None,
+        )
+        return FoundVideo(facts, frame.pts)
+
+    def _duration_seconds(self) -> float | None:
+        stream, container = self._reader.stream, self._reader.container
+        if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
+            return float(stream.duration * stream.time_base)
+        if container.duration is not None and container.duration >= 0:
+            return container.duration / av.time_base
+        return None
+
+    def _end(self) -> IndexEnd:
+        return IndexEnd(self._reader.read_errors, self._reader.gave_up, 0, truncated=False)
+
+
+def _positive(value: Fraction | None) -> Fraction | None:
+    """`value` if it is a usable rate: containers also say 0/0, -1/1 and numbers beyond 32 bits."""
+    return value if value is not None and value > 0 else None

@@ -1,0 +1,108 @@
+"""What a packet's first bytes tell about decoding: where it can enter, and which frames are never shown.
+
+A keyframe flag is not enough to enter at: H.264 streams that refresh picture parts over time carry it
+too, and there the frames after it still need what came before. Sources: ITU-T H.264 7.3.1, 7.3.2.3.1,
+D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 and annex B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_H264_IDR, _H264_SEI = 5, 6
+_SEI_RECOVERY_POINT = 6
+_HEVC_IRAP = range(16, 24)
+_SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
+
+
+class NalReader:
+    """Splits packets of one H.264 or HEVC stream into NAL units, whichever way the container packs them."""
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        self._length_bytes = 0  # 0: start codes
+        if extradata and extradata[0] == 1:
+            at = 4 if codec == "h264" else 21
+            if len(extradata) > at:
+                self._length_bytes = (extradata[at] & 3) + 1
+
+    def units(self, data: bytes) -> Iterator[bytes]:
+        return self._by_length(data) if self._length_bytes else _by_start_code(data)
+
+    def _by_length(self, data: bytes) -> Iterator[bytes]:
+        at = 0
+        while at + self._length_bytes < len(data):
+            start = at + self._length_bytes
+            at = start + int.from_bytes(data[at:start], "big")
+            yield data[start:at]
+
+
+def _by_start_code(data: bytes) -> Iterator[bytes]:
+    start = data.find(b"\0\0\1")
+    while start >= 0:
+        end = data.find(b"\0\0\1", start + 3)
+        yield data[start + 3 : end if end >= 0 else len(data)]
+        start = end
+
+
+class KeyframeReader:
+    """Judges the packets of one stream by their bytes."""
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        self._codec = codec
+        self._nals = NalReader(codec, extradata)
+
+    def is_clean_entry(self, packet: bytes) -> bool:
+        """Whether every frame shown after this keyframe decodes without what came before it."""
+        head = packet[:_SEARCHED_BYTES]
+        if self._codec == "h264":
+            return any(_is_h264_entry(unit) for unit in self._nals.units(head))
+        if self._codec == "hevc":
+            return any(unit and (unit[0] >> 1) & 63 in _HEVC_IRAP for unit in self._nals.units(head))
+        return True
+
+    def is_hidden(self, packet: bytes) -> bool:
+        """Whether the packet holds no frame that is shown: a reference that later frames alone use."""
+        if not packet:
+            return False
+        if self._codec == "vp8":
+            return not packet[0] >> 4 & 1
+        if self._codec == "vp9":
+            return _is_hidden_vp9(packet)
+        return False
+
+
+def _is_h264_entry(unit: bytes) -> bool:
+    if not unit:
+        return False
+    kind = unit[0] & 31
+    return kind == _H264_IDR or (kind == _H264_SEI and _recovers_at_once(unit[1:]))
+
+
+def _recovers_at_once(sei: bytes) -> bool:
+    """Whether a recovery point with recovery_frame_cnt 0 (one set bit in ue(v)) is among the messages."""
+    at = 0
+    while at + 1 < len(sei):
+        kind, at = _sei_number(sei, at)
+        size, at = _sei_number(sei, at)
+        if kind == _SEI_RECOVERY_POINT and at < len(sei):
+            return bool(sei[at] & 0x80)
+        at += size
+    return False
+
+
+def _sei_number(sei: bytes, at: int) -> tuple[int, int]:
+    total = 0
+    while at < len(sei) and sei[at] == 0xFF:
+        total += 255
+        at += 1
+    return (total + sei[at], at + 1) if at < len(sei) else (total, at)
+
+
+def _is_hidden_vp9(packet: bytes) -> bool:
+    if packet[-1] & 0xE0 == 0xC0:  # a superframe: ends with a frame that is shown
+        return False
+    bits = int.from_bytes(packet[:2].ljust(2, b"\0"), "big")
+    profile = (bits >> 13 & 1) | (bits >> 12 & 1) << 1
+    at = 11 - (profile == 3)  # after frame_marker, the profile and its reserved bit
+    shows_existing = bits >> at & 1
+    return not shows_existing and not bits >> (at - 2) & 1

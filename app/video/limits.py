@@ -1,0 +1,17 @@
+"""How much of a video is taken on: beyond it the caller gets VideoOverLimit with the limit's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """What a decoder child accepts. The fields are named as the settings that carry them."""
+
+    max_pixels: int = 8192 * 4320  # width × height of a frame
+    max_side: int = 16384  # width or height of a frame
+    max_frames: int = 20_000_000  # frames a video; in MP4, samples over all tracks
+    max_streams: int = 32  # streams a container
+    max_decoded_pixels: int = 2**47  # width × height × frames: a day of 1080p at 60 fps is 2**43
+    max_header_bytes: int = 512 * 1024 * 1024  # of one MP4 header box that FFmpeg reads into memory

@@ -1,0 +1,403 @@
+"""What engine and decoder child say to each other: fixed layouts, little endian, every field checked.
+
+The child reads the engine's commands; the engine reads the child's messages and trusts none of them: a
+decoder that was taken over may lie about its own video, and about nothing else. A message is an eight-byte
+head (kind, length) and a payload.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from app.video.facts import VideoFacts
+from app.video.planner import PacketRecord
+from app.video.segments import Entry
+
+HEAD = struct.Struct("<II")
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # from the child
+MAX_COMMAND_BYTES = 512 * 1024 * 1024  # from the engine: a segment's time stamps
+MAX_FRAME_SIDE = 1 << 16
+_NONE = -(2**63)  # a time stamp or position that is absent
+
+
+class DecoderProtocolError(Exception):
+    """A child said what no honest child says. Treated like a crash of it."""
+
+
+class Command(IntEnum):
+    INDEX = 1
+    DECODE = 2
+    RELEASE = 3
+    COUNT = 4
+
+
+class Message(IntEnum):
+    READY = 1
+    FACTS = 2
+    FAULT = 3
+    PACKETS = 4
+    INDEX_END = 5
+    BATCH = 6
+    SEGMENT_END = 7
+    FRAMES = 8
+    COUNT_END = 9
+
+
+class FrameStatus(IntEnum):
+    """What became of a frame that a segment owns."""
+
+    NOT_SEEN = 0
+    DECODED = 1
+    CORRUPT = 2  # decoded, and marked by the decoder as built on missing or damaged data
+    REJECTED = 3  # the decoder refused its packet
+    NOT_SHOWN = 4  # its packet was taken, but no picture came of it
+    NO_PACKET = 5  # the container holds no data for it
+    SKIPPED = 6  # its packet was left out, for it had crashed decoders
+
+
+class FaultCode(IntEnum):
+    UNSUPPORTED = 1
+    NO_VIDEO_STREAM = 2
+    ENCRYPTED = 3
+    NOTHING_DECODABLE = 4
+    OVER_LIMIT = 5
+    ENTRY_NOT_FOUND = 6
+    OUT_OF_MEMORY = 7
+
+
+def pack(kind: int, payload: bytes = b"") -> bytes:
+    return HEAD.pack(kind, len(payload)) + payload
+
+
+_MESSAGES = {int(kind): kind for kind in Message}
+
+
+def head_of(data: bytes | bytearray) -> tuple[Message, int]:
+    """Return a message's kind and the length of its payload. `data` begins with its head."""
+    number, length = HEAD.unpack_from(data)
+    kind = _MESSAGES.get(number)
+    if kind is None or length > MAX_MESSAGE_BYTES:
+        raise DecoderProtocolError("an unknown or oversized message")
+    return kind, length
+
+
+def _unpack(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+    if len(payload) != layout.size:
+        raise DecoderProtocolError(f"{len(payload)} bytes where {layout.size} belong")
+    return layout.unpack(payload)
+
+
+def _absent(value: int | None) -> int:
+    return _NONE if value is None else value
+
+
+def _present(value: int) -> int | None:
+    return None if value == _NONE else value
+
+
+def _text(value: str, size: int) -> bytes:
+    return value.encode("ascii", "replace")[:size]
+
+
+def _name(raw: bytes) -> str:
+    text = raw.rstrip(b"\0").decode("ascii", "replace")
+    if not all(char.isalnum() or char in "_-,. " for char in text):
+        raise DecoderProtocolError("a name with odd characters")
+    return text
+
+
+# -- child's start
+
+_READY = struct.Struct("<iiii")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The lock-down that is in force in a child."""
+
+    landlock_abi: int  # 0: not in force
+    seccomp: bool
+    no_new_privileges: bool
+    memory_limited: bool
+
+    def pack(self) -> bytes:
+        return _READY.pack(self.landlock_abi, self.seccomp, self.no_new_privileges, self.memory_limited)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Ready:
+        landlock, seccomp, no_new_privileges, limited = _unpack(_READY, payload)
+        if not 0 <= landlock < 1000:
+            raise DecoderProtocolError("Landlock ABI out of range")
+        return cls(landlock, bool(seccomp), bool(no_new_privileges), bool(limited))
+
+
+# -- faults
+
+_FAULT = struct.Struct("<Iqq32s")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    code: FaultCode
+    limit: str = ""  # the limit's name, with OVER_LIMIT
+    limit_value: int = 0
+    value: int = 0
+
+    def pack(self) -> bytes:
+        return _FAULT.pack(self.code, self.limit_value, self.value, _text(self.limit, 32))
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Fault:
+        if len(payload) != _FAULT.size:
+            raise DecoderProtocolError("a fault of another length")
+        code, limit_value, value, limit = _FAULT.unpack(payload)
+        try:
+            fault = FaultCode(code)
+        except ValueError as error:
+            raise DecoderProtocolError("an unknown fault") from error
+        return cls(fault, _name(limit), limit_value, value)
+
+
+# -- facts
+
+_FACTS = struct.Struct("<64s32s32sIIIqqqqqqdIqq")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundVideo:
+    """What a child says of the video that it opened."""
+
+    facts: VideoFacts
+    first_shown_pts: int | None  # time stamp of the first frame that its decoder put out
+
+
+def pack_facts(found: FoundVideo) -> bytes:
+    facts = found.facts
+    rate = facts.frame_rate or Fraction(0)
+    return _FACTS.pack(
+        _text(facts.container, 64),
+        _text(facts.codec, 32),
+        _text(facts.pixel_format, 32),
+        facts.width,
+        facts.height,
+        facts.rotation_degrees,
+        facts.time_base.numerator,
+        facts.time_base.denominator,
+        rate.numerator,
+        rate.denominator,
+        facts.sample_aspect_ratio.numerator,
+        facts.sample_aspect_ratio.denominator,
+        math.nan if facts.duration_seconds is None else facts.duration_seconds,
+        facts.stream_index,
+        _absent(facts.frames_from_header),
+        _absent(found.first_shown_pts),
+    )
+
+
+def unpack_facts(payload: bytes) -> FoundVideo:
+    if len(payload) != _FACTS.size:
+        raise DecoderProtocolError("facts of another length")
+    (container, codec, pixel_format, width, height, rotation, *numbers) = _FACTS.unpack(payload)
+    tick_n, tick_d, rate_n, rate_d, sar_n, sar_d, duration, stream, frames, first_pts = numbers
+    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE and rotation in (0, 90, 180, 270)):
+        raise DecoderProtocolError("an impossible picture size")
+    if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > 100_000:
+        raise DecoderProtocolError("impossible rates")
+    if not math.isnan(duration) and not 0 <= duration < 1e13:
+        raise DecoderProtocolError("an impossible duration")
+    facts = VideoFacts(
+        container=_name(container),
+        codec=_name(codec),
+        pixel_format=_name(pixel_format),
+        width=width,
+        height=height,
+        rotation_degrees=rotation,
+        time_base=Fraction(tick_n, tick_d),
+        frame_rate=Fraction(rate_n, rate_d) if rate_n else None,
+        duration_seconds=None if math.isnan(duration) else duration,
+        stream_index=stream,
+        sample_aspect_ratio=Fraction(sar_n, sar_d),
+        frames_from_header=_present(frames),
+    )
+    return FoundVideo(facts, _present(first_pts))
+
+
+# -- index
+
+_PACKET = struct.Struct("<qqqII")
+
+
+def pack_packets(packets: Sequence[PacketRecord]) -> bytes:
+    return b"".join(
+        _PACKET.pack(_absent(p.pts), _absent(p.dts), _absent(p.position), p.size_bytes, p.flags)
+        for p in packets
+    )
+
+
+def unpack_packets(payload: bytes, first_ordinal: int) -> list[PacketRecord]:
+    if len(payload) % _PACKET.size:
+        raise DecoderProtocolError("half a packet record")
+    return [
+        PacketRecord(ordinal, _present(pts), _present(dts), _present(position), size, flags & 0xFF)
+        for ordinal, (pts, dts, position, size, flags) in enumerate(
+            _PACKET.iter_unpack(payload), first_ordinal
+        )
+    ]
+
+
+_INDEX_END = struct.Struct("<IIqI")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEnd:
+    """How a pass over the packets ended."""
+
+    read_errors: int  # times that reading failed and went on
+    gave_up: bool  # reading went on failing; what follows is unread
+    missing_at_end: int  # frames that the header tells of, after the last packet that could be read
+    truncated: bool
+
+    def pack(self) -> bytes:
+        return _INDEX_END.pack(self.read_errors, self.gave_up, self.missing_at_end, self.truncated)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> IndexEnd:
+        errors, gave_up, missing, truncated = _unpack(_INDEX_END, payload)
+        if missing < 0:
+            raise DecoderProtocolError("a negative count")
+        return cls(errors, bool(gave_up), missing, bool(truncated))
+
+
+# -- decoding
+
+_DECODE = struct.Struct("<qqqqqqqIIIIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """One stretch of a segment, for one child."""
+
+    entry: Entry
+    packet_count: int
+    pts: npt.NDArray[np.int64]  # (n,)
+    wanted: npt.NDArray[np.bool_]  # (n,)
+    frames_before: int | None
+    width: int  # of the pictures asked for, as displayed
+    height: int
+    batch_size: int
+    slot_count: int
+    keep_state: bool = False  # go on from where the child stands, if it can
+    skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.width * self.height * 3
+
+    def pack(self) -> bytes:
+        entry = self.entry
+        head = _DECODE.pack(
+            entry.ordinal,
+            _absent(entry.pts),
+            _absent(entry.dts),
+            _absent(entry.position),
+            entry.size_bytes,
+            self.packet_count,
+            _absent(self.frames_before),
+            self.width,
+            self.height,
+            self.batch_size,
+            self.slot_count,
+            len(self.pts),
+            self.keep_state,
+            len(self.skipped),
+        )
+        skipped = np.array(self.skipped, dtype="<i8")
+        return (
+            head
+            + self.pts.astype("<i8").tobytes()
+            + skipped.tobytes()
+            + self.wanted.astype(np.uint8).tobytes()
+        )
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> DecodeRequest:
+        ordinal, pts, dts, position, size, packets, before, *rest = _DECODE.unpack_from(payload)
+        width, height, batch, slots, count, keep, skips = rest
+        numbers = np.frombuffer(payload, dtype="<i8", count=count + skips, offset=_DECODE.size)
+        wanted = np.frombuffer(payload, dtype=np.uint8, offset=_DECODE.size + 8 * (count + skips))
+        entry = Entry(ordinal, _present(pts), _present(dts), _present(position), size)
+        return cls(
+            entry,
+            packets,
+            numbers[:count],
+            wanted.astype(np.bool_),
+            _present(before),
+            width,
+            height,
+            batch,
+            slots,
+            bool(keep),
+            tuple(int(skip) for skip in numbers[count:]),
+        )
+
+
+_BATCH = struct.Struct("<IIII")
+_FRAME = struct.Struct("<qI")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMessage:
+    """A full slot of the ring: `ranks` are positions among the request's frames."""
+
+    slot: int
+    source_width: int  # displayed size of the pictures before scaling
+    source_height: int
+    pts: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        head = _BATCH.pack(self.slot, self.source_width, self.source_height, len(self.ranks))
+        return head + b"".join(_FRAME.pack(p, r) for p, r in zip(self.pts, self.ranks, strict=True))
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> BatchMessage:
+        if len(payload) < _BATCH.size:
+            raise DecoderProtocolError("half a batch")
+        slot, width, height, count = _BATCH.unpack_from(payload)
+        if len(payload) != _BATCH.size + count * _FRAME.size or count == 0:
+            raise DecoderProtocolError("a batch of another length")
+        if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE):
+            raise DecoderProtocolError("an impossible picture size")
+        frames = list(_FRAME.iter_unpack(payload[_BATCH.size :]))
+        return cls(slot, width, height, tuple(f[0] for f in frames), tuple(f[1] for f in frames))
+
+
+def unpack_statuses(payload: bytes, count: int) -> npt.NDArray[np.uint8]:
+    """Return the FrameStatus of each of the request's `count` frames, (count,) uint8."""
+    if len(payload) != count:
+        raise DecoderProtocolError("statuses of another number of frames")
+    statuses = np.frombuffer(payload, dtype=np.uint8)
+    if len(statuses) and int(statuses.max()) > max(FrameStatus):
+        raise DecoderProtocolError("an unknown status")
+    return statuses
+
+
+_COUNTED = struct.Struct("<q")
+
+
+def pack_frames(pts: Sequence[int | None]) -> bytes:
+    return b"".join(_COUNTED.pack(_absent(value)) for value in pts)
+
+
+def unpack_frames(payload: bytes) -> Iterator[int | None]:
+    if len(payload) % _COUNTED.size:
+        raise DecoderProtocolError("half a frame record")
+    return (_present(value) for (value,) in _COUNTED.iter_unpack(payload))

@@ -1,0 +1,187 @@
+"""A decoder child, seen from the engine: started, spoken to with deadlines, and ended for sure."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from app.video import messages, ring
+from app.video.child import ChildPlan, Descriptor, run_child
+from app.video.limits import VideoLimits
+from app.video.messages import Command, DecoderProtocolError, Message, Ready
+
+_POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
+_END_SECONDS = 10.0  # for a killed child to be gone
+
+
+class DecodingCancelled(Exception):
+    """The caller's `cancelled` said so."""
+
+
+class ChildDied(Exception):
+    """The child ended, or was ended because it stood still."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSettings:
+    """How children are made and watched."""
+
+    limits: VideoLimits
+    memory_bytes: int  # address space of a child, its ring apart
+    ring_bytes: int
+    stall_seconds: float
+    require_sandbox: bool
+
+
+class ChildProcess:
+    """One decoder child with one video. Not shared between threads, `kill` apart."""
+
+    def __init__(
+        self,
+        context: ForkServerContext,
+        video: Path,
+        settings: ChildSettings,
+        *,
+        threads: int,
+        start_lock: threading.Lock,
+    ) -> None:
+        self.threads = threads
+        self._stall_seconds = settings.stall_seconds
+        self._buffer = bytearray()
+        video_descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
+        ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
+        commands_in, self._commands = os.pipe()
+        self._messages, messages_out = os.pipe()
+        given = (video_descriptor, commands_in, messages_out, ring_descriptor)
+        try:
+            plan = ChildPlan(
+                video=Descriptor(video_descriptor),
+                commands=Descriptor(commands_in),
+                messages=Descriptor(messages_out),
+                ring=Descriptor(ring_descriptor),
+                ring_bytes=settings.ring_bytes,
+                threads=threads,
+                memory_bytes=settings.memory_bytes + settings.ring_bytes,
+                limits=settings.limits,
+                require_sandbox=settings.require_sandbox,
+            )
+            with start_lock:
+                self._process = context.Process(target=run_child, args=(plan,), name="decoder", daemon=True)
+                self._process.start()
+        except BaseException:
+            os.close(self._commands)
+            os.close(self._messages)
+            raise
+        finally:
+            for number in given:
+                os.close(number)
+        os.set_blocking(self._commands, False)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def pictures(self) -> npt.NDArray[np.uint8]:
+        """The ring's memory, without its counters, (ring_bytes,) uint8."""
+        return self.memory[ring.HEADER_BYTES :]
+
+    @property
+    def packets_fed(self) -> int:
+        """How many packets of the current request the child says it has given to the decoder."""
+        return int(ring.counters(self.memory)[ring.FED_COUNTER])
+
+    def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
+        """Return the lock-down in force. Raises ChildDied, also where a required one could not be had."""
+        kind, payload = self.receive(cancelled)
+        if kind is not Message.READY:
+            raise DecoderProtocolError("the child did not say what locks it down")
+        return Ready.unpack(payload)
+
+    def send(self, command: Command, payload: bytes = b"") -> None:
+        """Raises ChildDied if the child is gone or does not read."""
+        data = memoryview(messages.pack(command, payload))
+        deadline = time.monotonic() + self._stall_seconds
+        while data:
+            try:
+                data = data[os.write(self._commands, data) :]
+            except BlockingIOError:
+                if not _poll(self._commands, select.POLLOUT, _POLL_SECONDS) and time.monotonic() > deadline:
+                    raise ChildDied("does not read its commands") from None
+            except OSError as error:
+                raise ChildDied("is gone") from error
+
+    def receive(
+        self, cancelled: Callable[[], bool], *, deadline: float | None = None
+    ) -> tuple[Message, bytes]:
+        """Return the child's next message.
+
+        Raises ChildDied if it ends, shows nothing for the stall time, or passes `deadline` (of
+        time.monotonic); DecoderProtocolError; DecodingCancelled.
+        """
+        last_sign = time.monotonic()
+        signs = self._signs_of_life()
+        while (message := self._take_message()) is None:
+            if cancelled():
+                raise DecodingCancelled
+            now = time.monotonic()
+            if (shown := self._signs_of_life()) != signs:
+                signs, last_sign = shown, now
+            if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
+                raise ChildDied("stood still")
+            if _poll(self._messages, select.POLLIN, _POLL_SECONDS):
+                self._read_more()
+        return message
+
+    def _signs_of_life(self) -> tuple[int, int]:
+        read, fed = ring.counters(self.memory)
+        return int(read), int(fed)
+
+    def _read_more(self) -> None:
+        piece = os.read(self._messages, 1 << 16)
+        if not piece:
+            raise ChildDied("ended")
+        self._buffer += piece
+
+    def _take_message(self) -> tuple[Message, bytes] | None:
+        size = messages.HEAD.size
+        if len(self._buffer) < size:
+            return None
+        kind, length = messages.head_of(self._buffer)
+        if len(self._buffer) < size + length:
+            return None
+        payload = bytes(self._buffer[size : size + length])
+        del self._buffer[: size + length]
+        return kind, payload
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._buffer)
+
+    def kill(self) -> None:
+        """End the child now, whatever it does. The ring's memory stays while somebody holds a view of it."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Kill the child and return when it is gone."""
+        self.kill()
+        self._process.join(_END_SECONDS)
+        for descriptor in (self._commands, self._messages):
+            os.close(descriptor)
+        if self._process.exitcode is not None:
+            self._process.close()
+
+
+def _poll(descriptor: int, event: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, event)
+    return bool(poller.poll(seconds * 1000))

@@ -1,0 +1,79 @@
+"""Sampling: which frames of a video are analysed. Frame ids stay those of the whole video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+PtsArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Every `stride`-th frame, or the first frame of every 1/`fps` s, from `start_seconds` to `end_seconds`.
+
+    Times count from the video's first frame; `end_seconds` is exclusive. The default wants every frame.
+    """
+
+    stride: int | None = None  # frames whose id is a multiple of it
+    fps: float | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.fps is not None:
+            raise ValueError("stride and fps exclude each other")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError("stride must be at least 1")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError("fps must be greater than 0")
+
+    def wanted(
+        self,
+        first_frame_id: int,
+        pts: PtsArray,
+        *,
+        previous_pts: int | None,
+        start_pts: int,
+        time_base: Fraction,
+    ) -> BoolArray:
+        """Return which of the frames `first_frame_id` … with time stamps `pts` (n,) are wanted, (n,) bool.
+
+        `previous_pts` is that of the frame before them, None if there is none; `start_pts` that of the
+        video's first frame. The answer for a frame does not depend on how the video is cut.
+        """
+        mask = self._in_range(pts, start_pts, time_base)
+        if self.stride is not None:
+            ids = np.arange(first_frame_id, first_frame_id + len(pts))
+            mask &= ids % self.stride == 0
+        if self.fps is not None:
+            mask &= self._opens_a_period(pts, previous_pts, start_pts, time_base)
+        return mask
+
+    def _in_range(self, pts: PtsArray, start_pts: int, time_base: Fraction) -> BoolArray:
+        mask = np.ones(len(pts), dtype=np.bool_)
+        if self.start_seconds is not None:
+            mask &= pts >= _first_tick_at(self.start_seconds, start_pts, time_base)
+        if self.end_seconds is not None:
+            mask &= pts < _first_tick_at(self.end_seconds, start_pts, time_base)
+        return mask
+
+    def _opens_a_period(
+        self, pts: PtsArray, previous_pts: int | None, start_pts: int, time_base: Fraction
+    ) -> BoolArray:
+        per_tick = time_base * Fraction(self.fps or 0).limit_denominator(1_000_000)
+        periods = [(int(value) - start_pts) * per_tick.numerator // per_tick.denominator for value in pts]
+        before = None
+        if previous_pts is not None:
+            before = (previous_pts - start_pts) * per_tick.numerator // per_tick.denominator
+        return np.array([p != q for p, q in zip(periods, [before, *periods], strict=False)], dtype=np.bool_)
+
+
+def _first_tick_at(seconds: float, start_pts: int, time_base: Fraction) -> int:
+    ticks = Fraction(seconds).limit_denominator(1_000_000) / time_base
+    tick = start_pts - (-ticks.numerator // ticks.denominator)  # rounded up
+    return max(-(2**63), min(tick, 2**63 - 1))
