@@ -5,58 +5,62 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from signal import SIGTERM
 
-from app.health import ask_instance, ask_web, judge_engine, reachable, wait_for_instance
-from app.jobs.store import JobStore
+from app.health import ask_instance, ask_web, look_up_engine, reachable, wait_for_instance
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
+from app.processes import die_with_parent
 from app.programs import become_nginx, become_supervisor, become_web, prepare_engine
 from app.settings import MIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
 _FAULT = 2  # exit status: the caller has to change something
+
+Command = Callable[[Settings, Namespace], int]
 _READY_SECONDS = 300.0  # CUDA, and a large model from a slow disk, take their time
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; return its exit status."""
-    command: Callable[[Settings], int] = _parser().parse_args(arguments).command
+    chosen = _parser().parse_args(arguments)
+    command: Command = chosen.command
     try:
-        return command(load_settings())
+        return command(load_settings(), chosen)
     except (SettingsFault, StartFault) as fault:
         for line in str(fault).splitlines():
             sys.stderr.write(f"framebox: {line}\n")
         return _FAULT
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, _: Namespace) -> int:
     """run the service until Ctrl-C: nginx, the HTTP workers and the engine"""
     become_supervisor(settings)
 
 
-def nginx(settings: Settings) -> int:
+def nginx(settings: Settings, chosen: Namespace) -> int:
     """run nginx alone"""
-    become_nginx(settings)
+    become_nginx(settings, replace=chosen.replace)
 
 
-def web(settings: Settings) -> int:
+def web(settings: Settings, chosen: Namespace) -> int:
     """run the HTTP workers alone"""
-    become_web(settings)
+    become_web(settings, replace=chosen.replace)
 
 
-def engine(settings: Settings) -> int:
+def engine(settings: Settings, chosen: Namespace) -> int:
     """run the engine alone: it holds the models and works on the jobs"""
-    prepare_engine(settings)
-    from app.factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
+    prepare_engine(settings, replace=chosen.replace)
+    from app.engine_factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
 
     create_engine(settings).run()
     return 0
 
 
-def check_config(settings: Settings) -> int:
+def check_config(settings: Settings, _: Namespace) -> int:
     """check the settings and print them with the memory they add up to"""
     for name, value in settings:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
@@ -67,25 +71,25 @@ def check_config(settings: Settings) -> int:
     return 0
 
 
-def render_nginx(settings: Settings) -> int:
+def render_nginx(settings: Settings, _: Namespace) -> int:
     """print the configuration that nginx would run with"""
     sys.stdout.write(render_nginx_conf(settings))
     return 0
 
 
-def health(settings: Settings) -> int:
+def health(settings: Settings, _: Namespace) -> int:
     """ask the running instance whether it is ready; exit with 1 if not"""
     return _tell_health(ask_instance(settings.host, settings.port))
 
 
-def health_web(settings: Settings) -> int:
+def health_web(settings: Settings, _: Namespace) -> int:
     """ask the HTTP workers alone, on their socket"""
     return _tell_health(ask_web(DataFolder(settings.data).web_socket))
 
 
-def health_engine(settings: Settings) -> int:
+def health_engine(settings: Settings, _: Namespace) -> int:
     """look up what the engine last said of itself"""
-    return _tell_health(judge_engine(JobStore(DataFolder(settings.data).database).engine_status()))
+    return _tell_health(look_up_engine(DataFolder(settings.data)))
 
 
 def _tell_health(verdict: tuple[bool, str]) -> int:
@@ -94,9 +98,12 @@ def _tell_health(verdict: tuple[bool, str]) -> int:
     return 0 if healthy else 1
 
 
-def announce(settings: Settings) -> int:
+def announce(settings: Settings, _: Namespace) -> int:
     """wait until the instance answers, and say where"""
-    ready, answer = wait_for_instance(settings.host, settings.port, deadline_seconds=_READY_SECONDS)
+    die_with_parent(SIGTERM)
+    ready, answer = wait_for_instance(
+        settings.host, settings.port, DataFolder(settings.data), deadline_seconds=_READY_SECONDS
+    )
     if not ready:
         sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
         return 1
@@ -115,7 +122,7 @@ def _welcome(host: str, port: int) -> str:
     )
 
 
-_COMMANDS: tuple[Callable[[Settings], int], ...] = (
+_COMMANDS: tuple[Command, ...] = (
     serve,
     nginx,
     web,
@@ -129,8 +136,8 @@ _COMMANDS: tuple[Callable[[Settings], int], ...] = (
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m app",
         description="Framebox: a video goes in, the boxes of every frame come out.",
         epilog="Settings are environment variables, FRAMEBOX_*: see docs/settings.md.",
@@ -138,5 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         name = command.__name__.replace("_", "-")
-        commands.add_parser(name, help=command.__doc__).set_defaults(command=command)
+        parser_of_command = commands.add_parser(name, help=command.__doc__)
+        parser_of_command.set_defaults(command=command)
+        if command in (nginx, web, engine):
+            parser_of_command.add_argument(
+                "--replace",
+                action="store_true",
+                help="end what an earlier one left behind on the data folder",
+            )
     return parser

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     cpu_threads: int | None = Field(
         None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
     )
+    stop_seconds: float = Field(
+        20.0, ge=0, description="segments under way have so long to finish after SIGTERM"
+    )
+    model_call_seconds: float = Field(
+        300.0, gt=0, description="a model that takes longer for one batch hangs: the engine starts anew"
+    )
     require_sandbox: bool = Field(
         True, description="refuse to decode where Landlock or seccomp cannot be had"
     )

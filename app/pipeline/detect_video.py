@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
-from app.video.decoder import DecoderPool, IndexSession, IndexSummary
-from app.video.facts import VideoFacts
+from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
+from app.video.facts import IndexSummary, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -100,7 +101,10 @@ def detect_video(
     `observe` is called in this thread after every segment. Raises DetectionCancelled once `cancelled()`;
     a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
     """
-    return _Run(request, decoders, detector, runner, observe, cancelled).execute()
+    try:
+        return _Run(request, decoders, detector, runner, observe, cancelled).execute()
+    except DecodingCancelled as error:
+        raise DetectionCancelled from error
 
 
 class _Run:
@@ -147,6 +151,7 @@ class _Run:
                 for outcome in self._run_segments(feed, index.facts):
                     self._take(outcome, feed)
             summary = index.summary
+        self._report.video |= _video_summary(summary)
         self._report.completeness = self._completeness(summary, feed)
         self._check_outcome()
         document = write_document(self._parts, self._request.document, self._digest)
@@ -233,11 +238,12 @@ class _Run:
 
     def _identity(self, frame_size: tuple[int, int]) -> str:
         decides = {
-            "model": [self._detector.fingerprint, self._report.model["device"], self._detector.batch_size],
+            "model": [self._detector.fingerprint, self._report.model["device"]],
             "options": self._request.options.model_dump(mode="json", exclude={"model"}),
             "segment_frames": self._request.segment_frames,
             "frame_size": frame_size,
-            "decoder": self._decoders.identity,
+            "batch_size": self._decoders.effective_batch_size(frame_size, self._detector.batch_size),
+            "decoder": version("av"),  # the wheel carries the one FFmpeg that decodes
         }
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -257,9 +263,9 @@ class _Run:
     def _completeness(self, summary: IndexSummary, feed: _SegmentFeed) -> dict[str, Any]:
         return completeness_report(
             self._tally,
-            frames_indexed=summary.frame_count,
+            frames_indexed=summary.frames_indexed,
             frames_wanted=feed.frames_wanted,
-            truncated=summary.is_truncated,
+            truncated=summary.truncated,
             notes=summary.notes,
         )
 
@@ -358,8 +364,16 @@ def _video_report(facts: VideoFacts) -> dict[str, Any]:
         "height": facts.height,
         "rotation_degrees": facts.rotation_degrees,
         "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
+        "sample_aspect_ratio": str(facts.sample_aspect_ratio),
         "duration_seconds": facts.duration_seconds,
     }
+
+
+def _video_summary(summary: IndexSummary) -> dict[str, Any]:
+    found: dict[str, Any] = {"variable_frame_rate": summary.variable_frame_rate}
+    if summary.duration_seconds is not None:
+        found["duration_seconds"] = round(summary.duration_seconds, 6)
+    return found
 
 
 def _document_report(document: DocumentFacts) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ class PhaseClock:
 
 def _detected(
     batches: Iterator[FrameBatch], device: Device, clock: PhaseClock
-) -> Iterator[tuple[FrameBatch, list[Detections]]]:
+) -> Generator[tuple[FrameBatch, list[Detections]]]:
     """Yield (batch, its detections) in order, a batch ahead: the device works while frames are decoded."""
     waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()
     try:

@@ -1,0 +1,109 @@
+"""Builds the engine from the settings. Apart from `factory`, because this one imports torch and av."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+
+import torch
+
+from app.detection.model_pool import ModelPool
+from app.detection.registry import load_detector
+from app.jobs.engine import Engine, EngineLimits
+from app.jobs.store import JobStore
+from app.logs import configure_logging
+from app.metrics import Metrics
+from app.pipeline.runner import LocalRunner
+from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
+from app.settings import Settings
+from app.storage.data_folder import DataFolder
+from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
+
+BUILT_IN_MODELS = ("hog-people", "none")
+
+
+def create_engine(settings: Settings) -> Engine:
+    """Return the engine of this machine, ready to `run`; SIGTERM and SIGINT stop it.
+
+    Call it in the main thread of a process that holds the data folder's engine lock.
+    """
+    configure_logging("engine", settings.log_level)
+    if settings.cpu_threads is not None:
+        torch.set_num_threads(settings.cpu_threads)
+    data = DataFolder(settings.data)
+    data.create()
+    store = JobStore(data.database)
+    store.create()
+    metrics = Metrics()
+    models = ModelPool(
+        devices=settings.devices or _all_devices(),
+        load=lambda name, device: load_detector(name, device=device, models_folder=settings.models),
+    )
+    decoders = _decoders(settings)
+    engine = Engine(
+        data=data,
+        store=store,
+        models=models,
+        preload=tuple(dict.fromkeys((settings.model, *BUILT_IN_MODELS))),
+        decoders=decoders,
+        runner=LocalRunner(
+            slots=settings.decoders, run=partial(_run_segment, decoders, models, _clock(metrics), metrics)
+        ),
+        limits=EngineLimits(
+            running_jobs=settings.running_jobs,
+            segment_frames=settings.segment_frames,
+            min_free_bytes=settings.min_free_bytes,
+            stop_seconds=settings.stop_seconds,
+            model_call_seconds=settings.model_call_seconds,
+        ),
+        metrics=metrics,
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda _number, _frame: engine.stop())
+    return engine
+
+
+def _all_devices() -> tuple[str, ...]:
+    count = torch.cuda.device_count()
+    return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
+
+
+def _decoders(settings: Settings) -> DecoderPool:
+    return DecoderPool(
+        limits=VideoLimits(
+            max_pixels=settings.max_pixels,
+            max_side=settings.max_side,
+            max_frames=settings.max_frames,
+            max_streams=settings.max_streams,
+        ),
+        threads=settings.decoder_threads,
+        memory_bytes=settings.decoder_memory_bytes,
+        ring_bytes=settings.ring_bytes,
+        stall_seconds=settings.decoder_stall_seconds,
+        require_sandbox=settings.require_sandbox,
+    )
+
+
+def _clock(metrics: Metrics) -> PhaseClock:
+    return PhaseClock(lambda phase, seconds: metrics.stage_seconds.labels(phase).inc(seconds))
+
+
+def _run_segment(
+    decoders: DecoderPool,
+    models: ModelPool,
+    clock: PhaseClock,
+    metrics: Metrics,
+    task: SegmentTask,
+    cancelled: Cancelled,
+) -> SegmentOutcome:
+    outcome = run_segment(
+        task,
+        decoders=decoders,
+        device=models.get(task.model).least_busy(),
+        cancelled=cancelled,
+        clock=clock,
+    )
+    metrics.frames_analysed.inc(outcome.analysed)
+    metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
+    return outcome
