@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sqlite3
 import time
 from pathlib import Path
 
-from app.jobs.job import EngineStatus
+from app.jobs.store import JobStore
+from app.storage.data_folder import DataFolder
 
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
 _ASK_EVERY_SECONDS = 0.2
@@ -38,18 +40,29 @@ def ask_web(web_socket: Path) -> tuple[bool, str]:
     return _ask(_UnixConnection(web_socket), "/livez")
 
 
-def judge_engine(status: EngineStatus) -> tuple[bool, str]:
-    """Say whether the engine is ready and has shown life lately, going by what it last wrote."""
+def look_up_engine(data: DataFolder) -> tuple[bool, str]:
+    """Look up what the engine last wrote of itself: whether it is ready and has shown life lately."""
+    if not data.database.exists():
+        return False, "no engine has started on this data folder yet"
+    try:
+        status = JobStore(data.database).engine_status()
+    except sqlite3.OperationalError as error:  # it is being made, or locked for longer than usual
+        return False, f"the database cannot be read: {error}"
     silent_seconds = time.time() - status.heartbeat_at
     ready = status.ready and silent_seconds < _SILENT_ENGINE_SECONDS
     return ready, f"ready: {status.ready}, last heard of {silent_seconds:.0f} s ago"
 
 
-def wait_for_instance(host: str, port: int, *, deadline_seconds: float) -> tuple[bool, str]:
-    """Ask until it is ready, or for `deadline_seconds`. Returns the last answer of `ask_instance`."""
+def wait_for_instance(host: str, port: int, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:
+    """Wait until it is ready, or for `deadline_seconds`. Returns the last answer.
+
+    ``/readyz`` is asked only once there is somebody to answer yes: each no would stand in the log.
+    """
     deadline = time.monotonic() + deadline_seconds
     while True:
-        ready, answer = ask_instance(host, port)
+        ready, answer = look_up_engine(data)
+        if ready and data.web_socket.exists():
+            ready, answer = ask_instance(host, port)
         if ready or time.monotonic() >= deadline:
             return ready, answer
         time.sleep(_ASK_EVERY_SECONDS)

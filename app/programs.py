@@ -6,7 +6,8 @@
                           └─▶ announce   says once that the service answers, and ends
 
 In containers the same three commands run as three services, without `serve`.
-Each holds its lock in the data folder for as long as it, or anything that it left behind, lives.
+A data folder has one of each: a program holds its lock there for as long as it, or a process that it left
+behind, lives. The supervisor's programs *replace*: they end such orphans, since it runs no two of a kind.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def become_supervisor(settings: Settings) -> NoReturn:
     make_data_folder(data)
     _hold_serve_lock(data)
     for program in PROGRAMS:
-        os.close(_take_program_lock(data, program, _LEFTOVER_SECONDS))
+        os.close(_take_lock(data, program, replace=True, patience_seconds=_LEFTOVER_SECONDS))
     check_port(settings.host, settings.port)
     data.empty_run()
     data.create()
@@ -63,44 +64,43 @@ def become_supervisor(settings: Settings) -> NoReturn:
     _execute(sys.executable, "-m", "supervisor.supervisord", *arguments, environment=_own_python_first())
 
 
-def become_nginx(settings: Settings) -> NoReturn:
+def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
     """Render nginx' configuration and turn into its master."""
-    data = _start_program("nginx", settings)
+    data = _start_program("nginx", settings, replace)
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
     _execute(find_nginx(), "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
 
 
-def become_web(settings: Settings) -> NoReturn:
+def become_web(settings: Settings, *, replace: bool) -> NoReturn:
     """Turn into gunicorn's master."""
-    data = _start_program("web", settings)
+    data = _start_program("web", settings, replace)
     environment = _WEB_MALLOC | {FOLDER_VARIABLE: str(data.metrics)}
     configuration = str(CHECKOUT / "gunicorn.conf.py")
     _execute(sys.executable, "-m", "gunicorn", "-c", configuration, environment=environment)
 
 
-def prepare_engine(settings: Settings) -> None:
+def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
-    data = _start_program("engine", settings, inherit_lock=False)
+    data = _start_program("engine", settings, replace)
     os.environ[FOLDER_VARIABLE] = str(data.metrics)  # before prometheus-client is imported
 
 
-def _start_program(name: str, settings: Settings, *, inherit_lock: bool = True) -> DataFolder:
+def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
     die_with_parent(signal.SIGTERM)
     data = DataFolder(settings.data)
     data.create()
-    descriptor = _take_program_lock(data, name, patience_seconds=0)
-    os.set_inheritable(descriptor, inherit_lock)
+    os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name != "engine")
     return data
 
 
-def _take_program_lock(data: DataFolder, program: str, patience_seconds: float) -> int:
+def _take_lock(data: DataFolder, program: str, *, replace: bool, patience_seconds: float) -> int:
     try:
-        return take_over_lock(data.lock(program), patience_seconds=patience_seconds)
+        if replace:
+            return take_over_lock(data.lock(program), patience_seconds=patience_seconds)
+        return take_lock(data.lock(program))
     except LockHeld as error:
-        raise StartFault(
-            f"a {program} of another user or container runs on the data folder {data.root}"
-        ) from error
+        raise StartFault(f"another {program} runs on the data folder {data.root}") from error
 
 
 def _hold_serve_lock(data: DataFolder) -> None:

@@ -19,9 +19,9 @@ def _order() -> dict[str, int]:
     prose = ast.get_docstring(ast.parse((APP / "__init__.py").read_text()))
     assert prose is not None
     told = prose[prose.index("Imports point down only") :]
-    steps = re.search(r"``[a-z ]+``(?:\s*<\s*``[a-z ]+``)+", told)
+    steps = re.search(r"``[a-z_ ]+``(?:\s*<\s*``[a-z_ ]+``)+", told)
     assert steps is not None, "app/__init__.py tells no import order"
-    names = [re.findall(r"[a-z]+", step) for step in steps.group().split("<")]
+    names = [re.findall(r"[a-z_]+", step) for step in steps.group().split("<")]
     return {name: number for number, step in enumerate(names) for name in step}
 
 

@@ -1,0 +1,156 @@
+"""An instance starts with one command, survives the death of any of its programs, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from instance import CHECKOUT, Instance, free_port
+
+from app.preflight import StartFault, find_nginx
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One instance for the tests that leave it running; its folder's name has what trips up shells."""
+    with Instance(tmp_path_factory.mktemp("supervision") / "with space %d ; #") as running:
+        yield running
+
+
+def serve(*, wrapper: tuple[str, ...] = (), **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m app serve`` where it should refuse to start."""
+    return subprocess.run(
+        [*wrapper, sys.executable, "-m", "app", "serve"],
+        cwd=CHECKOUT,
+        env=os.environ | {f"FRAMEBOX_{name.upper()}": str(value) for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def program(instance: Instance, name: str) -> psutil.Process:
+    """The one process of a program that the supervisor started itself."""
+    words = {"nginx": ("nginx",), "web": ("gunicorn",), "engine": ("app", "engine")}[name]
+    (process,) = [found for found in instance.find(*words) if found.ppid() == instance.supervisor_pid]
+    return process
+
+
+def is_replaced(instance: Instance, name: str, old: psutil.Process) -> bool:
+    try:
+        return program(instance, name).pid != old.pid and instance.is_ready()
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+
+
+def ended(processes: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.mark.parametrize("name", ["nginx", "web", "engine"])
+def test_a_killed_program_comes_back_and_its_children_are_gone(instance: Instance, name: str) -> None:
+    killed = program(instance, name)
+    family = [killed, *killed.children(recursive=True)]
+    killed.kill()
+    instance.wait(lambda: is_replaced(instance, name, killed), 60, f"another {name}")
+    assert ended(family, seconds=20)
+
+
+def test_it_says_where_it_answers_and_how_to_post_a_video(instance: Instance) -> None:
+    line = f"curl -F video=@VIDEO.mp4 http://127.0.0.1:{instance.port}/v1/detections"
+    instance.wait(lambda: line in instance.log.read_text(), 20, "the curl line in the log")
+
+
+def test_a_second_instance_on_the_same_data_folder_is_refused(instance: Instance) -> None:
+    refused = serve(data=instance.data, port=free_port())
+    assert refused.returncode == 2
+    assert "another instance runs on the data folder" in refused.stderr
+    assert instance.is_ready()
+
+
+def test_a_taken_port_is_named_with_a_way_out(instance: Instance, tmp_path: Path) -> None:
+    refused = serve(data=tmp_path / "data", host="127.0.0.1", port=instance.port)
+    assert refused.returncode == 2
+    assert f"port {instance.port} of 127.0.0.1 is taken" in refused.stderr
+    assert "FRAMEBOX_PORT=" in refused.stderr
+
+
+def test_two_instances_run_side_by_side(instance: Instance, tmp_path: Path) -> None:
+    with Instance(tmp_path / "data") as other:
+        assert other.is_ready()
+        assert instance.is_ready()
+
+
+def test_a_stop_by_ctrl_c_or_sigterm_leaves_no_process(tmp_path: Path) -> None:
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        with Instance(tmp_path / "data") as instance:
+            family = instance.processes()
+            os.kill(instance.supervisor_pid, signal_number)
+            assert ended(family, seconds=30), instance.tail()
+
+
+def test_a_killed_supervisor_takes_its_programs_with_it(tmp_path: Path) -> None:
+    with Instance(tmp_path / "data") as instance:
+        family = instance.processes()
+        os.kill(instance.supervisor_pid, signal.SIGKILL)
+        assert ended(family, seconds=30), instance.tail()
+        instance.start()
+        assert instance.is_ready()
+
+
+def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_path: Path) -> None:
+    with Instance(tmp_path / "data") as instance:
+        nginx = program(instance, "nginx")
+        workers = nginx.children()
+        nginx.suspend()  # it cannot act on the supervisor's death
+        os.kill(instance.supervisor_pid, signal.SIGKILL)
+        nginx.kill()
+        assert workers
+        assert all(worker.is_running() for worker in workers), "nothing is left to be cleared up"
+        instance.start()
+        assert ended(workers, seconds=5)
+
+
+def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
+    refused = serve(port="eighty", decoders=0, data=tmp_path, http_workers=99)
+    assert refused.returncode == 2
+    assert [line.split(":")[1].strip() for line in refused.stderr.splitlines()] == [
+        "FRAMEBOX_PORT",
+        "FRAMEBOX_HTTP_WORKERS",
+        "FRAMEBOX_DECODERS",
+    ]
+
+
+def test_all_that_stands_in_the_way_of_a_start_is_told_at_once(tmp_path: Path) -> None:
+    far = tmp_path.joinpath(*["x" * 40] * 4)
+    refused = serve(data=far, models=tmp_path / "none", ingest=f"{tmp_path},{tmp_path}/gone")
+    assert refused.returncode == 2
+    assert "too long by" in refused.stderr
+    assert "FRAMEBOX_MODELS" in refused.stderr
+    assert f"FRAMEBOX_INGEST: {tmp_path}/gone" in refused.stderr
+    assert not far.exists()
+
+
+def test_a_machine_without_nginx_is_told_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.preflight._SYSTEM_FOLDERS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StartFault, match="apt-get install nginx"):
+        find_nginx()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    refused = serve(wrapper=wrapper, data=tmp_path / "data", port=free_port(), host="127.0.0.1")
+    assert refused.returncode == 2, refused.stderr
+    assert f"FRAMEBOX_DATA: {tmp_path}/data cannot be made" in refused.stderr
