@@ -33,10 +33,11 @@ from app.processes import LockHeld, die_with_parent, take_lock, take_over_lock
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 
-PROGRAMS = ("nginx", "web", "engine")
+# The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace for
+# requests and segments under way, and a little. nginx has none: its workers stop at once, or have no master.
+_STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0}
 
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
-_LEFTOVER_SECONDS = 40.0  # the programs' own grace for a stop, and a little
 # One allocation a read of 1 MiB, kept for the next one instead of being given back: twice the speed.
 _WEB_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
@@ -54,8 +55,8 @@ def become_supervisor(settings: Settings) -> NoReturn:
     check_all([find_nginx, lambda: check_socket_path(data), lambda: check_folders(settings)])
     make_data_folder(data)
     _hold_serve_lock(data)
-    for program in PROGRAMS:
-        os.close(_take_lock(data, program, replace=True, patience_seconds=_LEFTOVER_SECONDS))
+    for program, patience_seconds in _STOP_SECONDS.items():
+        os.close(_take_lock(data, program, replace=True, patience_seconds=patience_seconds))
     check_port(settings.host, settings.port)
     data.empty_run()
     data.create()

@@ -101,6 +101,7 @@ def test_a_killed_supervisor_takes_its_programs_with_it(tmp_path: Path) -> None:
         family = instance.processes()
         os.kill(instance.supervisor_pid, signal.SIGKILL)
         assert ended(family, seconds=30), instance.tail()
+        instance.stop()
         instance.start()
         assert instance.is_ready()
 
@@ -114,8 +115,10 @@ def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_pa
         nginx.kill()
         assert workers
         assert all(worker.is_running() for worker in workers), "nothing is left to be cleared up"
-        instance.start()
-        assert ended(workers, seconds=5)
+        instance.stop()
+        instance.start(wait_until_ready=False)
+        assert ended(workers, seconds=30), instance.tail()
+        instance.wait(instance.is_ready, 90, "the new start is ready")
 
 
 def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
