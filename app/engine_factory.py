@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from app.detection.model_pool import ModelPool
-from app.detection.registry import load_detector
+from app.detection.registry import BUILT_IN, load_detector
 from app.jobs.engine import Engine, EngineLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
@@ -19,8 +19,6 @@ from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
-
-BUILT_IN_MODELS = ("hog-people", "none")
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -45,7 +43,7 @@ def create_engine(settings: Settings) -> Engine:
         data=data,
         store=store,
         models=models,
-        preload=tuple(dict.fromkeys((settings.model, *BUILT_IN_MODELS))),
+        preload=tuple(dict.fromkeys((settings.model, *BUILT_IN))),
         decoders=decoders,
         runner=LocalRunner(
             slots=settings.decoders, run=partial(_run_segment, decoders, models, _clock(metrics), metrics)

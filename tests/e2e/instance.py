@@ -109,7 +109,8 @@ class Instance:
         return result
 
     def tail(self, lines: int = 60) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        log = self.log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in log if "/readyz" not in line and "not_ready" not in line][-lines:])
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and all its descendants."""

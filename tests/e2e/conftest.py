@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from instance import Instance, make_clip
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 frames, 320 × 240, H.264 with B-frames, ten keyframes."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=500)
+
+
+@pytest.fixture(scope="session")
+def shared_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One instance for all tests that leave it as it was: segments of 100 frames, two decoders."""
+    with Instance(tmp_path_factory.mktemp("shared") / "data", segment_frames=100) as instance:
+        yield instance

@@ -1,0 +1,130 @@
+"""A video goes in, one JSON comes out: the contract, through nginx, on real and on generated video."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from base64 import b64encode
+from pathlib import Path
+
+import requests
+from instance import Instance, make_clip
+
+
+def test_every_frame_of_a_real_video_has_its_pair(shared_instance: Instance, people_video: Path) -> None:
+    answer = shared_instance.post(people_video, model="none")
+    assert answer.status_code == 200, answer.text
+    assert [frame_id for frame_id, _ in answer.json()] == list(range(1394))
+    assert answer.headers["Framebox-Frames"] == "1394"
+    assert answer.headers["Framebox-Complete"] == "true"
+
+
+def test_people_are_found_where_they_are(shared_instance: Instance, people_video: Path) -> None:
+    # 12.0 s – 16.0 s: one person crosses the room, wholly in the picture.
+    answer = shared_instance.post(people_video, start=14, end=16)
+    pairs = answer.json()
+    assert [frame_id for frame_id, _ in pairs] == list(range(140, 160))
+    with_people = [frame_id for frame_id, boxes in pairs if boxes]
+    assert len(with_people) >= 16, f"found in {with_people}"
+    for _, boxes in pairs:
+        for box in boxes:
+            x_min, y_min, x_max, y_max = box["box"]
+            assert box["label"] == "person"
+            assert 0 <= x_min < x_max <= 768
+            assert 0 <= y_min < y_max <= 432
+
+
+def test_the_headers_describe_the_answer(shared_instance: Instance, clip: Path) -> None:
+    answer = shared_instance.post(clip, model="none")
+    digest = hashlib.sha256(answer.content)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Repr-Digest"] == f"sha-256=:{b64encode(digest.digest()).decode()}:"
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    report = requests.get(shared_instance.url + answer.links["describedby"]["url"], timeout=30).json()
+    assert report["id"] == answer.headers["Framebox-Job"]
+    assert report["state"] == "succeeded"
+    assert report["document"]["sha256"] == digest.hexdigest()
+
+
+def test_the_report_accounts_for_every_frame(shared_instance: Instance, clip: Path) -> None:
+    answer = shared_instance.post(clip, model="none")
+    report = shared_instance.report(answer.headers["Framebox-Job"])
+    assert (report["video"]["width"], report["video"]["height"]) == (320, 240)
+    assert report["video"]["codec"] == "h264"
+    assert report["video"]["frame_rate"] == "25"
+    completeness = report["completeness"]
+    assert completeness["complete"] is True
+    assert completeness["truncated"] is False
+    for count in ("frames_indexed", "frames_wanted", "frames_analysed"):
+        assert completeness[count] == 500, count
+    assert completeness["frames_undecodable"] == 0
+    assert report["source"]["sha256"] == hashlib.sha256(clip.read_bytes()).hexdigest()
+
+
+def test_raw_and_multipart_bodies_give_the_same_bytes(shared_instance: Instance, clip: Path) -> None:
+    raw = shared_instance.post(clip, model="none", stride=7)
+    multipart = subprocess.run(
+        ["curl", "-fsS", "-F", f"video=@{clip}", f"{shared_instance.url}/v1/detections?model=none&stride=7"],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert multipart.stdout == raw.content
+    assert [frame_id for frame_id, _ in raw.json()] == list(range(0, 500, 7))
+
+
+def test_sampling_keeps_the_ids_of_the_whole_video(shared_instance: Instance, clip: Path) -> None:
+    answer = shared_instance.post(clip, model="none", start=4, end=6, stride=5)
+    assert [frame_id for frame_id, _ in answer.json()] == list(range(100, 150, 5))
+
+
+def test_every_format_says_the_same(shared_instance: Instance, people_video: Path) -> None:
+    options = {"start": 14, "end": 15}
+    pairs = shared_instance.post(people_video, **options).json()
+    boxes = [[frame_id, [found["box"] for found in row]] for frame_id, row in pairs]
+    assert any(row for _, row in boxes)
+    job = shared_instance.post(people_video, format="boxes", **options)
+    assert job.json() == boxes
+    result = f"{shared_instance.url}/v1/jobs/{job.headers['Framebox-Job']}/result"
+    rows = sum(len(row) for _, row in boxes)
+    csv = requests.get(result, params={"format": "csv"}, timeout=30)
+    assert len(csv.text.splitlines()) == rows + 1
+    coco = requests.get(result, params={"format": "coco"}, timeout=30).json()
+    assert len(coco["annotations"]) == rows
+    assert len(coco["images"]) == len(pairs)
+    mot = requests.get(result, params={"format": "mot"}, timeout=30)
+    assert len(mot.text.splitlines()) == rows
+    ndjson = requests.get(result, params={"format": "ndjson"}, timeout=30)
+    assert len(ndjson.text.splitlines()) == len(pairs)
+
+
+def test_two_runs_give_the_same_bytes(shared_instance: Instance, people_video: Path) -> None:
+    options = {"start": 12, "end": 16}
+    first, second = (shared_instance.post(people_video, **options) for _ in range(2))
+    assert first.headers["Framebox-Job"] != second.headers["Framebox-Job"]
+    assert first.content == second.content
+
+
+def test_one_and_two_decoders_give_the_same_bytes_and_other_segments_the_same_boxes(
+    shared_instance: Instance, people_video: Path, tmp_path: Path
+) -> None:
+    options = {"start": 12, "end": 20}
+    two = shared_instance.post(people_video, **options)
+    with Instance(tmp_path / "one", decoders=1, segment_frames=100) as instance:
+        assert instance.post(people_video, **options).content == two.content
+    with Instance(tmp_path / "longer", segment_frames=37) as instance:
+        assert instance.post(people_video, **options).json() == two.json()
+
+
+def test_a_short_clip_is_answered_long_before_a_long_one(
+    shared_instance: Instance, tmp_path: Path, clip: Path
+) -> None:
+    long_clip = make_clip(tmp_path / "long.mp4", frames=6000, size="640x360")
+    long_job = shared_instance.post_async(long_clip)
+    shared_instance.wait(lambda: shared_instance.report(long_job)["state"] == "running", 30, "a start")
+    assert shared_instance.post(clip, end=2).status_code == 200
+    report = shared_instance.report(long_job)
+    assert report["state"] == "running"
+    assert report["progress"]["frames_done"] < 3000
+    assert requests.delete(f"{shared_instance.url}/v1/jobs/{long_job}", timeout=30).status_code == 202
+    assert shared_instance.wait_for_end(long_job)["state"] == "cancelled"
