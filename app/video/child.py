@@ -48,7 +48,7 @@ class ChildPlan:
     ring: Descriptor | int
     ring_bytes: int
     threads: int
-    memory_bytes: int  # address space, the ring included
+    memory_bytes: int  # address space, beyond what the child begins with
     limits: VideoLimits
     require_sandbox: bool
 
@@ -106,7 +106,9 @@ def _serve(plan: ChildPlan) -> None:
     video, commands, out, ring_descriptor = (int(d) for d in descriptors if isinstance(d, int))
     memory = np.frombuffer(mmap.mmap(ring_descriptor, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
     os.close(ring_descriptor)
-    state = sandbox.lock_down(keep=(video, commands, out), memory_bytes=plan.memory_bytes)
+    state = sandbox.lock_down(
+        keep=(video, commands, out), memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+    )
     channel = Channel(commands, out, ring.counters(memory))
     channel.send(Message.READY, state.pack())
     options = OpenOptions(video, plan.threads, plan.limits)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import av
+import av.subtitles.codeccontext  # PyAV imports these three as a container asks for them, which is too late
+import av.subtitles.stream
+import av.subtitles.subtitle
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
@@ -25,7 +28,13 @@ DEMUXERS = (
 )
 # Decoders by FFmpeg's names. Each is a parser of hostile bytes: only what people have videos in.
 DECODERS = frozenset(
-    ["h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263i", "h263p", "flv", "flv1", "vc1", "wmv1", "wmv2", "wmv3", "mjpeg", "prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "theora", "vp6", "vp6f", "rv30", "rv40", "svq3", "cinepak", "rawvideo", "v210", "vvc"]
+    name
+    for line in (
+        "h264 hevc vvc vp8 vp9 av1 libdav1d mpeg1video mpeg2video mpeg4 h263 h263i h263p flv vc1",
+        "msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 mjpeg prores dnxhd dvvideo ffv1 huffyuv",
+        "ffvhuff utvideo theora vp6 vp6f rv30 rv40 svq3 cinepak rawvideo v210",
+    )
+    for name in line.split()
 )
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000

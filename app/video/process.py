@@ -70,7 +70,7 @@ class ChildProcess:
                 ring=Descriptor(ring_descriptor),
                 ring_bytes=settings.ring_bytes,
                 threads=threads,
-                memory_bytes=settings.memory_bytes + settings.ring_bytes,
+                memory_bytes=settings.memory_bytes,
                 limits=settings.limits,
                 require_sandbox=settings.require_sandbox,
             )
