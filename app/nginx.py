@@ -133,7 +133,7 @@ def _too_large(limit_bytes: int) -> errors.BodyTooLarge:
 
 
 def _error_page(fault: _Fault) -> str:
-    return f"error_page {fault.nginx_status} {fault.address};"
+    return f"error_page {fault.nginx_status} ={fault.error.status} {fault.address};"
 
 
 def _upload_error_pages(faults: list[_Fault]) -> list[str]:

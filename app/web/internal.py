@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flask import Response, g, request
 
-from app.errors import FrameboxError
+from app.errors import FrameboxError, MethodNotAllowed
 from app.web.admission import admit, upload_head
 from app.web.service import Service
 
@@ -30,11 +30,18 @@ class InternalViews:
             headers.get("Framebox-Upload-Encoding", ""),
         )
         try:
+            _check_method(headers.get("Framebox-Upload-Method", "POST"))
             admit(head, self._service, key=g.request_id)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             return _refusal(error)
         return Response(status=204)
+
+
+def _check_method(method: str) -> None:
+    """Any other method has no business here, with or without a body."""
+    if method != "POST":
+        raise MethodNotAllowed(f"{method[:20]} is not possible here.", {"allowed": ["POST"]})
 
 
 def _refusal(error: FrameboxError) -> Response:
@@ -44,6 +51,8 @@ def _refusal(error: FrameboxError) -> Response:
     response.headers["Framebox-Refusal-Status"] = str(error.status)
     response.headers["Framebox-Refusal-Code"] = error.code
     response.headers["Framebox-Refusal-Problem"] = json.dumps(problem)
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(problem["allowed"])
     if "retry_after_seconds" in problem:
         response.headers["Retry-After"] = str(problem["retry_after_seconds"])
     return response
