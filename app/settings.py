@@ -105,7 +105,9 @@ class Settings(BaseSettings):
         1536 * MIB, ge=256 * MIB, description="what the engine itself takes: torch, CUDA, the detectors"
     )
 
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="the least that the log on stdout shows"
+    )
 
     @field_validator("data", "models", mode="after")
     @classmethod

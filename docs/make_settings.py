@@ -1,0 +1,90 @@
+"""Writes docs/settings.md from app/settings.py: `make docs`. A test holds the two together."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from annotated_types import Ge, Gt, Le, Lt  # noqa: E402
+from pydantic.fields import FieldInfo  # noqa: E402
+
+from app.settings import GIB, MIB, Settings  # noqa: E402
+
+PAGE = CHECKOUT / "docs" / "settings.md"
+
+_HEAD = """# Settings
+
+Environment variables, read once, when a program starts. `python -m app check-config` checks them, lists
+every fault at once, and prints the values in force with the host memory that they add up to. `make serve`
+takes them from its environment (`FRAMEBOX_PORT=9000 make serve`), `docker compose` from a file `.env` beside
+`docker-compose.yml` as well.
+
+| variable | default | allowed | what |
+|---|---|---|---|
+"""
+
+_FOOT = """
+Lists are separated by commas. Folders may be relative to the folder that the service is started in.
+
+An instance has a data folder of its own: two with different `FRAMEBOX_PORT` and `FRAMEBOX_DATA` run side by
+side. The path of the data folder may be 94 bytes long at most, because a unix socket lies in it.
+
+The memory budgets are what nginx, the HTTP workers, the engine, its decoders and their rings may take at
+most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts.
+
+Whoever starts gunicorn without `python -m app web` sets `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`
+and `PROMETHEUS_MULTIPROC_DIR` as `gunicorn.conf.py` tells. Tests read `FRAMEBOX_TEST_DATA`,
+`FRAMEBOX_REQUIRE_TEST_DATA` and `FRAMEBOX_REQUIRE_CUDA`: see `tests/conftest.py`.
+"""
+
+
+def render() -> str:
+    """The page, from the fields in the order in which app/settings.py declares them."""
+    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    return _HEAD + "\n".join(rows) + "\n" + _FOOT
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    cells = [f"`FRAMEBOX_{name.upper()}`", _default(field.default), _allowed(field), field.description or ""]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(value: object) -> str:
+    match value:
+        case None | () | "":
+            return "empty"
+        case Path():
+            return f"`{value.relative_to(CHECKOUT)}/` in the checkout"
+        case int() if value >= MIB and value % MIB == 0:
+            unit, name = (GIB, "GiB") if value % GIB == 0 else (MIB, "MiB")
+            return f"`{value}` ({value // unit} {name})"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case _:
+            return f"`{value}`"
+
+
+def _allowed(field: FieldInfo) -> str:
+    limits = []
+    for rule in field.metadata:
+        match rule:
+            case Ge(ge=limit):
+                limits.append(f"from {limit}")
+            case Gt(gt=limit):
+                limits.append(f"more than {limit}")
+            case Le(le=limit):
+                limits.append(f"to {limit}")
+            case Lt(lt=limit):
+                limits.append(f"less than {limit}")
+            case _ if getattr(rule, "pattern", None):
+                limits.append(f"`{rule.pattern.strip('^$()')}`".replace("|", "`, `"))
+    if field.annotation is bool:
+        limits.append("`true`, `false`")
+    return " ".join(limits)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
