@@ -1,0 +1,234 @@
+"""Uploads on their way to disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.errors import InsufficientStorage
+from app.jobs.intake import accept_job, remove_leftovers
+from app.jobs.job import JobState
+from app.jobs.store import JobStore
+from app.pipeline.options import DetectionOptions
+from app.storage import spool as spool_module
+from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.space import SpaceLedger
+from app.storage.spool import Spool, Upload
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def space(folder: DataFolder) -> SpaceLedger:
+    return SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
+
+
+@pytest.fixture
+def spool(folder: DataFolder, space: SpaceLedger) -> Spool:
+    return Spool(folder, space)
+
+
+@pytest.fixture
+def store(folder: DataFolder) -> JobStore:
+    store = JobStore(folder.database)
+    store.create()
+    return store
+
+
+def _accept(upload: Upload, spool: Spool, folder: DataFolder, store: JobStore) -> None:
+    accept_job(
+        upload,
+        spool=spool,
+        folder=folder,
+        store=store,
+        request_id="request",
+        model="people",
+        options=DetectionOptions(),
+        video_name="clip.mp4",
+    )
+
+
+def test_an_accepted_upload_is_the_jobs_video_with_its_size_and_digest(folder, spool, store):
+    job_id, data = new_job_id(), os.urandom(3 * MIB + 17)
+    with spool.receive(job_id, key="k", expected_bytes=len(data)) as upload:
+        for start in range(0, len(data), MIB):
+            upload.write(data[start : start + MIB])
+        _accept(upload, spool, folder, store)
+    job = store.get(job_id)
+    assert folder.video(job_id).read_bytes() == data
+    assert job.state is JobState.QUEUED
+    assert job.source.size_bytes == len(data)
+    assert job.source.sha256 == hashlib.sha256(data).hexdigest()
+    assert job.source.name == "clip.mp4"
+    assert not [*folder.incoming.iterdir()]
+
+
+def test_an_upload_that_fails_leaves_nothing(folder, spool, space, store):
+    before = space.available_bytes()
+
+    def break_off() -> None:
+        with spool.receive(new_job_id(), key="k", expected_bytes=10 * MIB) as upload:
+            upload.write(b"x" * MIB)
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        break_off()
+    assert not [*folder.incoming.iterdir()]
+    assert not [*folder.jobs.iterdir()]
+    assert not store.ids()
+    assert abs(space.available_bytes() - before) < 5 * MIB
+
+
+def test_disk_space_of_a_known_length_is_taken_before_the_first_byte(folder, spool):
+    with spool.receive(new_job_id(), key="k", expected_bytes=64 * MIB) as upload:
+        video = folder.incoming / upload.job_id / "video"
+        assert video.stat().st_size == 0
+        assert video.stat().st_blocks * 512 >= 64 * MIB
+
+
+def test_space_beyond_the_video_is_given_back(folder, spool, store):
+    job_id = new_job_id()
+    with spool.receive(job_id, key="k", expected_bytes=8 * MIB) as upload:
+        upload.write(b"y" * MIB)
+        _accept(upload, spool, folder, store)
+    status = folder.video(job_id).stat()
+    assert status.st_size == MIB
+    assert status.st_blocks * 512 < 2 * MIB
+
+
+def test_an_upload_larger_than_the_disk_is_refused_at_once(spool, folder):
+    with pytest.raises(InsufficientStorage), spool.receive(new_job_id(), key="k", expected_bytes=1 << 55):
+        pass
+    assert not [*folder.incoming.iterdir()]
+
+
+def test_an_upload_of_unknown_length_is_stopped_when_the_disk_runs_full(folder, monkeypatch):
+    monkeypatch.setattr(spool_module, "SYNC_BYTES", MIB)
+    left = [10 * MIB]
+    space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0, measure=lambda _: left[0])
+
+    def fill_the_disk() -> None:
+        with Spool(folder, space).receive(new_job_id(), key="k", expected_bytes=None) as upload:
+            while True:
+                left[0] -= MIB
+                upload.write(b"z" * MIB)
+
+    with pytest.raises(InsufficientStorage):
+        fill_the_disk()
+    assert left[0] >= 0
+    assert not [*folder.incoming.iterdir()]
+
+
+def test_a_full_disk_during_a_write_is_told_as_such(spool, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(InsufficientStorage) as caught:
+            upload.write(b"x")
+        monkeypatch.undo()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_short_writes_are_completed(spool, folder, store, monkeypatch):
+    real_write = os.write
+    job_id = new_job_id()
+    with spool.receive(job_id, key="k", expected_bytes=None) as upload:
+        monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:7]))
+        upload.write(b"0123456789" * 5)
+        monkeypatch.undo()
+        _accept(upload, spool, folder, store)
+    assert folder.video(job_id).read_bytes() == b"0123456789" * 5
+
+
+def test_a_file_system_without_allocation_keeps_the_promise_up(folder, spool, space, monkeypatch):
+    monkeypatch.setattr(spool_module, "_allocate", lambda *_: False)
+    monkeypatch.setattr(spool_module, "SYNC_BYTES", MIB)
+    free = space.available_bytes()
+    with spool.receive(new_job_id(), key="k", expected_bytes=1 << 30) as upload:
+        assert free - space.available_bytes() > (1 << 30) - 64 * MIB
+        upload.write(b"x" * MIB)
+        assert free - space.available_bytes() > (1 << 30) - 64 * MIB
+    assert abs(space.available_bytes() - free) < 64 * MIB
+
+
+def test_the_clean_up_takes_leftovers_and_leaves_uploads_under_way(folder, spool, store):
+    abandoned, orphan, accepted = (new_job_id() for _ in range(3))
+    (folder.incoming / abandoned).mkdir()
+    (folder.incoming / abandoned / "video").write_bytes(b"half")
+    (folder.jobs / orphan).mkdir()
+    with spool.receive(accepted, key="a", expected_bytes=None) as upload:
+        upload.write(b"whole")
+        _accept(upload, spool, folder, store)
+    with spool.receive(new_job_id(), key="b", expected_bytes=None) as upload:
+        upload.write(b"under way")
+        assert remove_leftovers(folder, spool, store) == 2
+        assert [entry.name for entry in folder.incoming.iterdir()] == [upload.job_id]
+        assert [entry.name for entry in folder.jobs.iterdir()] == [accepted]
+
+
+def test_a_published_upload_without_a_record_is_no_leftover_while_its_receiver_lives(folder, spool, store):
+    with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
+        upload.write(b"video")
+        upload.finish()
+        spool.publish(upload)
+        assert remove_leftovers(folder, spool, store) == 0
+        assert folder.video(upload.job_id).exists()
+    assert remove_leftovers(folder, spool, store) == 1
+    assert not folder.job(upload.job_id).exists()
+
+
+def test_a_record_that_cannot_be_written_leaves_no_folder(folder, spool, store, monkeypatch):
+    def broken(**_: object) -> None:
+        raise RuntimeError("database is gone")
+
+    monkeypatch.setattr(store, "add", broken)
+
+    def receive() -> None:
+        with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
+            upload.write(b"video")
+            _accept(upload, spool, folder, store)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        receive()
+    assert not [*folder.jobs.iterdir()]
+    assert not [*folder.incoming.iterdir()]
+
+
+def test_what_a_killed_process_was_receiving_is_a_leftover(folder, spool, store):
+    script = """
+import os, sys
+from pathlib import Path
+from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.space import SpaceLedger
+from app.storage.spool import Spool
+folder = DataFolder(Path(sys.argv[1]))
+space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
+with Spool(folder, space).receive(new_job_id(), key="k", expected_bytes=None) as upload:
+    upload.write(b"half")
+    print("receiving", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(folder.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"receiving\n"
+        assert remove_leftovers(folder, spool, store) == 0
+        process.kill()
+        process.wait(timeout=10)
+    assert remove_leftovers(folder, spool, store) == 1
+    assert not [*folder.incoming.iterdir()]
