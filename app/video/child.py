@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from app.video import messages, ring, sandbox
 from app.video.container import OpenOptions, PacketReader, VideoRefused
-from app.video.decoding import StretchDecoder
+from app.video.decoding import CountingDecoder, MatchingDecoder
 from app.video.indexing import Indexer
 from app.video.limits import VideoLimits
-from app.video.messages import Command, DecodeRequest, Fault, FaultCode, Message
+from app.video.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message
+from app.video.serial import FrameCounter, SerialDecoder
 
 
 class Descriptor:
@@ -126,15 +127,35 @@ class _Child:
         self._options = options
         self._ring = ring
         self._reader: PacketReader | None = None
+        self._serial: SerialDecoder | None = None
 
     def serve(self) -> None:
         while True:
             kind, payload = self._channel.receive()
             if kind is Command.INDEX:
-                Indexer(self._open(), self._channel, self._options.limits).run()
+                Indexer(self._open_at_start(), self._channel, self._options.limits).run()
+            elif kind is Command.COUNT:
+                FrameCounter(self._open(), self._channel, CountRequest.unpack(payload)).run()
             elif kind is Command.DECODE:
-                request = DecodeRequest.unpack(payload)
-                StretchDecoder(self._open(), self._channel, self._ring, request).run()
+                self._decode(DecodeRequest.unpack(payload))
+
+    def _decode(self, request: DecodeRequest) -> None:
+        reader = self._open()
+        if request.frames_before is None:
+            self._serial = None
+            MatchingDecoder(reader, self._channel, self._ring, request).run()
+            return
+        serial = self._serial
+        if serial is None or not serial.leads_to(request.entry, request.skipped, request.frames_before):
+            serial = SerialDecoder(reader, self._channel, request.entry, request.skipped)
+        self._serial = serial
+        CountingDecoder(serial, self._channel, self._ring, request).run()
+
+    def _open_at_start(self) -> PacketReader:
+        if self._reader is not None:
+            self._reader.reopen()
+            self._serial = None
+        return self._open()
 
     def _open(self) -> PacketReader:
         if self._reader is None:

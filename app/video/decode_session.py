@@ -199,9 +199,11 @@ class DecodeSession:
             else:
                 raise DecoderProtocolError("an answer to another question")
 
-    def _child_for(self, request: DecodeRequest) -> ChildProcess:  # noqa: ARG002 - by place, later
+    def _child_for(self, request: DecodeRequest) -> ChildProcess:
         if self._child is None:
-            self._child = self._source.acquire(threads=self._deaths.threads, cancelled=self._cancelled)
+            # Frames that are counted must be counted as they were when the video was indexed.
+            threads = 1 if request.frames_before is not None else self._deaths.threads
+            self._child = self._source.acquire(threads=threads, cancelled=self._cancelled)
         return self._child
 
     def _refuse(self, fault: Fault) -> None:

@@ -178,25 +178,34 @@ class DecoderPool:
 
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
         """Return a child of `video`, one that waits or a new one. Raises ChildDied, DecodingCancelled."""
-        if threads is None:
-            key = _key_of(video)
-            with self._idle_lock:
-                for index, (other, child) in enumerate(self._idle):
-                    if other == key:
-                        del self._idle[index]
-                        return child
-        return self._new_child(video, threads or self._threads, cancelled)
+        threads = threads or self._threads
+        key = _key_of(video)
+        with self._idle_lock:
+            for place, (other, child) in reversed(list(enumerate(self._idle))):
+                if other == key and child.threads == threads:
+                    del self._idle[place]
+                    return child
+        return self._new_child(video, threads, cancelled)
 
     def give_back(self, video: Path, child: ChildProcess) -> None:
         """Let the child wait for further segments; the one that has waited longest goes, if they are many."""
         surplus = [child]
-        if child.threads == self._threads and not child.has_unread and self._context is not None:
+        if not child.has_unread and self._context is not None and self._idle_children:
             with self._idle_lock:
                 self._idle.append((_key_of(video), child))
-                surplus = [old for _, old in self._idle[: -self._idle_children or None]]
-                self._idle = self._idle[-self._idle_children :] if self._idle_children else []
+                surplus = [old for _, old in self._idle[: -self._idle_children]]
+                self._idle = self._idle[-self._idle_children :]
         for old in surplus:
             old.close()
+
+    def forget(self, video: Path) -> None:
+        """End the children that wait for more of `video`: they hold it open, and with it its disk space."""
+        key = _key_of(video)
+        with self._idle_lock:
+            forgotten = [child for other, child in self._idle if other == key]
+            self._idle = [(other, child) for other, child in self._idle if other != key]
+        for child in forgotten:
+            child.close()
 
     def _new_child(self, video: Path, threads: int, cancelled: Cancelled) -> ChildProcess:
         if self._context is None:

@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 from app.video.container import Channel, PacketReader, VideoRefused
 from app.video.messages import BatchMessage, Command, DecodeRequest, Fault, FaultCode, FrameStatus, Message
 from app.video.picture import PictureMaker, displayed_size
+from app.video.serial import SerialDecoder
 
 
 class BatchWriter:
@@ -64,8 +65,35 @@ class BatchWriter:
             self._wait_for_slot()
 
 
-class StretchDecoder:
-    """Decodes one request, forward only, and tells what became of each of its frames."""
+class _Account:
+    """What became of a request's frames, and which of them are still to be delivered."""
+
+    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+        self._channel = channel
+        self._request = request
+        self._writer = BatchWriter(channel, ring, request)
+        self._last_rank = -1
+        self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
+        self.left = int(np.count_nonzero(request.wanted))
+
+    def take(self, frame: VideoFrame, rank: int) -> None:
+        """Take note of a decoded frame, and deliver it if it is wanted. Forward only."""
+        if rank <= self._last_rank:
+            return
+        self._last_rank = rank
+        self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
+        if self._request.wanted[rank]:
+            self.left -= 1
+            self._writer.add(frame, int(self._request.pts[rank]), rank)
+
+    def finish(self) -> None:
+        self._writer.flush()
+        self._channel.send(Message.SEGMENT_END, self.statuses.tobytes())
+        self._writer.wait_for_all()
+
+
+class MatchingDecoder:
+    """Decodes one request whose frames are known by their time stamps."""
 
     def __init__(
         self, reader: PacketReader, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
@@ -73,51 +101,45 @@ class StretchDecoder:
         self._reader = reader
         self._channel = channel
         self._request = request
-        self._writer = BatchWriter(channel, ring, request)
-        self._statuses = np.zeros(len(request.pts), dtype=np.uint8)
-        self._left = int(np.count_nonzero(request.wanted))
-        self._last_rank = -1
+        self._account = _Account(channel, ring, request)
 
     def run(self) -> None:
         """Raises VideoRefused if the request's entry cannot be found."""
         if not self._reader.move_to(self._request.entry):
             raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
-        context = self._reader.stream.codec_context
-        context.flush_buffers()
+        self._reader.stream.codec_context.flush_buffers()
         count = 0
-        while count < self._request.packet_count and self._left:
+        while count < self._request.packet_count and self._account.left:
             packet = self._reader.read()
             if packet is None:
                 break
             count += 1
             self._channel.show_fed(count)
-            if self._request.entry.ordinal + count - 1 in self._request.skipped:
-                self._leave_out(packet)
-            else:
-                self._decode(packet)
-        if self._left:
-            self._decode(None)
-        self._finish()
+            self._feed(packet, self._request.entry.ordinal + count - 1)
+        if self._account.left:
+            self._decode(None, -1)
+        self._account.finish()
 
-    def _leave_out(self, packet: Packet[VideoStream]) -> None:
+    def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
         rank = self._rank(packet.pts)
-        if rank >= 0:
-            self._statuses[rank] = FrameStatus.SKIPPED
+        if ordinal not in self._request.skipped:
+            self._decode(packet, rank)
+        elif rank >= 0:
+            self._account.statuses[rank] = FrameStatus.SKIPPED
 
-    def _decode(self, packet: Packet[VideoStream] | None) -> None:
-        rank = -1 if packet is None else self._rank(packet.pts)
+    def _decode(self, packet: Packet[VideoStream] | None, rank: int) -> None:
         if rank >= 0:
-            self._statuses[rank] = FrameStatus.NOT_SHOWN
+            self._account.statuses[rank] = FrameStatus.NOT_SHOWN
         try:
             frames = self._reader.stream.codec_context.decode(packet)
         except MemoryError:
             raise
         except (av.FFmpegError, OSError, ValueError):
             if rank >= 0:
-                self._statuses[rank] = FrameStatus.REJECTED
+                self._account.statuses[rank] = FrameStatus.REJECTED
             return
         for frame in frames:
-            self._take(frame)
+            self._account.take(frame, self._rank(frame.pts))
 
     def _rank(self, pts: int | None) -> int:
         """The position of a time stamp among the request's frames; -1 if it is none of them."""
@@ -126,17 +148,24 @@ class StretchDecoder:
         rank = int(np.searchsorted(self._request.pts, pts))
         return rank if rank < len(self._request.pts) and self._request.pts[rank] == pts else -1
 
-    def _take(self, frame: VideoFrame) -> None:
-        rank = self._rank(frame.pts)
-        if rank <= self._last_rank or frame.pts is None:
-            return
-        self._last_rank = rank
-        self._statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
-        if self._request.wanted[rank]:
-            self._left -= 1
-            self._writer.add(frame, frame.pts, rank)
 
-    def _finish(self) -> None:
-        self._writer.flush()
-        self._channel.send(Message.SEGMENT_END, self._statuses.tobytes())
-        self._writer.wait_for_all()
+class CountingDecoder:
+    """Decodes one request whose frames are known by their place in what comes out of the decoder."""
+
+    def __init__(
+        self, serial: SerialDecoder, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+    ) -> None:
+        self._serial = serial
+        self._request = request
+        self._account = _Account(channel, ring, request)
+
+    def run(self) -> None:
+        before = self._request.frames_before or 0
+        while self._serial.position < before + len(self._request.pts) and self._account.left:
+            frame = self._serial.read()
+            if frame is None:
+                break
+            rank = self._serial.position - 1 - before
+            if rank >= 0:
+                self._account.take(frame, rank)
+        self._account.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from app.errors import UnusableVideo
 from app.video.decode_session import Cancelled, ChildSource
 from app.video.facts import IndexSummary, VideoFacts
 from app.video.faults import error_of, over_limit
+from app.video.frame_count import FrameCount
 from app.video.limits import VideoLimits
 from app.video.messages import (
     Command,
@@ -21,10 +23,16 @@ from app.video.messages import (
     unpack_facts,
     unpack_packets,
 )
-from app.video.planner import PacketRecord, SegmentNumbering, SegmentPlanner
+from app.video.planner import (
+    PacketRecord,
+    SegmentNumbering,
+    SegmentPlanner,
+    SerialNumbering,
+    UnusableTimestamps,
+)
 from app.video.process import ChildDied, ChildProcess
 from app.video.sampling import Sampling
-from app.video.segments import Segment
+from app.video.segments import Entry, Segment
 
 _MAX_DEATHS = 2
 
@@ -47,6 +55,7 @@ class IndexSession:
         self._source = source
         self._limits = limits
         self._cancelled = cancelled
+        self._segment_frames = segment_frames
         self._child: ChildProcess | None = None
         self._packets = 0  # records taken
         self._child_packets = 0  # of these, given by the present child
@@ -114,13 +123,44 @@ class IndexSession:
             raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
 
     def _plan(self) -> Iterator[Segment]:
+        try:
+            yield from self._plan_by_packets()
+        except UnusableTimestamps as unusable:
+            self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
+            yield from self._plan_by_count(unusable.entry)
+        self._summary = self._summarise()
+        self.close()
+
+    def _plan_by_packets(self) -> Iterator[Segment]:
         while self._end is None:
             for segment in self._planner.feed(self._next_packets()):
                 yield self._within_limits(segment)
         for segment in self._planner.finish():
             yield self._within_limits(segment)
-        self._summary = self._summarise(self._end)
+
+    def _plan_by_count(self, entry: Entry) -> Iterator[Segment]:
         self.close()
+        count = FrameCount(self._source, entry, self._cancelled)
+        numberer = SerialNumbering(
+            self._numbering,
+            entry,
+            segment_frames=self._segment_frames,
+            boundary_pts=self._planner.boundary_pts,
+            ticks_a_frame=self._ticks_a_frame(),
+        )
+        try:
+            for stamps in count.run():
+                for segment in numberer.feed(stamps, count.skipped):
+                    yield self._within_limits(segment)
+            for segment in numberer.finish(count.skipped):
+                yield self._within_limits(segment)
+        finally:
+            count.close()
+        self._end = count.end
+
+    def _ticks_a_frame(self) -> int:
+        rate = self.facts.frame_rate or Fraction(25)
+        return max(1, round(1 / (rate * self.facts.time_base)))
 
     def _next_packets(self) -> list[PacketRecord]:
         """Return the next records, none at the end. A child that dies is followed by one that reads on."""
@@ -130,7 +170,7 @@ class IndexSession:
             except (ChildDied, DecoderProtocolError):
                 if not self._start_again():
                     self._notes.append("reading stopped where the data crashed or stalled the reader")
-                    self._end = IndexEnd(read_errors=1, gave_up=True, missing_at_end=0, truncated=True)
+                    self._end = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)
                     return []
 
     def _receive_packets(self) -> list[PacketRecord]:
@@ -169,8 +209,9 @@ class IndexSession:
             raise over_limit("max_decoded_pixels", self._limits.max_decoded_pixels, pixels)
         return segment
 
-    def _summarise(self, end: IndexEnd) -> IndexSummary:
-        numbering = self._numbering
+    def _summarise(self) -> IndexSummary:
+        numbering, end = self._numbering, self._end
+        assert end is not None  # noqa: S101 - the pass is through
         if end.read_errors:
             self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
         return IndexSummary(

@@ -118,7 +118,7 @@ class Indexer:
         return None
 
     def _end(self) -> IndexEnd:
-        return IndexEnd(self._reader.read_errors, self._reader.gave_up, 0, truncated=False)
+        return IndexEnd(self._reader.read_errors, self._reader.gave_up, lost=0, truncated=False)
 
 
 def _positive(value: Fraction | None) -> Fraction | None:

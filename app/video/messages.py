@@ -48,7 +48,6 @@ class Message(IntEnum):
     BATCH = 6
     SEGMENT_END = 7
     FRAMES = 8
-    COUNT_END = 9
 
 
 class FrameStatus(IntEnum):
@@ -262,11 +261,11 @@ class IndexEnd:
 
     read_errors: int  # times that reading failed and went on
     gave_up: bool  # reading went on failing; what follows is unread
-    missing_at_end: int  # frames that the header tells of, after the last packet that could be read
+    lost: int  # frames that the container tells of and does not hold, or packets that a count had to leave
     truncated: bool
 
     def pack(self) -> bytes:
-        return _INDEX_END.pack(self.read_errors, self.gave_up, self.missing_at_end, self.truncated)
+        return _INDEX_END.pack(self.read_errors, self.gave_up, self.lost, self.truncated)
 
     @classmethod
     def unpack(cls, payload: bytes) -> IndexEnd:
@@ -278,7 +277,7 @@ class IndexEnd:
 
 # -- decoding
 
-_DECODE = struct.Struct("<qqqqqqqIIIIIII")
+_DECODE = struct.Struct("<qqqqqqqIIIIII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +293,6 @@ class DecodeRequest:
     height: int
     batch_size: int
     slot_count: int
-    keep_state: bool = False  # go on from where the child stands, if it can
     skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded
 
     @property
@@ -316,7 +314,6 @@ class DecodeRequest:
             self.batch_size,
             self.slot_count,
             len(self.pts),
-            self.keep_state,
             len(self.skipped),
         )
         skipped = np.array(self.skipped, dtype="<i8")
@@ -330,7 +327,7 @@ class DecodeRequest:
     @classmethod
     def unpack(cls, payload: bytes) -> DecodeRequest:
         ordinal, pts, dts, position, size, packets, before, *rest = _DECODE.unpack_from(payload)
-        width, height, batch, slots, count, keep, skips = rest
+        width, height, batch, slots, count, skips = rest
         numbers = np.frombuffer(payload, dtype="<i8", count=count + skips, offset=_DECODE.size)
         wanted = np.frombuffer(payload, dtype=np.uint8, offset=_DECODE.size + 8 * (count + skips))
         entry = Entry(ordinal, _present(pts), _present(dts), _present(position), size)
@@ -344,7 +341,6 @@ class DecodeRequest:
             height,
             batch,
             slots,
-            bool(keep),
             tuple(int(skip) for skip in numbers[count:]),
         )
 
@@ -388,6 +384,30 @@ def unpack_statuses(payload: bytes, count: int) -> npt.NDArray[np.uint8]:
     if len(statuses) and int(statuses.max()) > max(FrameStatus):
         raise DecoderProtocolError("an unknown status")
     return statuses
+
+
+_COUNT = struct.Struct("<qqqqqI")
+
+
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """Count the frames that come out from an entry on."""
+
+    entry: Entry
+    skipped: tuple[int, ...] = ()
+
+    def pack(self) -> bytes:
+        entry = self.entry
+        stamps = (_absent(entry.pts), _absent(entry.dts), _absent(entry.position))
+        head = _COUNT.pack(entry.ordinal, *stamps, entry.size_bytes, len(self.skipped))
+        return head + np.array(self.skipped, dtype="<i8").tobytes()
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> CountRequest:
+        ordinal, pts, dts, position, size, skips = _COUNT.unpack_from(payload)
+        skipped = np.frombuffer(payload, dtype="<i8", count=skips, offset=_COUNT.size)
+        entry = Entry(ordinal, _present(pts), _present(dts), _present(position), size)
+        return cls(entry, tuple(int(skip) for skip in skipped))
 
 
 _COUNTED = struct.Struct("<q")

@@ -8,7 +8,7 @@ leading pictures of an open GOP) belong to the segment before, which reads on to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from fractions import Fraction
@@ -18,6 +18,8 @@ import numpy as np
 
 from app.video.sampling import PtsArray, Sampling
 from app.video.segments import Entry, Segment
+
+_LONGEST_SEGMENT_FRAMES = 5000  # a part, its progress and its retry must stay small
 
 
 class PacketFlag(IntFlag):
@@ -42,7 +44,10 @@ class PacketRecord(NamedTuple):
 
 
 class UnusableTimestamps(Exception):
-    """From `entry` on, time stamps do not tell frames apart; the segments given out before stand."""
+    """From `entry` on, the packets do not tell how to cut; the segments given out before stand.
+
+    Frames must then be counted as they come out of a decoder.
+    """
 
     def __init__(self, entry: Entry, reason: str) -> None:
         super().__init__(entry, reason)
@@ -92,6 +97,7 @@ class SegmentNumbering:
         *,
         later_entries: tuple[tuple[Entry, int], ...] = (),
         frames_before: int | None = None,
+        skipped: tuple[int, ...] = (),
     ) -> Segment:
         if self._start_pts is None:
             self._start_pts = int(pts[0])
@@ -104,7 +110,15 @@ class SegmentNumbering:
             time_base=self._time_base,
         )
         segment = Segment(
-            self.segments, self.frames, pts, wanted, entry, packet_count, later_entries, frames_before
+            self.segments,
+            self.frames,
+            pts,
+            wanted,
+            entry,
+            packet_count,
+            later_entries,
+            frames_before,
+            skipped,
         )
         self._previous_pts = int(pts[-1])
         self.segments += 1
@@ -154,6 +168,7 @@ class SegmentPlanner:
         self._runs: list[_Run] = []  # of the open segment; the last one still grows
         self._boundary: int | None = None  # every frame of the open segment is shown at or after it
         self._frames = 0  # in the open segment, its growing run aside
+        self._most_frames = max(_LONGEST_SEGMENT_FRAMES, 16 * segment_frames)
         self._last_pts: int | None = None  # greatest of the open segment, its growing run aside
 
     def feed(self, packets: Sequence[PacketRecord]) -> list[Segment]:
@@ -166,6 +181,8 @@ class SegmentPlanner:
             if starts_run:
                 self._runs.append(_Run(packet))
             self._runs[-1].add(packet)
+            if self._frames + self._runs[-1].packet_count > self._most_frames:
+                raise UnusableTimestamps(self._runs[0].key.entry, "no keyframe for a long time")
         return segments
 
     def finish(self) -> list[Segment]:
@@ -182,9 +199,9 @@ class SegmentPlanner:
         return segments
 
     @property
-    def entry(self) -> Entry | None:
-        """Where the open segment begins."""
-        return self._runs[0].key.entry if self._runs else None
+    def boundary_pts(self) -> int | None:
+        """Frames shown before it belong to segments that were given out; None if there is none."""
+        return self._boundary
 
     def _close_run(self) -> list[Segment]:
         run = self._runs[-1]
@@ -275,3 +292,65 @@ def _later_entries(runs: Sequence[_Run], pts: PtsArray) -> tuple[tuple[Entry, in
         latest = max([*run.pts, *([] if latest is None else [latest])], default=None)
     step = -(-len(entries) // _MAX_LATER_ENTRIES) or 1
     return tuple(entry for entry in entries[::step] if entry[1] < len(pts))
+
+
+class SerialNumbering:
+    """Cuts frames that are counted as they come out of a decoder into segments of `segment_frames`."""
+
+    def __init__(
+        self,
+        numbering: SegmentNumbering,
+        entry: Entry,
+        *,
+        segment_frames: int,
+        boundary_pts: int | None,
+        ticks_a_frame: int,
+    ) -> None:
+        self._numbering = numbering
+        self._entry = entry
+        self._segment_frames = segment_frames
+        self._boundary_pts = boundary_pts  # until a frame is shown at or after it, frames are not new
+        self._ticks_a_frame = ticks_a_frame
+        self._frames_before = 0
+        self._last_pts: int | None = None
+        self._pts: list[int] = []
+
+    def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
+        """Take the time stamps of the next frames and return the segments that they completed."""
+        segments = []
+        for stamp in stamps:
+            if self._is_leading(stamp):
+                self._frames_before += 1
+                continue
+            self._pts.append(self._pts_of(stamp))
+            if len(self._pts) == self._segment_frames:
+                segments += self.finish(skipped)
+        return segments
+
+    def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
+        """Return what is left as a segment."""
+        if not self._pts:
+            return []
+        pts = np.array(self._pts, dtype=np.int64)
+        before = self._frames_before
+        segment = self._numbering.number(
+            pts, self._entry, before + len(pts), frames_before=before, skipped=skipped
+        )
+        self._frames_before += len(pts)
+        self._pts = []
+        return [segment]
+
+    def _is_leading(self, stamp: int | None) -> bool:
+        if self._boundary_pts is None:
+            return False
+        if stamp is not None and stamp < self._boundary_pts:
+            return True
+        self._boundary_pts = None
+        return False
+
+    def _pts_of(self, stamp: int | None) -> int:
+        """Frames without a time stamp follow at the container's rate."""
+        if stamp is None:
+            stamp = 0 if self._last_pts is None else self._last_pts + self._ticks_a_frame
+        self._last_pts = stamp
+        return stamp

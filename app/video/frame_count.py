@@ -1,0 +1,80 @@
+"""Counting frames by decoding them, past packets that kill decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.video.decode_session import Cancelled, ChildSource, Deaths
+from app.video.faults import error_of
+from app.video.messages import (
+    Command,
+    CountRequest,
+    DecoderProtocolError,
+    Fault,
+    IndexEnd,
+    Message,
+    unpack_frames,
+)
+from app.video.process import ChildDied, ChildProcess
+from app.video.segments import Entry
+
+_MAX_DEATHS = 12
+
+
+class FrameCount:
+    """One count, from an entry to the video's end. A child that dies is followed by one that goes on."""
+
+    def __init__(self, source: ChildSource, entry: Entry, cancelled: Cancelled) -> None:
+        self._source = source
+        self._entry = entry
+        self._cancelled = cancelled
+        self._child: ChildProcess | None = None
+        self._deaths = Deaths()
+        self._frames = 0  # given out
+        self.skipped: tuple[int, ...] = ()  # packets that kill decoders
+        self.end = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)
+
+    def close(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def run(self) -> Iterator[list[int | None]]:
+        """Yield the time stamps of the frames as they come; `end` is set after the last."""
+        while self._deaths.total <= _MAX_DEATHS:
+            try:
+                yield from self._count()
+            except (ChildDied, DecoderProtocolError):
+                self._bury()
+            else:
+                return
+
+    def _count(self) -> Iterator[list[int | None]]:
+        self._child = self._source.acquire(threads=1, cancelled=self._cancelled)
+        self._child.send(Command.COUNT, CountRequest(self._entry, self.skipped).pack())
+        known = self._frames
+        while True:
+            kind, payload = self._child.receive(self._cancelled)
+            if kind is Message.INDEX_END:
+                self.end = IndexEnd.unpack(payload)
+                return
+            if kind is Message.FAULT:
+                raise error_of(Fault.unpack(payload))
+            if kind is not Message.FRAMES:
+                raise DecoderProtocolError("an answer to another question")
+            stamps = list(unpack_frames(payload))
+            fresh, known = stamps[known:], max(0, known - len(stamps))
+            self._frames += len(fresh)
+            if fresh:
+                yield fresh
+
+    def _bury(self) -> None:
+        child = self._child
+        if child is None:
+            self._deaths.count_failed_start()
+            return
+        fed = self._entry.ordinal + child.packets_fed if child.packets_fed else None
+        poison = self._deaths.note(fed, child.threads)
+        self.close()
+        if poison is not None and poison >= self._entry.ordinal:
+            self.skipped = (*self.skipped, poison)
