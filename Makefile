@@ -37,6 +37,10 @@ fix: ready-to-test ## Let ruff mend and format what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+.PHONY: docs
+docs: ready-to-test ## Write docs/settings.md anew, from app/settings.py
+	$(PY) docs/make_settings.py
+
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

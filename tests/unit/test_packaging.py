@@ -1,0 +1,169 @@
+"""The Makefile, the supervisor, the image and the compose files agree with the package and the settings."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from app import cli
+from app.settings import Settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+MIB = 1024 * 1024
+
+
+def compose_file(name: str) -> dict[str, Any]:
+    yaml = YAML(typ="safe")
+    yaml.constructor.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
+    return yaml.load((CHECKOUT / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return compose_file("docker-compose.yml")["services"]
+
+
+def app_commands() -> set[str]:
+    return {command.__name__.replace("_", "-") for command in cli._COMMANDS}
+
+
+def memory_bytes(service: dict[str, Any]) -> int:
+    limit = service["deploy"]["resources"]["limits"]["memory"]
+    assert limit.endswith("M")
+    return int(limit[:-1]) * MIB
+
+
+def test_the_containers_memory_adds_up_to_that_of_an_instance(services: dict[str, Any]) -> None:
+    assert sum(map(memory_bytes, services.values())) == Settings().instance_memory_bytes
+
+
+def test_each_container_has_the_memory_that_its_program_may_take(services: dict[str, Any]) -> None:
+    budgets = Settings().memory_budgets()
+    homes = {
+        "nginx": "nginx",
+        "http workers": "web",
+        "engine": "engine",
+        "decoders": "engine",
+        "rings": "engine",
+    }
+    needed = dict.fromkeys(services, 0)
+    for part, size in budgets.items():
+        needed[homes[part]] += size
+    assert all(needed[name] <= memory_bytes(service) for name, service in services.items())
+
+
+def test_no_container_has_more_rights_than_it_needs(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert service["user"] == "10001:10001"
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["init"] is True
+        assert service["restart"] == "unless-stopped"
+        assert "privileged" not in service
+        assert "cap_add" not in service
+    assert [name for name, service in services.items() if "network_mode" not in service] == ["nginx"]
+
+
+def test_the_override_for_machines_without_a_gpu_takes_the_reservation_away(services: dict[str, Any]) -> None:
+    reservations = services["engine"]["deploy"]["resources"]["reservations"]
+    assert reservations["devices"][0]["capabilities"] == ["gpu"]
+    override = compose_file("deploy/docker-compose.cpu.yml")["services"]
+    assert override == {"engine": {"deploy": {"resources": {"reservations": {"devices": []}}}}}
+    assert "devices: !reset []" in (CHECKOUT / "deploy/docker-compose.cpu.yml").read_text()
+
+
+def test_containers_run_commands_that_exist(services: dict[str, Any]) -> None:
+    known = app_commands()
+    lines = [service["command"] for service in services.values()]
+    lines += [service["healthcheck"]["test"][1:] for service in services.values()]
+    lines += [shlex.split(line.replace(",", " "))[1:] for line in _image_commands()]
+    for line in lines:
+        assert line[:3] == ["python", "-m", "app"]
+        assert line[3] in known
+
+
+def _image_commands() -> list[str]:
+    dockerfile = (CHECKOUT / "Dockerfile").read_text()
+    return [f"_ {found}" for found in re.findall(r"CMD \[(.*)\]$", dockerfile, re.MULTILINE)]
+
+
+def test_the_image_holds_all_that_the_package_reads_from_the_checkout() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (CHECKOUT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source for line in copied for source in line.split()}
+    assert sources == {
+        "requirements.txt",
+        "gunicorn.conf.py",
+        "deploy/nginx.conf",
+        "deploy/supervisord.conf",
+        "app",
+    }
+    assert all((CHECKOUT / source).exists() for source in sources)
+    allowed = set(re.findall(r"^!(.*)$", (CHECKOUT / ".dockerignore").read_text(), re.MULTILINE))
+    assert sources == allowed
+    read = {
+        "/".join(re.findall(r'"([^"]+)"', path))
+        for module in (CHECKOUT / "app").rglob("*.py")
+        for path in re.findall(r'CHECKOUT((?: / "[^"]+")+)', module.read_text())
+    }
+    assert read >= {"deploy/nginx.conf", "var"}
+    assert read - {"var"} <= sources
+
+
+def test_the_image_and_the_tests_agree_on_python_and_user() -> None:
+    dockerfile = (CHECKOUT / "Dockerfile").read_text()
+    assert dockerfile.count("FROM python:3.11-slim-bookworm") == 2
+    assert "USER 10001:10001" in dockerfile
+
+
+def test_the_supervisor_runs_the_three_programs_for_ever() -> None:
+    conf = configparser.RawConfigParser(inline_comment_prefixes=(";",))
+    conf.read(CHECKOUT / "deploy" / "supervisord.conf")
+    known = app_commands()
+    for name in ("engine", "web", "nginx"):
+        program = conf[f"program:{name}"]
+        command = shlex.split(program["command"])
+        assert command[:3] == ["python3", "-m", "app"]
+        assert command[3] in known
+        assert program["autorestart"] == "true"
+        assert int(program["startretries"]) >= 1_000_000
+        assert program["killasgroup"] == "true"
+        assert program["redirect_stderr"] == "true"
+    assert int(conf["program:engine"]["stopwaitsecs"]) > Settings().stop_seconds
+
+
+def test_every_requirement_is_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line for line in (CHECKOUT / name).read_text().splitlines() if line and line[0] not in "#-"]
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines), name
+
+
+def test_make_help_lists_every_target_for_people() -> None:
+    shown = subprocess.run(
+        ["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    assert {"help", "serve", "test", "check"} <= targets
+    assert set(re.findall(r"make ([a-z-]+)", shown)) >= targets
+
+
+def test_ci_runs_make_test_and_nothing_else() -> None:
+    script = (CHECKOUT / ".ci" / "run").read_text()
+    commands = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert commands[0] == "set -euo pipefail"
+    assert commands[-1] == "exec make test"
+    assert (CHECKOUT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_version_has_an_entry_in_the_changelog() -> None:
+    version = re.search(r'^version = "(.*)"$', (CHECKOUT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    changelog = (CHECKOUT / "CHANGELOG.md").read_text()
+    assert f"## [{version[1]}]" in changelog or "## [Unreleased]" in changelog
