@@ -16,6 +16,7 @@ from app.web.admission import body_too_large
 # Exactly what gunicorn receives at a time: smaller reads copy the rest of its buffer again each time.
 READ_BYTES = 1024 * 1024
 _ENVELOPE_BYTES = 64 * 1024  # a multipart part's headers
+_AFTER_BOUNDARY_BYTES = 128  # dashes, padding and a line break
 _PARTS = 20
 
 
@@ -51,7 +52,7 @@ def receive_multipart(pieces: Iterator[bytes], boundary: bytes, upload: Upload) 
     decoder = MultipartDecoder(boundary, READ_BYTES + _ENVELOPE_BYTES, max_parts=_PARTS)
     reader = _MultipartReader(decoder, upload)
     try:
-        for piece in pieces:
+        for piece in whole_boundaries(pieces, boundary):
             decoder.receive_data(piece)
             reader.take_events()
         decoder.receive_data(None)
@@ -61,6 +62,32 @@ def receive_multipart(pieces: Iterator[bytes], boundary: bytes, upload: Upload) 
     if not upload.size_bytes:
         raise EmptyBody("The form has no video in its field 'video'.")
     return reader.video_name
+
+
+def whole_boundaries(pieces: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
+    """Yield the same bytes in pieces that never end shortly after a boundary.
+
+    Werkzeug's decoder takes the line break before a boundary for data if what follows the boundary comes in
+    a later piece: a carriage return too many in one of a million uploads.
+    """
+    delimiter, held = b"--" + boundary, b""
+    for piece in pieces:
+        data = held + piece if held else piece
+        end = _safe_end(data, delimiter)
+        held = data[end:]
+        if end:
+            yield data[:end] if held else data
+    if held:
+        yield held
+
+
+def _safe_end(data: bytes, delimiter: bytes) -> int:
+    """How much of `data` may be decoded before more has come."""
+    window = len(delimiter) + _AFTER_BOUNDARY_BYTES
+    if len(data) < window:
+        return 0
+    position = data.rfind(delimiter, len(data) - window)
+    return len(data) if position < 0 else max(0, position - len(b"\r\n"))
 
 
 class _MultipartReader:

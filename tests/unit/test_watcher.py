@@ -1,0 +1,124 @@
+"""Waiting for jobs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.errors import JobNotFound
+from app.jobs.job import Job, JobState, Progress, VideoSource
+from app.jobs.store import JobStore
+from app.jobs.watcher import JobWatcher
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import new_job_id
+from app.web.waiting import wait_for_end
+
+WAIT_SECONDS = 10.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    store.create()
+    return store
+
+
+@pytest.fixture
+def watcher(store: JobStore) -> Iterator[JobWatcher]:
+    watcher = JobWatcher(store, poll_seconds=0.005)
+    yield watcher
+    watcher.close()
+
+
+def _add(store: JobStore) -> Job:
+    return store.add(
+        job_id=new_job_id(),
+        request_id="r",
+        model="people",
+        options=DetectionOptions(),
+        source=VideoSource(1, "0" * 64, None),
+    )
+
+
+def test_the_first_look_shows_the_job_as_it_is(store: JobStore, watcher: JobWatcher):
+    job = _add(store)
+    with watcher.watch(job.id) as watch:
+        assert watch.next_change(WAIT_SECONDS) == job
+
+
+def test_a_change_made_by_another_connection_wakes_who_waits(store: JobStore, watcher: JobWatcher):
+    job, epoch = _add(store), store.begin_epoch(pid=1)
+    with watcher.watch(job.id) as watch:
+        watch.next_change(WAIT_SECONDS)
+        store.claim(epoch)
+        store.update(job.id, epoch, Progress(5, 10, 1, 2))
+        states = []
+        while not states or states[-1].progress.frames_done < 5:
+            changed = watch.next_change(WAIT_SECONDS)
+            assert changed is not None
+            states.append(changed)
+    assert states[-1].state is JobState.RUNNING
+
+
+def test_without_a_change_the_wait_ends_in_time(store: JobStore, watcher: JobWatcher):
+    job = _add(store)
+    with watcher.watch(job.id) as watch:
+        watch.next_change(WAIT_SECONDS)
+        _add(store)  # another job's change is none of ours
+        assert watch.next_change(0.1) is None
+
+
+def test_a_job_that_is_gone_is_told(store: JobStore, watcher: JobWatcher):
+    job = _add(store)
+    with watcher.watch(job.id) as watch:
+        watch.next_change(WAIT_SECONDS)
+        store.request_cancel(job.id)
+        store.delete(job.id)
+
+        def until_gone() -> None:
+            while True:
+                assert watch.next_change(WAIT_SECONDS) is not None
+
+        with pytest.raises(JobNotFound):
+            until_gone()
+
+
+def test_many_wait_with_one_thread(store: JobStore, watcher: JobWatcher):
+    jobs, epoch = [_add(store) for _ in range(20)], store.begin_epoch(pid=1)
+    before = threading.active_count()
+
+    def end_of(job: Job) -> Job:
+        return wait_for_end(watcher, job, seconds=WAIT_SECONDS, is_abandoned=lambda: False)
+
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        waiting = [threads.submit(end_of, job) for job in jobs]
+        while (claimed := store.claim(epoch)) is not None:
+            store.finish(claimed.id, epoch, JobState.SUCCEEDED)
+        assert {future.result().state for future in waiting} == {JobState.SUCCEEDED}
+        assert threading.active_count() <= before + len(jobs) + 1
+    assert [thread.name for thread in threading.enumerate()].count("job-watcher") == 1
+
+
+def test_a_wait_ends_at_its_deadline_with_the_job_as_it_is(store: JobStore, watcher: JobWatcher):
+    began = time.monotonic()
+    job = wait_for_end(watcher, _add(store), seconds=0.2, is_abandoned=lambda: False)
+    assert job.state is JobState.QUEUED
+    assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_a_wait_ends_when_nobody_waits_any_more(store: JobStore, watcher: JobWatcher):
+    job = wait_for_end(watcher, _add(store), seconds=None, is_abandoned=lambda: True)
+    assert job.state is JobState.QUEUED
+
+
+def test_a_closed_watcher_leaves_no_thread(store: JobStore):
+    watcher = JobWatcher(store)
+    with watcher.watch(_add(store).id) as watch:
+        watch.next_change(WAIT_SECONDS)
+    watcher.close()
+    assert "job-watcher" not in [thread.name for thread in threading.enumerate()]
