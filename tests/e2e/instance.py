@@ -73,15 +73,20 @@ class Instance:
         assert not alive, f"left running: {[(p.pid, p.cmdline()) for p in alive]}\n{self.tail()}"
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(self, *_: object) -> None:
         try:
             self.stop()
         finally:
-            self._end_by_force()
+            self.kill()
 
-    def _end_by_force(self) -> None:
+    def kill(self) -> None:
+        """End what is left of it, whatever state it is in."""
         if self._process is not None:
             for process in self.processes():
                 with contextlib.suppress(psutil.NoSuchProcess):

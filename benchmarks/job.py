@@ -1,0 +1,149 @@
+"""The whole job against FFmpeg's own decoding, and where a job's time goes. Ratios of one and the same run.
+
+    python -m benchmarks.job [--seconds 20] [--video FILE] [--rounds 3]
+
+Speed: detector ``none`` (takes rgb24 frames of at most 640 pixels a side, finds nothing) through
+`detect_video`, index and document included, against ``ffmpeg -i v -f null -``, in turns; medians.
+Shares: one segment at a time, so that a segment thread's phases are disjoint and add up to the wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from app.detection.model_pool import ModelPool
+from app.detection.registry import load_detector
+from app.pipeline.detect_video import DetectionRequest, detect_video
+from app.pipeline.options import DetectionOptions
+from app.pipeline.runner import LocalRunner
+from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
+from app.settings import Settings
+from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
+from benchmarks.machine import describe_machine
+
+
+class Bench:
+    """The engine's parts without its process."""
+
+    def __init__(self, settings: Settings, models: ModelPool) -> None:
+        self._settings = settings
+        self._models = models
+        self.phases: Counter[str] = Counter()
+
+    def run(self, video: Path, model: str, *, slots: int) -> float:
+        """Return the seconds of one whole job."""
+        self.phases.clear()
+        with tempfile.TemporaryDirectory() as folder, self._decoders() as decoders:
+            request = DetectionRequest(
+                job_id="benchmark",
+                video=video,
+                parts_folder=Path(folder) / "parts",
+                document=Path(folder) / "document",
+                options=DetectionOptions(),
+                segment_frames=self._settings.segment_frames,
+            )
+            with LocalRunner(slots=slots, run=partial(self._segment, decoders)) as runner:
+                started = time.perf_counter()
+                detect_video(
+                    request,
+                    decoders=decoders,
+                    detector=self._models.get(model).detector,
+                    runner=runner,
+                    observe=lambda _progress, _report: None,
+                    cancelled=lambda: False,
+                )
+                return time.perf_counter() - started
+
+    def _segment(self, decoders: DecoderPool, task: SegmentTask, cancelled: Cancelled) -> SegmentOutcome:
+        return run_segment(
+            task,
+            decoders=decoders,
+            device=self._models.get(task.model).least_busy(),
+            cancelled=cancelled,
+            clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
+        )
+
+    def _decoders(self) -> DecoderPool:
+        settings = self._settings
+        return DecoderPool(
+            limits=VideoLimits(),
+            threads=settings.decoder_threads,
+            memory_bytes=settings.decoder_memory_bytes,
+            ring_bytes=settings.ring_bytes,
+        )
+
+
+def make_video(path: Path, codec: str, source: Path | None, seconds: float) -> Path:
+    """Write a 1080p video of real content scaled up, or of a test picture where there is none."""
+    picture = ["-i", str(source)] if source else ["-f", "lavfi", "-i", "testsrc2=size=1920x1080:rate=30"]
+    encode = ["-vf", "scale=1920:1080,fps=30", "-c:v", codec, "-preset", "veryfast", "-g", "120", "-an"]
+    command = ["ffmpeg", "-loglevel", "error", "-y", *picture, "-t", str(seconds), *encode, str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def ffmpeg_seconds(video: Path) -> float:
+    started = time.perf_counter()
+    command = ["ffmpeg", "-loglevel", "error", "-i", str(video), "-f", "null", "-"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def compare(bench: Bench, video: Path, rounds: int, slots: int) -> None:
+    ours, theirs = [], []
+    for _ in range(rounds):
+        theirs.append(ffmpeg_seconds(video))
+        ours.append(bench.run(video, "none", slots=slots))
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    print(
+        f"{video.name}: ffmpeg {statistics.median(theirs):.2f} s, job {statistics.median(ours):.2f} s, "
+        f"speed ratio {ratio:.2f} (rounds: {[round(t / o, 2) for t, o in zip(theirs, ours, strict=True)]})"
+    )
+
+
+def shares(bench: Bench, video: Path, model: str) -> None:
+    wall = bench.run(video, model, slots=1)
+    frames, device = bench.phases["wait_for_frames"], bench.phases["wait_for_device"]
+    rest = wall - frames - device
+    print(
+        f"{video.name} with {model}, one segment at a time: {wall:.2f} s; waiting for frames "
+        f"{frames / wall:.1%}, for the detector {device / wall:.1%}, the rest {rest / wall:.1%} "
+        f"(of it records {bench.phases['encode'] / wall:.1%})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--video", type=Path, help="real content for the 1080p videos and for the shares")
+    arguments = parser.parse_args()
+    settings = Settings()
+    print(describe_machine())
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with ModelPool(
+            devices=["cpu"], load=lambda name, device: load_detector(name, device=device)
+        ) as models:
+            bench = Bench(settings, models)
+            for codec in ("libx264", "libx265"):
+                video = make_video(folder / f"1080p-{codec}.mp4", codec, arguments.video, arguments.seconds)
+                compare(bench, video, arguments.rounds, settings.decoders)
+            if arguments.video:
+                for model in ("none", "hog-people"):
+                    shares(bench, arguments.video, model)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
