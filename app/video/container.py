@@ -39,6 +39,7 @@ DECODERS = frozenset(
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
+_GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -151,6 +152,7 @@ class PacketReader:
 
     def _open(self) -> None:
         self.container = open_container(self._options)
+        self.container.flags &= ~_GENERATE_PTS  # made-up time stamps tell no frames apart
         self.stream = choose_stream(self.container, self._options.limits)
         prepare_decoder(self.stream, self._options)
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import numpy.typing as npt
+from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -26,6 +29,36 @@ def displayed_size(frame: VideoFrame) -> tuple[int, int]:
     return frame.width, frame.height
 
 
+class _WholeFrames:
+    """Frees frames of their mark as interlaced: the scaler would treat their two fields as two pictures.
+
+    FFmpeg's command scales whole frames unless it is told otherwise; so do we.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._layout: tuple[int, int, str] | None = None
+
+    def of(self, frame: VideoFrame) -> VideoFrame:
+        if not frame.interlaced_frame:
+            return frame
+        layout = (frame.width, frame.height, frame.format.name)
+        if self._graph is None or layout != self._layout:
+            self._graph, self._layout = _progressive_graph(frame), layout
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+
+def _progressive_graph(frame: VideoFrame) -> Graph:
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+    )
+    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
+    return graph
+
+
 class PictureMaker:
     """Scales, converts and turns frames. One for one stream: it keeps the scaler's tables."""
 
@@ -33,13 +66,19 @@ class PictureMaker:
         self._width = width
         self._height = height
         self._scaler = VideoReformatter()
+        self._whole_frames = _WholeFrames()
 
     def draw(self, frame: VideoFrame, target: RgbArray) -> None:
         """Fill `target`, (height, width, 3) uint8 RGB, with the upright frame."""
         turn = clockwise_rotation(frame)
         width, height = (self._height, self._width) if turn % 180 else (self._width, self._height)
         picture = self._scaler.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
+            self._whole_frames.of(frame),
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=SCALING,
+            threads=1,
         )
         plane = picture.planes[0]
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)

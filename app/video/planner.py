@@ -8,7 +8,7 @@ leading pictures of an open GOP) belong to the segment before, which reads on to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from fractions import Fraction
@@ -171,19 +171,17 @@ class SegmentPlanner:
         self._most_frames = max(_LONGEST_SEGMENT_FRAMES, 16 * segment_frames)
         self._last_pts: int | None = None  # greatest of the open segment, its growing run aside
 
-    def feed(self, packets: Sequence[PacketRecord]) -> list[Segment]:
-        """Take the next packets and return the segments that they completed, in order."""
-        segments: list[Segment] = []
+    def feed(self, packets: Iterable[PacketRecord]) -> Iterator[Segment]:
+        """Take the next packets and yield the segments that they complete, in order."""
         for packet in packets:
             starts_run = bool(packet.flags & PacketFlag.KEY) or not self._runs
             if starts_run and self._runs:
-                segments += self._close_run()
+                yield from self._close_run()
             if starts_run:
                 self._runs.append(_Run(packet))
             self._runs[-1].add(packet)
             if self._frames + self._runs[-1].packet_count > self._most_frames:
                 raise UnusableTimestamps(self._runs[0].key.entry, "no keyframe for a long time")
-        return segments
 
     def finish(self) -> list[Segment]:
         """Return the last segments."""
@@ -259,10 +257,12 @@ class SegmentPlanner:
     def _is_own(self, pts: int) -> bool:
         if self._boundary is not None:
             return pts >= self._boundary
-        key_pts = self._runs[0].key.pts
-        if self._first_shown_pts is None or key_pts is None:
+        first = self._runs[0].key
+        if self._first_shown_pts is None:
             return True
-        return pts >= min(self._first_shown_pts, key_pts)
+        if not first.flags & PacketFlag.KEY or first.pts is None:
+            return pts >= self._first_shown_pts
+        return pts >= min(self._first_shown_pts, first.pts)
 
     def _own_pts(self, runs: list[_Run] | None = None, leading: Sequence[int] = ()) -> PtsArray:
         values = [value for run in (self._runs if runs is None else runs) for value in run.pts]
