@@ -11,6 +11,7 @@ from typing import TypedDict
 import torch
 
 from app.detection.detector import Detector
+from app.detection.hog import HogPeopleDetector
 from app.detection.none import NoneDetector
 from app.errors import InvalidOption
 
@@ -18,6 +19,7 @@ DetectorFactory = Callable[[str], Detector]  # takes the torch device
 
 BUILT_IN: Mapping[str, DetectorFactory] = MappingProxyType(
     {
+        "hog-people": HogPeopleDetector,
         "none": NoneDetector,
     }
 )

@@ -1,0 +1,210 @@
+"""The built-in detector ``hog-people``: upright people, without a download; a demonstration and a fallback.
+
+Dalal and Triggs' pedestrian detector with the weights that OpenCV carries: every window of 64 × 128 pixels
+at every size of a pyramid is scored, and windows that agree become a box. At the same pyramid, stride and
+threshold its boxes are those of OpenCV's ``HOGDescriptor.detectMultiScale``; scoring: ``hog_scores.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.detection.detector import Detections
+from app.detection.hog_grouping import group_windows
+from app.detection.hog_scores import (
+    CELL,
+    WINDOW_HEIGHT,
+    WINDOW_WIDTH,
+    Axis,
+    Planes,
+    WindowScorer,
+    make_axis,
+)
+from app.detection.resize import fit_within
+
+NAME = "hog-people"
+REVISION = 1  # of the code; raised when it changes a box
+STRIP_VALUES_CPU = 2**17  # small enough for the cache, large enough that a step is worth its call
+STRIP_VALUES_CUDA = 2**23
+
+
+@dataclass(frozen=True, slots=True)
+class HogParameters:
+    """What decides the boxes, besides the weights."""
+
+    max_side: int = 640  # pixels; larger frames are scaled down
+    pyramid_scale: float = 1.05  # each level is so much smaller than the one before
+    max_levels: int = 64
+    padding: tuple[int, int] = (8, 8)  # pixels, multiples of 8, across and down, mirrored around each level
+    min_margin: float = 0.0  # the SVM's margin from which a window counts
+    min_neighbours: int = 2  # a box stands for more windows than this; 0: every window is a box
+    steepness: float = 2.0  # of the logistic that makes a score of a margin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Level:
+    rows: Axis
+    columns: Axis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pyramid:
+    """All windows of a frame size, level by level."""
+
+    frame_size: tuple[int, int]
+    levels: tuple[_Level, ...]
+    windows_xywh: Tensor  # (windows, 4) int64, pixels of the frame, on the CPU
+
+
+class HogPeopleDetector:
+    """Finds people who stand or walk upright, wholly visible, from 96 pixels tall. Fulfils Detector.
+
+    A box is the detector's window, as with OpenCV: a margin of an eighth of its height lies above and below
+    the person. The score is 1 / (1 + exp(-2 · margin)), margin being the best of the box's windows' distances
+    from the SVM's decision: 0.5 is undecided. It orders boxes; it is no probability.
+    """
+
+    name = NAME
+    class_names: Sequence[str] = ("person",)
+    batch_size = 8
+    precision = "float32"
+
+    def __init__(self, device: str, parameters: HogParameters | None = None) -> None:
+        self.device = device
+        self._parameters = parameters or HogParameters()
+        weights = np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), dtype=np.float32).reshape(-1)
+        self._weights = torch.from_numpy(weights)
+        self.fingerprint = _fingerprint(weights.tobytes(), self._parameters)
+        self.default_min_score = 0.5
+        self._scorers: list[WindowScorer] = []
+        self._pyramid: _Pyramid | None = None
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        return fit_within(width, height, self._parameters.max_side)
+
+    def detect(self, frames: Tensor) -> list[Detections]:
+        n, height, width, _ = frames.shape
+        pyramid = self._pyramid_of(width, height)
+        if not pyramid.levels:
+            return [Detections.empty() for _ in range(n)]
+        margins = torch.cat(self._margins(frames, pyramid))  # (windows, n)
+        frame_ids, window_ids = (margins.t() >= self._parameters.min_margin).nonzero(as_tuple=True)
+        hits = margins[window_ids, frame_ids].cpu()
+        frame_ids, window_ids = frame_ids.cpu(), window_ids.cpu()
+        found = []
+        for frame_id in range(n):
+            own = frame_ids == frame_id
+            found.append(self._boxes(pyramid.windows_xywh[window_ids[own]], hits[own], width, height))
+        return found
+
+    def _pyramid_of(self, width: int, height: int) -> _Pyramid:
+        if self._pyramid is None or self._pyramid.frame_size != (width, height):
+            self._pyramid = _make_pyramid(width, height, self._parameters, self.device)
+        return self._pyramid
+
+    def _margins(self, frames: Tensor, pyramid: _Pyramid) -> list[Tensor]:
+        """Return the margins of each level's windows, (windows, n), in the pyramid's order."""
+        planes = Planes(frames, self.device)
+        threads = torch.get_num_threads() if self.device == "cpu" else 1
+        threads = min(threads, len(pyramid.levels))
+        while len(self._scorers) < threads:
+            self._scorers.append(self._make_scorer())
+        todo = deque(enumerate(pyramid.levels))
+        margins: list[Tensor] = [torch.empty(0)] * len(pyramid.levels)
+
+        def score_levels(scorer: WindowScorer) -> None:
+            with torch.inference_mode():
+                while todo:
+                    try:
+                        number, level = todo.popleft()
+                    except IndexError:
+                        return  # another thread took the last
+                    scores = scorer.scores(planes, level.rows, level.columns)
+                    margins[number] = scores.view(-1, planes.frame_count)
+
+        if threads == 1:
+            score_levels(self._scorers[0])
+        else:
+            _in_threads(self._scorers[:threads], score_levels)
+        return margins
+
+    def _make_scorer(self) -> WindowScorer:
+        strip_values = STRIP_VALUES_CPU if self.device == "cpu" else STRIP_VALUES_CUDA
+        return WindowScorer(self._weights, self.device, strip_values=strip_values)
+
+    def _boxes(self, windows_xywh: Tensor, margins: Tensor, width: int, height: int) -> Detections:
+        parameters = self._parameters
+        groups = group_windows(
+            windows_xywh.numpy(), margins.double().numpy(), min_neighbours=parameters.min_neighbours
+        )
+        boxes = torch.from_numpy(groups.boxes_xywh).float()
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+        scores = torch.sigmoid(parameters.steepness * torch.from_numpy(groups.margins)).float()
+        order = torch.argsort(scores, descending=True, stable=True)
+        return Detections(boxes[order], scores[order], torch.zeros(len(order), dtype=torch.int64))
+
+
+def _make_pyramid(width: int, height: int, parameters: HogParameters, device: str) -> _Pyramid:
+    """Lay out the levels as OpenCV does: each is so much smaller, down to one window, and there is one."""
+    across, down = parameters.padding
+    levels, windows = [], []
+    scale = 1.0
+    for number in range(parameters.max_levels):
+        level_width, level_height = round(width / scale), round(height / scale)
+        too_small = level_width < WINDOW_WIDTH or level_height < WINDOW_HEIGHT
+        if number and too_small:
+            break
+        boxes = _windows(level_width, level_height, scale, parameters.padding)
+        if len(boxes):
+            rows = make_axis(height, level_height, down, device)
+            levels.append(_Level(rows, make_axis(width, level_width, across, device)))
+            windows.append(boxes)
+        if too_small or parameters.pyramid_scale <= 1:
+            break
+        scale *= parameters.pyramid_scale
+    table = np.concatenate(windows) if windows else np.zeros((0, 4), np.int64)
+    return _Pyramid((width, height), tuple(levels), torch.from_numpy(table))
+
+
+def _windows(width: int, height: int, scale: float, padding: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Return the windows of a level, (windows, 4): left, top, width, height in pixels of the frame."""
+    across = max(0, (width + 2 * padding[0] - WINDOW_WIDTH) // CELL + 1)
+    down = max(0, (height + 2 * padding[1] - WINDOW_HEIGHT) // CELL + 1)
+    top, left = np.meshgrid(np.arange(down), np.arange(across), indexing="ij")
+    boxes = np.empty((down * across, 4))
+    boxes[:, 0] = (left.ravel() * CELL - padding[0]) * scale
+    boxes[:, 1] = (top.ravel() * CELL - padding[1]) * scale
+    boxes[:, 2:] = WINDOW_WIDTH * scale, WINDOW_HEIGHT * scale
+    return np.rint(boxes).astype(np.int64)
+
+
+def _in_threads(scorers: Sequence[WindowScorer], work: Callable[[WindowScorer], None]) -> None:
+    """Run `work` with each scorer in a thread of its own, and raise what one of them raises.
+
+    Each computes alone: threads that share every single step wait for one another after it, which costs
+    little on idle cores and a multiple of the work on busy ones, such as those that decode.
+    """
+    threads_of_a_step = torch.get_num_threads()
+    with ThreadPoolExecutor(len(scorers), "hog", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(work, scorer) for scorer in scorers]
+    # A thread's number is its own, but also what threads that are new to torch begin with.
+    torch.set_num_threads(threads_of_a_step)
+    for future in futures:
+        future.result()
+
+
+def _fingerprint(weights: bytes, parameters: HogParameters) -> str:
+    digest = hashlib.sha256(weights)
+    digest.update(f"{NAME}, revision {REVISION}, {parameters!r}".encode())
+    return digest.hexdigest()
