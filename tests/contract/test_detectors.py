@@ -1,0 +1,196 @@
+"""What every detector has to do, run on each. A new detector is one line in DETECTORS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.detection.checks import check_batch
+from app.detection.detector import Detections, Detector
+from app.detection.device import DeviceThread
+from app.detection.hog import HogParameters, HogPeopleDetector
+from app.detection.none import NoneDetector
+from app.detection.registry import describe_detector
+
+# Frames of equal content may be computed in other batches than last time (the end of a segment, a device
+# short of memory), and matrix products sum in another order then.
+BOX_TOLERANCE_PIXELS = 0.01
+SCORE_TOLERANCE = 1e-4
+
+
+class BrightestSquare:
+    """A fake: one box around the brightest of the frame's 8 × 8 squares, scored by its brightness."""
+
+    name = "brightest-square"
+    fingerprint = "f" * 64
+    class_names = ("square",)
+    default_min_score = 0.1
+    batch_size = 4
+    device = "cpu"
+    precision = "float32"
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        return min(width, 64), min(height, 64)
+
+    def detect(self, frames: Tensor) -> list[Detections]:
+        return [self._detect(frame.float().mean(dim=2)) for frame in frames]
+
+    def _detect(self, grey: Tensor) -> Detections:
+        height, width = grey.shape
+        if height < 8 or width < 8:
+            return Detections.empty()
+        squares = torch.nn.functional.avg_pool2d(grey[None, None], 8)[0, 0]
+        best = int(squares.argmax())
+        top, left = 8.0 * (best // squares.shape[1]), 8.0 * (best % squares.shape[1])
+        box = torch.tensor([[left, top, left + 8, top + 8]])
+        return Detections(box, squares.reshape(1, -1).amax(dim=1) / 255, torch.zeros(1, dtype=torch.int64))
+
+
+DETECTORS: dict[str, Callable[[], Detector]] = {
+    "brightest-square": BrightestSquare,
+    "hog-people": lambda: HogPeopleDetector("cpu"),
+    "hog-people, every window": lambda: HogPeopleDetector(
+        "cpu", HogParameters(min_margin=-1.0, min_neighbours=0)
+    ),
+    "none": lambda: NoneDetector("cpu"),
+}
+
+
+@pytest.fixture(scope="module", params=DETECTORS.values(), ids=DETECTORS.keys())
+def detector(request: pytest.FixtureRequest) -> Detector:
+    return request.param()
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Noise with upright white bars: something that detectors find things in."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for left in range(20 + 5 * seed, width, 70):
+        noise[height // 4 :, left : left + 24] = 255
+    return noise
+
+
+def batch(count: int, width: int = 200, height: int = 260) -> np.ndarray:
+    return np.stack([picture(width, height, seed) for seed in range(count)])
+
+
+def detect(detector: Detector, frames: np.ndarray) -> list[Detections]:
+    """What the protocol promises holds for what comes out, or this fails."""
+    with torch.inference_mode():
+        outputs = detector.detect(torch.from_numpy(frames))
+    count, height, width, _ = frames.shape
+    checked = check_batch(
+        detector.name,
+        outputs,
+        frame_count=count,
+        width=width,
+        height=height,
+        class_count=len(detector.class_names),
+    )
+    assert checked.dropped_box_count == 0
+    for before, after in zip(outputs, checked.detections, strict=True):
+        assert torch.equal(before.boxes_xyxy, after.boxes_xyxy), "not inside the frame, or not best first"
+        assert torch.equal(before.scores, after.scores)
+    return outputs
+
+
+def assert_same(one: list[Detections], other: list[Detections]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.boxes_xyxy.shape == b.boxes_xyxy.shape
+        torch.testing.assert_close(a.boxes_xyxy, b.boxes_xyxy, atol=BOX_TOLERANCE_PIXELS, rtol=0)
+        torch.testing.assert_close(a.scores, b.scores, atol=SCORE_TOLERANCE, rtol=0)
+        assert torch.equal(a.class_ids, b.class_ids)
+
+
+def test_the_suite_has_something_to_compare() -> None:
+    for name in ("brightest-square", "hog-people, every window"):
+        assert all(len(found.scores) for found in detect(DETECTORS[name](), batch(4)))
+
+
+def test_it_says_what_it_is(detector: Detector) -> None:
+    assert detector.name
+    assert len(detector.fingerprint) == 64
+    assert set(detector.fingerprint) <= set("0123456789abcdef")
+    assert detector.batch_size >= 1
+    assert 0 <= detector.default_min_score <= 1
+    assert torch.device(detector.device).type == "cpu"
+    assert isinstance(getattr(torch, detector.precision), torch.dtype)
+    assert len(set(detector.class_names)) == len(detector.class_names)
+
+
+def test_the_same_batch_gives_the_same_bits(detector: Detector) -> None:
+    frames = batch(min(3, detector.batch_size))
+    for one, other in zip(detect(detector, frames), detect(detector, frames.copy()), strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+        assert torch.equal(one.scores, other.scores)
+
+
+def test_frames_alone_give_what_they_give_together(detector: Detector) -> None:
+    frames = batch(detector.batch_size)
+    alone = [found for frame in frames for found in detect(detector, frame[None])]
+    assert_same(detect(detector, frames), alone)
+
+
+def test_the_place_in_the_batch_does_not_matter(detector: Detector) -> None:
+    frames = batch(min(4, detector.batch_size))
+    assert_same(detect(detector, frames), detect(detector, frames[::-1].copy())[::-1])
+
+
+def test_the_frames_are_left_as_they_were(detector: Detector) -> None:
+    frames = batch(2)
+    before = frames.copy()
+    detect(detector, frames)
+    assert np.array_equal(frames, before)
+
+
+def test_the_answer_does_not_share_the_frames_memory(detector: Detector) -> None:
+    frames = batch(2)
+    answer = detect(detector, frames)
+    kept = [(found.boxes_xyxy.clone(), found.scores.clone()) for found in answer]
+    frames[:] = 0
+    detect(detector, frames)
+    for found, (boxes, scores) in zip(answer, kept, strict=True):
+        assert torch.equal(found.boxes_xyxy, boxes)
+        assert torch.equal(found.scores, scores)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1, 1), (1, 300), (300, 1), (2, 2), (16, 16), (63, 127), (64, 128), (65, 129), (101, 203), (639, 17)],
+)
+def test_odd_tiny_and_long_frames_are_taken(detector: Detector, width: int, height: int) -> None:
+    assert len(detect(detector, batch(2, width, height))) == 2
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_plain_frames_are_taken(detector: Detector, level: int) -> None:
+    detect(detector, np.full((1, 200, 200, 3), level, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1920, 1080), (1080, 1920), (3, 2), (1, 1), (16384, 16), (16, 16384), (8192, 4320), (641, 481)],
+)
+def test_the_frame_size_it_wants_is_no_larger_and_of_that_shape(
+    detector: Detector, width: int, height: int
+) -> None:
+    wanted_width, wanted_height = detector.frame_size(width, height)
+    assert 1 <= wanted_width <= width
+    assert 1 <= wanted_height <= height
+    assert detector.frame_size(wanted_width, wanted_height) == (wanted_width, wanted_height)
+
+
+def test_a_device_thread_gives_what_it_gives(detector: Detector) -> None:
+    frames = batch(2)
+    with DeviceThread(detector) as device:
+        assert_same(device.submit(frames).result(60), detect(detector, frames))
+
+
+def test_it_can_be_described(detector: Detector) -> None:
+    description = describe_detector(detector, measure_seconds=0)
+    assert description["labels"] == list(detector.class_names)
+    assert description["frames_per_second"] > 0
