@@ -14,7 +14,10 @@ from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.web.application import create_web_app
+from app.web.forms import FormMaker
 from app.web.service import Service, WebLimits
+
+VERSION = "0.1.0"  # as in pyproject.toml
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -38,11 +41,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         watcher=JobWatcher(store),
         spool=spool,
         space=space,
+        forms=FormMaker(folder, store, space),
         metrics=Metrics(),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,
             default_model=settings.model,
+            version=VERSION,
         ),
     )
     return create_web_app(service)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 from flask import Flask, Response, g, request
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app.metrics import Metrics
+from app.web.detections import DetectionViews
+from app.web.events import EventViews
+from app.web.internal import InternalViews
+from app.web.jobs import JobViews
+from app.web.pages import PageViews
+from app.web.probes import ProbeViews
 from app.web.problems import register_error_handlers
-from app.web.routes import all_routes
+from app.web.routes import ROUTES
 from app.web.service import Service
 
 _log = structlog.get_logger()
@@ -23,14 +30,38 @@ _QUIET = ("is_alive", "is_ready", "get_metrics", "admit_upload")  # asked every 
 
 def create_web_app(service: Service) -> Flask:
     """Return the WSGI application over `service`; it starts nothing and opens nothing by itself."""
-    app = Flask("framebox", static_folder=None)
+    app = Flask(__name__, static_folder=None)
     app.extensions["framebox"] = service
-    for route in all_routes(service):
-        app.add_url_rule(route.rule, endpoint=route.name, view_func=route.view, methods=[route.method])
+    views = _views(service)
+    for route in ROUTES:
+        app.add_url_rule(route.rule, endpoint=route.name, view_func=views[route.name], methods=[route.method])
     register_error_handlers(app)
     app.before_request(_begin)
     app.after_request(_Finish(service.metrics))
     return app
+
+
+def _views(service: Service) -> dict[str, Callable[..., Response]]:
+    """The view of each route, by the route's name."""
+    detections, jobs, events = DetectionViews(service), JobViews(service), EventViews(service)
+    probes, pages, internal = ProbeViews(service), PageViews(service), InternalViews(service)
+    return {
+        "create_detection": detections.create,
+        "list_jobs": jobs.list,
+        "get_job": jobs.report,
+        "remove_job": jobs.remove,
+        "get_result": jobs.result,
+        "follow_job": events.stream,
+        "list_models": probes.models,
+        "is_alive": probes.alive,
+        "is_ready": probes.ready,
+        "get_metrics": probes.metrics,
+        "get_openapi": pages.openapi,
+        "show_docs": pages.docs,
+        "show_errors": pages.errors,
+        "show_dashboard": pages.dashboard,
+        "admit_upload": internal.admit,
+    }
 
 
 def _begin() -> None:

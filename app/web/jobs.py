@@ -12,10 +12,10 @@ from app.jobs.report import public_report
 from app.pipeline.options import DocumentFormat
 from app.web.options import Fault, invalid_options
 from app.web.results import job_headers, json_response, send_end
+from app.web.routes import MAX_PAGE_JOBS
 from app.web.service import Service
 
 PAGE_JOBS = 50
-MAX_PAGE_JOBS = 200
 
 
 class JobViews:

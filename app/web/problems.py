@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from typing import Any
 
@@ -66,9 +67,15 @@ def _on_http_exception(error: HTTPException) -> Response:
 
 def _on_fault(error: Exception) -> Response:
     """A fault of ours: the log has it all, the caller the request id alone."""
-    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+    if _is_disk_full(error):
         return problem_response(errors.InsufficientStorage("The disk is full.").to_problem())
     _log.error("request failed", exc_info=error)
     detail = f"Something went wrong here; the log has it under {g.get('request_id')}."
     problem: dict[str, Any] = errors.InternalError(detail).to_problem()
     return problem_response(problem)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,17 +1,40 @@
-"""The table of routes. `create_web_app` serves it, `openapi.py` describes it."""
+"""The table of routes, as data: `application.py` binds views to it, `openapi.py` and the pages tell of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from app.web.detections import DetectionViews
-from app.web.events import EventViews
-from app.web.internal import InternalViews
-from app.web.jobs import JobViews
-from app.web.probes import ProbeViews
-from app.web.service import Service
+from pydantic import BaseModel
+
+from app import errors
+from app.errors import FrameboxError
+from app.jobs.job import JobState
+from app.pipeline.formats import MEDIA_TYPES
+from app.pipeline.options import DocumentFormat
+from app.web import schemas
+
+JSON = "application/json"
+HTML = "text/html"
+MAX_PAGE_JOBS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a route may answer when all is well. `shape` is its JSON's, where it has one."""
+
+    status: int
+    text: str
+    media_types: tuple[str, ...] = (JSON,)
+    shape: type[BaseModel] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    name: str
+    place: str  # "query", "path" or "header"
+    text: str
+    schema: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +44,203 @@ class Route:
     method: str
     rule: str
     name: str
-    view: Callable[..., Any]
+    text: str
+    answers: tuple[Answer, ...] = ()
+    errors: tuple[type[FrameboxError], ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    takes_video: bool = False
+    takes_options: bool = False  # those of DetectionOptions, in the query string
+
+    @property
+    def is_public(self) -> bool:
+        return not self.rule.startswith("/_")
 
 
-def all_routes(service: Service) -> list[Route]:
-    """Every route of the service, its views bound to their collaborators."""
-    detections, jobs, events = DetectionViews(service), JobViews(service), EventViews(service)
-    probes, internal = ProbeViews(service), InternalViews(service)
-    return [
-        Route("POST", "/v1/detections", "create_detection", detections.create),
-        Route("GET", "/v1/jobs", "list_jobs", jobs.list),
-        Route("GET", "/v1/jobs/<job_id>", "get_job", jobs.report),
-        Route("DELETE", "/v1/jobs/<job_id>", "remove_job", jobs.remove),
-        Route("GET", "/v1/jobs/<job_id>/result", "get_result", jobs.result),
-        Route("GET", "/v1/jobs/<job_id>/events", "follow_job", events.stream),
-        Route("GET", "/v1/models", "list_models", probes.models),
-        Route("GET", "/livez", "is_alive", probes.alive),
-        Route("GET", "/readyz", "is_ready", probes.ready),
-        Route("GET", "/metrics", "get_metrics", probes.metrics),
-        Route("GET", "/_internal/admit", "admit_upload", internal.admit),
-    ]
+_TEXT = {"type": "string"}
+_FORMAT = Parameter(
+    "format",
+    "query",
+    "The form in which the document is given out.",
+    {"type": "string", "enum": [*DocumentFormat], "default": DocumentFormat.PAIRS},
+)
+_JOB_ID = Parameter("job_id", "path", "The job's id.", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+_PREFER = Parameter(
+    "Prefer",
+    "header",
+    "RFC 7240: `respond-async` answers 202 at once, `wait=N` after N seconds; else the answer waits.",
+    _TEXT,
+)
+_DOCUMENT = Answer(
+    200,
+    "The document: every analysed frame and its boxes. Headers: Framebox-Job, Framebox-Frames, "
+    "Framebox-Complete, ETag, Repr-Digest, Link.",
+    tuple(dict.fromkeys(MEDIA_TYPES.values())),
+    schemas.Document,
+)
+_REPORT = Answer(200, "The job's report.", shape=schemas.JobReport)
+_VIDEO_ERRORS = (
+    errors.UnsupportedVideo,
+    errors.NoVideoStream,
+    errors.EncryptedVideo,
+    errors.NothingDecodable,
+    errors.VideoOverLimit,
+    errors.DamagedVideo,
+    errors.ModelFault,
+)
+_UPLOAD_ERRORS = (
+    errors.InvalidOption,
+    errors.EmptyBody,
+    errors.IncompleteBody,
+    errors.MalformedBody,
+    errors.JobWasCancelled,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.TooManyJobs,
+    errors.EngineUnavailable,
+    errors.Busy,
+    errors.InsufficientStorage,
+)
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST",
+        "/v1/detections",
+        "create_detection",
+        "Send a video; get the boxes of every frame.",
+        answers=(
+            _DOCUMENT,
+            Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),
+        ),
+        errors=(*_UPLOAD_ERRORS, *_VIDEO_ERRORS),
+        parameters=(_FORMAT, _PREFER),
+        takes_video=True,
+        takes_options=True,
+    ),
+    Route(
+        "GET",
+        "/v1/jobs",
+        "list_jobs",
+        "List the jobs, newest first.",
+        answers=(Answer(200, "A page of jobs.", shape=schemas.JobList),),
+        errors=(errors.InvalidOption,),
+        parameters=(
+            Parameter("state", "query", "Jobs of this state alone.", {"type": "string", "enum": [*JobState]}),
+            Parameter(
+                "limit",
+                "query",
+                "Jobs a page.",
+                {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_JOBS, "default": 50},
+            ),
+            Parameter("cursor", "query", "The last job seen: see `next` of the page before.", _TEXT),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/<job_id>",
+        "get_job",
+        "A job's report.",
+        answers=(_REPORT,),
+        errors=(errors.JobNotFound,),
+        parameters=(_JOB_ID,),
+    ),
+    Route(
+        "DELETE",
+        "/v1/jobs/<job_id>",
+        "remove_job",
+        "Cancel a job that is queued or running; forget one that has ended, with its files.",
+        answers=(
+            Answer(
+                202,
+                "Cancellation was asked for: the report. A queued job is cancelled at once, a running one "
+                "within seconds.",
+                shape=schemas.JobReport,
+            ),
+            Answer(204, "The job had ended; it and its files are gone.", ()),
+        ),
+        errors=(errors.JobNotFound,),
+        parameters=(_JOB_ID,),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/<job_id>/result",
+        "get_result",
+        "A job's document; ranges and conditions as HTTP has them. A failed job's problem document.",
+        answers=(
+            _DOCUMENT,
+            Answer(206, "The range that was asked for.", _DOCUMENT.media_types),
+            Answer(304, "The client has it already.", ()),
+        ),
+        errors=(
+            errors.InvalidOption,
+            errors.JobNotFound,
+            errors.ResultNotReady,
+            errors.JobWasCancelled,
+            *_VIDEO_ERRORS,
+        ),
+        parameters=(_JOB_ID, _FORMAT),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/<job_id>/events",
+        "follow_job",
+        "The job's report whenever it changes, as server-sent events `progress` and, last, `end`.",
+        answers=(
+            Answer(200, "The events; `data` is the report.", ("text/event-stream",)),
+            Answer(204, "The client has seen the job's end (Last-Event-ID).", ()),
+        ),
+        errors=(errors.JobNotFound, errors.Busy),
+        parameters=(_JOB_ID, Parameter("Last-Event-ID", "header", "The last event seen.", _TEXT)),
+    ),
+    Route(
+        "GET",
+        "/v1/models",
+        "list_models",
+        "The models that can be asked for.",
+        answers=(Answer(200, "The models.", shape=schemas.ModelList),),
+    ),
+    Route(
+        "GET",
+        "/livez",
+        "is_alive",
+        "Whether the HTTP side answers.",
+        answers=(Answer(200, "It does.", shape=schemas.Alive),),
+    ),
+    Route(
+        "GET",
+        "/readyz",
+        "is_ready",
+        "Whether a job posted now would be run.",
+        answers=(Answer(200, "It would.", shape=schemas.Readiness),),
+        errors=(errors.NotReady,),
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        "get_metrics",
+        "Counters in Prometheus' text format.",
+        answers=(Answer(200, "The metrics.", ("text/plain",)),),
+    ),
+    Route(
+        "GET",
+        "/openapi.json",
+        "get_openapi",
+        "This description, as OpenAPI 3.1.",
+        answers=(Answer(200, "The description."),),
+    ),
+    Route(
+        "GET",
+        "/docs",
+        "show_docs",
+        "This description, to be read.",
+        answers=(Answer(200, "A page.", (HTML,)),),
+    ),
+    Route(
+        "GET",
+        "/docs/errors",
+        "show_errors",
+        "Every error's code, status and meaning.",
+        answers=(Answer(200, "A page.", (HTML,)),),
+    ),
+    Route("GET", "/", "show_dashboard", "The jobs at a glance.", answers=(Answer(200, "A page.", (HTML,)),)),
+    Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
+)

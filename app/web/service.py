@@ -11,6 +11,7 @@ from app.metrics import Metrics
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
+from app.web.forms import FormMaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class WebLimits:
     max_upload_bytes: int
     max_active_jobs: int
     default_model: str
+    version: str  # of this release
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Service:
     watcher: JobWatcher
     spool: Spool
     space: SpaceLedger
+    forms: FormMaker
     metrics: Metrics
     limits: WebLimits
     stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end

@@ -95,7 +95,7 @@ def document(frames: int) -> list[bytes]:
     """The lines of the document that the double writes for so many frames."""
     pair = b'[%d,[{"box":[1.0,2.0,30.0,40.0],"label":"person","score":0.9}]]'
     lines = [pair % frame_id + b",\n" for frame_id in range(frames - 1)]
-    return [b"[", *lines, pair % (frames - 1) + b"\n", b"]\n"]
+    return [b"[\n", *lines, pair % (frames - 1) + b"\n", b"]\n"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Pages for people: the routes, the errors, the jobs. Rendered here, without scripts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from flask import Response, render_template
+
+from app.errors import FrameboxError
+from app.jobs.report import public_report
+from app.web.openapi import detection_parameters, openapi_document, openapi_path
+from app.web.options import describe_values
+from app.web.results import json_response
+from app.web.routes import ROUTES
+from app.web.service import Service
+
+DASHBOARD_JOBS = 50
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEntry:
+    code: str
+    status: int
+    title: str
+    text: str
+
+
+class PageViews:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def openapi(self) -> Response:
+        return json_response(openapi_document(self._service.limits.version))
+
+    def docs(self) -> Response:
+        routes = [(openapi_path(route.rule), route) for route in ROUTES if route.is_public]
+        options = [(option, describe_values(option.name)) for option in detection_parameters()]
+        return _page("docs.html", routes=routes, options=options)
+
+    def errors(self) -> Response:
+        return _page("errors.html", errors=error_entries())
+
+    def dashboard(self) -> Response:
+        now = time.time()
+        jobs = [public_report(job, now=now) for job in self._service.store.list(limit=DASHBOARD_JOBS)]
+        counts = {state.value: count for state, count in self._service.store.counts().items()}
+        return _page("dashboard.html", jobs=jobs, counts=counts)
+
+
+def error_entries() -> list[ErrorEntry]:
+    """Every error that a caller can be told, by status and code."""
+    found: dict[str, ErrorEntry] = {}
+    waiting: list[type[FrameboxError]] = [FrameboxError]
+    while waiting:
+        error = waiting.pop()
+        waiting.extend(error.__subclasses__())
+        if "code" in error.__dict__ and error is not FrameboxError:
+            text = (error.__doc__ or "") if "__doc__" in error.__dict__ else ""
+            found[error.code] = ErrorEntry(error.code, error.status, error.title, " ".join(text.split()))
+    return sorted(found.values(), key=lambda entry: (entry.status, entry.code))
+
+
+def _page(template: str, **values: object) -> Response:
+    response = Response(render_template(template, **values), mimetype="text/html")
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["Cache-Control"] = "no-store"
+    return response

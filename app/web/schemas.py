@@ -1,0 +1,118 @@
+"""The shapes of JSON answers, for the OpenAPI document. Tests hold real answers against them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from app.jobs.job import JobState
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Box(_Shape):
+    """One object in one frame."""
+
+    box: tuple[float, float, float, float] = Field(
+        description="x_min, y_min, x_max, y_max in pixels of the frame as displayed"
+    )
+    label: str
+    score: float = Field(ge=0, le=1)
+
+
+class Document(RootModel[list[tuple[int, list[Box]]]]):
+    """Pairs of frame id (0-based, in presentation order) and boxes, best score first, in frame order."""
+
+
+class Progress(_Shape):
+    frames_done: int
+    frames_total: int | None = Field(description="null until the whole index is known")
+    segments_done: int
+    segments_total: int | None
+    fraction: float | None = Field(ge=0, le=1)
+    seconds_left: float | None = Field(description="an estimate, while the job runs")
+
+
+class Source(_Shape):
+    name: str | None = Field(description="the client's file name, of a form")
+    bytes: int
+    sha256: Sha256
+
+
+class Links(_Shape):
+    self: str
+    events: str
+    result: str | None = Field(default=None, description="once the job has succeeded")
+
+
+class Problem(BaseModel):
+    """A problem document of RFC 9457; further members depend on the code."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="stable; see /docs/errors")
+    detail: str
+    request_id: str | None = None
+    instance: str | None = None
+
+
+class JobReport(_Shape):
+    """A job: where it stands, what its video is, whether its answer is complete."""
+
+    id: JobId
+    state: JobState
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested: bool
+    progress: Progress
+    options: dict[str, Any] = Field(description="the options that were given, and the model that runs")
+    source: Source
+    video: dict[str, Any] | None = Field(description="container, codec, size, rotation, frame rate, duration")
+    model: dict[str, Any] | None = Field(description="name, sha256, device")
+    completeness: dict[str, Any] | None = Field(
+        description="complete or not; frames indexed, wanted, decoded, analysed, undecodable and why"
+    )
+    document: dict[str, Any] | None = Field(description="bytes and sha256 of the pairs")
+    problem: dict[str, Any] | None = Field(description="why the job failed")
+    links: Links
+
+
+class JobList(_Shape):
+    jobs: list[JobReport] = Field(description="newest first")
+    next: str | None = Field(description="address of the next page")
+
+
+class ModelList(_Shape):
+    default: str
+    models: list[dict[str, Any]]
+
+
+class Alive(_Shape):
+    alive: Literal[True]
+
+
+class Readiness(_Shape):
+    ready: Literal[True]
+    checks: dict[str, Any]
+
+
+SHAPES: tuple[type[BaseModel], ...] = (
+    Document,
+    JobReport,
+    JobList,
+    ModelList,
+    Alive,
+    Readiness,
+    Problem,
+)

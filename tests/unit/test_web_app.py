@@ -1,0 +1,387 @@
+"""The application in process: routes, documents, errors. What needs real servers is in tests/integration."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.errors import NoVideoStream
+from app.factory import VERSION, create_app
+from app.jobs.job import JobState
+from app.jobs.store import JobStore
+from app.logs import configure_logging
+from app.settings import CHECKOUT, Settings
+from app.storage.data_folder import DataFolder
+from app.web.openapi import openapi_document, openapi_path
+from app.web.pages import error_entries
+from app.web.routes import ROUTES
+from app.web.schemas import JobList, JobReport, ModelList, Problem
+
+VIDEO = {"Content-Type": "video/mp4"}
+ASYNC = VIDEO | {"Prefer": "respond-async"}
+PAIRS = b'[\n[0,[{"box":[1.0,2.0,3.0,4.0],"label":"person","score":0.9}]],\n[1,[]]\n]\n'
+MODELS = [{"name": "hog-people", "labels": ["person"]}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return DataFolder(tmp_path / "data")
+
+
+@pytest.fixture
+def app(folder: DataFolder) -> Iterator[Flask]:
+    app = create_app(Settings(data=folder.root, min_free_bytes=0, max_upload_bytes=1000))
+    yield app
+    app.extensions["framebox"].watcher.close()
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+
+
+class BufferingClient(FlaskClient):
+    """Reads an answer to its end and closes it, as a server does."""
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        return super().open(*arguments, **options | {"buffered": True})
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    app.test_client_class = BufferingClient
+    return app.test_client()
+
+
+@pytest.fixture
+def store(app: Flask) -> JobStore:
+    store: JobStore = app.extensions["framebox"].store
+    return store
+
+
+@pytest.fixture
+def epoch(store: JobStore) -> int:
+    epoch = store.begin_epoch(pid=os.getpid())
+    store.report_engine(epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
+    return epoch
+
+
+def _post(client: FlaskClient) -> str:
+    answer = client.post("/v1/detections", data=b"video", headers=ASYNC)
+    assert answer.status_code == 202
+    return str(answer.json["id"])
+
+
+def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
+    job = store.claim(epoch)
+    assert job is not None
+    folder.result(job.id, "pairs").write_bytes(PAIRS)
+    report = {
+        "video": {"width": 64, "height": 48},
+        "completeness": {"complete": True, "frames_analysed": 2},
+        "document": {"bytes": len(PAIRS), "sha256": hashlib.sha256(PAIRS).hexdigest()},
+    }
+    store.finish(job.id, epoch, JobState.SUCCEEDED, report=report)
+    return job.id
+
+
+def test_every_route_is_described_and_every_description_is_served(app: Flask):
+    served = {
+        (method, openapi_path(rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+        if not rule.rule.startswith("/_internal")
+    }
+    paths = openapi_document("1")["paths"]
+    described = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert served == described
+
+
+def test_the_openapi_document_has_every_option_and_no_dangling_reference():
+    text = json.dumps(openapi_document("1"))
+    document = json.loads(text)
+    parameters = document["paths"]["/v1/detections"]["post"]["parameters"]
+    names = [parameter["name"] for parameter in parameters]
+    assert {
+        "model",
+        "min_score",
+        "labels",
+        "stride",
+        "fps",
+        "start",
+        "end",
+        "max_side",
+        "on_damage",
+        "format",
+    } < {*names}
+    assert len(names) == len(set(names))
+    references = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
+    assert references <= set(document["components"]["schemas"])
+
+
+def test_the_version_is_the_projects():
+    assert tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"] == VERSION
+
+
+@pytest.mark.parametrize(
+    "address", ["/docs", "/docs/errors", "/", "/openapi.json", "/livez", "/metrics", "/v1/models"]
+)
+def test_pages_and_probes_answer(client: FlaskClient, address: str):
+    assert client.get(address).status_code == 200
+
+
+def test_every_error_that_a_route_names_is_on_the_page_of_errors(client: FlaskClient):
+    codes = {entry.code for entry in error_entries()}
+    assert {error.code for route in ROUTES for error in route.errors} <= codes
+    page = client.get("/docs/errors").text
+    assert all(f'id="{code}"' in page for code in codes)
+
+
+def test_the_dashboard_shows_hostile_names_as_text(client: FlaskClient):
+    data = {"video": (io.BytesIO(b"x"), "<script>alert(1)</script>")}
+    client.post("/v1/detections", data=data, headers={"Prefer": "respond-async"})
+    page = client.get("/").text
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_answers_have_the_shapes_that_are_described(client: FlaskClient, folder, store, epoch):
+    job_id = _post(client)
+    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").json)
+    _finish(folder, store, epoch)
+    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").json)
+    JobList.model_validate(client.get("/v1/jobs").json)
+    ModelList.model_validate(client.get("/v1/models").json)
+    Problem.model_validate(client.get("/nowhere").json)
+
+
+def test_a_waiting_post_answers_with_the_document(client: FlaskClient, folder, store, epoch):
+    def work() -> None:
+        while not store.counts()[JobState.QUEUED]:
+            pass
+        _finish(folder, store, epoch)
+        store.close()
+
+    engine = threading.Thread(target=work, name="engine")
+    engine.start()
+    answer = client.post("/v1/detections", data=b"video", headers=VIDEO)
+    engine.join(timeout=10)
+    assert answer.status_code == 200
+    assert answer.data == PAIRS
+    assert answer.headers["Framebox-Frames"] == "2"
+    assert answer.headers["Framebox-Complete"] == "true"
+    assert answer.headers["ETag"] == f'"{hashlib.sha256(PAIRS).hexdigest()}"'
+    assert f"/v1/jobs/{answer.headers['Framebox-Job']}" in answer.headers["Link"]
+
+
+def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folder, store, epoch):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    address = f"/v1/jobs/{job_id}/result"
+    whole = client.get(address)
+    assert whole.data == PAIRS
+    part = client.get(address, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.data) == (206, PAIRS[2:6])
+    assert client.get(address, headers={"If-None-Match": whole.headers["ETag"]}).status_code == 304
+    head = client.head(address)
+    assert (head.headers["Content-Length"], head.data) == (str(len(PAIRS)), b"")
+
+
+@pytest.mark.parametrize("document_format", ["boxes", "ndjson", "csv", "coco", "mot"])
+def test_other_forms_are_made_once_and_carry_their_own_digest(
+    client: FlaskClient, folder, store, epoch, document_format: str
+):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    address = f"/v1/jobs/{job_id}/result?format={document_format}"
+    first = client.get(address)
+    made = folder.result(job_id, document_format).stat().st_mtime_ns
+    second = client.get(address)
+    assert first.data == second.data
+    assert folder.result(job_id, document_format).stat().st_mtime_ns == made
+    assert first.headers["ETag"] == f'"{hashlib.sha256(first.data).hexdigest()}"'
+
+
+def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient, folder, store, epoch):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    address = f"/v1/jobs/{job_id}/result"
+    answer = client.get(address, headers={"Framebox-Accel": "1"})
+    assert answer.headers["X-Accel-Redirect"] == f"/_results/{job_id}/result.pairs"
+    assert answer.data == b""
+    known = client.get(address, headers={"Framebox-Accel": "1", "If-None-Match": answer.headers["ETag"]})
+    assert known.status_code == 304
+    assert "X-Accel-Redirect" not in known.headers
+
+
+def test_a_result_that_is_not_there_yet_is_a_conflict(client: FlaskClient):
+    job_id = _post(client)
+    answer = client.get(f"/v1/jobs/{job_id}/result")
+    assert (answer.status_code, answer.json["code"], answer.json["state"]) == (
+        409,
+        "result_not_ready",
+        "queued",
+    )
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_failed_job_answers_with_its_problem(client: FlaskClient, store, epoch):
+    job_id = _post(client)
+    assert store.claim(epoch) is not None
+    problem = NoVideoStream("There is no video stream in the file.").to_problem()
+    store.finish(job_id, epoch, JobState.FAILED, problem=problem)
+    answer = client.get(f"/v1/jobs/{job_id}/result")
+    assert (answer.status_code, answer.json["code"]) == (422, "no_video_stream")
+    assert answer.mimetype == "application/problem+json"
+    assert answer.headers["Framebox-Job"] == job_id
+    assert client.get(f"/v1/jobs/{job_id}").json["problem"] == problem
+
+
+def test_deleting_cancels_a_queued_job_and_then_forgets_it(client: FlaskClient, folder: DataFolder):
+    job_id = _post(client)
+    cancelled = client.delete(f"/v1/jobs/{job_id}")
+    assert (cancelled.status_code, cancelled.json["state"]) == (202, "cancelled")
+    assert client.get(f"/v1/jobs/{job_id}/result").json["code"] == "job_cancelled"
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert client.delete(f"/v1/jobs/{job_id}").json["code"] == "job_not_found"
+    assert not folder.job(job_id).exists()
+
+
+def test_deleting_asks_a_running_job_to_stop(client: FlaskClient, store, epoch):
+    job_id = _post(client)
+    store.claim(epoch)
+    for _ in range(2):
+        answer = client.delete(f"/v1/jobs/{job_id}")
+        assert (answer.status_code, answer.json["state"], answer.json["cancel_requested"]) == (
+            202,
+            "running",
+            True,
+        )
+
+
+def test_the_list_of_jobs_is_paged_from_the_newest(client: FlaskClient):
+    ids = [_post(client) for _ in range(5)]
+    seen, address = [], "/v1/jobs?limit=2"
+    while address:
+        page = client.get(address).json
+        assert len(page["jobs"]) <= 2
+        seen += [job["id"] for job in page["jobs"]]
+        address = page["next"]
+    assert seen == ids[::-1]
+    client.delete(f"/v1/jobs/{ids[0]}")
+    assert [job["id"] for job in client.get("/v1/jobs?state=cancelled").json["jobs"]] == [ids[0]]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=201", "limit=x", "limit=²", "state=lost", "colour=red", "limit=99999999999999"],
+)
+def test_a_bad_parameter_of_the_list_is_named(client: FlaskClient, query: str):
+    answer = client.get(f"/v1/jobs?{query}")
+    assert (answer.status_code, answer.json["code"]) == (400, "invalid_option")
+    assert answer.json["parameter"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize("job_id", ["0" * 32, "nothing", "..%2f..%2fetc", "A" * 32])
+def test_a_job_that_there_is_not_is_not_found(client: FlaskClient, job_id: str):
+    for answer in (client.get(f"/v1/jobs/{job_id}"), client.delete(f"/v1/jobs/{job_id}")):
+        assert answer.status_code == 404
+        assert answer.json["code"] in ("job_not_found", "not_found")
+
+
+def test_a_wrong_method_is_told_with_those_that_are_right(client: FlaskClient):
+    answer = client.put("/v1/jobs")
+    assert (answer.status_code, answer.json["code"]) == (405, "method_not_allowed")
+    assert "GET" in answer.headers["Allow"]
+
+
+def test_a_fault_of_ours_shows_the_request_id_alone(client: FlaskClient, app: Flask, capfd):
+    def broken() -> None:
+        raise RuntimeError("secret /etc/path")
+
+    configure_logging("web", "INFO")  # to the stdout of this test
+    app.view_functions["list_models"] = broken
+    answer = client.get("/v1/models", headers={"X-Request-ID": "id-of-this-request"})
+    assert (answer.status_code, answer.json["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert "id-of-this-request" in answer.text
+    assert answer.headers["X-Request-ID"] == "id-of-this-request"
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    logged = [line for line in lines if line["event"] == "request failed"]
+    assert [line["request_id"] for line in logged] == ["id-of-this-request"]
+    assert "secret" in logged[0]["exception"]
+
+
+def test_each_request_has_one_line_in_the_log(client: FlaskClient, capfd):
+    configure_logging("web", "INFO")  # to the stdout of this test
+    client.get("/v1/jobs")
+    client.get("/livez")
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(line["event"], line["route"], line["status"]) for line in lines] == [
+        ("request", "/v1/jobs", 200)
+    ]
+    assert lines[0]["program"] == "web"
+
+
+def test_a_forged_request_id_is_replaced(client: FlaskClient):
+    answer = client.get("/livez", headers={"X-Request-ID": "a b\tc{}"})
+    assert len(answer.headers["X-Request-ID"]) == 32
+
+
+def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoch: int, app: Flask):
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json["checks"]["sandbox"] == {"seccomp": True}
+    store.report_engine(epoch, ready=False)
+    assert client.get("/readyz").json["reasons"] == ["the engine is loading its models"]
+    with store._transaction() as connection:
+        connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
+    app.extensions["framebox"].stopping.set()
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json["code"]) == (503, "not_ready")
+    assert len(answer.json["reasons"]) == 2
+    assert "ago" in answer.json["reasons"][0]
+
+
+def test_a_post_without_nginx_is_checked_as_one_with_it(client: FlaskClient, epoch: int):
+    assert client.post("/v1/detections", headers=VIDEO).json["code"] == "empty_body"
+    assert client.post("/v1/detections", data=b"x" * 1001, headers=VIDEO).json["code"] == "too_large"
+    assert client.post("/v1/detections?a=1", data=b"x", headers=VIDEO).json["code"] == "invalid_option"
+    unsupported = client.post("/v1/detections", data="x", content_type="application/x-www-form-urlencoded")
+    assert unsupported.json["code"] == "unsupported_media_type"
+    assert client.get("/v1/jobs").json["jobs"] == []
+
+
+def test_when_the_queue_is_full_a_post_is_told_to_come_later(folder: DataFolder):
+    app = create_app(Settings(data=folder.root, min_free_bytes=0, max_active_jobs=1))
+    client = app.test_client()
+    _post(client)
+    answer = client.post("/v1/detections", data=b"video", headers=ASYNC)
+    assert (answer.status_code, answer.json["code"], answer.json["limit"]) == (429, "too_many_jobs", 1)
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_http_workers_import_neither_torch_nor_a_codec(tmp_path: Path):
+    script = (
+        "import sys; from app.factory import create_app; app = create_app(); "
+        "app.test_client().get('/docs'); "
+        "print(*[name for name in ('torch', 'av', 'numpy', 'cv2', 'ray') if name in sys.modules])"
+    )
+    environment = os.environ | {"FRAMEBOX_DATA": str(tmp_path), "FRAMEBOX_LOG_LEVEL": "WARNING"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == ""
