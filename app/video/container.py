@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from app.video.headers import Header, HeaderOverLimit, read_header
 from app.video.limits import VideoLimits
 from app.video.messages import Command, Fault, FaultCode, Message
 from app.video.segments import Entry
@@ -56,6 +57,17 @@ class OpenOptions:
     descriptor: int  # of the video, with an open file description of its own: the offset is used
     threads: int
     limits: VideoLimits
+
+
+def check_header(options: OpenOptions) -> Header:
+    """Return what the video's headers declare. Raises VideoRefused before FFmpeg sees a bomb."""
+    try:
+        header = read_header(options.descriptor, options.limits)
+    except HeaderOverLimit as over:
+        raise VideoRefused(over_limit(over.name, over.limit, over.value)) from over
+    if header.is_still_image:
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
+    return header
 
 
 def open_container(options: OpenOptions) -> InputContainer:
@@ -146,6 +158,7 @@ class PacketReader:
         self._options = options
         self._channel = channel
         self._packets_read = 0
+        self.header = check_header(options)
         self.read_errors = 0
         self.gave_up = False
         self._open()

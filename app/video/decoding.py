@@ -11,8 +11,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from app.video.container import Channel, PacketReader, VideoRefused
-from app.video.messages import BatchMessage, Command, DecodeRequest, Fault, FaultCode, FrameStatus, Message
+from app.video.container import Channel, PacketReader
+from app.video.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 from app.video.picture import PictureMaker, displayed_size
 from app.video.serial import SerialDecoder
 
@@ -86,6 +86,10 @@ class _Account:
             self.left -= 1
             self._writer.add(frame, int(self._request.pts[rank]), rank)
 
+    def mark_absent(self) -> None:
+        """Take note that the file has no data for the frames of which nothing was seen."""
+        self.statuses[self.statuses == FrameStatus.NOT_SEEN] = FrameStatus.NO_PACKET
+
     def finish(self) -> None:
         self._writer.flush()
         self._channel.send(Message.SEGMENT_END, self.statuses.tobytes())
@@ -104,21 +108,25 @@ class MatchingDecoder:
         self._account = _Account(channel, ring, request)
 
     def run(self) -> None:
-        """Raises VideoRefused if the request's entry cannot be found."""
-        if not self._reader.move_to(self._request.entry):
-            raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
-        self._reader.stream.codec_context.flush_buffers()
+        if self._reader.move_to(self._request.entry):
+            self._reader.stream.codec_context.flush_buffers()
+            self._feed_all()
+        else:
+            self._account.mark_absent()
+        self._account.finish()
+
+    def _feed_all(self) -> None:
         count = 0
         while count < self._request.packet_count and self._account.left:
             packet = self._reader.read()
             if packet is None:
+                self._account.mark_absent()
                 break
             count += 1
             self._channel.show_fed(count)
             self._feed(packet, self._request.entry.ordinal + count - 1)
         if self._account.left:
             self._decode(None, -1)
-        self._account.finish()
 
     def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
         rank = self._rank(packet.pts)

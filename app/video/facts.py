@@ -38,4 +38,5 @@ class IndexSummary:
     duration_seconds: float | None  # from the first frame's time stamp to the end of the last frame
     variable_frame_rate: bool
     truncated: bool
+    packets_refused: int  # where frames had to be counted: packets of which none came, and no id tells
     notes: tuple[str, ...]  # how a truncation, damage or odd time stamps showed, for the report

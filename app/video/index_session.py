@@ -61,6 +61,7 @@ class IndexSession:
         self._child_packets = 0  # of these, given by the present child
         self._deaths = 0
         self._end: IndexEnd | None = None
+        self._is_counted = False  # frames were counted, for their time stamps do not tell them apart
         self._notes: list[str] = []
         self._summary: IndexSummary | None = None
         found = self._begin()
@@ -157,6 +158,7 @@ class IndexSession:
         finally:
             count.close()
         self._end = count.end
+        self._is_counted = True
 
     def _ticks_a_frame(self) -> int:
         rate = self.facts.frame_rate or Fraction(25)
@@ -214,6 +216,10 @@ class IndexSession:
         assert end is not None  # noqa: S101 - the pass is through
         if end.read_errors:
             self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
+        if end.lost and not self._is_counted:
+            self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
+        if end.lost and self._is_counted:
+            self._notes.append(f"the decoder refused the data of {end.lost} frames, which have no ids")
         return IndexSummary(
             frames_indexed=numbering.frames,
             frames_wanted=numbering.frames_wanted,
@@ -221,5 +227,6 @@ class IndexSession:
             duration_seconds=numbering.duration_seconds,
             variable_frame_rate=numbering.variable_frame_rate,
             truncated=end.truncated or end.gave_up,
+            packets_refused=end.lost if self._is_counted else 0,
             notes=tuple(self._notes),
         )

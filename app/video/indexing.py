@@ -15,6 +15,7 @@ from app.video.facts import VideoFacts
 from app.video.keyframes import KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
+from app.video.movie_index import SampleTiming
 from app.video.picture import clockwise_rotation, displayed_size
 from app.video.planner import PacketFlag, PacketRecord
 
@@ -33,7 +34,8 @@ class Indexer:
         self._keyframes = KeyframeReader(context.name, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
-        self._video_bytes = 0
+        self._last_pts: int | None = None
+        self._timing = SampleTiming(reader.stream, reader.header)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
@@ -44,6 +46,10 @@ class Indexer:
             self._record(packet)
             if len(self._records) == _RECORDS_A_MESSAGE:
                 self._send_records()
+        missing = self._timing.records_from(self._ordinal)
+        for first in range(0, len(missing), _RECORDS_A_MESSAGE):
+            self._send_records()
+            self._records = missing[first : first + _RECORDS_A_MESSAGE]
         self._send_records()
         self._channel.send(Message.INDEX_END, self._end().pack())
 
@@ -63,7 +69,9 @@ class Indexer:
                 return frames[0]
             if packet is None:
                 break
-        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
+        is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
+        code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE
+        raise VideoRefused(Fault(code))
 
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
@@ -78,6 +86,9 @@ class Indexer:
         self._records.append(
             PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
         )
+        self._timing.check(self._ordinal, packet)
+        if packet.pts is not None:
+            self._last_pts = packet.pts if self._last_pts is None else max(packet.pts, self._last_pts)
         self._ordinal += 1
         if self._ordinal > self._limits.max_frames:
             raise VideoRefused(
@@ -118,7 +129,19 @@ class Indexer:
         return None
 
     def _end(self) -> IndexEnd:
-        return IndexEnd(self._reader.read_errors, self._reader.gave_up, lost=0, truncated=False)
+        reader = self._reader
+        lost = max(0, len(reader.stream.index_entries) - self._ordinal) if self._timing.is_movie else 0
+        truncated = reader.header.is_cut_short or lost > 0 or self._ends_early()
+        return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated)
+
+    def _ends_early(self) -> bool:
+        """Whether frames end well before the duration that the container claims for the video alone."""
+        stream, claimed = self._reader.stream, self._duration_seconds()
+        is_alone = len(self._reader.container.streams) == 1
+        if claimed is None or not is_alone or self._last_pts is None or stream.time_base is None:
+            return False
+        end = float((self._last_pts - (stream.start_time or 0)) * stream.time_base)
+        return claimed - end > max(2.0, claimed / 50)
 
 
 def _positive(value: Fraction | None) -> Fraction | None:

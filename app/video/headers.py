@@ -1,0 +1,227 @@
+"""In the child, before FFmpeg: what a container's headers declare, read with bounds.
+
+FFmpeg believes an MP4's sample counts and takes memory for them: 660 bytes can make it take 3 GB. Here the
+counts are added up first. What is damaged beyond reading is left to FFmpeg, which has limits of its own.
+Sources: ISO/IEC 14496-12 (boxes), RFC 8794 and RFC 9559 (Matroska), the RIFF container of AVI.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.video.limits import VideoLimits
+
+_MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
+_MAX_INNER_BOXES = 200_000
+_TABLE_BYTES = 64 * 1024 * 1024  # of one table that is added up
+_CONTAINERS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
+_ENCRYPTED = frozenset((b"encv", b"pssh", b"sinf"))
+_FIRST_BOXES = frozenset(
+    (
+        b"ftyp",
+        b"moov",
+        b"mdat",
+        b"free",
+        b"skip",
+        b"wide",
+        b"pnot",
+        b"styp",
+        b"sidx",
+        b"moof",
+        b"uuid",
+        b"meta",
+    )
+)
+
+
+class HeaderOverLimit(Exception):
+    """A header declares more than a limit allows. `name` is the limit's."""
+
+    def __init__(self, name: str, limit: int, value: int) -> None:
+        super().__init__(name, limit, value)
+        self.name = name
+        self.limit = limit
+        self.value = value
+
+
+class Box(NamedTuple):
+    kind: bytes
+    start: int  # of its payload, bytes into the file
+    end: int
+    depth: int
+
+
+@dataclass(slots=True)
+class Track:
+    """One track of an MP4, as far as it is counted."""
+
+    handler: bytes = b""
+    samples: int = 0
+    chunks: int = 0
+    time_entries: int = 0
+    timed_samples: int = 0
+    is_one_tick_a_sample: bool = False
+    offsets: list[tuple[int, int]] = field(default_factory=list)  # ctts: (samples, ticks)
+
+    @property
+    def counted(self) -> int:
+        """Index entries that FFmpeg makes: one a sample, or one a chunk of uncompressed sound."""
+        if self.handler == b"soun" and self.is_one_tick_a_sample and self.time_entries == 1:
+            return self.chunks
+        return max(self.samples, self.timed_samples, sum(count for count, _ in self.offsets))
+
+
+@dataclass(slots=True)
+class Header:
+    """What the headers of a file declare."""
+
+    file_bytes: int
+    declared_bytes: int | None = None  # length of the whole, where the container tells it
+    tracks: list[Track] = field(default_factory=list)
+    fragment_samples: int = 0
+    is_encrypted: bool = False
+    is_still_image: bool = False
+
+    @property
+    def is_cut_short(self) -> bool:
+        return self.declared_bytes is not None and self.declared_bytes > self.file_bytes
+
+
+def read_header(descriptor: int, limits: VideoLimits) -> Header:
+    """Return what is declared. Raises HeaderOverLimit. The descriptor's offset stays as it is."""
+    size = os.fstat(descriptor).st_size
+    start = os.pread(descriptor, 64, 0)
+    header = Header(size)
+    if start[4:8] in _FIRST_BOXES:
+        _Mp4Reader(descriptor, header, limits).read()
+    elif start[:4] == b"\x1aE\xdf\xa3":
+        header.declared_bytes = _matroska_end(descriptor)
+    elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
+        header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
+    return header
+
+
+class _Mp4Reader:
+    def __init__(self, descriptor: int, header: Header, limits: VideoLimits) -> None:
+        self._descriptor = descriptor
+        self._header = header
+        self._limits = limits
+        self._has_movie = False
+        self._inner_boxes = 0
+
+    def read(self) -> None:
+        end = 0
+        has_meta = False
+        for number, box in enumerate(self._boxes(0, self._header.file_bytes, 0)):
+            end = box.end
+            has_meta |= box.kind == b"meta"
+            if number > _MAX_TOP_BOXES:
+                raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
+            if box.kind in (b"moov", b"moof"):
+                self._read_movie(box)
+        self._header.declared_bytes = end
+        self._header.is_still_image = has_meta and not self._has_movie
+
+    def _read_movie(self, movie: Box) -> None:
+        self._has_movie = True
+        if movie.end - movie.start > self._limits.max_header_bytes:
+            raise HeaderOverLimit("max_header_bytes", self._limits.max_header_bytes, movie.end - movie.start)
+        for box in self._descend(movie):
+            if box.kind == b"trak":
+                self._header.tracks.append(Track())
+                self._check("max_streams", self._limits.max_streams, len(self._header.tracks))
+            elif box.kind in _ENCRYPTED:
+                self._header.is_encrypted = True
+            elif box.kind == b"trun":
+                self._header.fragment_samples += self._number(box.start + 4)
+            elif self._header.tracks:
+                self._read_table(box, self._header.tracks[-1])
+        self._check_samples()
+
+    def _descend(self, parent: Box) -> Iterator[Box]:
+        for box in self._boxes(parent.start, min(parent.end, self._header.file_bytes), parent.depth + 1):
+            self._inner_boxes += 1
+            if self._inner_boxes > _MAX_INNER_BOXES and parent.kind != b"moof":
+                raise HeaderOverLimit("max_streams", self._limits.max_streams, self._inner_boxes)
+            yield box
+            if box.kind in _CONTAINERS and box.depth < 8:
+                yield from self._descend(box)
+
+    def _boxes(self, start: int, end: int, depth: int) -> Iterator[Box]:
+        at = start
+        while at + 8 <= end:
+            head = os.pread(self._descriptor, 16, at)
+            if len(head) < 8:
+                return
+            size, kind = struct.unpack(">I4s", head[:8])
+            skip = 8
+            if size == 1 and len(head) == 16:
+                size, skip = struct.unpack(">Q", head[8:])[0], 16
+            elif size == 0:
+                size = end - at
+            if size < skip:
+                return
+            yield Box(kind, at + skip, at + size, depth)
+            at += size
+
+    def _read_table(self, box: Box, track: Track) -> None:
+        match box.kind:
+            case b"hdlr":
+                track.handler = os.pread(self._descriptor, 4, box.start + 8)
+            case b"stsz" | b"stz2":
+                track.samples = self._number(box.start + 8)
+            case b"stco" | b"co64":
+                track.chunks = self._number(box.start + 4)
+            case b"stts":
+                entries = self._pairs(box)
+                track.time_entries = len(entries)
+                track.timed_samples = sum(count for count, _ in entries)
+                track.is_one_tick_a_sample = len(entries) == 1 and entries[0][1] == 1
+            case b"ctts":
+                track.offsets = [(count, _signed(ticks)) for count, ticks in self._pairs(box)]
+            case b"stsd":
+                kind = os.pread(self._descriptor, 8, box.start + 8)[4:]
+                self._header.is_encrypted |= kind in _ENCRYPTED
+
+    def _pairs(self, box: Box) -> list[tuple[int, int]]:
+        count = min(self._number(box.start + 4), (box.end - box.start - 8) // 8)
+        if count * 8 > _TABLE_BYTES:
+            raise HeaderOverLimit("max_frames", self._limits.max_frames, count)
+        data = os.pread(self._descriptor, max(count, 0) * 8, box.start + 8)
+        return list(struct.iter_unpack(">II", data[: len(data) // 8 * 8]))
+
+    def _number(self, at: int) -> int:
+        data = os.pread(self._descriptor, 4, at)
+        return int.from_bytes(data, "big") if len(data) == 4 else 0
+
+    def _check_samples(self) -> None:
+        """A sample takes a byte at least: more samples than bytes are a lie, whatever the limit."""
+        total = sum(track.counted for track in self._header.tracks) + self._header.fragment_samples
+        self._check("max_frames", min(self._limits.max_frames, self._header.file_bytes), total)
+
+    def _check(self, name: str, limit: int, value: int) -> None:
+        if value > limit:
+            raise HeaderOverLimit(name, limit, value)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value & 0x80000000 else value
+
+
+def _matroska_end(descriptor: int) -> int | None:
+    """Where the segment ends, bytes into the file; None if it does not tell, as in a live recording."""
+    at = 0
+    for expected in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+        head = os.pread(descriptor, 12, at)
+        if head[:4] != expected or len(head) < 5 or not head[4]:
+            return None
+        length = 9 - head[4].bit_length()
+        size = int.from_bytes(head[4 : 4 + length], "big") & ((1 << 7 * length) - 1)
+        if size == (1 << 7 * length) - 1:
+            return None
+        at += 4 + length + size
+    return at
