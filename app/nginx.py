@@ -70,7 +70,6 @@ def render_nginx_conf(settings: Settings) -> str:
         "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),
         "UPLOAD_ERROR_PAGES": _lines(12, _upload_error_pages(faults)),
         "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
-        "BAD_GATEWAY": next(fault.literal() for fault in faults if fault.nginx_status == 502),
         "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
     }
     return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -98,6 +97,7 @@ class _Fault:
         return [
             f"location = {self.address} {{",
             "    internal;",
+            "    client_max_body_size 0;",
             "    default_type application/problem+json;",
             "    add_header X-Request-ID $request_id always;",
             "    add_header Cache-Control no-store always;",
