@@ -40,7 +40,10 @@ DECODERS = frozenset(
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
-_GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets
+# AVFMT_FLAG_GENPTS, which PyAV sets: time stamps are made up from decoding times. That is right for MPEG-1
+# and 2, where the order of pictures follows from their types, and wrong for later codecs.
+_GENERATE_PTS = 0x0001
+_MPEG = ("mpeg1video", "mpeg2video")
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -165,8 +168,9 @@ class PacketReader:
 
     def _open(self) -> None:
         self.container = open_container(self._options)
-        self.container.flags &= ~_GENERATE_PTS  # made-up time stamps tell no frames apart
         self.stream = choose_stream(self.container, self._options.limits)
+        if self.stream.codec_context.name not in _MPEG:
+            self.container.flags &= ~_GENERATE_PTS
         prepare_decoder(self.stream, self._options)
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
         self._pushed_back: Packet[VideoStream] | None = None

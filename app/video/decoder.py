@@ -28,6 +28,7 @@ import av
 
 from app.errors import InternalError
 from app.video import ring
+from app.video.child import ChildPlan, run_child
 from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch, FrameRange
 from app.video.facts import VideoFacts
 from app.video.faults import over_limit
@@ -69,11 +70,14 @@ class DecoderPool:
         stall_seconds: float = 60.0,
         require_sandbox: bool = True,
         idle_children: int = 2,
+        child_main: Callable[[ChildPlan], None] = run_child,
     ) -> None:
         self._limits = limits
         self._threads = threads
         self._ring_bytes = ring_bytes
-        self._settings = ChildSettings(limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox)
+        self._settings = ChildSettings(
+            limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, child_main
+        )
         self._context: ForkServerContext | None = None
         self._start_lock = threading.Lock()  # multiprocessing's bookkeeping of children is no thread's own
         self._idle_children = idle_children

@@ -40,6 +40,7 @@ class ChildSettings:
     ring_bytes: int
     stall_seconds: float
     require_sandbox: bool
+    main: Callable[[ChildPlan], None] = run_child
 
 
 class ChildProcess:
@@ -75,7 +76,9 @@ class ChildProcess:
                 require_sandbox=settings.require_sandbox,
             )
             with start_lock:
-                self._process = context.Process(target=run_child, args=(plan,), name="decoder", daemon=True)
+                self._process = context.Process(
+                    target=settings.main, args=(plan,), name="decoder", daemon=True
+                )
                 self._process.start()
         except BaseException:
             os.close(self._commands)

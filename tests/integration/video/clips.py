@@ -1,0 +1,116 @@
+"""Small videos with known content, made by the ffmpeg command when a test asks for them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+SOURCE = ["-f", "lavfi", "-i", "testsrc2=size=128x72:rate=25:duration=2"]  # 50 frames, all different
+H264 = ["-c:v", "libx264", "-preset", "veryfast", "-g", "12", "-bf", "3", "-pix_fmt", "yuv420p"]
+X265 = ["-c:v", "libx265", "-preset", "veryfast", "-x265-params"]
+HEVC = [*X265, "log-level=none:keyint=12:min-keyint=12:bframes=4:open-gop=1", "-pix_fmt", "yuv420p"]
+HEVC_10 = [*X265, "log-level=none:keyint=12:min-keyint=12:bframes=3:no-open-gop=1", "-pix_fmt", "yuv420p10le"]
+OPEN_GOP = ["-x264-params", "open-gop=1:b-pyramid=normal"]
+MPEG2 = ["-c:v", "mpeg2video", "-g", "12", "-bf", "2"]
+INTERLACED = ["-flags", "+ildct+ilme", "-top", "1"]
+ALT_REF = ["-auto-alt-ref", "1", "-lag-in-frames", "12", "-b:v", "200k", "-g", "12"]
+VFR = ["-vf", "select='not(mod(n,3))+lt(n,20)'", "-fps_mode", "vfr"]
+
+Recipe = list[str] | Callable[["ClipFolder", Path], None]
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, timeout=120)
+
+
+def _remux(source: str, *arguments: str, before: tuple[str, ...] = ()) -> Recipe:
+    def make(folder: ClipFolder, target: Path) -> None:
+        ffmpeg(*before, "-i", folder.get(source), "-c", "copy", *arguments, target)
+
+    return make
+
+
+def _joined(*names: str) -> Recipe:
+    def make(folder: ClipFolder, target: Path) -> None:
+        target.write_bytes(b"".join(folder.get(name).read_bytes() for name in names))
+
+    return make
+
+
+def _tail(name: str, skipped_bytes: int) -> Recipe:
+    def make(folder: ClipFolder, target: Path) -> None:
+        target.write_bytes(folder.get(name).read_bytes()[skipped_bytes:])
+
+    return make
+
+
+RECIPES: dict[str, Recipe] = {
+    "h264.mp4": H264,
+    "h264_fragments.mp4": [*H264, "-movflags", "frag_keyframe+empty_moov"],
+    "h264_open_gop.mkv": [*H264, *OPEN_GOP],
+    "h264.ts": H264,
+    "h264.flv": H264,
+    "h264.avi": H264,
+    "h264.h264": H264,
+    "h264_refresh.mkv": [*H264, "-x264-params", "intra-refresh=1:keyint=20"],
+    "h264_one_gop.mp4": [*H264, "-g", "500"],
+    "h264_interlaced.ts": [*H264, *INTERLACED, "-x264-params", "tff=1"],
+    "h264_422_10.mkv": [*H264, "-pix_fmt", "yuv422p10le"],
+    "h264_444_odd.mkv": [*H264, "-vf", "scale=127:71", "-pix_fmt", "yuv444p"],
+    "h264_full_range.mp4": [*H264, "-pix_fmt", "yuvj420p", "-color_range", "pc"],
+    "h264_bt709.mp4": [*H264, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"],
+    "hevc_open_gop.mp4": HEVC,
+    "hevc_open_gop.ts": HEVC,
+    "hevc_10.mkv": HEVC_10,
+    "vp8.webm": ["-c:v", "libvpx", *ALT_REF],
+    "vp9.webm": ["-c:v", "libvpx-vp9", "-cpu-used", "5", *ALT_REF],
+    "av1.mp4": ["-c:v", "libaom-av1", "-cpu-used", "8", "-g", "12", "-b:v", "100k"],
+    "mpeg2_interlaced.ts": [*MPEG2, *INTERLACED],
+    "mpeg2.mpg": MPEG2,
+    "mpeg2.mkv": MPEG2,
+    "mpeg4.mp4": ["-c:v", "mpeg4", "-g", "12", "-bf", "2"],
+    "mpeg4.avi": ["-c:v", "mpeg4", "-g", "12", "-bf", "2"],
+    "mjpeg.avi": ["-c:v", "mjpeg", "-q:v", "3"],
+    "prores.mov": ["-c:v", "prores_ks", "-profile:v", "1"],
+    "flv1.flv": ["-c:v", "flv", "-g", "12"],
+    "wmv2.asf": ["-c:v", "wmv2", "-g", "12"],
+    "theora.ogg": ["-c:v", "libtheora", "-g", "12"],
+    "vfr.mkv": [*VFR, *H264],
+    "vfr.mp4": [*VFR, *H264],
+    "wide_pixels.mp4": ["-vf", "setsar=4/3", *H264],
+    "rotated_90.mp4": _remux("h264.mp4", "-metadata:s:v", "rotate=90"),
+    "rotated_180.mp4": _remux("h264.mp4", "-metadata:s:v", "rotate=180"),
+    "rotated_270.mov": _remux("h264.mp4", "-metadata:s:v", "rotate=270"),
+    "edit_list.mov": _remux("h264.mp4", before=("-ss", "0.7")),
+    "far_from_zero.ts": _remux("h264.ts", "-output_ts_offset", "90000"),
+    "below_zero.mkv": _remux("h264.mp4", "-output_ts_offset", "-100", "-avoid_negative_ts", "disabled"),
+    "joined.ts": _joined("h264.ts", "h264.ts"),
+    "cut_start.ts": _tail("h264.ts", 188 * 150),
+    "other_size.ts": ["-vf", "scale=192:108", *H264],
+    "size_change.ts": _joined("h264.ts", "other_size.ts"),
+}
+
+
+class ClipFolder:
+    """Makes each clip once, on first demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> Path:
+        path = self._folder / name
+        if not path.exists():
+            unfinished = path.with_name(f"making-{name}")
+            recipe = RECIPES[name]
+            if callable(recipe):
+                recipe(self, unfinished)
+            else:
+                ffmpeg(*SOURCE, *recipe, unfinished)
+            unfinished.rename(path)
+        return path
+
+
+def has_ffmpeg() -> bool:
+    return shutil.which("ffmpeg") is not None
