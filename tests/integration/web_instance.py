@@ -80,6 +80,7 @@ class WebInstance:
         """nginx inherits the listening socket (its variable NGINX), so no other can take the port."""
         listener = socket.create_server(("127.0.0.1", self.port))
         with listener:
+            listener.setblocking(False)  # nginx takes an inherited socket as it is, and must not wait in accept
             self.port = listener.getsockname()[1]
             settings = Settings(data=self.data, port=self.port, host="127.0.0.1", **_lower(self.settings))
             configuration = self.folder.run / "nginx.conf"

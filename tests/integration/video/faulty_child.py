@@ -1,0 +1,175 @@
+"""Decoder children that go wrong, at one packet or in one message, behind the real lock-down."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+import app.video.child as child_module
+from app.video import messages
+from app.video.child import ChildPlan, run_child
+from app.video.decoding import BatchWriter, MatchingDecoder
+from app.video.messages import BatchMessage, FrameStatus, Message
+from app.video.serial import SerialDecoder
+
+POISON = 25  # ordinal of the packet at which children go wrong
+
+
+def crash() -> NoReturn:
+    ctypes.string_at(0)
+    raise AssertionError("still alive")
+
+
+def hang() -> NoReturn:
+    while True:
+        pass
+
+
+def fill_memory() -> None:
+    hoard = [bytearray(1 << 24) for _ in range(1 << 16)]
+    raise AssertionError(f"no limit at {len(hoard)}")
+
+
+def run_with_poison(fault: Callable[[], object], plan: ChildPlan) -> None:
+    """A child whose decoder does `fault` whenever it is given the packet POISON."""
+    feed, decode = MatchingDecoder._feed, SerialDecoder._decode
+
+    def poisoned_feed(self: MatchingDecoder, packet: object, ordinal: int) -> None:
+        if ordinal == POISON and ordinal not in self._request.skipped:
+            fault()
+        feed(self, packet, ordinal)
+
+    def poisoned_decode(self: SerialDecoder, packet: object) -> None:
+        if self._entry.ordinal + self._packets - 1 == POISON:
+            fault()
+        decode(self, packet)
+
+    MatchingDecoder._feed = poisoned_feed
+    SerialDecoder._decode = poisoned_decode
+    run_child(plan)
+
+
+def run_liar(lie: str, plan: ChildPlan) -> None:
+    """A child that was taken over: it decodes, and what it says of it is made up."""
+    flush = BatchWriter.flush
+
+    def lying_flush(self: BatchWriter) -> None:
+        if self._ranks:
+            LIES[lie](self)
+        flush(self)
+
+    BatchWriter.flush = lying_flush
+    run_child(plan)
+
+
+def _say(writer: BatchWriter, data: bytes) -> None:
+    channel = writer._channel
+    os.write(channel._out, data)
+
+
+def _batch(writer: BatchWriter, **changes: object) -> None:
+    fields = {
+        "slot": writer._free[0],
+        "source_width": 128,
+        "source_height": 72,
+        "pts": tuple(writer._pts),
+        "ranks": tuple(writer._ranks),
+    }
+    message = BatchMessage(**{**fields, **changes})
+    _say(writer, messages.pack(Message.BATCH, message.pack()))
+
+
+LIES: dict[str, Callable[[BatchWriter], None]] = {
+    "unknown message": lambda w: _say(w, messages.HEAD.pack(99, 0)),
+    "oversized message": lambda w: _say(w, messages.HEAD.pack(Message.BATCH, 2**31)),
+    "text": lambda w: _say(w, b"HTTP/1.1 200 OK\r\n\r\n"),
+    "slot out of range": lambda w: _batch(w, slot=2**31),
+    "rank out of range": lambda w: _batch(w, ranks=(2**31,), pts=(0,)),
+    "frames backward": lambda w: _batch(w, ranks=tuple(reversed(w._ranks)), pts=tuple(reversed(w._pts))),
+    "other time stamps": lambda w: _batch(w, pts=tuple(p + 1 for p in w._pts)),
+    "impossible size": lambda w: _batch(w, source_width=2**31),
+    "frames twice": lambda w: (_batch(w), _batch(w)),
+    "too many frames": lambda w: _batch(w, ranks=tuple(range(40)), pts=tuple(range(40))),
+    "decoded but not delivered": lambda w: _say(
+        w, messages.pack(Message.SEGMENT_END, bytes([FrameStatus.DECODED]) * len(w._request.pts))
+    ),
+    "statuses of another length": lambda w: _say(w, messages.pack(Message.SEGMENT_END, b"\1")),
+    "facts": lambda w: _say(w, messages.pack(Message.FACTS, b"")),
+    "truncated batch": lambda w: _say(w, messages.pack(Message.BATCH, b"\0" * 7)),
+}
+
+
+def _attempts() -> dict[str, Callable[[], object]]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: object) -> None:
+        if getattr(libc, name)(*arguments) < 0:
+            raise OSError(ctypes.get_errno(), name)
+
+    return {
+        "open": lambda: os.open("/etc/hostname", os.O_RDONLY),
+        "create": lambda: os.open("/tmp/made-by-a-child", os.O_CREAT | os.O_WRONLY),
+        "list": lambda: os.listdir("/"),
+        "socket": lambda: socket.socket(socket.AF_INET),
+        "unix socket": lambda: socket.socket(socket.AF_UNIX),
+        "fork": os.fork,
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "signal parent": lambda: os.kill(os.getppid(), 0),
+        "signal all": lambda: os.kill(-1, 0),
+        "trace": lambda: call("ptrace", 16, os.getppid(), 0, 0),
+        "unshare": lambda: call("unshare", 0x10000000),
+        "shrink ring": lambda: os.truncate("/proc/self/fd/5", 0),
+        "raise limits": lambda: call("setrlimit", 9, ctypes.byref((ctypes.c_ulong * 2)(2**60, 2**60))),
+        "executable memory": lambda: call("mprotect", _page(), 4096, 7),
+        "own memory file": lambda: os.open("/proc/self/mem", os.O_RDWR),
+        "pipe": os.pipe,
+        "read parent": lambda: call("process_vm_readv", os.getppid(), None, 0, None, 0, 0),
+    }
+
+
+def _page() -> int:
+    buffer = ctypes.create_string_buffer(1 << 16)
+    return (ctypes.addressof(buffer) + 4095) // 4096 * 4096
+
+
+def run_prober(plan: ChildPlan) -> None:
+    """A child that tries what it must not be able to do, and sends the errno of each attempt (0: it could)."""
+
+    class Prober:
+        def __init__(self, channel: child_module.Channel, *_: object) -> None:
+            self._channel = channel
+
+        def serve(self) -> None:
+            results = [_outcome(attempt) for attempt in _attempts().values()]
+            open_descriptors = [number for number in range(64) if _is_open(number)]
+            self._channel.send(Message.FRAMES, messages.pack_frames([*results, len(open_descriptors)]))
+            self._channel.receive()
+
+    child_module._Child = Prober
+    run_child(plan)
+
+
+def _outcome(attempt: Callable[[], object]) -> int:
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+ATTEMPTS = tuple(_attempts())
+crashing_child = functools.partial(run_with_poison, crash)
+hanging_child = functools.partial(run_with_poison, hang)
+hoarding_child = functools.partial(run_with_poison, fill_memory)

@@ -1,0 +1,199 @@
+"""Children that crash, hang, hoard, lie or are killed: the frames are the same, or their loss is named."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from clips import ClipFolder
+from faulty_child import (
+    ATTEMPTS,
+    LIES,
+    POISON,
+    crashing_child,
+    hanging_child,
+    hoarding_child,
+    run_liar,
+    run_prober,
+)
+from reading import MIB, never, read_video, same_frames
+
+from app.video.child import ChildPlan
+from app.video.decoder import DecoderPool, DecodingCancelled
+from app.video.limits import VideoLimits
+from app.video.messages import Message, unpack_frames
+from app.video.process import ChildProcess
+
+DEADLINE_SECONDS = 20.0
+
+
+@contextmanager
+def pool_of(main: Callable[[ChildPlan], None], *, threads: int = 1) -> Iterator[DecoderPool]:
+    with DecoderPool(
+        limits=VideoLimits(),
+        threads=threads,
+        memory_bytes=512 * MIB,
+        ring_bytes=4 * MIB,
+        stall_seconds=1.0,
+        child_main=main,
+    ) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("child", [crashing_child, hanging_child, hoarding_child])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_packet_that_kills_decoders_costs_itself_alone(
+    child: Callable[[ChildPlan], None], threads: int, clips: ClipFolder, pool: DecoderPool
+) -> None:
+    video = clips.get("mjpeg.avi")  # every packet stands for itself
+    intact = read_video(pool, video, segment_frames=20)
+    with pool_of(child, threads=threads) as faulty:
+        damaged = read_video(faulty, video, segment_frames=20)
+    assert [(gap.first, gap.last) for gap in damaged.undecodable] == [(POISON, POISON)]
+    assert "crashed or stalled" in damaged.undecodable[0].reason
+    expected = [frame for frame in intact.frames if frame.frame_id != POISON]
+    assert same_frames(damaged.frames, expected)
+
+
+def test_frames_that_are_counted_survive_a_packet_that_kills_decoders(
+    clips: ClipFolder, pool: DecoderPool
+) -> None:
+    video = clips.get("h264.h264")
+    with pool_of(crashing_child) as faulty:
+        damaged = read_video(faulty, video, segment_frames=10)
+    assert 45 <= len(damaged.frames) <= 50
+    assert [frame.frame_id for frame in damaged.frames] == list(range(len(damaged.frames)))
+    intact = read_video(pool, video, segment_frames=10)
+    assert same_frames(damaged.frames[:20], intact.frames[:20])
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_a_child_that_lies_harms_its_own_segment_alone(lie: str, clips: ClipFolder) -> None:
+    with pool_of(functools.partial(run_liar, lie)) as faulty:
+        video = read_video(faulty, clips.get("h264.mp4"), segment_frames=20)
+    ids = [frame.frame_id for frame in video.frames]
+    lost = [n for gap in video.undecodable for n in range(gap.first, gap.last + 1)]
+    assert sorted([*ids, *lost]) == list(range(50))
+
+
+def test_killing_children_in_the_middle_changes_nothing(clips: ClipFolder, pool: DecoderPool) -> None:
+    video = clips.get("h264_open_gop.mkv")
+    intact = read_video(pool, video)
+    with pool.index(video, segment_frames=10**6, cancelled=never) as index:
+        (segment,) = index
+        facts = index.facts
+    frames = []
+    with pool.decode(video, facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
+        for number, batch in enumerate(session):
+            frames.append((batch.frame_ids.tolist(), batch.frames.copy()))
+            if number in (0, 3, 7):
+                session._child.kill()
+            batch.release()
+        assert session.outcome.frames_decoded == 50
+        assert not session.outcome.undecodable
+    ids = [frame_id for batch_ids, _ in frames for frame_id in batch_ids]
+    assert ids == list(range(50))
+    assert all(
+        (pixels == intact.frames[frame_id].pixels).all()
+        for batch_ids, pictures in frames
+        for frame_id, pixels in zip(batch_ids, pictures, strict=True)
+    )
+
+
+def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
+    with pool_of(_plain_child) as pool:
+        video = clips.get("h264.mp4")
+        with pool.index(video, segment_frames=10**6, cancelled=never) as index:
+            (segment,) = index
+        with pool.decode(
+            video, index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+        ) as session:
+            for number, batch in enumerate(session):
+                if number == 1:
+                    os.kill(session._child.pid, signal.SIGSTOP)
+                batch.release()
+            assert session.outcome.frames_decoded == 50
+
+
+def _plain_child(plan: ChildPlan) -> None:
+    from app.video.child import run_child  # noqa: PLC0415 - runs in the child
+
+    run_child(plan)
+
+
+def test_cancelling_ends_a_session_and_its_child(clips: ClipFolder, pool: DecoderPool) -> None:
+    video = clips.get("h264.mp4")
+    stop = threading.Event()
+    with pool.index(video, segment_frames=10**6, cancelled=never) as index:
+        (segment,) = index
+    with pool.decode(
+        video, index.facts, segment, frame_size=(128, 72), batch_size=1, cancelled=stop.is_set
+    ) as session:
+        batches = iter(session)
+        next(batches).release()
+        pid = session._child.pid
+        stop.set()
+        with pytest.raises(DecodingCancelled):
+            for batch in batches:
+                batch.release()
+    assert _is_gone(pid)
+
+
+def test_a_child_can_reach_nothing_outside(clips: ClipFolder) -> None:
+    with pool_of(run_prober) as pool:
+        child = pool.acquire(clips.get("h264.mp4"), threads=1, cancelled=never)
+        try:
+            results = _probe(child)
+        finally:
+            child.close()
+    *outcomes, open_descriptors = results
+    assert [name for name, error in zip(ATTEMPTS, outcomes, strict=True) if error == 0] == []
+    assert open_descriptors == 6  # the null device three times, the video, commands, messages
+    assert pool.sandbox["landlock_abi"] > 0
+    assert pool.sandbox["seccomp"]
+
+
+def _probe(child: ChildProcess) -> list[int]:
+    kind, payload = child.receive(never)
+    assert kind is Message.FRAMES
+    return [value for value in unpack_frames(payload) if value is not None]
+
+
+def test_an_engine_that_is_killed_leaves_no_child(clips: ClipFolder, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("holding_engine.py")
+    engine = subprocess.Popen(
+        [sys.executable, str(script), str(clips.get("h264.mp4"))],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    try:
+        assert engine.stdout is not None
+        decoder = psutil.Process(int(engine.stdout.readline()))
+        family = [decoder, *psutil.Process(engine.pid).children(recursive=True)]
+        assert decoder.is_running()
+    finally:
+        engine.kill()
+        engine.wait(DEADLINE_SECONDS)
+        engine.stdout.close()
+    _, alive = psutil.wait_procs(family, timeout=DEADLINE_SECONDS)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _is_gone(pid: int) -> bool:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        threading.Event().wait(0.02)
+    return False
