@@ -38,8 +38,9 @@ fix: ready-to-test ## Let ruff mend and format what it can
 	$(PY) -m ruff format .
 
 .PHONY: docs
-docs: ready-to-test ## Write docs/settings.md anew, from app/settings.py
+docs: ready-to-test ## Write docs/settings.md anew; with a running instance, the README's examples: ADDRESS=http://localhost:8080
 	$(PY) docs/make_settings.py
+	$(if $(ADDRESS),$(PY) docs/make_examples.py "$(ADDRESS)")
 
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays

@@ -167,3 +167,11 @@ def test_the_version_has_an_entry_in_the_changelog() -> None:
     assert version is not None
     changelog = (CHECKOUT / "CHANGELOG.md").read_text()
     assert f"## [{version[1]}]" in changelog or "## [Unreleased]" in changelog
+
+
+def test_every_direct_dependency_is_explained() -> None:
+    page = (CHECKOUT / "docs" / "dependencies.md").read_text().lower()
+    direct = (CHECKOUT / "requirements.txt").read_text().split("\n\n")[0]
+    names = re.findall(r"^([A-Za-z0-9._-]+)==", direct, re.MULTILINE)
+    called = {"av": "pyav", "opencv-python-headless": "opencv (headless)"}
+    assert not [name for name in names if called.get(name, name.lower()) not in page]

@@ -1,0 +1,140 @@
+"""What the README says is so: its commands run, its output comes, its tables are complete."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from instance import CHECKOUT, Instance
+
+from app.settings import Settings
+from app.web.openapi import openapi_path
+from app.web.options import option_names
+from app.web.routes import ROUTES
+
+README = (CHECKOUT / "README.md").read_text()
+ADDRESS = "http://localhost:8080"
+
+Pairs = list[tuple[int, list[dict[str, Any]]]]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def curl_lines() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line.startswith("curl ")]
+
+
+def run(line: str, instance: Instance, folder: Path, **words: str) -> str:
+    """Run a line of the README against `instance` in `folder`; return what it prints. Fails if curl does."""
+    for word, value in words.items():
+        line = line.replace(word, value)
+    line = line.replace(ADDRESS, instance.url).replace("curl ", "curl --fail-with-body ", 1)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has docs/, as the checkout has, and may be written."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "docs").symlink_to(CHECKOUT / "docs")
+    return folder
+
+
+def test_the_example_gives_the_answer_that_is_shown(shared_instance: Instance, folder: Path) -> None:
+    (shown,) = map(json.loads, blocks("json"))
+    found = json.loads(run(curl_lines()[0], shared_instance, folder))
+    assert as_text(found) == as_text(shown)
+    assert differences(found, shown) < 1.0  # another processor may round another way
+
+
+def as_text(pairs: Pairs) -> list[tuple[int, list[str]]]:
+    return [(frame_id, [box["label"] for box in boxes]) for frame_id, boxes in pairs]
+
+
+def differences(left: Pairs, right: Pairs) -> float:
+    """The largest difference of two coordinates, in pixels, or of two scores, in hundredths."""
+    largest = 0.0
+    for (_, boxes), (_, others) in zip(left, right, strict=True):
+        for box, other in zip(boxes, others, strict=True):
+            largest = max(largest, 100 * abs(box["score"] - other["score"]))
+            largest = max(largest, *(abs(a - b) for a, b in zip(box["box"], other["box"], strict=True)))
+    return largest
+
+
+def test_the_headers_are_those_that_are_shown(shared_instance: Instance, folder: Path) -> None:
+    (shown,) = blocks("http")
+    found = run(curl_lines()[1], shared_instance, folder)
+    assert header_names(found) == header_names(shown)
+    for constant in ("HTTP/1.1 200 OK", "Framebox-Frames: 8", "Framebox-Complete: true"):
+        assert constant in shown
+        assert constant in found
+    assert len(json.loads((folder / "answer.json").read_text())) == 8
+
+
+def header_names(text: str) -> list[str]:
+    return re.findall(r"^([A-Za-z-]+):", text, re.MULTILINE)
+
+
+def test_the_other_commands_run(shared_instance: Instance, folder: Path) -> None:
+    raw, posted, *rest = curl_lines()[2:]
+    assert len(json.loads(run(raw, shared_instance, folder))) == 12
+    answer = run(posted, shared_instance, folder)
+    assert "202" in answer.splitlines()[0]
+    job_id = re.search(r"^Framebox-Job: (\w+)", answer, re.MULTILINE)
+    assert job_id is not None
+    shared_instance.wait_for_end(job_id[1])
+    report, events, table, removed = (run(line, shared_instance, folder, JOB=job_id[1]) for line in rest)
+    assert json.loads(report)["state"] == "succeeded"
+    assert "event: end" in events
+    assert len(table.splitlines()) > 1
+    assert removed == ""
+
+
+def test_the_commands_for_people_are_targets_of_the_makefile() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if not line.startswith("curl ")]
+    assert lines == ["make serve", "make test"]
+    makefile = (CHECKOUT / "Makefile").read_text()
+    assert all(f"\n{line.removeprefix('make ')}:" in makefile for line in lines)
+
+
+def test_every_route_and_no_other_is_in_the_table() -> None:
+    told = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|HEAD) /[^` ]*)`", README))
+    there = {f"{route.method} {openapi_path(route.rule)}" for route in ROUTES if route.is_public}
+    assert told == there
+
+
+def test_every_option_and_no_other_is_in_the_table() -> None:
+    (table,) = re.findall(r"^\| option \|.*?\n(?=\n)", README, re.MULTILINE | re.DOTALL)
+    told = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == set(option_names())
+
+
+def test_the_limits_are_those_of_the_settings() -> None:
+    settings = Settings()
+    assert f"{settings.max_upload_bytes // 10**9} GB" in README
+    assert settings.max_pixels == 8192 * 4320
+    assert f"{settings.max_side} a side" in README
+    assert f"{settings.max_frames // 10**6} million" in README
+    assert f"| {settings.max_active_jobs:,} |" in README
+    named = set(re.findall(r"FRAMEBOX_([A-Z_]+)", README))
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_link_to_a_file_leads_to_one() -> None:
+    for page in [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_picture_is_small() -> None:
+    assert (CHECKOUT / "docs" / "frames.jpg").stat().st_size < 300_000
