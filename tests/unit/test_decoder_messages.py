@@ -1,0 +1,113 @@
+"""What a child says is taken apart without trust: it is well formed, or it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.video import messages
+from app.video.facts import VideoFacts
+from app.video.messages import (
+    BatchMessage,
+    CountRequest,
+    DecodeRequest,
+    DecoderProtocolError,
+    Fault,
+    FaultCode,
+    FoundVideo,
+    IndexEnd,
+    Ready,
+)
+from app.video.planner import PacketFlag, PacketRecord
+from app.video.segments import Entry
+
+FACTS = VideoFacts(
+    "mov", "h264", "yuv420p", 1920, 1080, 90, Fraction(1, 12800), Fraction(30000, 1001), 12.5, 0
+)
+
+READERS: list[Callable[[bytes], object]] = [
+    Ready.unpack,
+    Fault.unpack,
+    messages.unpack_facts,
+    IndexEnd.unpack,
+    BatchMessage.unpack,
+    lambda data: messages.unpack_packets(data, 0),
+    lambda data: list(messages.unpack_frames(data)),
+    lambda data: messages.unpack_statuses(data, len(data)),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+@given(data=st.binary(max_size=400))
+def test_any_bytes_are_understood_or_refused(read: Callable[[bytes], object], data: bytes) -> None:
+    with contextlib.suppress(DecoderProtocolError):
+        read(data)
+
+
+HONEST = [
+    (Ready.unpack, Ready(7, seccomp=True, no_new_privileges=True, memory_limited=True).pack()),
+    (Fault.unpack, Fault(FaultCode.OVER_LIMIT, "max_side", 5, 6).pack()),
+    (messages.unpack_facts, messages.pack_facts(FoundVideo(FACTS, 0))),
+    (IndexEnd.unpack, IndexEnd(1, gave_up=False, lost=3, truncated=True).pack()),
+    (BatchMessage.unpack, BatchMessage(1, 128, 72, (5, 6), (0, 1)).pack()),
+]
+
+
+@pytest.mark.parametrize(("read", "honest"), HONEST)
+@given(place=st.integers(0, 10_000), value=st.binary(min_size=1, max_size=9))
+def test_honest_messages_with_bytes_changed_are_understood_or_refused(
+    read: Callable[[bytes], object], honest: bytes, place: int, value: bytes
+) -> None:
+    at = place % len(honest)
+    changed = (honest[:at] + value + honest[at + len(value) :])[: len(honest)]
+    with contextlib.suppress(DecoderProtocolError):
+        read(changed)
+
+
+@given(st.binary(min_size=8, max_size=8))
+def test_any_head_is_understood_or_refused(data: bytes) -> None:
+    try:
+        _, length = messages.head_of(data)
+    except DecoderProtocolError:
+        return
+    assert length <= messages.MAX_MESSAGE_BYTES
+
+
+def test_facts_arrive_as_they_were_sent() -> None:
+    for found in (FoundVideo(FACTS, -7), FoundVideo(FACTS, None)):
+        assert messages.unpack_facts(messages.pack_facts(found)) == found
+
+
+def test_names_cannot_carry_control_characters() -> None:
+    data = messages.pack_facts(FoundVideo(FACTS, None)).replace(b"h264", b"h\n64")
+    with pytest.raises(DecoderProtocolError):
+        messages.unpack_facts(data)
+
+
+def test_a_fault_arrives_as_it_was_sent() -> None:
+    fault = Fault(FaultCode.OVER_LIMIT, "max_pixels", 100, 2**40)
+    assert Fault.unpack(fault.pack()) == fault
+
+
+def test_packets_arrive_as_they_were_sent() -> None:
+    packets = [PacketRecord(5, None, -3, None, 10, PacketFlag.KEY), PacketRecord(6, 2**60, None, 99, 0, 0)]
+    assert messages.unpack_packets(messages.pack_packets(packets), 5) == packets
+
+
+def test_requests_arrive_as_they_were_sent() -> None:
+    entry = Entry(9, None, -5, 1234, 77)
+    request = DecodeRequest(
+        entry, 40, np.arange(6), np.array([1, 0, 1, 1, 0, 1], dtype=np.bool_), 3, 64, 36, 8, 4, (11, 12)
+    )
+    read = DecodeRequest.unpack(request.pack())
+    assert (read.entry, read.packet_count, read.frames_before, read.skipped) == (entry, 40, 3, (11, 12))
+    assert (read.width, read.height, read.batch_size, read.slot_count) == (64, 36, 8, 4)
+    assert np.array_equal(read.pts, request.pts)
+    assert np.array_equal(read.wanted, request.wanted)
+    assert CountRequest.unpack(CountRequest(entry, (1, 2)).pack()) == CountRequest(entry, (1, 2))

@@ -1,0 +1,73 @@
+"""Where decoding can enter, told from a packet's bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.video.keyframes import KeyframeReader
+
+START = b"\0\0\0\1"
+AVCC = bytes([1, 100, 0, 31, 0xFF])  # four bytes of length before each unit
+SLICE = bytes([0x41, 0x9A])
+RECOVERY_NOW = bytes([0x06, 6, 1, 0x84, 0x80])  # recovery_frame_cnt: one bit, set
+RECOVERY_LATER = bytes([0x06, 6, 1, 0x24, 0x80])  # recovery_frame_cnt: 3
+OTHER_SEI = bytes([0x06, 5, 3, 1, 2, 3, 0x80])
+LONG_SEI = bytes([0x06, 5, 0xFF, 1]) + bytes(256) + bytes([6, 1, 0x80])
+
+
+def with_lengths(*units: bytes) -> bytes:
+    return b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+
+
+@pytest.mark.parametrize(
+    ("units", "is_clean"),
+    [
+        ((bytes([0x65, 0x88]),), True),
+        ((RECOVERY_NOW, SLICE), True),
+        ((OTHER_SEI, RECOVERY_NOW, SLICE), True),
+        ((LONG_SEI, SLICE), True),
+        ((RECOVERY_LATER, SLICE), False),
+        ((SLICE,), False),
+        ((b"",), False),
+    ],
+)
+def test_h264_is_entered_at_idr_pictures_and_immediate_recovery_points(
+    units: tuple[bytes, ...], is_clean: bool
+) -> None:
+    by_length = KeyframeReader("h264", AVCC)
+    by_start_code = KeyframeReader("h264", None)
+    assert by_length.is_clean_entry(with_lengths(*units)) == is_clean
+    assert by_start_code.is_clean_entry(b"".join(START + unit for unit in units)) == is_clean
+
+
+@pytest.mark.parametrize(("kind", "is_clean"), [(19, True), (20, True), (21, True), (16, True), (1, False)])
+def test_hevc_is_entered_at_random_access_pictures(kind: int, is_clean: bool) -> None:
+    unit = bytes([kind << 1, 1, 0])
+    assert KeyframeReader("hevc", None).is_clean_entry(START + unit) == is_clean
+
+
+def test_other_codecs_are_entered_at_every_keyframe() -> None:
+    assert KeyframeReader("vp9", None).is_clean_entry(b"\x82")
+
+
+@pytest.mark.parametrize(
+    ("codec", "packet", "is_hidden"),
+    [
+        ("vp8", bytes([0x10, 0, 0]), False),
+        ("vp8", bytes([0x00, 0, 0]), True),
+        ("vp9", bytes([0b10000010, 0]), False),
+        ("vp9", bytes([0b10000000, 0]), True),
+        ("vp9", bytes([0b10001000, 0]), False),  # shows an existing frame
+        ("vp9", bytes([0b10000000, 0, 0xC1]), False),  # a superframe
+        ("h264", bytes([0, 0, 0]), False),
+        ("vp8", b"", False),
+    ],
+)
+def test_references_that_are_never_shown_are_known(codec: str, packet: bytes, is_hidden: bool) -> None:
+    assert KeyframeReader(codec, None).is_hidden(packet) == is_hidden
+
+
+def test_lengths_beyond_the_packet_do_no_harm() -> None:
+    reader = KeyframeReader("h264", AVCC)
+    assert not reader.is_clean_entry(b"\xff\xff\xff\xff\x41")
+    assert not reader.is_clean_entry(b"\0\0\0\0" * 100)

@@ -1,0 +1,197 @@
+"""Segments are cut at keyframes, own every frame once, and do not depend on how packets arrive."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.video.planner import (
+    PacketFlag,
+    PacketRecord,
+    SegmentNumbering,
+    SegmentPlanner,
+    SerialNumbering,
+    UnusableTimestamps,
+)
+from app.video.sampling import Sampling
+from app.video.segments import Entry, Segment
+
+KEY = PacketFlag.KEY | PacketFlag.CLEAN
+TICK = Fraction(1, 25)
+
+
+def plan(
+    packets: list[PacketRecord], segment_frames: int, *, first_shown_pts: int | None = None, piece: int = 1000
+) -> list[Segment]:
+    numbering = SegmentNumbering(Sampling(), TICK)
+    planner = SegmentPlanner(numbering, segment_frames=segment_frames, first_shown_pts=first_shown_pts)
+    segments: list[Segment] = []
+    for first in range(0, len(packets), piece):
+        segments += planner.feed(packets[first : first + piece])
+    return segments + planner.finish()
+
+
+def packets_of(*runs: list[int], soft: tuple[int, ...] = ()) -> list[PacketRecord]:
+    """Packets of runs, each a list of time stamps that begins with its keyframe's."""
+    packets: list[PacketRecord] = []
+    for number, run in enumerate(runs):
+        for place, pts in enumerate(run):
+            flags = 0 if place else PacketFlag.KEY if number in soft else KEY
+            ordinal = len(packets)
+            packets.append(PacketRecord(ordinal, pts, ordinal, ordinal * 100, 100, flags))
+    return packets
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> list[PacketRecord]:
+    """Open and closed GOPs with reordered pictures, as encoders make them."""
+    runs: list[list[int]] = []
+    start = draw(st.integers(-1000, 1000))
+    for number in range(draw(st.integers(1, 12))):
+        leading = draw(st.integers(0, 3)) if number else 0
+        trailing = draw(st.integers(0, 6))
+        key = start + leading
+        before = draw(st.permutations(range(start, key)))
+        after = draw(st.permutations(range(key + 1, key + 1 + trailing)))
+        runs.append([key, *before, *after])
+        start = key + 1 + trailing
+    return packets_of(*runs)
+
+
+@given(videos(), st.integers(1, 30), st.integers(1, 7))
+def test_every_frame_is_owned_once_in_presentation_order(
+    packets: list[PacketRecord], segment_frames: int, piece: int
+) -> None:
+    segments = plan(packets, segment_frames, piece=piece)
+    owned = [pts for segment in segments for pts in segment.pts.tolist()]
+    assert owned == sorted(packet.pts for packet in packets if packet.pts is not None)
+    assert [segment.number for segment in segments] == list(range(len(segments)))
+    assert [s.first_frame_id for s in segments] == [
+        sum(t.frame_count for t in segments[:n]) for n in range(len(segments))
+    ]
+    assert all(segment.frame_count >= segment_frames for segment in segments[:-1])
+
+
+@given(videos(), st.integers(1, 30))
+def test_a_segment_reads_from_its_keyframe_to_the_last_of_its_frames(
+    packets: list[PacketRecord], segment_frames: int
+) -> None:
+    for segment in plan(packets, segment_frames):
+        first = segment.entry.ordinal
+        read = packets[first : first + segment.packet_count]
+        assert read[0].flags & PacketFlag.CLEAN
+        assert set(segment.pts.tolist()) <= {packet.pts for packet in read}
+        assert segment.number == 0 or segment.pts[0] == segment.entry.pts
+        for entry, rank in segment.later_entries:
+            key = packets[entry.ordinal]
+            assert key.flags & PacketFlag.CLEAN
+            assert segment.pts[rank] == key.pts
+            assert all(p.pts < key.pts for p in packets[: entry.ordinal] if p.pts is not None)
+
+
+@given(videos(), st.integers(1, 30))
+def test_the_plan_does_not_depend_on_how_packets_arrive(
+    packets: list[PacketRecord], segment_frames: int
+) -> None:
+    def shape(segments: list[Segment]) -> list[tuple[int, Entry, int]]:
+        return [(s.frame_count, s.entry, s.packet_count) for s in segments]
+
+    assert shape(plan(packets, segment_frames, piece=1)) == shape(plan(packets, segment_frames, piece=1000))
+
+
+def test_leading_pictures_belong_to_the_segment_before() -> None:
+    first, second = plan(packets_of([0, 2, 1], [5, 3, 4, 6]), 3)
+    assert first.pts.tolist() == [0, 1, 2, 3, 4]
+    assert first.packet_count == 6  # up to the last leading picture
+    assert second.pts.tolist() == [5, 6]
+    assert second.entry.ordinal == 3
+
+
+def test_the_first_segment_comes_out_before_the_video_ends() -> None:
+    packets = packets_of(*([n * 10 + k for k in range(10)] for n in range(5)))
+    planner = SegmentPlanner(SegmentNumbering(Sampling(), TICK), segment_frames=10, first_shown_pts=None)
+    assert [segment.number for segment in planner.feed(packets[:21])] == [0]
+
+
+def test_no_segment_begins_at_a_keyframe_that_needs_what_came_before() -> None:
+    segments = plan(packets_of([0, 1], [2, 3], [4, 5], soft=(1,)), 1)
+    assert [segment.pts.tolist() for segment in segments] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_no_segment_begins_where_an_earlier_packet_is_shown_later() -> None:
+    segments = plan(packets_of([0, 1, 3], [2, 4], [5, 6]), 1)
+    assert [segment.pts.tolist() for segment in segments] == [[0, 1, 2, 3, 4], [5, 6]]
+
+
+def test_discarded_packets_are_read_but_own_no_frame() -> None:
+    packets = packets_of([0, 1, 2], [3, 4])
+    packets[1] = packets[1]._replace(flags=PacketFlag.DISCARD)
+    (segment,) = plan(packets, 100)
+    assert segment.pts.tolist() == [0, 2, 3, 4]
+    assert segment.packet_count == 5
+
+
+def test_pictures_before_the_first_that_a_decoder_shows_are_no_frames() -> None:
+    (segment,) = plan(packets_of([2, 0, 1, 3]), 100, first_shown_pts=2)
+    assert segment.pts.tolist() == [2, 3]
+    packets = packets_of([0, 1], [2, 3])
+    packets[0] = packets[0]._replace(flags=0)
+    (segment,) = plan(packets, 100, first_shown_pts=2)
+    assert segment.pts.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [
+        (([0, 1, 1], [2, 3]), "share"),
+        (([0, 1], [2, 3], [1, 4]), "backward"),
+    ],
+)
+def test_time_stamps_that_tell_nothing_apart_are_refused(runs: tuple[list[int], ...], reason: str) -> None:
+    with pytest.raises(UnusableTimestamps, match=reason):
+        plan(packets_of(*runs), 1)
+
+
+def test_packets_without_time_stamps_are_refused_and_earlier_segments_stand() -> None:
+    packets = packets_of([0, 1], [2, 3], [4, 5])
+    packets[5] = packets[5]._replace(pts=None)
+    planner = SegmentPlanner(SegmentNumbering(Sampling(), TICK), segment_frames=1, first_shown_pts=None)
+    segments = list(planner.feed(packets))
+    with pytest.raises(UnusableTimestamps) as refused:
+        planner.finish()
+    assert [segment.pts.tolist() for segment in segments] == [[0, 1]]
+    assert refused.value.entry.ordinal == 2
+
+
+def test_a_video_without_keyframes_is_not_kept_in_memory() -> None:
+    packets = packets_of(list(range(20_000)))
+    planner = SegmentPlanner(SegmentNumbering(Sampling(), TICK), segment_frames=1, first_shown_pts=None)
+    with pytest.raises(UnusableTimestamps, match="no keyframe"):
+        list(planner.feed(packets))
+
+
+def test_counted_frames_become_segments_of_one_entry() -> None:
+    entry = Entry(7, None, None, None, 1)
+    numbering = SegmentNumbering(Sampling(stride=2), TICK)
+    serial = SerialNumbering(numbering, entry, segment_frames=3, boundary_pts=10, ticks_a_frame=1)
+    segments = serial.feed([8, 9, 10, None, 12, 3, None], ())
+    segments += serial.finish((5,))
+    assert [s.frames_before for s in segments] == [2, 5]
+    assert [s.pts.tolist() for s in segments] == [[10, 11, 12], [3, 4]]
+    assert [s.wanted.tolist() for s in segments] == [[True, False, True], [False, True]]
+    assert {s.entry for s in segments} == {entry}
+    assert [s.skipped for s in segments] == [(), (5,)]
+
+
+@pytest.mark.parametrize(
+    ("pts", "is_variable"), [([0, 40, 80, 120], False), ([0, 33, 67, 100], False), ([0, 40, 120, 160], True)]
+)
+def test_a_variable_frame_rate_is_told_from_a_rounded_clock(pts: list[int], is_variable: bool) -> None:
+    numbering = SegmentNumbering(Sampling(), Fraction(1, 1000))
+    planner = SegmentPlanner(numbering, segment_frames=10, first_shown_pts=None)
+    list(planner.feed(packets_of(pts)))
+    planner.finish()
+    assert numbering.variable_frame_rate == is_variable
