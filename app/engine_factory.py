@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from functools import partial
 
+import structlog
 import torch
 
 from app.detection.model_pool import ModelPool
@@ -19,6 +21,8 @@ from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
+
+_log = structlog.get_logger(__name__)
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -95,6 +99,7 @@ def _run_segment(
     task: SegmentTask,
     cancelled: Cancelled,
 ) -> SegmentOutcome:
+    started = time.monotonic()
     outcome = run_segment(
         task,
         decoders=decoders,
@@ -104,4 +109,12 @@ def _run_segment(
     )
     metrics.frames_analysed.inc(outcome.analysed)
     metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
+    _log.info(
+        "segment finished",
+        job_id=task.job_id,
+        segment=task.segment.number,
+        frames=outcome.analysed,
+        undecodable=sum(gap.frame_count for gap in outcome.undecodable),
+        seconds=round(time.monotonic() - started, 3),
+    )
     return outcome

@@ -105,6 +105,8 @@ def detect_video(
         return _Run(request, decoders, detector, runner, observe, cancelled).execute()
     except DecodingCancelled as error:
         raise DetectionCancelled from error
+    finally:
+        decoders.forget(request.video)
 
 
 class _Run:
@@ -198,7 +200,7 @@ class _Run:
     def _submit(self, task: SegmentTask) -> Future[SegmentOutcome]:
         outcome = finished_segment(task)
         if outcome is None:
-            return self._runner.submit(self._request.job_id, task, self._must_stop)
+            return self._runner.submit(task, self._must_stop)
         future: Future[SegmentOutcome] = Future()
         future.set_result(outcome)
         return future
@@ -222,6 +224,7 @@ class _Run:
         min_score = options.min_score
         return partial(
             SegmentTask,
+            job_id=self._request.job_id,
             video=self._request.video,
             facts=facts,
             parts_folder=self._request.parts_folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Runner(Protocol):
         """How many segments run at a time."""
         ...
 
-    def submit(self, job_id: str, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+    def submit(self, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
         """Queue `task`; the future ends with its outcome, or with what it raised.
 
         A task that has not begun can be taken back by `Future.cancel`.
@@ -38,21 +38,25 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
+    job_id: str
     task: SegmentTask
     cancelled: Cancelled
     future: Future[SegmentOutcome]
 
 
 class LocalRunner:
-    """Runs segments in threads of this process: a thread a decoder child. Jobs take turns.
+    """Runs segments in threads of this process: a thread a decoder child.
 
+    A free slot goes to the job with the fewest segments running, and among equals to the one that has
+    waited longest: a new job gets the next slot, however long the queue of the others.
     Callers bound their own queues: a job submits a few segments more than there are slots.
     """
 
     def __init__(self, *, slots: int, run: Callable[[SegmentTask, Cancelled], SegmentOutcome]) -> None:
         self._slots = slots
         self._run = run
-        self._waiting: OrderedDict[str, deque[_Queued]] = OrderedDict()  # whose turn is next comes first
+        self._waiting: OrderedDict[str, deque[_Queued]] = OrderedDict()  # longest since its last turn first
+        self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -90,26 +94,35 @@ class LocalRunner:
     def slots(self) -> int:
         return self._slots
 
-    def submit(self, job_id: str, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+    def submit(self, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
         future: Future[SegmentOutcome] = Future()
+        job_id = task.job_id
         with self._changed:
             if self._is_closed:
                 future.cancel()
                 return future
-            self._waiting.setdefault(job_id, deque()).append(_Queued(task, cancelled, future))
+            self._waiting.setdefault(job_id, deque()).append(_Queued(job_id, task, cancelled, future))
             self._changed.notify()
         return future
 
     def _work(self) -> None:
         while (queued := self._next()) is not None:
-            if not queued.future.set_running_or_notify_cancel():
-                continue
             try:
-                outcome = self._run(queued.task, queued.cancelled)
-            except BaseException as error:  # noqa: BLE001 - the thread's boundary: the job gets it
-                queued.future.set_exception(error)
-            else:
-                queued.future.set_result(outcome)
+                self._execute(queued)
+            finally:
+                with self._changed:
+                    self._running[queued.job_id] -= 1
+                    self._running += Counter()  # drops what is zero
+
+    def _execute(self, queued: _Queued) -> None:
+        if not queued.future.set_running_or_notify_cancel():
+            return
+        try:
+            outcome = self._run(queued.task, queued.cancelled)
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the job gets it
+            queued.future.set_exception(error)
+        else:
+            queued.future.set_result(outcome)
 
     def _next(self) -> _Queued | None:
         """Wait for the next task; its job goes to the end of the line. None once closed."""
@@ -117,8 +130,10 @@ class LocalRunner:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            job_id, queue = self._waiting.popitem(last=False)
+            job_id = min(self._waiting, key=self._running.__getitem__)
+            queue = self._waiting.pop(job_id)
             queued = queue.popleft()
             if queue:
                 self._waiting[job_id] = queue
+            self._running[job_id] += 1
             return queued

@@ -39,6 +39,7 @@ class Device(Protocol):
 class SegmentTask:
     """All that one segment's run depends on; picklable."""
 
+    job_id: str
     video: Path
     facts: VideoFacts
     segment: Segment

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 
 import pytest
 
@@ -12,21 +15,33 @@ from app.pipeline.runner import LocalRunner
 DEADLINE = 10
 
 
+@dataclass(frozen=True)
+class Task:
+    job_id: str
+    name: str
+
+
 class Recorder:
-    """Runs 'tasks' that are plain strings; each waits until it is let go."""
+    """Runs tasks that do nothing but wait until they are let go."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
-        self.began = threading.Event()
+        self.begun: queue.Queue[str] = queue.Queue()
         self.gate = threading.Event()
+        self._let_go: set[str] = set()
 
-    def __call__(self, task: str, _cancelled: object) -> str:
-        self.began.set()
-        assert self.gate.wait(DEADLINE)
-        if task == "bad":
-            raise ValueError(task)
-        self.ran.append(task)
-        return task.upper()
+    def let_go(self, name: str) -> None:
+        self._let_go.add(name)
+
+    def __call__(self, task: Task, _cancelled: object) -> str:
+        self.begun.put(task.name)
+        deadline = time.monotonic() + DEADLINE
+        while not self.gate.wait(0.01) and task.name not in self._let_go:
+            assert time.monotonic() < deadline
+        if task.name == "bad":
+            raise ValueError(task.name)
+        self.ran.append(task.name)
+        return task.name.upper()
 
 
 @pytest.fixture
@@ -41,19 +56,31 @@ def never() -> bool:
 def test_a_small_job_is_not_stuck_behind_a_big_one(recorder: Recorder) -> None:
     recorder.gate.set()
     runner = LocalRunner(slots=1, run=recorder)
-    futures = [runner.submit("big", f"big-{n}", never) for n in range(4)]
-    futures += [runner.submit("small", f"small-{n}", never) for n in range(2)]
+    futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(4)]
+    futures += [runner.submit(Task("small", f"small-{n}"), never) for n in range(2)]
     with runner:
         for future in futures:
             future.result(DEADLINE)
     assert recorder.ran == ["big-0", "small-0", "big-1", "small-1", "big-2", "big-3"]
 
 
+def test_a_new_job_gets_the_next_free_slot(recorder: Recorder) -> None:
+    with LocalRunner(slots=2, run=recorder) as runner:
+        futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(6)]
+        assert {recorder.begun.get(timeout=DEADLINE) for _ in range(2)} == {"big-0", "big-1"}
+        futures.append(runner.submit(Task("small", "small-0"), never))
+        recorder.let_go("big-0")
+        assert recorder.begun.get(timeout=DEADLINE) == "small-0"
+        recorder.gate.set()
+        for future in futures:
+            future.result(DEADLINE)
+
+
 def test_a_task_that_fails_fails_alone(recorder: Recorder) -> None:
     recorder.gate.set()
     with LocalRunner(slots=1, run=recorder) as runner:
-        bad = runner.submit("job", "bad", never)
-        good = runner.submit("job", "good", never)
+        bad = runner.submit(Task("job", "bad"), never)
+        good = runner.submit(Task("job", "good"), never)
         with pytest.raises(ValueError, match="bad"):
             bad.result(DEADLINE)
         assert good.result(DEADLINE) == "GOOD"
@@ -61,11 +88,11 @@ def test_a_task_that_fails_fails_alone(recorder: Recorder) -> None:
 
 def test_parking_lets_what_runs_finish_and_takes_nothing_new(recorder: Recorder) -> None:
     with LocalRunner(slots=1, run=recorder) as runner:
-        running = runner.submit("job", "running", never)
-        assert recorder.began.wait(DEADLINE)
-        waiting = runner.submit("job", "waiting", never)
+        running = runner.submit(Task("job", "running"), never)
+        assert recorder.begun.get(timeout=DEADLINE) == "running"
+        waiting = runner.submit(Task("job", "waiting"), never)
         runner.park()
-        late = runner.submit("job", "late", never)
+        late = runner.submit(Task("job", "late"), never)
         recorder.gate.set()
         assert running.result(DEADLINE) == "RUNNING"
         for future in (waiting, late):
