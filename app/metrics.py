@@ -1,16 +1,17 @@
 """Every metric of the instance, declared once, written by the HTTP workers and the engine alike.
 
-The programs share one folder of memory-mapped files, named by PROMETHEUS_MULTIPROC_DIR: whoever starts
-them sets that variable, because prometheus-client looks at it when it is imported, and empties the folder
-first. Without the variable a process counts for itself alone.
+Each program has a folder of memory-mapped files, named by PROMETHEUS_MULTIPROC_DIR, beside those of the
+others: whoever starts it sets that variable, because prometheus-client looks at it when it is imported.
+Without the variable a process counts for itself alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
@@ -61,11 +62,22 @@ class Metrics:
         """Return all processes' metrics in Prometheus' text format 0.0.4, and those of `collectors`."""
         registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else self.registry
         if registry is not self.registry:
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            _EveryProgram(registry)  # type: ignore[no-untyped-call]
         own = CollectorRegistry()
         for collector in collectors:
             own.register(collector)
         return generate_latest(registry) + generate_latest(own)
+
+
+class _EveryProgram(MultiProcessCollector):
+    """Adds up what all programs wrote, each in its folder beside this one's.
+
+    They have folders of their own because processes in two containers may have the same number.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        files = Path(os.environ[FOLDER_VARIABLE]).parent.glob("*/*.db")
+        return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
 
 
 def forget_process(pid: int) -> None:

@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from app.metrics import FOLDER_VARIABLE
 from app.nginx import render_nginx_conf
 from app.preflight import (
     StartFault,
@@ -37,6 +36,8 @@ from app.storage.data_folder import DataFolder
 # requests and segments under way, and a little. nginx has none: its workers stop at once, or have no master.
 _STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0}
 
+# Read by prometheus-client as it is imported: so nothing that this module imports may import that.
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
 # One allocation a read of 1 MiB, kept for the next one instead of being given back: twice the speed.
 _WEB_MALLOC = {
@@ -76,7 +77,7 @@ def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
 def become_web(settings: Settings, *, replace: bool) -> NoReturn:
     """Turn into gunicorn's master."""
     data = _start_program("web", settings, replace)
-    environment = _WEB_MALLOC | {FOLDER_VARIABLE: str(data.metrics)}
+    environment = _WEB_MALLOC | {_METRICS_VARIABLE: _metrics_folder(data, "web")}
     configuration = str(CHECKOUT / "gunicorn.conf.py")
     _execute(sys.executable, "-m", "gunicorn", "-c", configuration, environment=environment)
 
@@ -84,7 +85,7 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
     data = _start_program("engine", settings, replace)
-    os.environ[FOLDER_VARIABLE] = str(data.metrics)  # before prometheus-client is imported
+    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 
 def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
@@ -93,6 +94,12 @@ def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
     data.create()
     os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name != "engine")
     return data
+
+
+def _metrics_folder(data: DataFolder, program: str) -> str:
+    folder = data.metrics / program
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return str(folder)
 
 
 def _take_lock(data: DataFolder, program: str, *, replace: bool, patience_seconds: float) -> int:

@@ -57,7 +57,7 @@ class DataFolder:
 
     @property
     def metrics(self) -> Path:
-        """The programs' shared counters (PROMETHEUS_MULTIPROC_DIR), emptied at every start."""
+        """Holds a folder of counters for each program: its PROMETHEUS_MULTIPROC_DIR."""
         return self.run / "metrics"
 
     @property

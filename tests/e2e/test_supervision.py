@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from instance import CHECKOUT, Instance, free_port
 
 from app.preflight import StartFault, find_nginx
@@ -66,6 +68,14 @@ def test_a_killed_program_comes_back_and_its_children_are_gone(instance: Instanc
 def test_it_says_where_it_answers_and_how_to_post_a_video(instance: Instance) -> None:
     line = f"curl -F video=@VIDEO.mp4 http://127.0.0.1:{instance.port}/v1/detections"
     instance.wait(lambda: line in instance.log.read_text(), 20, "the curl line in the log")
+
+
+def test_the_counters_of_all_programs_are_added_up(instance: Instance, clip: Path) -> None:
+    assert instance.post(clip, model="none").status_code == 200
+    text = requests.get(f"{instance.url}/metrics", timeout=30).text
+    counters = dict(re.findall(r"^(framebox_\w+)(?:\{[^}]*\})? ([0-9.e+]+)$", text, re.MULTILINE))
+    assert float(counters["framebox_frames_analysed_total"]) >= 500  # counted by the engine
+    assert float(counters["framebox_upload_bytes_total"]) >= clip.stat().st_size  # by an HTTP worker
 
 
 def test_a_second_instance_on_the_same_data_folder_is_refused(instance: Instance) -> None:

@@ -6,6 +6,7 @@ import configparser
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_the_image_and_the_tests_agree_on_python_and_user() -> None:
     dockerfile = (CHECKOUT / "Dockerfile").read_text()
     assert dockerfile.count("FROM python:3.11-slim-bookworm") == 2
     assert "USER 10001:10001" in dockerfile
+
+
+def test_the_commands_import_neither_torch_nor_prometheus_client() -> None:
+    """The one takes seconds; the other must find its variable set, which the engine's command does."""
+    line = (
+        "import sys, app.cli; print([name for name in ('torch', 'prometheus_client') if name in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", line], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert shown.stdout == "[]\n"
 
 
 def test_the_supervisor_runs_the_three_programs_for_ever() -> None:
