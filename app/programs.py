@@ -12,8 +12,11 @@ behind, lives. The supervisor's programs *replace*: they end such orphans, since
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +42,7 @@ _STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0}
 # Read by prometheus-client as it is imported: so nothing that this module imports may import that.
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
+_STOP_MARGIN_SECONDS = 10  # beyond its own grace, before a program is killed
 # One allocation a read of 1 MiB, kept for the next one instead of being given back: twice the speed.
 _WEB_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
@@ -63,7 +67,10 @@ def become_supervisor(settings: Settings) -> NoReturn:
     data.create()
     configuration = CHECKOUT / "deploy" / "supervisord.conf"
     arguments = ["-c", str(configuration), "-j", str(data.run / "supervisord.pid"), "-u", str(os.getuid())]
-    _execute(sys.executable, "-m", "supervisor.supervisord", *arguments, environment=_own_python_first())
+    _make_stdout_reopenable()
+    _execute(
+        sys.executable, "-m", "supervisor.supervisord", *arguments, environment=_for_supervisor(settings)
+    )
 
 
 def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
@@ -123,10 +130,26 @@ def _hold_serve_lock(data: DataFolder) -> None:
     os.set_inheritable(_SERVE_LOCK_DESCRIPTOR, True)
 
 
-def _own_python_first() -> dict[str, str]:
-    """The PATH in which supervisord.conf's ``python3`` is this interpreter."""
+def _for_supervisor(settings: Settings) -> dict[str, str]:
+    """What supervisord.conf counts on: ``python3`` is this interpreter, and how long the engine may stop."""
     own = str(Path(sys.executable).parent)
-    return {"PATH": os.pathsep.join([own, *os.get_exec_path()])}
+    return {
+        "PATH": os.pathsep.join([own, *os.get_exec_path()]),
+        "ENGINE_STOP_SECONDS": str(math.ceil(settings.stop_seconds) + _STOP_MARGIN_SECONDS),
+    }
+
+
+def _make_stdout_reopenable() -> None:
+    """Put a pipe before standard output where that is a socket, as under systemd.
+
+    supervisord opens /dev/fd/1 for each program, and a socket cannot be opened. The pipe's other end outlives
+    a SIGTERM to the whole group, and ends when the last writer does.
+    """
+    if not stat.S_ISSOCK(os.fstat(1).st_mode):
+        return
+    copier = subprocess.Popen(["sh", "-c", "trap '' TERM INT; exec cat"], stdin=subprocess.PIPE)
+    if copier.stdin is not None:
+        os.dup2(copier.stdin.fileno(), 1)
 
 
 def _execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:

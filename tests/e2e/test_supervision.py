@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,29 @@ def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_pa
         instance.start(wait_until_ready=False)
         assert ended(workers, seconds=30), instance.tail()
         instance.wait(instance.is_ready, 90, "the new start is ready")
+
+
+def test_the_log_arrives_where_standard_output_is_a_socket(tmp_path: Path) -> None:
+    """As under systemd. supervisord opens /dev/fd/1, which cannot be done with a socket."""
+    ours, theirs = socket.socketpair()
+    settings = {"FRAMEBOX_DATA": str(tmp_path / "data"), "FRAMEBOX_PORT": str(free_port())}
+    with ours, theirs:
+        ours.settimeout(60)
+        with subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"], cwd=CHECKOUT, env=os.environ | settings, stdout=theirs
+        ) as process:
+            theirs.close()
+            log = b""
+            try:
+                while b"Framebox answers at" not in log:
+                    chunk = ours.recv(65536)
+                    assert chunk, log
+                    log += chunk
+            finally:
+                process.terminate()
+            assert process.wait(60) == 0
+            while ours.recv(65536):
+                pass  # until the last writer has gone
 
 
 def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from app import cli
+from app import cli, programs
 from app.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -148,7 +148,8 @@ def test_the_supervisor_runs_the_three_programs_for_ever() -> None:
         assert int(program["startretries"]) >= 1_000_000
         assert program["killasgroup"] == "true"
         assert program["redirect_stderr"] == "true"
-    assert int(conf["program:engine"]["stopwaitsecs"]) > Settings().stop_seconds
+    assert conf["program:engine"]["stopwaitsecs"] == "%(ENV_ENGINE_STOP_SECONDS)s"
+    assert int(programs._for_supervisor(Settings())["ENGINE_STOP_SECONDS"]) > Settings().stop_seconds
 
 
 def test_every_requirement_is_pinned() -> None:
