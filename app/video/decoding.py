@@ -106,6 +106,7 @@ class MatchingDecoder:
         self._channel = channel
         self._request = request
         self._account = _Account(channel, ring, request)
+        self._leaves_out = False
 
     def run(self) -> None:
         if self._reader.move_to(self._request.entry):
@@ -113,6 +114,7 @@ class MatchingDecoder:
             self._feed_all()
         else:
             self._account.mark_absent()
+        self._pass_over_references_of_none(is_unwanted=False)
         self._account.finish()
 
     def _feed_all(self) -> None:
@@ -130,10 +132,17 @@ class MatchingDecoder:
 
     def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
         rank = self._rank(packet.pts)
+        self._pass_over_references_of_none(is_unwanted=rank < 0 or not self._request.wanted[rank])
         if ordinal not in self._request.skipped:
             self._decode(packet, rank)
         elif rank >= 0:
             self._account.statuses[rank] = FrameStatus.SKIPPED
+
+    def _pass_over_references_of_none(self, *, is_unwanted: bool) -> None:
+        """Let the decoder leave out the next picture if it is unwanted and no other needs it."""
+        if is_unwanted != self._leaves_out:
+            self._leaves_out = is_unwanted
+            self._reader.stream.codec_context.skip_frame = "NONREF" if is_unwanted else "DEFAULT"
 
     def _decode(self, packet: Packet[VideoStream] | None, rank: int) -> None:
         if rank >= 0:

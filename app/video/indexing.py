@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from fractions import Fraction
 
 import av
@@ -21,6 +23,8 @@ from app.video.planner import PacketFlag, PacketRecord
 
 _RECORDS_A_MESSAGE = 512
 _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
+_PACKETS_ASKED_FOR_A_SIZE = 20
+_TOO_LARGE = re.compile(r"Picture size (\d{1,9})x(\d{1,9}) exceeds")
 
 
 class Indexer:
@@ -69,9 +73,27 @@ class Indexer:
                 return frames[0]
             if packet is None:
                 break
+        self._refuse_if_too_large()
         is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
         code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE
         raise VideoRefused(Fault(code))
+
+    def _refuse_if_too_large(self) -> None:
+        """Raises VideoRefused if no frame came because frames have too many pixels: FFmpeg's log tells."""
+        self._reader.reopen()
+        context = self._reader.stream.codec_context
+        av.logging.set_level(av.logging.ERROR)
+        with av.logging.Capture() as log:
+            for _ in range(_PACKETS_ASKED_FOR_A_SIZE):
+                packet = self._reader.read()
+                with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+                    context.decode(packet)
+                if packet is None:
+                    break
+        av.logging.set_level(None)
+        for _, _, text in log:
+            if found := _TOO_LARGE.search(text):
+                check_size(int(found[1]), int(found[2]), self._limits)
 
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)

@@ -1,0 +1,145 @@
+"""Files made to hurt: playlists, bombs, and wild numbers. Each is small, and made here."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from clips import ClipFolder, ffmpeg
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def full(kind: bytes, *numbers: int) -> bytes:
+    return box(kind, bytes(4), b"".join(struct.pack(">I", number) for number in numbers))
+
+
+def movie(*tracks: bytes) -> bytes:
+    header = full(b"mvhd", 0, 0, 1000, 10_000, 0x10000, 0x1000000, *[0] * 18)
+    return box(b"ftyp", b"isom", bytes(4), b"isom") + box(b"moov", header, *tracks)
+
+
+def video_track(samples: int) -> bytes:
+    entry = box(b"mp4v", bytes(6), b"\0\1", bytes(16), b"\0\x10\0\x10", bytes(50))
+    tables = [
+        box(b"stsd", bytes(4), b"\0\0\0\1", entry),
+        full(b"stts", 1, samples, 1),
+        full(b"stsc", 1, 1, samples, 1),
+        full(b"stsz", 1, samples),
+        full(b"stco", 1, 0),
+    ]
+    media = box(
+        b"mdia",
+        full(b"mdhd", 0, 0, 1000, 10_000, 0),
+        box(b"hdlr", bytes(8), b"vide", bytes(13)),
+        box(b"minf", full(b"vmhd", 0, 0), box(b"stbl", *tables)),
+    )
+    return box(b"trak", full(b"tkhd", 0, 0, 1, 0, 10_000, *[0] * 15), media)
+
+
+HLS = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n#EXT-X-ENDLIST\n"
+SDP = (
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    b"m=video 45678 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
+DASH = (
+    b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011">'
+    b"<Period><BaseURL>%s</BaseURL></Period></MPD>"
+)
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+
+Maker = Callable[[ClipFolder, Path], None]
+
+
+def _bytes(data: bytes) -> Maker:
+    return lambda _clips, target: _write(target, data)
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.write_bytes(data)
+
+
+def _playlist(text: bytes) -> Maker:
+    return lambda clips, target: _write(target, text % str(clips.get("h264.ts")).encode())
+
+
+def _made(*arguments: str, suffix: str) -> Maker:
+    def make(_clips: ClipFolder, target: Path) -> None:
+        made = target.with_name(f"made.{suffix}")
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x64:rate=25:duration=0.2", *arguments, made)
+        made.rename(target)
+
+    return make
+
+
+def _audio(codec: str, suffix: str) -> Maker:
+    def make(_clips: ClipFolder, target: Path) -> None:
+        made = target.with_name(f"made.{suffix}")
+        ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", codec, made)
+        made.rename(target)
+
+    return make
+
+
+def _cover(_clips: ClipFolder, target: Path) -> None:
+    made, picture = target.with_name("cover.m4a"), target.with_name("cover.png")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x64", "-frames:v", "1", picture)
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-i", picture, "-map", "0", "-map", "1", "-c:a", "aac",
+           "-c:v", "png", "-disposition:v", "attached_pic", made)  # fmt: skip
+    made.rename(target)
+
+
+def _encrypted(_clips: ClipFolder, target: Path) -> None:
+    made = target.with_name("encrypted.mp4")
+    key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb")
+    key_id = ("-encryption_kid", "a7e61c373e219033c21091fa607bf3b8")
+    source = ("-f", "lavfi", "-i", "testsrc2=size=64x64:rate=25:duration=1")
+    ffmpeg(*source, "-c:v", "libx264", "-encryption_scheme", "cenc-aes-ctr", *key, *key_id, made)
+    made.rename(target)
+
+
+# name: (maker, the error's code or None where the video is read)
+HOSTILE: dict[str, tuple[Maker, str]] = {
+    "empty.mp4": (_bytes(b""), "unsupported_video"),
+    "zeros.mp4": (_bytes(bytes(100_000)), "unsupported_video"),
+    "text.mp4": (_bytes(b"not a video\n" * 1000), "unsupported_video"),
+    "page.mp4": (_bytes(b"<html><body>404</body></html>" * 50), "unsupported_video"),
+    "hls.mp4": (_playlist(HLS), "unsupported_video"),
+    "hls.m3u8": (_playlist(HLS), "unsupported_video"),
+    "hls_http.m3u8": (_bytes(HLS % b"http://127.0.0.1:9/x.ts"), "unsupported_video"),
+    "concat.mp4": (_playlist(b"ffconcat version 1.0\nfile '%s'\n"), "unsupported_video"),
+    "concat.ffconcat": (_playlist(b"ffconcat version 1.0\nfile '%s'\n"), "unsupported_video"),
+    "session.mp4": (_bytes(SDP), "unsupported_video"),
+    "session.sdp": (_bytes(SDP), "unsupported_video"),
+    "dash.mpd": (_playlist(DASH), "unsupported_video"),
+    "picture.svg": (_bytes(SVG), "unsupported_video"),
+    "frame%03d.jpg": (_made("-frames:v", "1", suffix="jpg"), "unsupported_video"),
+    "picture.png": (_made("-frames:v", "1", suffix="png"), "unsupported_video"),
+    "picture.gif": (_made(suffix="gif"), "unsupported_video"),
+    "picture.webp": (_made("-frames:v", "1", suffix="webp"), "unsupported_video"),
+    "picture.avif": (
+        _made("-frames:v", "1", "-c:v", "libaom-av1", "-still-picture", "1", suffix="avif"),
+        "unsupported_video",
+    ),
+    "sound.m4a": (_audio("aac", "m4a"), "no_video_stream"),
+    "sound.mkv": (_audio("libopus", "mkv"), "no_video_stream"),
+    "sound.ts": (_audio("mp2", "ts"), "no_video_stream"),
+    "cover.m4a": (_cover, "no_video_stream"),
+    "encrypted.mp4": (_encrypted, "encrypted"),
+    "index_bomb.mp4": (_bytes(movie(video_track(85_000_000))), "over_limit"),
+    "index_bomb_50_tracks.mp4": (_bytes(movie(*[video_track(2_000_000)] * 20)), "over_limit"),
+    "many_tracks.mp4": (_bytes(movie(*[video_track(1)] * 900)), "over_limit"),
+    "huge.mp4": (
+        _made("-vf", "scale=9000:9000", "-frames:v", "1", "-c:v", "mjpeg", suffix="mp4"),
+        "over_limit",
+    ),
+    "wide.mkv": (
+        _made("-vf", "scale=16640:64", "-frames:v", "1", "-c:v", "mjpeg", suffix="mkv"),
+        "over_limit",
+    ),
+    "image_codec.mkv": (_made("-c:v", "png", suffix="mkv"), "unsupported_video"),
+}

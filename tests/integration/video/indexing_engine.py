@@ -1,0 +1,25 @@
+"""Indexes the videos that it is given, whatever comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from app.errors import FrameboxError
+from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
+
+
+def main() -> None:
+    with DecoderPool(limits=VideoLimits(), memory_bytes=1 << 29, ring_bytes=1 << 22) as pool:
+        for name in sys.argv[1:]:
+            with (
+                contextlib.suppress(FrameboxError),
+                pool.index(Path(name), segment_frames=10, cancelled=lambda: False) as index,
+            ):
+                list(index)
+
+
+if __name__ == "__main__":
+    main()

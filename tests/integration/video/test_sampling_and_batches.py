@@ -1,0 +1,141 @@
+"""What is delivered: the frames that were asked for, in batches that depend on settings alone."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from clips import ClipFolder
+from reading import MIB, never, read_video, same_frames
+
+from app.errors import VideoOverLimit
+from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
+from app.video.sampling import Sampling
+
+SAMPLINGS = {
+    "every third frame": (Sampling(stride=3), set(range(0, 50, 3))),
+    "five a second": (Sampling(fps=5), set(range(0, 50, 5))),
+    "a range": (Sampling(start_seconds=0.6, end_seconds=1.2), set(range(15, 30))),
+    "few of a range": (Sampling(stride=10, start_seconds=0.5), {20, 30, 40}),
+    "the last frame": (Sampling(start_seconds=1.95), {49}),
+    "nothing": (Sampling(start_seconds=60), set()),
+}
+
+
+@pytest.mark.parametrize("sampling", sorted(SAMPLINGS))
+@pytest.mark.parametrize(
+    "name", ["h264_open_gop.mkv", "hevc_open_gop.mp4", "mpeg2.mkv", "vp9.webm", "h264.avi"]
+)
+def test_sampled_frames_are_those_of_the_whole_video(
+    name: str, sampling: str, clips: ClipFolder, pool: DecoderPool
+) -> None:
+    chosen, ids = SAMPLINGS[sampling]
+    whole = read_video(pool, clips.get(name))
+    expected = [frame for frame in whole.frames if frame.frame_id in ids]
+    for segment_frames in (10, 1000):
+        sampled = read_video(pool, clips.get(name), sampling=chosen, segment_frames=segment_frames)
+        assert same_frames(sampled.frames, expected)
+        assert not sampled.undecodable
+        assert sampled.summary.frames_wanted == len(ids)
+        assert sampled.summary.frames_indexed == 50
+
+
+def test_a_range_late_in_a_segment_is_entered_late(clips: ClipFolder, pool: DecoderPool) -> None:
+    sampling = Sampling(start_seconds=1.6)
+    with pool.index(clips.get("h264.mp4"), segment_frames=1000, sampling=sampling, cancelled=never) as index:
+        (segment,) = index
+    with pool.decode(
+        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+    ) as session:
+        assert sum(len(batch) for batch in _released(session)) == 10
+        assert session._child.packets_fed <= 15  # of 50: one GOP
+
+
+def _released(session):
+    for batch in session:
+        yield batch
+        batch.release()
+
+
+def test_batches_depend_on_the_ring_only_through_the_size_that_fits(clips: ClipFolder) -> None:
+    frame_bytes = 128 * 72 * 3
+    for ring_frames, expected in ((64, 8), (16, 8), (10, 5), (2, 1)):
+        with DecoderPool(
+            limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=ring_frames * frame_bytes
+        ) as pool:
+            assert pool.effective_batch_size((128, 72), 8) == expected
+            video = read_video(pool, clips.get("h264.mp4"), batch_size=8)
+        assert len(video.frames) == 50
+        assert set(video.batch_sizes[:-1]) == {expected}
+    with (
+        DecoderPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=frame_bytes) as pool,
+        pytest.raises(VideoOverLimit),
+    ):
+        read_video(pool, clips.get("h264.mp4"))
+
+
+def test_batches_may_be_held_while_the_next_is_decoded(clips: ClipFolder, pool: DecoderPool) -> None:
+    whole = read_video(pool, clips.get("h264.mp4"))
+    with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
+        (segment,) = index
+    with pool.decode(
+        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=5, cancelled=never
+    ) as session:
+        for before, _ in pairwise(session):
+            for frame_id, pixels in zip(before.frame_ids, before.frames, strict=True):
+                assert np.array_equal(pixels, whole.frames[frame_id].pixels)
+            before.release()
+
+
+def test_a_consumer_that_releases_nothing_is_told(clips: ClipFolder, pool: DecoderPool) -> None:
+    with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
+        (segment,) = index
+    with (
+        pool.decode(
+            clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=1, cancelled=never
+        ) as session,
+        pytest.raises(RuntimeError, match="release"),
+    ):
+        list(session)
+
+
+def test_frames_cannot_be_written_to(clips: ClipFolder, pool: DecoderPool) -> None:
+    with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
+        (segment,) = index
+    with pool.decode(
+        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+    ) as session:
+        batch = next(iter(session))
+        assert not batch.frames.flags.writeable
+        assert batch.frames.base is not None  # a view, no copy
+
+
+def test_segments_travel(clips: ClipFolder, pool: DecoderPool) -> None:
+    with pool.index(clips.get("h264.h264"), segment_frames=10, cancelled=never) as index:
+        segments = list(index)
+    for segment in segments:
+        copy = pickle.loads(pickle.dumps(segment))  # noqa: S301 - our own
+        assert (copy.number, copy.entry, copy.frames_before) == (
+            segment.number,
+            segment.entry,
+            segment.frames_before,
+        )
+        assert np.array_equal(copy.pts, segment.pts)
+
+
+def test_segments_of_counted_frames_may_be_read_in_any_order(clips: ClipFolder, pool: DecoderPool) -> None:
+    video = clips.get("h264.h264")
+    whole = read_video(pool, video)
+    with pool.index(video, segment_frames=10, cancelled=never) as index:
+        segments = list(index)
+    for segment in [segments[3], segments[0], segments[4], segments[1]]:
+        with pool.decode(
+            video, index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+        ) as session:
+            for batch in _released(session):
+                for frame_id, pixels in zip(batch.frame_ids, batch.frames, strict=True):
+                    assert np.array_equal(pixels, whole.frames[frame_id].pixels)
+            assert session.outcome.frames_decoded == 10
