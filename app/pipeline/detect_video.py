@@ -327,6 +327,8 @@ class _SegmentFeed:
     def _read(self) -> None:
         try:
             for segment in self._index:
+                if not segment.wanted_count:
+                    continue  # sampling wants none of its frames: not decoded at all
                 with self._changed:
                     self._segments.append(segment)
                     self.segment_count += 1
