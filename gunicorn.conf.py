@@ -3,20 +3,23 @@
 Whoever starts gunicorn sets, for its process alone:
 
     MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TOP_PAD_=16777216
-        Bodies are read a mebibyte at a time; without these glibc maps and unmaps each of them, at half
-        the speed.
+        Bodies are read in large pieces; without these glibc maps and unmaps each of them, at half the speed.
     PROMETHEUS_MULTIPROC_DIR=<data folder>/run/metrics
         An empty folder at every start of the instance. Set here if it is missing.
 """
 
 import os
+import resource
 import signal
 from typing import Any
+
+from gunicorn.http.unreader import SocketUnreader
 
 from app.logs import standard_logging
 from app.metrics import FOLDER_VARIABLE, forget_process
 from app.settings import load_settings
 from app.storage.data_folder import DataFolder
+from app.web.body import READ_BYTES
 
 _settings = load_settings()
 _folder = DataFolder(_settings.data)
@@ -41,6 +44,15 @@ worker_tmp_dir = "/dev/shm"  # noqa: S108 - the heartbeat file, which must not w
 control_socket_disable = True
 
 logconfig_dict = standard_logging("web", _settings.log_level)
+
+SocketUnreader.max_body_chunk = READ_BYTES  # bytes of a body that one recv takes, and every thread holds
+
+# A thread has a connection to the database (three files), a client, and an upload's two files.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_wanted = threads * 8 + 1024
+resource.setrlimit(
+    resource.RLIMIT_NOFILE, (_wanted if _hard == resource.RLIM_INFINITY else min(_wanted, _hard), _hard)
+)
 
 
 def post_worker_init(worker: Any) -> None:

