@@ -1,0 +1,172 @@
+"""deploy/prepare.sh installs what is missing, once, and says what to do where it may not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TOOLS = ("bash", "cat", "chmod", "cp", "dirname", "flock", "id", "mkdir", "rm", "sha256sum", "sh")
+
+# Stands in for an interpreter: makes environments, writes down what pip is told, and is as old as it is told.
+PYTHON = """#!/bin/bash
+case "$1" in
+-c) exit {outcome} ;;
+-VV | --version) echo "Python 3.11.99" ;;
+-m)
+    if [ "$2" = pip ]; then echo "$*" >> "{log}"; else mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi ;;
+esac
+"""
+
+
+@dataclass
+class Machine:
+    """A checkout in a folder with a space, and a PATH that holds no more than it is given."""
+
+    root: Path
+
+    @property
+    def checkout(self) -> Path:
+        return self.root / "a checkout"
+
+    @property
+    def programs(self) -> Path:
+        return self.root / "bin"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    def add(self, name: str, script: str) -> None:
+        program = self.programs / name
+        program.unlink(missing_ok=True)
+        program.write_text(script)
+        program.chmod(0o755)
+
+    def add_python(self, name: str = "python3", *, works: bool = True) -> None:
+        self.add(name, PYTHON.format(outcome=0 if works else 1, log=self.log))
+
+    def prepare(self, purpose: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.checkout / "deploy" / "prepare.sh"), purpose],
+            env={"PATH": str(self.programs)} | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def logged(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """Everything is there but .venv: python3, nginx, ffmpeg, strace, curl."""
+    machine = Machine(tmp_path)
+    (machine.checkout / "deploy").mkdir(parents=True)
+    machine.programs.mkdir()
+    shutil.copy(CHECKOUT / "deploy" / "prepare.sh", machine.checkout / "deploy")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(CHECKOUT / name, machine.checkout)
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found is not None
+        (machine.programs / tool).symlink_to(found)
+    for name in ("nginx", "ffmpeg", "strace", "curl"):
+        machine.add(name, "#!/bin/sh\n")
+    machine.add_python()
+    return machine
+
+
+def pip_line(requirements: str) -> str:
+    return f"-m pip install --no-input --disable-pip-version-check --requirement {requirements}"
+
+
+def test_the_first_start_makes_the_environment_and_the_second_does_nothing(machine: Machine) -> None:
+    first = machine.prepare("serve")
+    assert first.returncode == 0, first.stderr
+    assert machine.logged() == [pip_line("requirements.txt")]
+    second = machine.prepare("serve")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert machine.logged() == [pip_line("requirements.txt")]
+
+
+def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
+    for name in ("ffmpeg", "strace", "curl"):
+        (machine.programs / name).unlink()
+    assert machine.prepare("serve").returncode == 0
+    assert machine.logged() == [pip_line("requirements.txt")]
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-dev.txt"])
+def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> None:
+    assert machine.prepare("test").returncode == 0
+    with (machine.checkout / changed).open("a") as requirements:
+        requirements.write("another==1.0\n")
+    assert machine.prepare("test").returncode == 0
+    assert machine.logged() == [pip_line("requirements-dev.txt")] * 2
+
+
+def test_an_interrupted_installation_is_done_again(machine: Machine) -> None:
+    machine.add("python3", PYTHON.format(outcome=0, log="/nonexistent/log").replace("esac", "esac || exit 1"))
+    assert machine.prepare("serve").returncode != 0
+    machine.add_python()
+    shutil.rmtree(machine.checkout / ".venv")
+    assert machine.prepare("serve").returncode == 0
+    assert machine.logged() == [pip_line("requirements.txt")]
+
+
+def test_a_shim_without_a_python_behind_it_is_passed_over(machine: Machine) -> None:
+    machine.add_python("shim", works=False)
+    done = machine.prepare("serve", PYTHON=str(machine.programs / "shim"))
+    assert done.returncode == 0, done.stderr
+    assert machine.logged() == [pip_line("requirements.txt")]
+
+
+def become(machine: Machine, user: int) -> None:
+    machine.add("id", f"#!/bin/sh\necho {user}\n")
+
+
+def test_missing_programs_are_installed_with_sudo_and_no_others(machine: Machine) -> None:
+    become(machine, 1000)
+    machine.add("apt-get", "#!/bin/sh\nexit 1\n")
+    script = '#!/bin/bash\n[ "$2" = true ] && exit 0\nshift 5\necho "sudo $*" >> "{log}"\n'
+    machine.add("sudo", script.format(log=machine.log))
+    for name in ("ffmpeg", "strace"):
+        (machine.programs / name).unlink()
+    done = machine.prepare("test")
+    assert done.returncode == 0, done.stderr
+    assert machine.logged() == ["sudo ffmpeg strace", pip_line("requirements-dev.txt")]
+
+
+def without_sudo(machine: Machine) -> None:
+    machine.add("apt-get", "#!/bin/sh\nexit 1\n")
+
+
+def with_a_sudo_that_asks(machine: Machine) -> None:
+    without_sudo(machine)
+    machine.add("sudo", "#!/bin/sh\nexit 1\n")
+
+
+@pytest.mark.parametrize("equip", [without_sudo, with_a_sudo_that_asks])
+def test_who_may_not_install_is_told_the_command(machine: Machine, equip: Callable[[Machine], None]) -> None:
+    become(machine, 1000)
+    equip(machine)
+    (machine.programs / "strace").unlink()
+    done = machine.prepare("test")
+    assert done.returncode == 1
+    assert "as root: apt-get update && apt-get install strace" in done.stderr
+    assert machine.logged() == []
+
+
+def test_a_machine_without_apt_is_told_what_is_missing(machine: Machine) -> None:
+    (machine.programs / "strace").unlink()
+    done = machine.prepare("test")
+    assert done.returncode == 1
+    assert "missing: strace. Install them with this system's package manager" in done.stderr
