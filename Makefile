@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+BENCHMARK_ARGS ?=
+ADDRESS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -26,11 +28,15 @@ check: ready-to-test ## Lint, format and types
 lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the shell scripts
 	.venv/bin/hadolint Dockerfile
 	$(PY) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	.venv/bin/shellcheck deploy/*.sh .ci/run
+	.venv/bin/shellcheck deploy/*.sh tests/e2e/*.sh .ci/run
 
 .PHONY: pytest
 pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" chooses some
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: benchmark
+benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"
+	$(PY) -m benchmarks.job $(BENCHMARK_ARGS)
 
 .PHONY: fix
 fix: ready-to-test ## Let ruff mend and format what it can
@@ -38,7 +44,7 @@ fix: ready-to-test ## Let ruff mend and format what it can
 	$(PY) -m ruff format .
 
 .PHONY: docs
-docs: ready-to-test ## Write docs/settings.md anew; with a running instance, the README's examples: ADDRESS=http://localhost:8080
+docs: ready-to-test ## Write docs/settings.md anew; the README's examples too: ADDRESS=http://localhost:8080
 	$(PY) docs/make_settings.py
 	$(if $(ADDRESS),$(PY) docs/make_examples.py "$(ADDRESS)")
 

@@ -1,0 +1,67 @@
+"""What a container's health check says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.health import ask_web, look_up_engine, reachable, wait_for_instance
+from app.jobs.store import JobStore
+from app.storage.data_folder import DataFolder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataFolder:
+    data = DataFolder(tmp_path / "data")
+    data.create()
+    return data
+
+
+def test_no_engine_is_told_from_one_that_loads_and_one_that_is_ready(data: DataFolder) -> None:
+    assert look_up_engine(data) == (False, "no engine has started on this data folder yet")
+    store = JobStore(data.database)
+    store.create()
+    epoch = store.begin_epoch(pid=1)
+    assert look_up_engine(data)[0] is False
+    store.report_engine(epoch, ready=True)
+    assert look_up_engine(data)[0] is True
+    store.close()
+
+
+def test_an_engine_that_has_been_silent_is_not_healthy(
+    data: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(data.database)
+    store.create()
+    store.report_engine(store.begin_epoch(pid=1), ready=True)
+    heartbeat = store.engine_status().heartbeat_at
+    monkeypatch.setattr("time.time", lambda: heartbeat + 60)
+    healthy, answer = look_up_engine(data)
+    assert not healthy
+    assert "60 s ago" in answer
+    store.close()
+
+
+def test_a_database_that_is_no_database_is_no_healthy_engine(data: DataFolder) -> None:
+    data.database.touch()
+    healthy, answer = look_up_engine(data)
+    assert not healthy
+    assert "cannot be read" in answer
+
+
+def test_workers_that_do_not_listen_are_not_healthy(data: DataFolder) -> None:
+    healthy, answer = ask_web(data.web_socket)
+    assert not healthy
+    assert answer.startswith("no answer")
+
+
+def test_waiting_ends_at_its_deadline(data: DataFolder) -> None:
+    ready, answer = wait_for_instance("127.0.0.1", 9, data, deadline_seconds=0)
+    assert not ready
+    assert answer
+
+
+@pytest.mark.parametrize(("host", "name"), [("", "localhost"), ("::", "localhost"), ("10.1.2.3", "10.1.2.3")])
+def test_an_instance_on_every_address_is_asked_on_this_machine(host: str, name: str) -> None:
+    assert reachable(host) == name
