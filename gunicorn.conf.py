@@ -4,13 +4,14 @@ Whoever starts gunicorn sets, for its process alone:
 
     MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TOP_PAD_=16777216
         Bodies are read in large pieces; without these glibc maps and unmaps each of them, at half the speed.
-    PROMETHEUS_MULTIPROC_DIR=<data folder>/run/metrics
+    PROMETHEUS_MULTIPROC_DIR=<data folder>/run/metrics/web
         An empty folder at every start of the instance. Set here if it is missing.
 """
 
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 from gunicorn.http.unreader import SocketUnreader
@@ -24,7 +25,8 @@ from app.web.body import READ_BYTES
 _settings = load_settings()
 _folder = DataFolder(_settings.data)
 _folder.create()
-os.environ.setdefault(FOLDER_VARIABLE, str(_folder.metrics))
+os.environ.setdefault(FOLDER_VARIABLE, str(_folder.metrics / "web"))
+Path(os.environ[FOLDER_VARIABLE]).mkdir(mode=0o700, exist_ok=True)
 
 wsgi_app = "app.factory:create_app()"
 bind = f"unix:{_folder.web_socket}"

@@ -9,13 +9,12 @@
     ├── RouteNotFound        404 not_found               │   ├── NoVideoStream        no_video_stream
     ├── JobNotFound          404 job_not_found           │   ├── EncryptedVideo       encrypted
     ├── MethodNotAllowed     405 method_not_allowed      │   ├── NothingDecodable     nothing_decodable
-    ├── RequestTimeout       408 request_timeout         │   ├── VideoOverLimit       over_limit
-    ├── ResultNotReady       409 result_not_ready        │   └── DamagedVideo         damaged
-    ├── JobWasCancelled      409 job_cancelled           ├── ModelFault           500 model_fault
-    ├── JobIsActive          409 job_active              ├── InternalError        500 internal_error
-    ├── LengthRequired       411 length_required         ├── BadGateway           502 bad_gateway
-    ├── BodyTooLarge         413 too_large               └── GatewayTimeout       504 gateway_timeout
-    ├── AddressTooLong       414 address_too_long
+    ├── ResultNotReady       409 result_not_ready        │   ├── VideoOverLimit       over_limit
+    ├── JobWasCancelled      409 job_cancelled           │   └── DamagedVideo         damaged
+    ├── JobIsActive          409 job_active              ├── ModelFault           500 model_fault
+    ├── LengthRequired       411 length_required         ├── InternalError        500 internal_error
+    ├── BodyTooLarge         413 too_large               ├── BadGateway           502 bad_gateway
+    ├── AddressTooLong       414 address_too_long        └── GatewayTimeout       504 gateway_timeout
     ├── UnsupportedVideo     415 unsupported_video
     ├── UnsupportedMediaType 415 unsupported_media_type
     └── TooManyJobs          429 too_many_jobs
@@ -98,10 +97,6 @@ class JobNotFound(FrameboxError):
 
 class MethodNotAllowed(FrameboxError):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
-
-
-class RequestTimeout(FrameboxError):
-    code, status, title = "request_timeout", 408, "Request timed out"
 
 
 class ResultNotReady(FrameboxError):

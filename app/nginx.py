@@ -113,7 +113,6 @@ def _faults(max_upload_bytes: int) -> list[_Fault]:
         _Fault(400, errors.BadRequest("The request is no valid HTTP.")),
         _Fault(404, errors.RouteNotFound("There is nothing at this address.")),
         _Fault(405, errors.MethodNotAllowed("This method is not possible here.")),
-        _Fault(408, errors.RequestTimeout("Nothing came from the client for too long.")),
         _Fault(411, errors.LengthRequired("The request needs a Content-Length.")),
         _Fault(413, _too_large(_SMALL_BODY_BYTES)),
         _Fault(413, _too_large(max_upload_bytes), "_upload"),

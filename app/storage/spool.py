@@ -180,11 +180,15 @@ def _owned_folder(folder: Path) -> Iterator[None]:
 
 
 def _make_owned(folder: Path) -> int:
+    """A clean-up may take the folder before it is ours: then it is made again."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:  # else a clean-up removed it before it was ours: make it again
+        if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
 

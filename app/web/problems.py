@@ -20,7 +20,6 @@ PROBLEM_TYPE = "application/problem+json"
 
 _BY_STATUS: dict[int, type[FrameboxError]] = {
     404: errors.RouteNotFound,
-    408: errors.RequestTimeout,
     413: errors.BodyTooLarge,
     414: errors.AddressTooLong,
     415: errors.UnsupportedMediaType,

@@ -214,6 +214,17 @@ def test_a_full_queue_and_a_full_house_are_told_with_the_time_to_come_back(tmp_p
             connection.close()
 
 
+def test_a_client_that_stops_sending_is_cut_off_and_leaves_nothing(tmp_path: Path):
+    def shorten(text: str) -> str:
+        assert "client_body_timeout 60s;" in text
+        return text.replace("client_body_timeout 60s;", "client_body_timeout 1s;")
+
+    with running_instance(tmp_path, change_nginx_conf=shorten) as instance:
+        answer = exchange(instance.port, post_head("", "video/mp4", "Content-Length: 100") + b"\r\nabc")
+        assert not answer.received  # nginx closes such a connection without a word
+        wait_until(lambda: not [*instance.folder.incoming.iterdir()])
+
+
 def test_without_the_application_nginx_tells_so(tmp_path: Path):
     with running_instance(tmp_path) as instance:
         instance.stop("gunicorn")

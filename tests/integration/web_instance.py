@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ class WebInstance:
     settings: dict[str, str]
     logs: Path
     port: int = 0
+    change_nginx_conf: Callable[[str], str] = str  # for times that no test can wait for
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -58,7 +59,7 @@ class WebInstance:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("FRAMEBOX_")},
             "PYTHONPATH": str(CHECKOUT),
-            "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics),
+            "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics / "web"),
             **MALLOC,
             **base,
             **own,
@@ -90,7 +91,7 @@ class WebInstance:
             self.port = listener.getsockname()[1]
             settings = Settings(data=self.data, port=self.port, host="127.0.0.1", **_lower(self.settings))
             configuration = self.folder.run / "nginx.conf"
-            configuration.write_text(render_nginx_conf(settings))
+            configuration.write_text(self.change_nginx_conf(render_nginx_conf(settings)))
             os.set_inheritable(listener.fileno(), True)
             command = ["nginx", "-e", "stderr", "-p", str(self.folder.run), "-c", str(configuration)]
             environment = self.environment() | {"NGINX": f"{listener.fileno()};"}
@@ -111,9 +112,11 @@ class WebInstance:
 
 
 @contextmanager
-def running_instance(folder: Path, **settings: str) -> Iterator[WebInstance]:
+def running_instance(
+    folder: Path, *, change_nginx_conf: Callable[[str], str] = str, **settings: str
+) -> Iterator[WebInstance]:
     """Yield a ready instance with its data and logs in `folder`; all of it is gone afterwards."""
-    instance = WebInstance(folder / "data", dict(settings), folder)
+    instance = WebInstance(folder / "data", dict(settings), folder, change_nginx_conf=change_nginx_conf)
     instance.folder.create()
     with ExitStack() as stack:
         stack.callback(_stop_all, instance)

@@ -128,6 +128,19 @@ def test_a_large_form_is_never_held():
     assert sink.longest <= READ_BYTES + 64 * 1024
 
 
+@pytest.mark.parametrize("after", [b"", b"  ", b"\r\nepilogue"])
+def test_a_last_boundary_that_a_read_cuts_in_two_adds_nothing_to_the_video(after: bytes):
+    for cut in range(len(BOUNDARY) + 12):
+        head = len(_form((VIDEO_HEAD, b""))) - len(b"\r\n--" + BOUNDARY + b"--\r\n")
+        data = bytes(READ_BYTES - head - cut)
+        body = _form((VIDEO_HEAD, data)).removesuffix(b"\r\n") + after
+        sink, upload = _upload()
+        receive_multipart(
+            body_pieces(io.BytesIO(body), expected_bytes=len(body), limit_bytes=1 << 30), BOUNDARY, upload
+        )
+        assert sink.size_bytes == len(data), f"cut {cut} bytes before the end of the first piece"
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [

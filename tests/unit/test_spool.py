@@ -7,6 +7,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -179,6 +181,27 @@ def test_the_clean_up_takes_leftovers_and_leaves_uploads_under_way(folder, spool
         assert remove_leftovers(folder, spool, store) == 2
         assert [entry.name for entry in folder.incoming.iterdir()] == [upload.job_id]
         assert [entry.name for entry in folder.jobs.iterdir()] == [accepted]
+
+
+def test_uploads_may_begin_while_a_clean_up_runs(folder, spool, store):
+    done = threading.Event()
+
+    def clean_up() -> None:
+        while not done.is_set():
+            spool.remove_leftovers()
+
+    with ThreadPoolExecutor(2) as threads:
+        cleaning = [threads.submit(clean_up) for _ in range(2)]
+        try:
+            for _ in range(300):
+                with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
+                    upload.write(b"video")
+                    upload.finish()
+                    spool.publish(upload)
+                assert folder.video(upload.job_id).read_bytes() == b"video"
+        finally:
+            done.set()
+        assert not any(future.exception() for future in cleaning)
 
 
 def test_a_published_upload_without_a_record_is_no_leftover_while_its_receiver_lives(folder, spool, store):
