@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from signal import SIGTERM
 
+from app.client.framebox import Framebox, Refused
 from app.health import ask_instance, ask_web, look_up_engine, reachable, wait_for_instance
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
@@ -98,6 +100,23 @@ def _tell_health(verdict: tuple[bool, str]) -> int:
     return 0 if healthy else 1
 
 
+def detect(settings: Settings, chosen: Namespace) -> int:
+    """send a video to a running instance and print the answer"""
+    url = chosen.url or _url(settings.host, settings.port)
+    options = dict(option.split("=", 1) for option in chosen.option)
+    try:
+        with Framebox(url).detect(chosen.video, **options) as answer:
+            for chunk in answer.chunks():
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+            if not answer.complete:
+                sys.stderr.write(f"framebox: frames are missing: see {url}/v1/jobs/{answer.job_id}\n")
+    except (Refused, OSError) as fault:
+        sys.stderr.write(f"framebox: {fault}\n")
+        return 1
+    return 0
+
+
 def announce(settings: Settings, _: Namespace) -> int:
     """wait until the instance answers, and say where"""
     die_with_parent(SIGTERM)
@@ -107,13 +126,16 @@ def announce(settings: Settings, _: Namespace) -> int:
     if not ready:
         sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
         return 1
-    sys.stdout.write(_welcome(settings.host, settings.port))
+    sys.stdout.write(_welcome(_url(settings.host, settings.port)))
     return 0
 
 
-def _welcome(host: str, port: int) -> str:
+def _url(host: str, port: int) -> str:
     name = reachable(host)
-    url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def _welcome(url: str) -> str:
     return (
         f"\nFramebox answers at {url}\n"
         f"Post a video:  curl -F video=@VIDEO.mp4 {url}/v1/detections\n"
@@ -133,6 +155,7 @@ _COMMANDS: tuple[Command, ...] = (
     health_web,
     health_engine,
     announce,
+    detect,
 )
 
 
@@ -147,6 +170,8 @@ def _parser() -> ArgumentParser:
         name = command.__name__.replace("_", "-")
         parser_of_command = commands.add_parser(name, help=command.__doc__)
         parser_of_command.set_defaults(command=command)
+        if command is detect:
+            _add_detect_arguments(parser_of_command)
         if command in (nginx, web, engine):
             parser_of_command.add_argument(
                 "--replace",
@@ -154,3 +179,22 @@ def _parser() -> ArgumentParser:
                 help="end what an earlier one left behind on the data folder",
             )
     return parser
+
+
+def _add_detect_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("video", type=Path, metavar="VIDEO")
+    parser.add_argument("--url", help="of the service; this machine's instance if not given")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="an option of the detection, such as stride=10; may be repeated",
+    )
+
+
+def _option(text: str) -> str:
+    if "=" not in text:
+        raise ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return text

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 CONTAINER = Path(__file__).with_name("container.sh")
 UID = 10001
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 45.0
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can make mount namespaces")

@@ -1,0 +1,107 @@
+"""A client of the service: send a video, read the answer as it arrives, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ijson
+import requests
+
+_CONNECT_SECONDS = 10.0
+_CHUNK_BYTES = 1024 * 1024
+
+
+class Refused(Exception):
+    """The service answered with a problem document (RFC 9457); `problem` holds it."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return str(self.problem.get("detail", self.problem))
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An object found. Pixels of the frame as displayed; `score` in [0, 1]."""
+
+    box_xyxy: tuple[float, float, float, float]
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    id: int
+    boxes: tuple[Box, ...]  # best score first
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer whose body has not been read yet."""
+
+    job_id: str
+    complete: bool  # every frame that was asked for is in it
+    frame_count: int
+    response: requests.Response
+
+    def frames(self) -> Iterator[Frame]:
+        """Read the frames in order, once, in constant memory. Only for ``format=pairs``."""
+        for frame_id, boxes in ijson.items(ijson.from_iter(self.chunks()), "item", use_float=True):
+            yield Frame(frame_id, tuple(_box(box) for box in boxes))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read the body as it is, once."""
+        return cast(Iterator[bytes], self.response.iter_content(_CHUNK_BYTES))
+
+
+class Framebox:
+    """The service at `url`. Safe to share between threads as far as requests' sessions are."""
+
+    def __init__(self, url: str = "http://localhost:8080") -> None:
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+
+    @contextmanager
+    def detect(self, video: Path, **options: str | float) -> Iterator[Answer]:
+        """Send `video`, wait until its frames are all analysed, and yield the answer.
+
+        `options` are those of ``POST /v1/detections``. The file is streamed, and so is the answer.
+        Raises Refused for what the service refuses, OSError (requests' errors are) where it is not reached.
+        """
+        with video.open("rb") as body, self._post(body, options) as response:
+            if not response.ok:
+                raise Refused(_problem(response))
+            yield Answer(
+                job_id=response.headers["Framebox-Job"],
+                complete=response.headers["Framebox-Complete"] == "true",
+                frame_count=int(response.headers["Framebox-Frames"]),
+                response=response,
+            )
+
+    def _post(self, body: Any, options: dict[str, str | float]) -> requests.Response:
+        return self._session.post(
+            f"{self._url}/v1/detections",
+            params=options,
+            data=body,
+            headers={"Content-Type": "application/octet-stream"},
+            stream=True,
+            timeout=(_CONNECT_SECONDS, None),  # the answer may take hours
+        )
+
+
+def _box(box: dict[str, Any]) -> Box:
+    left, top, right, bottom = box["box"]
+    return Box((left, top, right, bottom), box["label"], box["score"])
+
+
+def _problem(response: requests.Response) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], response.json())
+    except requests.JSONDecodeError:
+        return {"status": response.status_code, "detail": f"HTTP {response.status_code} {response.reason}"}
