@@ -1,8 +1,12 @@
 """The built-in detector ``hog-people``: upright people, without a download; a demonstration and a fallback.
 
 Dalal and Triggs' pedestrian detector with the weights that OpenCV carries: every window of 64 × 128 pixels
-at every size of a pyramid is scored, and windows that agree become a box. At the same pyramid, stride and
-threshold its boxes are those of OpenCV's ``HOGDescriptor.detectMultiScale``; scoring: ``hog_scores.py``.
+at every size of a pyramid is scored (``hog_scores.py``), and windows that agree become a box. With
+OPENCV_PARAMETERS the boxes are those of OpenCV's ``HOGDescriptor.detectMultiScale``. The default parameters
+differ where real scenes gain by it. OpenCV asks the same margin of every window and confirms a person by
+several similar windows: of the largest windows there are few, so that people who fill the frame are lost,
+and of the smallest thousands, so that table legs become people. Ours ask less of large windows than of
+small ones, look beyond the frame's edge, and take the best window as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 
 import cv2
 import numpy as np
@@ -20,7 +25,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import Detections
-from app.detection.hog_grouping import group_windows
+from app.detection.hog_grouping import best_windows, group_windows
 from app.detection.hog_scores import (
     CELL,
     WINDOW_HEIGHT,
@@ -38,17 +43,37 @@ STRIP_VALUES_CPU = 2**17  # small enough for the cache, large enough that a step
 STRIP_VALUES_CUDA = 2**23
 
 
+class Grouping(StrEnum):
+    """How the windows around one person become one box."""
+
+    SIMILAR_WINDOWS = "similar windows"  # OpenCV's: the mean of several windows that agree
+    BEST_WINDOW = "best window"  # the best of those that overlap
+
+
 @dataclass(frozen=True, slots=True)
 class HogParameters:
-    """What decides the boxes, besides the weights."""
+    """What decides the boxes, besides the weights. OPENCV_PARAMETERS are those of detectMultiScale."""
 
     max_side: int = 640  # pixels; larger frames are scaled down
-    pyramid_scale: float = 1.05  # each level is so much smaller than the one before
+    pyramid_scale: float = 1.1  # each level is so much smaller than the one before
     max_levels: int = 64
-    padding: tuple[int, int] = (8, 8)  # pixels, multiples of 8, across and down, mirrored around each level
-    min_margin: float = 0.0  # the SVM's margin from which a window counts
-    min_neighbours: int = 2  # a box stands for more windows than this; 0: every window is a box
+    padding: tuple[int, int] = (16, 16)  # pixels, multiples of 8, across and down, mirrored around each level
+    beyond_frame: bool = True  # go on to windows larger than the frame, for people who fill its height
+    min_margin: float = -0.5  # the SVM's margin from which a window counts, in the smallest level
+    margin_per_octave: float = 1.1  # so much more is asked of windows half that size: they are many more
+    grouping: Grouping = Grouping.BEST_WINDOW
+    min_neighbours: int = 2  # with SIMILAR_WINDOWS: a box stands for more windows than this
     steepness: float = 2.0  # of the logistic that makes a score of a margin
+
+
+OPENCV_PARAMETERS = HogParameters(
+    pyramid_scale=1.05,
+    padding=(0, 0),
+    beyond_frame=False,
+    min_margin=0.0,
+    margin_per_octave=0.0,
+    grouping=Grouping.SIMILAR_WINDOWS,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,14 +89,16 @@ class _Pyramid:
     frame_size: tuple[int, int]
     levels: tuple[_Level, ...]
     windows_xywh: Tensor  # (windows, 4) int64, pixels of the frame, on the CPU
+    min_margins: Tensor  # (windows,) float32, on the device: what is asked of each
 
 
 class HogPeopleDetector:
     """Finds people who stand or walk upright, wholly visible, from 96 pixels tall. Fulfils Detector.
 
-    A box is the detector's window, as with OpenCV: a margin of an eighth of its height lies above and below
-    the person. The score is 1 / (1 + exp(-2 · margin)), margin being the best of the box's windows' distances
-    from the SVM's decision: 0.5 is undecided. It orders boxes; it is no probability.
+    A box is the detector's window, as with OpenCV: an eighth of its height lies above and below the person,
+    cut off at the frame's edge. The score is 1 / (1 + exp(-2 · excess)), where excess is by how much the
+    box's best window exceeds the SVM's margin that is asked of a window of its size: 0.5 is the least that
+    is reported. It orders boxes; it is no probability.
     """
 
     name = NAME
@@ -98,8 +125,9 @@ class HogPeopleDetector:
         if not pyramid.levels:
             return [Detections.empty() for _ in range(n)]
         margins = torch.cat(self._margins(frames, pyramid))  # (windows, n)
-        frame_ids, window_ids = (margins.t() >= self._parameters.min_margin).nonzero(as_tuple=True)
-        hits = margins[window_ids, frame_ids].cpu()
+        excess = margins.t() - pyramid.min_margins
+        frame_ids, window_ids = (excess >= 0).nonzero(as_tuple=True)
+        hits = excess[frame_ids, window_ids].cpu()
         frame_ids, window_ids = frame_ids.cpu(), window_ids.cpu()
         found = []
         for frame_id in range(n):
@@ -142,11 +170,13 @@ class HogPeopleDetector:
         strip_values = STRIP_VALUES_CPU if self.device == "cpu" else STRIP_VALUES_CUDA
         return WindowScorer(self._weights, self.device, strip_values=strip_values)
 
-    def _boxes(self, windows_xywh: Tensor, margins: Tensor, width: int, height: int) -> Detections:
+    def _boxes(self, windows_xywh: Tensor, excess: Tensor, width: int, height: int) -> Detections:
         parameters = self._parameters
-        groups = group_windows(
-            windows_xywh.numpy(), margins.double().numpy(), min_neighbours=parameters.min_neighbours
-        )
+        windows, margins = windows_xywh.numpy(), excess.double().numpy()
+        if parameters.grouping is Grouping.BEST_WINDOW:
+            groups = best_windows(windows, margins)
+        else:
+            groups = group_windows(windows, margins, min_neighbours=parameters.min_neighbours)
         boxes = torch.from_numpy(groups.boxes_xywh).float()
         boxes[:, 2:] += boxes[:, :2]
         boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
@@ -156,25 +186,33 @@ class HogPeopleDetector:
 
 
 def _make_pyramid(width: int, height: int, parameters: HogParameters, device: str) -> _Pyramid:
-    """Lay out the levels as OpenCV does: each is so much smaller, down to one window, and there is one."""
+    """Lay out the levels as OpenCV does, and beyond if asked: at least one, each so much smaller."""
     across, down = parameters.padding
-    levels, windows = [], []
+    levels, windows, scales = [], [], []
     scale = 1.0
     for number in range(parameters.max_levels):
         level_width, level_height = round(width / scale), round(height / scale)
-        too_small = level_width < WINDOW_WIDTH or level_height < WINDOW_HEIGHT
-        if number and too_small:
-            break
         boxes = _windows(level_width, level_height, scale, parameters.padding)
-        if len(boxes):
-            rows = make_axis(height, level_height, down, device)
-            levels.append(_Level(rows, make_axis(width, level_width, across, device)))
-            windows.append(boxes)
-        if too_small or parameters.pyramid_scale <= 1:
+        is_within = level_width >= WINDOW_WIDTH and level_height >= WINDOW_HEIGHT
+        if not len(boxes) or (number and not is_within and not parameters.beyond_frame):
+            break
+        rows = make_axis(height, level_height, down, device)
+        levels.append(_Level(rows, make_axis(width, level_width, across, device)))
+        windows.append(boxes)
+        scales.append(np.full(len(boxes), scale))
+        if parameters.pyramid_scale <= 1:
             break
         scale *= parameters.pyramid_scale
-    table = np.concatenate(windows) if windows else np.zeros((0, 4), np.int64)
-    return _Pyramid((width, height), tuple(levels), torch.from_numpy(table))
+    if not levels:
+        return _Pyramid((width, height), (), torch.zeros((0, 4), dtype=torch.int64), torch.zeros(0))
+    octaves = np.log2(scales[-1][0] / np.concatenate(scales))
+    min_margins = torch.from_numpy(parameters.min_margin + parameters.margin_per_octave * octaves)
+    return _Pyramid(
+        (width, height),
+        tuple(levels),
+        torch.from_numpy(np.concatenate(windows)),
+        min_margins.float().to(device),
+    )
 
 
 def _windows(width: int, height: int, scale: float, padding: tuple[int, int]) -> npt.NDArray[np.int64]:

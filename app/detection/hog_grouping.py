@@ -1,4 +1,4 @@
-"""Many overlapping windows around one person become one box: OpenCV's grouping of rectangles."""
+"""Many overlapping windows around one person become one box."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+OVERLAP = 0.5  # of the smaller window's area: so much of it two windows around one person share
 SIMILARITY = 0.2  # of the mean side: how far edges of the same thing may lie apart
 
 Boxes = npt.NDArray[np.int64]  # (n, 4): left, top, width, height
@@ -16,8 +17,23 @@ Boxes = npt.NDArray[np.int64]  # (n, 4): left, top, width, height
 class Groups:
     """Boxes that stand for many windows each. In no particular order."""
 
-    boxes_xywh: npt.NDArray[np.float64]  # (n, 4) whole pixels: the mean of the group's windows
+    boxes_xywh: npt.NDArray[np.float64]  # (n, 4) whole pixels
     margins: npt.NDArray[np.float64]  # (n,) of the group's best window
+
+
+def best_windows(windows_xywh: Boxes, margins: npt.NDArray[np.float64]) -> Groups:
+    """Return the windows that overlap no better one by half of the smaller's area, best first."""
+    near, sizes = windows_xywh[:, :2], windows_xywh[:, 2:]
+    far, areas = near + sizes, sizes.prod(axis=1)
+    left = np.argsort(-margins, kind="stable")
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        shared = np.minimum(far[best], far[left]) - np.maximum(near[best], near[left])
+        overlap = shared.clip(min=0).prod(axis=1) / np.minimum(areas[best], areas[left])
+        left = left[overlap < OVERLAP]
+    return Groups(windows_xywh[kept].astype(np.float64), margins[kept])
 
 
 def group_windows(windows_xywh: Boxes, margins: npt.NDArray[np.float64], *, min_neighbours: int) -> Groups:

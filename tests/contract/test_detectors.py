@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from app.detection.checks import check_batch
 from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
-from app.detection.hog import HogParameters, HogPeopleDetector
+from app.detection.hog import OPENCV_PARAMETERS, HogPeopleDetector
 from app.detection.none import NoneDetector
 from app.detection.registry import describe_detector
 
@@ -54,7 +55,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "brightest-square": BrightestSquare,
     "hog-people": lambda: HogPeopleDetector("cpu"),
     "hog-people, every window": lambda: HogPeopleDetector(
-        "cpu", HogParameters(min_margin=-1.0, min_neighbours=0)
+        "cpu", replace(OPENCV_PARAMETERS, min_margin=-1.0, min_neighbours=0)
     ),
     "none": lambda: NoneDetector("cpu"),
 }

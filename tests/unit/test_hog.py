@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from app.detection.detector import Detections
-from app.detection.hog import HogParameters, HogPeopleDetector
-from app.detection.hog_grouping import group_windows
+from app.detection.hog import OPENCV_PARAMETERS, HogParameters, HogPeopleDetector
+from app.detection.hog_grouping import best_windows, group_windows
 from app.detection.hog_scores import Planes, WindowScorer, hat_coefficients, make_axis, spatial_weights
 
 SCORE_TOLERANCE = 1e-4  # of margins between about -3 and 3; measured: 1e-5
@@ -133,20 +134,25 @@ def opencv_boxes(
 
 
 def our_boxes(found: Detections, parameters: HogParameters) -> list[tuple[float, ...]]:
-    margins = torch.logit(found.scores.double()) / parameters.steepness
+    margins = torch.logit(found.scores.double()) / parameters.steepness + parameters.min_margin
     return sorted(tuple(row.tolist()) for row in torch.column_stack([found.boxes_xyxy, margins]))
+
+
+def opencv_like(**changed: object) -> HogParameters:
+    return replace(OPENCV_PARAMETERS, max_side=768, **changed)
 
 
 @pytest.mark.parametrize(
     "parameters",
     [
-        HogParameters(max_side=768),
-        HogParameters(max_side=768, pyramid_scale=1.2, padding=(0, 0), min_margin=-0.4, min_neighbours=1),
-        HogParameters(max_side=768, padding=(16, 16), min_margin=-0.2, min_neighbours=3),
-        HogParameters(max_side=768, pyramid_scale=1.1, min_neighbours=0),
-        HogParameters(max_side=768, pyramid_scale=1.0, min_neighbours=0, min_margin=-1.0),
+        opencv_like(),
+        opencv_like(padding=(8, 8)),
+        opencv_like(pyramid_scale=1.2, min_margin=-0.4, min_neighbours=1),
+        opencv_like(padding=(16, 16), min_margin=-0.2, min_neighbours=3),
+        opencv_like(padding=(32, 32), pyramid_scale=1.1, min_neighbours=0),
+        opencv_like(padding=(8, 8), pyramid_scale=1.0, min_neighbours=0, min_margin=-1.0),
     ],
-    ids=lambda parameters: f"{parameters.pyramid_scale}-{parameters.min_margin}-{parameters.min_neighbours}",
+    ids=lambda parameters: f"{parameters.pyramid_scale}-{parameters.padding[0]}-{parameters.min_neighbours}",
 )
 def test_boxes_are_those_of_detect_multi_scale(
     people_video: Path, opencv: cv2.HOGDescriptor, parameters: HogParameters
@@ -188,7 +194,7 @@ def test_cuda_gives_what_the_cpu_gives(people_video: Path, cuda: str) -> None:
 def test_another_parameter_is_another_fingerprint() -> None:
     fingerprints = {
         HogPeopleDetector("cpu", parameters).fingerprint
-        for parameters in (HogParameters(), HogParameters(), HogParameters(min_neighbours=3))
+        for parameters in (HogParameters(), HogParameters(), HogParameters(min_margin=-0.4))
     }
     assert len(fingerprints) == 2
 
@@ -241,3 +247,21 @@ def test_a_small_group_inside_a_larger_one_is_dropped() -> None:
     small = np.tile([50, 50, 64, 128], (3, 1))
     groups = group_windows(np.concatenate([large, small]), np.ones(11), min_neighbours=2)
     assert groups.boxes_xywh.tolist() == [[0, 0, 200, 400]]
+
+
+def test_of_overlapping_windows_the_best_stays_and_the_rest_go() -> None:
+    windows = np.array([[0, 0, 64, 128], [8, 8, 64, 128], [10, 20, 40, 80], [60, 0, 64, 128]])
+    groups = best_windows(windows, np.array([0.2, 0.9, 0.5, 0.1]))
+    assert groups.boxes_xywh.tolist() == [[8, 8, 64, 128], [60, 0, 64, 128]]
+    assert groups.margins.tolist() == [0.9, 0.1]
+
+
+def test_people_who_fill_the_frame_are_found(people_video: Path) -> None:
+    """One person in each of the frames, seen whole, from head to feet; in the last there is nobody."""
+    seen = frames_of(people_video, 100, 150, 380, 830, 960, 1030)
+    detector = HogPeopleDetector("cpu")
+    small = np.stack([cv2.resize(frame, detector.frame_size(768, 432)) for frame in seen])
+    found = detector.detect(torch.from_numpy(small))
+    assert [len(frame.scores) for frame in found] == [1] * len(seen)
+    empty = cv2.resize(frames_of(people_video, 20)[0], detector.frame_size(768, 432))
+    assert len(detector.detect(torch.from_numpy(empty[None]))[0].scores) == 0
