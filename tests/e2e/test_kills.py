@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from instance import Instance, make_clip
+from instance import CHECKOUT, Instance, repeat_clip
 
-OPTIONS = {"model": "hog-people", "max_side": 320}
+OPTIONS = {"model": "hog-people", "max_side": 400}
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,19 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=1500, size="640x360", gop=25)
+    """480 frames with walkers that the detector finds."""
+    return repeat_clip(
+        CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("clips") / "v.mp4", times=10
+    )
 
 
 @pytest.fixture(scope="module")
 def undisturbed(instance: Instance, video: Path) -> bytes:
-    return instance.post(video, **OPTIONS).content
+    answer = instance.post(video, **OPTIONS)
+    pairs = answer.json()
+    assert len(pairs) == 480
+    assert sum(bool(boxes) for _, boxes in pairs) > 150
+    return answer.content
 
 
 def wait_for_parts(instance: Instance, job_id: str, count: int) -> None:
@@ -63,7 +70,7 @@ def jobs(instance: Instance) -> list[dict[str, str]]:
 
 def assert_nothing_left(instance: Instance, job_id: str) -> None:
     folder = instance.data / "jobs" / job_id
-    assert [path.name for path in folder.iterdir()] == ["result.pairs"]
+    instance.wait(lambda: [path.name for path in folder.iterdir()] == ["result.pairs"], 30, "a tidy folder")
     instance.wait(lambda: not instance.decoders(), 30, "decoder children to end")
     assert list((instance.data / "incoming").iterdir()) == []
 
