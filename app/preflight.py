@@ -73,7 +73,7 @@ def _port_fault(host: str, port: int, error: OSError) -> str:
         case errno.EACCES:
             advice = "may not be used by this user; choose one above 1023, such as FRAMEBOX_PORT=8080"
         case _:
-            advice = f"cannot be listened on: {os.strerror(error.errno or 0)}"
+            advice = f"cannot be listened on: {error.strerror}"
     return f"port {port} of {host} {advice}"
 
 
@@ -82,9 +82,7 @@ def make_data_folder(data: DataFolder) -> None:
     try:
         data.create()
     except OSError as error:
-        raise StartFault(
-            f"FRAMEBOX_DATA: {data.root} cannot be made or written: {os.strerror(error.errno or 0)}"
-        ) from error
+        raise StartFault(f"FRAMEBOX_DATA: {data.root} cannot be made or written: {error.strerror}") from error
     if not os.access(data.root, os.R_OK | os.W_OK | os.X_OK):
         raise StartFault(f"FRAMEBOX_DATA: {data.root} cannot be written by this user")
 

@@ -61,7 +61,7 @@ def become_supervisor(settings: Settings) -> NoReturn:
     make_data_folder(data)
     _hold_serve_lock(data)
     for program, patience_seconds in _STOP_SECONDS.items():
-        os.close(_take_lock(data, program, replace=True, patience_seconds=patience_seconds))
+        _end_leftovers(data, program, patience_seconds)
     check_port(settings.host, settings.port)
     data.empty_run()
     data.create()
@@ -116,6 +116,15 @@ def _take_lock(data: DataFolder, program: str, *, replace: bool, patience_second
         return take_lock(data.lock(program))
     except LockHeld as error:
         raise StartFault(f"another {program} runs on the data folder {data.root}") from error
+
+
+def _end_leftovers(data: DataFolder, program: str, patience_seconds: float) -> None:
+    try:
+        descriptor = take_lock(data.lock(program))
+    except LockHeld:
+        sys.stderr.write(f"framebox: waiting for the {program} of an earlier start to end\n")
+        descriptor = _take_lock(data, program, replace=True, patience_seconds=patience_seconds)
+    os.close(descriptor)
 
 
 def _hold_serve_lock(data: DataFolder) -> None:

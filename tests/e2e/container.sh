@@ -9,7 +9,6 @@ set -euo pipefail
 readonly checkout=$1 data=$2 prefix=$3 uid=$4
 shift 4
 
-mount --make-rprivate /
 mount -t tmpfs -o mode=1777 none /mnt
 mkdir /mnt/framebox /mnt/data /mnt/prefix
 mount --bind "$checkout" /mnt/framebox
