@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
-from flask import Response, g, request
+from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
 from app.errors import FrameboxError
@@ -14,11 +15,13 @@ from app.jobs.report import public_report
 from app.storage.data_folder import new_job_id
 from app.storage.spool import Upload
 from app.web.admission import Admission, BodyKind, UploadHead, admit, upload_head
-from app.web.body import body_pieces, receive_multipart, receive_raw
+from app.web.body import body_pieces, discard_rest, receive_multipart, receive_raw
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.waiting import client_is_gone, wait_for_end
+
+_DISCARD_SECONDS = 5.0
 
 
 class DetectionViews:
@@ -32,6 +35,7 @@ class DetectionViews:
             job, admission = self._receive()
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
+            after_this_request(_discard_rest_afterwards)
             raise
         self._service.metrics.uploads.labels(outcome="accepted").inc()
         bind_contextvars(job_id=job.id)
@@ -83,6 +87,13 @@ class DetectionViews:
         if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
         return response
+
+
+def _discard_rest_afterwards(response: Response) -> Response:
+    """The answer goes out first; then what the client still sends is read and dropped."""
+    stream, connection = request.stream, request.environ.get("gunicorn.socket")
+    response.call_on_close(partial(discard_rest, stream, connection, seconds=_DISCARD_SECONDS))
+    return response
 
 
 def _head_of_request() -> UploadHead:
