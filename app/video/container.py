@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,10 +41,7 @@ DECODERS = frozenset(
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
-# AVFMT_FLAG_GENPTS, which PyAV sets: time stamps are made up from decoding times. That is right for MPEG-1
-# and 2, where the order of pictures follows from their types, and wrong for later codecs.
-_GENERATE_PTS = 0x0001
-_MPEG = ("mpeg1video", "mpeg2video")
+_GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -169,8 +167,7 @@ class PacketReader:
     def _open(self) -> None:
         self.container = open_container(self._options)
         self.stream = choose_stream(self.container, self._options.limits)
-        if self.stream.codec_context.name not in _MPEG:
-            self.container.flags &= ~_GENERATE_PTS
+        self.container.flags &= ~_GENERATE_PTS
         prepare_decoder(self.stream, self._options)
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
         self._pushed_back: Packet[VideoStream] | None = None
@@ -182,6 +179,8 @@ class PacketReader:
     def reopen(self) -> None:
         """Begin again at the video's start, with a fresh decoder. Raises VideoRefused."""
         self.close()
+        del self.container, self.stream, self._packets
+        gc.collect()  # streams and containers refer to each other: the old decoder's frames would stay
         self._open()
 
     def read(self) -> Packet[VideoStream] | None:

@@ -45,6 +45,7 @@ REASONS = {
     FrameStatus.REJECTED: "the decoder refused the data",
     FrameStatus.NOT_SHOWN: "the decoder gave no picture",
     FrameStatus.NO_PACKET: "the data is missing from the file",
+    FrameStatus.OUT_OF_ORDER: "the frame came out of order",
     FrameStatus.SKIPPED: "the data crashed or stalled the decoder",
 }
 _HAS_PICTURE = (FrameStatus.DECODED, FrameStatus.CORRUPT)
@@ -93,7 +94,7 @@ class FrameBatch:
     ) -> None:
         self.frame_ids = frame_ids  # (n,) ascending
         self.pts = pts  # (n,) ticks of VideoFacts.time_base
-        self.frames = frames  # (n, height, width, 3) uint8 RGB; read only, a view into the ring
+        self.frames = frames  # (n, height, width, 3) uint8 RGB, a view into the ring
         self.source_size = source_size  # (width, height) as displayed, to map boxes back to
         self._on_release: Callable[[], None] | None = on_release
 
@@ -220,7 +221,6 @@ class DecodeSession:
         slot = child.pictures[message.slot * size : (message.slot + 1) * size]
         shape = (request.batch_size, request.height, request.width, 3)
         frames = slot.reshape(shape)[: len(ranks)]
-        frames.flags.writeable = False
         self._held.add(message.slot)
         self._statuses[ranks] = FrameStatus.DECODED
         self._next_rank = int(ranks[-1]) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -15,6 +16,17 @@ from app.video.container import Channel, PacketReader
 from app.video.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 from app.video.picture import PictureMaker, displayed_size
 from app.video.serial import SerialDecoder
+
+_MOST_WAITING = 8  # frames
+_WAITING_BYTES = 64 * 1024 * 1024
+_HAS_COME = (FrameStatus.DECODED, FrameStatus.CORRUPT, FrameStatus.OUT_OF_ORDER)
+
+
+class Picture(NamedTuple):
+    """A frame as it is delivered."""
+
+    pixels: npt.NDArray[np.uint8]  # (height, width, 3) RGB
+    source_size: tuple[int, int]
 
 
 class BatchWriter:
@@ -31,16 +43,33 @@ class BatchWriter:
         self._pts: list[int] = []
         self._ranks: list[int] = []
 
-    def add(self, frame: VideoFrame, pts: int, rank: int) -> None:
+    def add(self, frame: VideoFrame, rank: int) -> None:
         """Put the frame into the ring. A frame of another source size opens a new batch."""
-        source = displayed_size(frame)
-        if source != self._source:
+        self._maker.draw(frame, self._next_place(displayed_size(frame)))
+        self._take_place(rank)
+
+    def draw(self, frame: VideoFrame) -> Picture:
+        """Return the frame as it would stand in the ring, in memory of its own."""
+        pixels = np.empty((self._request.height, self._request.width, 3), dtype=np.uint8)
+        self._maker.draw(frame, pixels)
+        return Picture(pixels, displayed_size(frame))
+
+    def add_picture(self, picture: Picture, rank: int) -> None:
+        """Put what `draw` returned into the ring."""
+        np.copyto(self._next_place(picture.source_size), picture.pixels)
+        self._take_place(rank)
+
+    def _next_place(self, source_size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        if source_size != self._source:
             self.flush()
-            self._source = source
+            self._source = source_size
         if not self._free:
             self._wait_for_slot()
-        self._maker.draw(frame, self._slots[self._free[0], len(self._ranks)])
-        self._pts.append(pts)
+        place: npt.NDArray[np.uint8] = self._slots[self._free[0], len(self._ranks)]
+        return place
+
+    def _take_place(self, rank: int) -> None:
+        self._pts.append(int(self._request.pts[rank]))
         self._ranks.append(rank)
         if len(self._ranks) == self._request.batch_size:
             self.flush()
@@ -66,31 +95,58 @@ class BatchWriter:
 
 
 class _Account:
-    """What became of a request's frames, and which of them are still to be delivered."""
+    """What became of a request's frames, and which of them are still to be delivered.
+
+    Frames are delivered in the order of their ranks. Where the next one does not come when it should, a
+    few later ones wait for it: decoders put frames out in another order where damage or a bad writer has
+    made the time stamps wrong.
+    """
 
     def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
         self._channel = channel
         self._request = request
         self._writer = BatchWriter(channel, ring, request)
-        self._last_rank = -1
+        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks that are not delivered
+        self._waiting: dict[int, Picture] = {}
+        self._most_waiting = max(1, min(_MOST_WAITING, _WAITING_BYTES // request.frame_bytes))
         self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
-        self.left = int(np.count_nonzero(request.wanted))
+        self.left = len(self._due)  # wanted frames that have not come
 
     def take(self, frame: VideoFrame, rank: int) -> None:
-        """Take note of a decoded frame, and deliver it if it is wanted. Forward only."""
-        if rank <= self._last_rank:
+        """Take note of a decoded frame, and deliver it if it is wanted."""
+        if rank < 0 or self.statuses[rank] in _HAS_COME:
             return
-        self._last_rank = rank
-        self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
-        if self._request.wanted[rank]:
+        if not self._request.wanted[rank]:
+            self.statuses[rank] = FrameStatus.DECODED
+        elif self._due and rank >= self._due[0]:
             self.left -= 1
-            self._writer.add(frame, int(self._request.pts[rank]), rank)
+            self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
+            self._deliver(frame, rank)
+        else:
+            self.statuses[rank] = FrameStatus.OUT_OF_ORDER
+
+    def _deliver(self, frame: VideoFrame, rank: int) -> None:
+        if rank == self._due[0] and not self._waiting:
+            self._due.popleft()
+            self._writer.add(frame, rank)
+            return
+        self._waiting[rank] = self._writer.draw(frame)
+        while self._waiting and (self._due[0] in self._waiting or len(self._waiting) > self._most_waiting):
+            self._deliver_first()
+
+    def _deliver_first(self) -> None:
+        rank = min(self._waiting)
+        while self._due.popleft() != rank:
+            pass  # given up: it came too late, or never
+        self._writer.add_picture(self._waiting.pop(rank), rank)
 
     def mark_absent(self) -> None:
         """Take note that the file has no data for the frames of which nothing was seen."""
         self.statuses[self.statuses == FrameStatus.NOT_SEEN] = FrameStatus.NO_PACKET
 
     def finish(self) -> None:
+        while self._waiting:
+            self._deliver_first()
         self._writer.flush()
         self._channel.send(Message.SEGMENT_END, self.statuses.tobytes())
         self._writer.wait_for_all()

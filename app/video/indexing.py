@@ -24,6 +24,7 @@ from app.video.planner import PacketFlag, PacketRecord
 _RECORDS_A_MESSAGE = 512
 _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
 _PACKETS_ASKED_FOR_A_SIZE = 20
+_LARGE_PICTURE_PIXELS = 1920 * 1088
 _TOO_LARGE = re.compile(r"Picture size (\d{1,9})x(\d{1,9}) exceeds")
 
 
@@ -39,12 +40,15 @@ class Indexer:
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._last_pts: int | None = None
-        self._timing = SampleTiming(reader.stream, reader.header)
+        self._timing = SampleTiming(reader)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
         frame = self._find_first_frame()
         self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
+        if frame.width * frame.height > _LARGE_PICTURE_PIXELS:
+            del frame
+            self._start_without_decoder()
         self._send_records()
         while (packet := self._reader.read()) is not None:
             self._record(packet)
@@ -77,6 +81,12 @@ class Indexer:
         is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
         code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE
         raise VideoRefused(Fault(code))
+
+    def _start_without_decoder(self) -> None:
+        """Give the decoder's memory back for the rest of the pass, which does not decode."""
+        self._reader.reopen()
+        for _ in range(self._ordinal):
+            self._reader.read()
 
     def _refuse_if_too_large(self) -> None:
         """Raises VideoRefused if no frame came because frames have too many pixels: FFmpeg's log tells."""

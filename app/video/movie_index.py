@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from app.video.container import PacketReader
 from app.video.headers import Header
 from app.video.planner import PacketFlag, PacketRecord
 
@@ -18,9 +19,10 @@ class SampleTiming:
     composition offsets and one shift for the whole track.
     """
 
-    def __init__(self, stream: VideoStream, header: Header) -> None:
-        self._stream = stream
-        self._offsets = _offsets_of(stream, header)
+    def __init__(self, reader: PacketReader) -> None:
+        header = reader.header
+        self._reader = reader  # which may open its stream anew
+        self._offsets = _offsets_of(reader.stream, header)
         self._shift: int | None = None
         self.is_movie = bool(header.tracks) and not header.fragment_samples
         self._is_trusted = self.is_movie
@@ -36,7 +38,7 @@ class SampleTiming:
         shift = packet.pts - packet.dts - offset
         if self._shift is None:
             self._shift = shift
-        entries = self._stream.index_entries
+        entries = self._reader.stream.index_entries
         is_same = ordinal < len(entries) and entries[ordinal].timestamp == packet.dts
         self._is_trusted = is_same and shift == self._shift
 
@@ -45,7 +47,7 @@ class SampleTiming:
         if not self._is_trusted or self._shift is None:
             return []
         records = []
-        entries = self._stream.index_entries
+        entries = self._reader.stream.index_entries
         for number in range(ordinal, len(entries)):
             entry, offset = entries[number], next(self._offsets, None)
             if offset is None:

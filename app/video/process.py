@@ -133,9 +133,11 @@ class ChildProcess:
         """
         last_sign = time.monotonic()
         signs = self._signs_of_life()
-        while (message := self._take_message()) is None:
+        while True:
             if cancelled():
                 raise DecodingCancelled
+            if (message := self._take_message()) is not None:
+                return message
             now = time.monotonic()
             if (shown := self._signs_of_life()) != signs:
                 signs, last_sign = shown, now
@@ -143,7 +145,6 @@ class ChildProcess:
                 raise ChildDied("stood still")
             if _poll(self._messages, select.POLLIN, _POLL_SECONDS):
                 self._read_more()
-        return message
 
     def _signs_of_life(self) -> tuple[int, int]:
         read, fed = ring.counters(self.memory)

@@ -102,14 +102,14 @@ CHROMA_LEFT = ":in_h_chr_pos=0"
 
 
 def ffmpeg_pixels(
-    video: Path, width: int, height: int, *, chroma: str = CHROMA_LEFT
+    video: Path, width: int, height: int, *, chroma: str = CHROMA_LEFT, scaling: str = "bilinear"
 ) -> npt.NDArray[np.int16]:
     """(n, height, width, 3) RGB of every frame that the ffmpeg command decodes, in its order.
 
     The chroma's place is given, for older versions of the command take it to be elsewhere.
     """
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(video), "-map", "0:v:0", "-fps_mode"]
-    scale = f"scale={width}:{height}:flags=bilinear{chroma},format=rgb24"
+    scale = f"scale={width}:{height}:flags={scaling}{chroma},format=rgb24"
     command += ["passthrough", "-vf", scale, "-f", "rawvideo", "-"]
     output = subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
     return np.frombuffer(output, dtype=np.uint8).reshape(-1, height, width, 3).astype(np.int16)
