@@ -11,11 +11,13 @@ from flask import Response, request
 from app.errors import JobNotFound
 from app.jobs.job import Job
 from app.jobs.report import event_id, public_report
+from app.jobs.watcher import JobWatch
 from app.web.service import Service
 
 PING_SECONDS = 15.0  # below the idle limits of proxies
 STREAM_SECONDS = 600.0  # then the client comes back, and a worker can be replaced
 RETRY_MILLISECONDS = 3000
+_GLANCE_SECONDS = 1.0  # how often a stream looks whether its worker is to stop
 
 
 class EventViews:
@@ -37,11 +39,11 @@ class EventViews:
     def _events(self, job_id: str, seen: str | None) -> Iterator[bytes]:
         """Yield events until the job has ended or the stream is old. `seen`: the last event's id."""
         yield b"retry: %d\n\n" % RETRY_MILLISECONDS
-        deadline = time.monotonic() + STREAM_SECONDS
+        end = time.monotonic() + STREAM_SECONDS
         with self._service.watcher.watch(job_id) as watch:
-            while (left := deadline - time.monotonic()) > 0 and not self._service.stopping.is_set():
+            while time.monotonic() < end and not self._service.stopping.is_set():
                 try:
-                    job = watch.next_change(min(left, self._ping_seconds))
+                    job = self._next_change(watch, min(end, time.monotonic() + self._ping_seconds))
                 except JobNotFound:
                     yield b"event: deleted\ndata: {}\n\n"
                     return
@@ -51,6 +53,14 @@ class EventViews:
                     yield _event(job)
                 if job is not None and job.state.is_final:
                     return
+
+    def _next_change(self, watch: JobWatch, deadline: float) -> Job | None:
+        """The job when it has changed; None at `deadline`, or when the worker is to stop."""
+        while (left := deadline - time.monotonic()) > 0 and not self._service.stopping.is_set():
+            job = watch.next_change(min(left, _GLANCE_SECONDS))
+            if job is not None:
+                return job
+        return None
 
 
 def _event(job: Job) -> bytes:

@@ -282,6 +282,18 @@ def test_a_worker_that_is_told_to_stop_answers_who_waits_with_the_report(tmp_pat
         _assert_is_document(_get(instance, answer.headers["Location"] + "/result"), 3)
 
 
+def test_a_worker_that_is_told_to_stop_ends_its_event_streams(tmp_path: Path):
+    with running_instance(tmp_path) as instance:
+        job_id = _post(instance, Hold(tmp_path).orders(), ASYNC).json()["id"]
+        with _get(instance, f"/v1/jobs/{job_id}/events", stream=True) as stream:
+            lines = stream.iter_lines(chunk_size=1)
+            assert any(line.startswith(b"event:") for line in lines)
+            began = time.monotonic()
+            instance.programs["gunicorn"].terminate()
+            assert not [line for line in lines if line.startswith(b"event: end")]
+            assert time.monotonic() - began < 8
+
+
 def test_a_killed_worker_loses_no_job_and_leaves_no_upload(tmp_path: Path):
     with running_instance(tmp_path, HTTP_WORKERS="1") as instance, ThreadPoolExecutor(1) as threads:
         hold = Hold(tmp_path)

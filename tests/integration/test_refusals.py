@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ LIMIT = 60_000_000
 BIG = 50_000_000
 REPEATS = 60
 VIDEO = {"Content-Type": "video/mp4"}
+ASYNC = VIDEO | {"Prefer": "respond-async"}
 
 
 @pytest.fixture(scope="module")
@@ -191,27 +193,34 @@ def test_two_uploads_are_not_promised_the_last_space(tmp_path: Path):
         assert requests.post(f"{instance.url}/v1/detections", data=b"{}", headers=VIDEO, timeout=30).ok
 
 
-def test_a_full_queue_and_a_full_house_are_told_with_the_time_to_come_back(tmp_path: Path):
-    with running_instance(tmp_path, MAX_ACTIVE_JOBS="3", HTTP_THREADS="4", HTTP_WORKERS="1") as instance:
-        hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
-        url = f"{instance.url}/v1/detections"
-        requests.post(url, data=hold, headers=VIDEO | {"Prefer": "respond-async"}, timeout=30)
-        waiting = [
-            _connected(instance.port, post_head("", "video/mp4", "Content-Length: 2") + b"\r\n{}")
-            for _ in "ab"
-        ]
-        wait_until(lambda: requests.get(f"{instance.url}/v1/jobs", timeout=10).json()["jobs"][1:] != [])
-        wait_until(lambda: len(requests.get(f"{instance.url}/v1/jobs", timeout=10).json()["jobs"]) == 3)
-        full_queue = requests.post(url, data=b"{}", headers=VIDEO, timeout=30)
-        assert (full_queue.status_code, full_queue.json()["code"]) == (429, "too_many_jobs")
-        assert int(full_queue.headers["Retry-After"]) > 0
-        third = _connected(instance.port, post_head("", "video/mp4", "Content-Length: 2") + b"\r\n{")
-        wait_until(
-            lambda: requests.post(url, data=b"{}", headers=VIDEO, timeout=30).status_code in (429, 503)
+def test_a_full_queue_is_told_with_the_time_to_come_back(tmp_path: Path):
+    with running_instance(tmp_path, MAX_ACTIVE_JOBS="2") as instance:
+        url, hold = f"{instance.url}/v1/detections", b'{"hold":"%s"}' % str(tmp_path / "go").encode()
+        for _ in range(2):
+            assert requests.post(url, data=hold, headers=ASYNC, timeout=30).status_code == 202
+        refused = requests.post(url, data=b"{}", headers=ASYNC, timeout=30)
+        assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (
+            429,
+            "too_many_jobs",
+            2,
         )
+        assert int(refused.headers["Retry-After"]) > 0
         (tmp_path / "go").touch()
-        for connection in [*waiting, third]:
-            connection.close()
+        wait_until(lambda: requests.post(url, data=b"{}", headers=ASYNC, timeout=30).status_code == 202)
+
+
+def test_more_callers_than_may_wait_are_told_and_the_rest_of_the_service_answers(tmp_path: Path):
+    with running_instance(tmp_path, HTTP_THREADS="8", HTTP_WORKERS="1") as instance, ExitStack() as stack:
+        hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
+        request = post_head("", "video/mp4", f"Content-Length: {len(hold)}") + b"\r\n" + hold
+        for _ in range(6):
+            stack.enter_context(_connected(instance.port, request))
+        wait_until(lambda: len(requests.get(f"{instance.url}/v1/jobs", timeout=10).json()["jobs"]) == 6)
+        refused = exchange(instance.port, request)
+        assert (refused.status, refused.problem["code"]) == (503, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert requests.get(f"{instance.url}/readyz", timeout=10).status_code == 200
+        (tmp_path / "go").touch()
 
 
 def test_a_client_that_stops_sending_is_cut_off_and_leaves_nothing(tmp_path: Path):
