@@ -78,6 +78,8 @@ def _decoders(settings: Settings) -> DecoderPool:
             max_side=settings.max_side,
             max_frames=settings.max_frames,
             max_streams=settings.max_streams,
+            max_decoded_pixels=settings.max_decoded_pixels,
+            max_header_bytes=settings.max_header_bytes,
         ),
         threads=settings.decoder_threads,
         memory_bytes=settings.decoder_memory_bytes,

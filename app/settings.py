@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     max_side: int = Field(16384, ge=16, description="width or height of a frame")
     max_frames: int = Field(20_000_000, ge=1, description="frames a video")
     max_streams: int = Field(32, ge=1, description="streams a container")
+    max_decoded_pixels: int = Field(
+        2**47, ge=1, description="width × height × frames of a video; a day of 1080p at 60 fps is 1.1e13"
+    )
+    max_header_bytes: int = Field(
+        512 * MIB, ge=1024, description="size of one MP4 header box, which is read into memory"
+    )
 
     # -- memory
     instance_memory_bytes: int = Field(

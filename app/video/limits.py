@@ -13,5 +13,5 @@ class VideoLimits:
     max_side: int = 16384  # width or height of a frame
     max_frames: int = 20_000_000  # frames a video; in MP4, samples over all tracks
     max_streams: int = 32  # streams a container
-    max_decoded_pixels: int = 2**47  # width × height × frames: a day of 1080p at 60 fps is 2**43
+    max_decoded_pixels: int = 2**47  # width × height × frames: a day of 1080p at 60 fps is 1.1e13
     max_header_bytes: int = 512 * 1024 * 1024  # of one MP4 header box that FFmpeg reads into memory
