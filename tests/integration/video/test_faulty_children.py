@@ -196,3 +196,26 @@ def _is_gone(pid: int) -> bool:
             return True
         threading.Event().wait(0.02)
     return False
+
+
+def test_sessions_leave_no_descriptor_and_no_child_behind(clips: ClipFolder) -> None:
+    video = clips.get("h264.mp4")
+    with pool_of(_plain_child) as pool:
+        read_video(pool, video, segment_frames=10)  # what stays: the server, and children that wait
+        descriptors, family = _open_descriptors(), _family()
+        for _ in range(5):
+            read_video(pool, video, segment_frames=10)
+            with pool.index(video, segment_frames=10, cancelled=never) as index:
+                next(iter(index))  # and no further
+        assert _open_descriptors() <= descriptors
+        assert len(_family()) <= len(family)
+        assert len(pool._idle) <= 2
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _family() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
