@@ -13,10 +13,12 @@
     ├── JobWasCancelled      409 job_cancelled           │   └── DamagedVideo         damaged
     ├── JobIsActive          409 job_active              ├── ModelFault           500 model_fault
     ├── LengthRequired       411 length_required         ├── InternalError        500 internal_error
-    ├── BodyTooLarge         413 too_large               ├── BadGateway           502 bad_gateway
-    ├── AddressTooLong       414 address_too_long        └── GatewayTimeout       504 gateway_timeout
+    ├── PreconditionFailed   412 precondition_failed     ├── BadGateway           502 bad_gateway
+    ├── BodyTooLarge         413 too_large               └── GatewayTimeout       504 gateway_timeout
+    ├── AddressTooLong       414 address_too_long
     ├── UnsupportedVideo     415 unsupported_video
     ├── UnsupportedMediaType 415 unsupported_media_type
+    ├── RangeNotSatisfiable  416 range_not_satisfiable
     └── TooManyJobs          429 too_many_jobs
 
 An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
@@ -113,6 +115,10 @@ class JobIsActive(FrameboxError):
     code, status, title = "job_active", 409, "Job is active"
 
 
+class PreconditionFailed(FrameboxError):
+    code, status, title = "precondition_failed", 412, "Precondition failed"
+
+
 class LengthRequired(FrameboxError):
     code, status, title = "length_required", 411, "Length required"
 
@@ -125,6 +131,10 @@ class BodyTooLarge(FrameboxError):
 
 class AddressTooLong(FrameboxError):
     code, status, title = "address_too_long", 414, "Address too long"
+
+
+class RangeNotSatisfiable(FrameboxError):
+    code, status, title = "range_not_satisfiable", 416, "Range not satisfiable"
 
 
 class UnsupportedMediaType(FrameboxError):

@@ -117,6 +117,7 @@ def _faults(max_upload_bytes: int) -> list[_Fault]:
         _Fault(413, _too_large(_SMALL_BODY_BYTES)),
         _Fault(413, _too_large(max_upload_bytes), "_upload"),
         _Fault(414, errors.AddressTooLong("The address is too long.")),
+        _Fault(416, errors.RangeNotSatisfiable("The document has no such range.")),
         _Fault(494, errors.BadRequest("The request's headers are too large.")),
         _Fault(500, errors.InternalError("Something went wrong here.")),
         _Fault(501, errors.BadRequest("This transfer encoding is not known here.")),

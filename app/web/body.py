@@ -18,7 +18,7 @@ from app.web.admission import body_too_large
 
 # Exactly what gunicorn receives at a time (gunicorn.conf.py): smaller reads copy the rest of its buffer again
 # each time. An upload costs a worker five times as much; 90 at once took 230 MiB each with a mebibyte, and
-# take 60 MiB with this, at the same speed.
+# take 75 MiB with this, at the same speed.
 READ_BYTES = 256 * 1024
 _ENVELOPE_BYTES = 64 * 1024  # a multipart part's headers
 _AFTER_BOUNDARY_BYTES = 128  # dashes, padding and a line break

@@ -20,9 +20,11 @@ PROBLEM_TYPE = "application/problem+json"
 
 _BY_STATUS: dict[int, type[FrameboxError]] = {
     404: errors.RouteNotFound,
+    412: errors.PreconditionFailed,
     413: errors.BodyTooLarge,
     414: errors.AddressTooLong,
     415: errors.UnsupportedMediaType,
+    416: errors.RangeNotSatisfiable,
 }
 
 

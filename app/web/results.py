@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 from flask import Response, request, send_file
 
-from app.errors import JobWasCancelled, ResultNotReady
+from app.errors import JobWasCancelled, PreconditionFailed, ResultNotReady
 from app.jobs.job import Job, JobState
 from app.jobs.report import job_links
 from app.pipeline.formats import MEDIA_TYPES
@@ -63,6 +63,9 @@ def _send_document(job: Job, document_format: DocumentFormat, service: Service) 
         response = _hand_to_nginx(form, media_type, service.folder.jobs)
     else:
         response = send_file(form.path, mimetype=media_type, etag=form.sha256, conditional=True)
+    if response.status_code == 412:
+        response.close()
+        raise PreconditionFailed("The document is not the one that the request is about.")
     response.headers.update(headers)
     return response
 

@@ -175,6 +175,8 @@ ROUTES: tuple[Route, ...] = (
             errors.JobNotFound,
             errors.ResultNotReady,
             errors.JobWasCancelled,
+            errors.PreconditionFailed,
+            errors.RangeNotSatisfiable,
             *_VIDEO_ERRORS,
         ),
         parameters=(_JOB_ID, _FORMAT),

@@ -72,7 +72,15 @@ def test_headers_that_only_nginx_may_set_are_set_wherever_it_passes_requests_on(
 def test_every_refusal_of_the_application_has_its_literal(tmp_path: Path):
     text = render_nginx_conf(Settings(data=tmp_path))
     literal = {int(status) for status in re.findall(r"if \(\$refusal_status = (\d+)\)", text)}
-    assert {error.status for error in _all_errors(FrameboxError)} - {409, 414, 422, 502, 504} <= literal
+    assert {error.status for error in _all_errors(FrameboxError)} - {
+        409,
+        412,
+        416,
+        414,
+        422,
+        502,
+        504,
+    } <= literal
 
 
 def _all_errors(root: type[FrameboxError]) -> set[type[FrameboxError]]:

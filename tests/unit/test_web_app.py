@@ -195,6 +195,8 @@ def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folde
     part = client.get(address, headers={"Range": "bytes=2-5"})
     assert (part.status_code, part.data) == (206, PAIRS[2:6])
     assert client.get(address, headers={"If-None-Match": whole.headers["ETag"]}).status_code == 304
+    beyond = client.get(address, headers={"Range": "bytes=99999-"})
+    assert (beyond.status_code, beyond.json["code"]) == (416, "range_not_satisfiable")
     head = client.head(address)
     assert (head.headers["Content-Length"], head.data) == (str(len(PAIRS)), b"")
 
@@ -221,6 +223,9 @@ def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient,
     answer = client.get(address, headers={"Framebox-Accel": "1"})
     assert answer.headers["X-Accel-Redirect"] == f"/_results/{job_id}/result.pairs"
     assert answer.data == b""
+    for headers in ({}, {"Framebox-Accel": "1"}):
+        other = client.get(address, headers=headers | {"If-Match": '"other"'})
+        assert (other.status_code, other.json["code"]) == (412, "precondition_failed")
     known = client.get(address, headers={"Framebox-Accel": "1", "If-None-Match": answer.headers["ETag"]})
     assert known.status_code == 304
     assert "X-Accel-Redirect" not in known.headers
