@@ -79,7 +79,7 @@ class Container:
         """Run the service's health check inside."""
         assert self._process is not None
         assert self._process.poll() is None, "\n".join(["it ended:", *self.tail(40)])
-        inside = [f"--target={self._process.pid}", "--mount", "--net", "--wdns=/tmp/framebox"]
+        inside = [f"--target={self._process.pid}", "--mount", "--net", "--root", "--wdns=/tmp/framebox"]
         check = self.service["healthcheck"]["test"][1:]
         line = ["nsenter", *inside, f"--setuid={UID}", f"--setgid={UID}", *check]
         outcome = subprocess.run(line, env=self._environment, capture_output=True, timeout=30, check=False)

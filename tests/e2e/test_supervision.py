@@ -121,10 +121,12 @@ def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_pa
     with Instance(tmp_path / "data") as instance:
         nginx = program(instance, "nginx")
         workers = nginx.children()
+        supervisor = psutil.Process(instance.supervisor_pid)
         nginx.suspend()  # it cannot act on the supervisor's death
         instance.wait(lambda: nginx.status() == psutil.STATUS_STOPPED, 10, "nginx' master stands still")
-        os.kill(instance.supervisor_pid, signal.SIGKILL)
+        supervisor.kill()
         nginx.kill()
+        assert ended([supervisor, nginx], seconds=10)
         assert workers
         assert all(worker.is_running() for worker in workers), "nothing is left to be cleared up"
         instance.stop()
