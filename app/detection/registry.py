@@ -1,4 +1,8 @@
-"""Which detectors there are, by name. The next one is a file of its own and one line here."""
+"""Which detectors there are, by name: the built-in ones, and what lies in the administrator's folder.
+
+The next built-in detector is a file of its own and one line in BUILT_IN; the next model format is a file of
+its own and one line in ``models_folder.FORMATS``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
+from app.detection.models_folder import ModelFiles, find_models, load_model
 from app.detection.none import NoneDetector
 from app.errors import InvalidOption
 
@@ -42,24 +47,30 @@ class ModelDescription(TypedDict):
 
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
-    """Every name that `load_detector` takes, sorted."""
-    del models_folder  # its files have no format yet
-    return sorted(BUILT_IN)
+    """Every name that `load_detector` takes, sorted. A model in the folder hides a built-in of its name."""
+    return sorted({*BUILT_IN, *_models(models_folder)})
 
 
 def load_detector(name: str, *, device: str, models_folder: Path | None = None) -> Detector:
     """Load the detector `name` onto the torch device `device`. Takes seconds: once a process and device.
 
-    Raises InvalidOption, listing what there is, for an unknown name.
+    Raises InvalidOption, listing what there is, for an unknown name, and ModelFault for a model file that is
+    broken or does not say what its output means.
     """
-    factory = BUILT_IN.get(name)
-    if factory is None:
-        names = detector_names(models_folder)
-        raise InvalidOption(
-            f"There is no model {name!r}. There are: {', '.join(names)}.",
-            {"parameter": "model", "allowed": names},
-        )
-    return factory(device)
+    models = _models(models_folder)
+    if name in models:
+        return load_model(name, models[name], device)
+    if name in BUILT_IN:
+        return BUILT_IN[name](device)
+    names = detector_names(models_folder)
+    raise InvalidOption(
+        f"There is no model {name!r}. There are: {', '.join(names)}.",
+        {"parameter": "model", "allowed": names},
+    )
+
+
+def _models(folder: Path | None) -> dict[str, ModelFiles]:
+    return {} if folder is None else find_models(folder)
 
 
 def describe_detector(detector: Detector, *, measure_seconds: float = 1.0) -> ModelDescription:

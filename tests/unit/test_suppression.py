@@ -1,0 +1,147 @@
+"""Class-wise suppression against the loop that everyone writes, on random boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, read_output
+from app.detection.suppression import overlaps, suppress
+
+
+def plain_overlap(a: np.ndarray, b: np.ndarray) -> np.float32:
+    width = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0 else np.float32(0)
+
+
+def plain_suppression(boxes: np.ndarray, class_ids: np.ndarray, max_overlap: float) -> list[int]:
+    """Return which boxes stay. `boxes`: (k, 4) float32, best first."""
+    stays: list[int] = []
+    for i in range(len(boxes)):
+        rivals = [j for j in stays if class_ids[j] == class_ids[i]]
+        if all(plain_overlap(boxes[j], boxes[i]) <= np.float32(max_overlap) for j in rivals):
+            stays.append(i)
+    return stays
+
+
+def random_boxes(seed: int, count: int, side: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, side, (count, 2))
+    return np.concatenate([corners, corners + random.uniform(1, 120, (count, 2))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("max_overlap", [0.1, 0.45, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("count", "side", "classes"), [(1, 10, 1), (60, 100, 1), (150, 300, 3), (250, 60, 2)]
+)
+def test_it_keeps_what_the_plain_loop_keeps(count: int, side: int, classes: int, max_overlap: float) -> None:
+    batch = np.stack([random_boxes(seed, count, side) for seed in range(3)])
+    class_ids = np.random.default_rng(9).integers(0, classes, (3, count))
+    valid = torch.ones(3, count, dtype=torch.bool)
+    stays = suppress(torch.from_numpy(batch), torch.from_numpy(class_ids), valid, max_overlap)
+    for row in range(3):
+        wanted = plain_suppression(batch[row], class_ids[row], max_overlap)
+        assert stays[row].nonzero().flatten().tolist() == wanted
+
+
+def test_a_long_chain_of_boxes_is_followed_to_its_end() -> None:
+    """Each overlaps the next alone: the first stays, the second goes, the third stays because of that …"""
+    left = torch.arange(50) * 5.0
+    boxes = torch.stack([left, torch.zeros(50), left + 8, torch.full((50,), 8.0)], dim=1)[None]
+    valid = torch.ones(1, 50, dtype=torch.bool)
+    stays = suppress(boxes, torch.zeros(1, 50, dtype=torch.int64), valid, 0.2)
+    assert stays[0].tolist() == [True, False] * 25
+
+
+def test_boxes_that_are_not_valid_neither_stay_nor_suppress() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]]])
+    valid = torch.tensor([[False, True, True]])
+    assert suppress(boxes, torch.zeros(1, 3, dtype=torch.int64), valid, 0.5).tolist() == [
+        [False, True, False]
+    ]
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    assert overlaps(torch.zeros(1, 2, 4)).tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
+
+
+def yolo_output(seed: int, anchors: int = 120, classes: int = 3) -> torch.Tensor:
+    """Return (2, 4 + classes, anchors): boxes in a 100-pixel input, scores mostly low."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand((2, 2, anchors), generator=generator) * 100
+    sizes = torch.rand((2, 2, anchors), generator=generator) * 40 + 1
+    scores = torch.rand((2, classes, anchors), generator=generator) ** 3
+    return torch.cat([centres, sizes, scores], dim=1)
+
+
+def plain_reading(frame: np.ndarray, max_overlap: float) -> list[tuple[float, ...]]:
+    """Return (left, top, right, bottom, score, class) of one frame's (4 + C, A), best first."""
+    rows = []
+    for x, y, width, height, *scores in frame.T:
+        best = int(np.argmax(scores))
+        if scores[best] >= np.float32(FLOOR_SCORE):
+            half_width, half_height = width / 2, height / 2
+            rows.append(
+                (x - half_width, y - half_height, x + half_width, y + half_height, scores[best], best)
+            )
+    rows.sort(key=lambda row: -row[4])
+    boxes = np.array([row[:4] for row in rows], np.float32)
+    kept = plain_suppression(boxes, np.array([row[5] for row in rows]), max_overlap)
+    return [tuple(float(value) for value in rows[i]) for i in kept]
+
+
+def rows_of(output: torch.Tensor, layout: Layout, frame: int, max_overlap: float) -> list[tuple[float, ...]]:
+    found = read_output(output, layout, max_overlap=max_overlap)
+    valid = found.valid[frame]
+    table = torch.cat(
+        [
+            found.boxes_xyxy[frame][valid],
+            found.scores[frame][valid][:, None],
+            found.class_ids[frame][valid][:, None].float(),
+        ],
+        dim=1,
+    )
+    return [tuple(row) for row in table.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_yolo_output_reads_as_the_plain_loop_reads_it(seed: int) -> None:
+    output = yolo_output(seed)
+    for frame in (0, 1):
+        wanted = plain_reading(output[frame].numpy(), 0.45)
+        assert rows_of(output, Layout.YOLO, frame, 0.45) == wanted
+        assert len(wanted) > 10
+
+
+def test_the_other_layouts_say_the_same_boxes() -> None:
+    output = yolo_output(7)
+    wanted = rows_of(output, Layout.YOLO, 0, 0.45)
+    objectness = torch.ones(2, 1, output.shape[2])
+    yolo_v5 = torch.cat([output[:, :4], objectness, output[:, 4:]], dim=1).transpose(1, 2)
+    assert rows_of(yolo_v5, Layout.YOLO_OBJECTNESS, 0, 0.45) == wanted
+    end_to_end = torch.tensor([wanted, wanted])
+    assert rows_of(end_to_end.flip(1), Layout.END_TO_END, 0, 0.45) == wanted
+
+
+def test_objectness_scales_the_class_scores() -> None:
+    output = torch.tensor([[[50.0, 50, 10, 10, 0.5, 0.2, 0.8]]])
+    assert rows_of(output, Layout.YOLO_OBJECTNESS, 0, 0.45) == [(45.0, 45, 55, 55, pytest.approx(0.4), 1.0)]
+
+
+def test_an_empty_picture_gives_no_row() -> None:
+    found = read_output(torch.zeros(3, 7, 20), Layout.YOLO, max_overlap=0.45)
+    assert found.boxes_xyxy.shape == (3, 0, 4)
+
+
+def test_a_frame_full_of_boxes_keeps_the_best_and_no_more_than_the_limit() -> None:
+    count = 2000
+    places = torch.arange(count).float()
+    boxes = torch.stack([places * 10, places * 10, torch.full((count,), 5.0), torch.full((count,), 5.0)])
+    output = torch.cat([boxes, torch.linspace(0.1, 0.9, count)[None]])[None]
+    kept = rows_of(output, Layout.YOLO, 0, 0.45)
+    assert len(kept) == MAX_BOXES
+    assert kept[0][4] == pytest.approx(0.9)
