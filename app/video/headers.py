@@ -18,7 +18,7 @@ from app.video.limits import VideoLimits
 _MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
 _MAX_INNER_BOXES = 200_000
 _TABLE_BYTES = 64 * 1024 * 1024  # of one table that is added up
-_CONTAINERS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
+_CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
 _ENCRYPTED = frozenset((b"encv", b"pssh", b"sinf"))
 _FIRST_BOXES = frozenset(
     (
@@ -62,17 +62,26 @@ class Track:
     handler: bytes = b""
     samples: int = 0
     chunks: int = 0
-    time_entries: int = 0
-    timed_samples: int = 0
-    is_one_tick_a_sample: bool = False
+    timing: list[tuple[int, int]] = field(default_factory=list)  # stts: (samples, ticks of each)
     offsets: list[tuple[int, int]] = field(default_factory=list)  # ctts: (samples, ticks)
+    ticks_a_second: int = 0
+    edits: list[int] = field(default_factory=list)  # elst: durations in the movie's ticks
 
-    @property
-    def counted(self) -> int:
-        """Index entries that FFmpeg makes: one a sample, or one a chunk of uncompressed sound."""
-        if self.handler == b"soun" and self.is_one_tick_a_sample and self.time_entries == 1:
+    def counted(self, movie_ticks_a_second: int) -> int:
+        """Index entries that FFmpeg makes: one a sample and edit, or one a chunk of uncompressed sound."""
+        if self.handler == b"soun" and len(self.timing) == 1 and self.timing[0][1] == 1:
             return self.chunks
-        return max(self.samples, self.timed_samples, sum(count for count, _ in self.offsets))
+        if len(self.edits) < 2:
+            return self.samples
+        ticks = sum(count * length for count, length in self.timing)
+        shown = sum(self._share(edit, movie_ticks_a_second, ticks) for edit in self.edits)
+        return round(shown * self.samples) + len(self.edits)
+
+    def _share(self, edit: int, movie_ticks_a_second: int, ticks: int) -> float:
+        """How much of the track an edit shows, at most, in [0, 1]. One without a duration shows all."""
+        if not edit or not ticks or not movie_ticks_a_second:
+            return 1.0
+        return min(1.0, edit / movie_ticks_a_second * self.ticks_a_second / ticks)
 
 
 @dataclass(slots=True)
@@ -111,6 +120,7 @@ class _Mp4Reader:
         self._header = header
         self._limits = limits
         self._has_movie = False
+        self._ticks_a_second = 0
         self._inner_boxes = 0
 
     def read(self) -> None:
@@ -136,6 +146,8 @@ class _Mp4Reader:
                 self._check("max_streams", self._limits.max_streams, len(self._header.tracks))
             elif box.kind in _ENCRYPTED:
                 self._header.is_encrypted = True
+            elif box.kind == b"mvhd":
+                self._ticks_a_second = self._time_scale(box)
             elif box.kind == b"trun":
                 self._header.fragment_samples += self._number(box.start + 4)
             elif self._header.tracks:
@@ -177,10 +189,11 @@ class _Mp4Reader:
             case b"stco" | b"co64":
                 track.chunks = self._number(box.start + 4)
             case b"stts":
-                entries = self._pairs(box)
-                track.time_entries = len(entries)
-                track.timed_samples = sum(count for count, _ in entries)
-                track.is_one_tick_a_sample = len(entries) == 1 and entries[0][1] == 1
+                track.timing = self._pairs(box)
+            case b"mdhd":
+                track.ticks_a_second = self._time_scale(box)
+            case b"elst":
+                track.edits = self._edits(box)
             case b"ctts":
                 track.offsets = [(count, _signed(ticks)) for count, ticks in self._pairs(box)]
             case b"stsd":
@@ -194,13 +207,29 @@ class _Mp4Reader:
         data = os.pread(self._descriptor, max(count, 0) * 8, box.start + 8)
         return list(struct.iter_unpack(">II", data[: len(data) // 8 * 8]))
 
+    def _time_scale(self, box: Box) -> int:
+        version = self._number(box.start) >> 24
+        return self._number(box.start + (20 if version == 1 else 12))
+
+    def _edits(self, box: Box) -> list[int]:
+        layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
+        size = struct.calcsize(layout)
+        count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
+        self._check("max_frames", self._limits.max_frames, count)
+        data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
+        entries = struct.iter_unpack(layout, data[: len(data) // size * size])
+        return [duration for duration, media_time, *_ in entries if media_time >= 0]
+
     def _number(self, at: int) -> int:
         data = os.pread(self._descriptor, 4, at)
         return int.from_bytes(data, "big") if len(data) == 4 else 0
 
     def _check_samples(self) -> None:
         """A sample takes a byte at least: more samples than bytes are a lie, whatever the limit."""
-        total = sum(track.counted for track in self._header.tracks) + self._header.fragment_samples
+        total = (
+            sum(track.counted(self._ticks_a_second) for track in self._header.tracks)
+            + self._header.fragment_samples
+        )
         self._check("max_frames", min(self._limits.max_frames, self._header.file_bytes), total)
 
     def _check(self, name: str, limit: int, value: int) -> None:

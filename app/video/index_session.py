@@ -146,7 +146,7 @@ class IndexSession:
             self._numbering,
             entry,
             segment_frames=self._segment_frames,
-            boundary_pts=self._planner.boundary_pts,
+            given_out=self._planner.last_pts,
             ticks_a_frame=self._ticks_a_frame(),
         )
         try:

@@ -8,6 +8,7 @@ D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _H264_IDR, _H264_SEI = 5, 6
 _SEI_RECOVERY_POINT = 6
@@ -58,6 +59,10 @@ class KeyframeReader:
             return any(_is_h264_entry(unit) for unit in self._nals.units(head))
         if self._codec == "hevc":
             return any(unit and (unit[0] >> 1) & 63 in _HEVC_IRAP for unit in self._nals.units(head))
+        if self._codec == "vp8":
+            return bool(packet) and not packet[0] & 1
+        if self._codec == "vp9":
+            return bool(packet) and _vp9_frame(packet).is_key
         return True
 
     def is_hidden(self, packet: bytes) -> bool:
@@ -67,7 +72,8 @@ class KeyframeReader:
         if self._codec == "vp8":
             return not packet[0] >> 4 & 1
         if self._codec == "vp9":
-            return _is_hidden_vp9(packet)
+            is_superframe = packet[-1] & 0xE0 == 0xC0  # which ends with a frame that is shown
+            return not is_superframe and not _vp9_frame(packet).is_shown
         return False
 
 
@@ -98,11 +104,14 @@ def _sei_number(sei: bytes, at: int) -> tuple[int, int]:
     return (total + sei[at], at + 1) if at < len(sei) else (total, at)
 
 
-def _is_hidden_vp9(packet: bytes) -> bool:
-    if packet[-1] & 0xE0 == 0xC0:  # a superframe: ends with a frame that is shown
-        return False
+class _Vp9Frame(NamedTuple):
+    is_key: bool
+    is_shown: bool
+
+
+def _vp9_frame(packet: bytes) -> _Vp9Frame:
     bits = int.from_bytes(packet[:2].ljust(2, b"\0"), "big")
     profile = (bits >> 13 & 1) | (bits >> 12 & 1) << 1
     at = 11 - (profile == 3)  # after frame_marker, the profile and its reserved bit
-    shows_existing = bits >> at & 1
-    return not shows_existing and not bits >> (at - 2) & 1
+    shows_existing, is_inter, is_shown = (bool(bits >> (at - place) & 1) for place in range(3))
+    return _Vp9Frame(is_key=not shows_existing and not is_inter, is_shown=shows_existing or is_shown)

@@ -166,6 +166,7 @@ class SegmentPlanner:
         self._segment_frames = segment_frames
         self._first_shown_pts = first_shown_pts
         self._runs: list[_Run] = []  # of the open segment; the last one still grows
+        self._given_out: PtsArray = np.array([], dtype=np.int64)
         self._boundary: int | None = None  # every frame of the open segment is shown at or after it
         self._frames = 0  # in the open segment, its growing run aside
         self._most_frames = max(_LONGEST_SEGMENT_FRAMES, 16 * segment_frames)
@@ -197,9 +198,9 @@ class SegmentPlanner:
         return segments
 
     @property
-    def boundary_pts(self) -> int | None:
-        """Frames shown before it belong to segments that were given out; None if there is none."""
-        return self._boundary
+    def last_pts(self) -> PtsArray:
+        """The time stamps of the segment that was given out last; empty if none was."""
+        return self._given_out
 
     def _close_run(self) -> list[Segment]:
         run = self._runs[-1]
@@ -242,6 +243,7 @@ class SegmentPlanner:
             pts, earlier[0].key.entry, packet_count, later_entries=_later_entries(earlier, pts)
         )
         self._runs = [run]
+        self._given_out = pts
         self._boundary = key_pts
         self._frames = 0
         self._last_pts = None
@@ -303,13 +305,14 @@ class SerialNumbering:
         entry: Entry,
         *,
         segment_frames: int,
-        boundary_pts: int | None,
+        given_out: PtsArray,
         ticks_a_frame: int,
     ) -> None:
         self._numbering = numbering
         self._entry = entry
         self._segment_frames = segment_frames
-        self._boundary_pts = boundary_pts  # until a frame is shown at or after it, frames are not new
+        # Leading pictures of the entry, if they decode: frames of the segment before, which come out first.
+        self._leading = set(given_out.tolist())
         self._ticks_a_frame = ticks_a_frame
         self._frames_before = 0
         self._last_pts: int | None = None
@@ -341,11 +344,9 @@ class SerialNumbering:
         return [segment]
 
     def _is_leading(self, stamp: int | None) -> bool:
-        if self._boundary_pts is None:
-            return False
-        if stamp is not None and stamp < self._boundary_pts:
+        if stamp in self._leading:
             return True
-        self._boundary_pts = None
+        self._leading = set()
         return False
 
     def _pts_of(self, stamp: int | None) -> int:

@@ -46,8 +46,26 @@ def test_hevc_is_entered_at_random_access_pictures(kind: int, is_clean: bool) ->
     assert KeyframeReader("hevc", None).is_clean_entry(START + unit) == is_clean
 
 
+@pytest.mark.parametrize(
+    ("codec", "packet", "is_clean"),
+    [
+        ("vp8", bytes([0x10, 0]), True),
+        ("vp8", bytes([0x11, 0]), False),
+        ("vp9", bytes([0b10000010, 0]), True),
+        ("vp9", bytes([0b10000110, 0]), False),
+        ("vp9", bytes([0b10001000, 0]), False),  # shows an existing frame
+        ("vp9", bytes([0b10110001, 0]), True),  # profile 3
+        ("vp9", b"", False),
+    ],
+)
+def test_vp8_and_vp9_keyframes_are_told_from_what_a_container_claims(
+    codec: str, packet: bytes, is_clean: bool
+) -> None:
+    assert KeyframeReader(codec, None).is_clean_entry(packet) == is_clean
+
+
 def test_other_codecs_are_entered_at_every_keyframe() -> None:
-    assert KeyframeReader("vp9", None).is_clean_entry(b"\x82")
+    assert KeyframeReader("prores", None).is_clean_entry(b"\x82")
 
 
 @pytest.mark.parametrize(

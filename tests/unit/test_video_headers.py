@@ -81,14 +81,27 @@ def test_samples_add_up_over_tracks_and_fragments(read: Reader) -> None:
         read(FTYP + box(b"moov", track(0)) + fragment + fragment + room, limits)
 
 
-def test_timing_tables_cannot_claim_more_than_the_size_table(read: Reader) -> None:
-    with pytest.raises(HeaderOverLimit, match="max_frames"):
-        read(FTYP + box(b"moov", track(5, timing=(2**31, 512))))
+@pytest.mark.parametrize(("seconds", "is_bomb"), [(0, True), (100, True), (1, False)])
+def test_edits_that_show_a_track_again_and_again_are_counted(
+    read: Reader, seconds: int, is_bomb: bool
+) -> None:
+    """Of 1000 samples over 100 s, 100 edits show all each time, or ten frames each."""
+    edit = struct.pack(">IiHH", seconds * 1000, 0, 1, 0)
+    edits = box(b"edts", box(b"elst", bytes(4), struct.pack(">I", 100), edit * 100))
+    scale = full(b"mdhd", 0, 0, 1000, 100_000)
+    tables = box(b"stbl", full(b"stts", 1, 1000, 100), full(b"stsz", 100, 1000))
+    one = box(b"trak", edits, box(b"mdia", scale, box(b"minf", tables)))
+    data = FTYP + box(b"moov", full(b"mvhd", 0, 0, 1000, 100_000), one) + box(b"mdat", bytes(5000))
+    if is_bomb:
+        with pytest.raises(HeaderOverLimit, match="max_frames"):
+            read(data)
+    else:
+        assert read(data).tracks[0].counted(1000) == 1100
 
 
 def test_hours_of_uncompressed_sound_are_no_bomb(read: Reader) -> None:
     sound = track(2**32 - 1, handler=b"soun", timing=(2**32 - 1, 1), chunks=5)
-    assert read(FTYP + box(b"moov", sound) + box(b"mdat", bytes(100))).tracks[0].counted == 5
+    assert read(FTYP + box(b"moov", sound) + box(b"mdat", bytes(100))).tracks[0].counted(1000) == 5
 
 
 def test_too_many_tracks_are_refused(read: Reader) -> None:
