@@ -72,8 +72,8 @@ def machine(tmp_path: Path) -> Machine:
     (machine.checkout / "deploy").mkdir(parents=True)
     machine.programs.mkdir()
     shutil.copy(CHECKOUT / "deploy" / "prepare.sh", machine.checkout / "deploy")
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        shutil.copy(CHECKOUT / name, machine.checkout)
+    for requirements in CHECKOUT.glob("requirements*.txt"):
+        shutil.copy(requirements, machine.checkout)
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found is not None
@@ -104,7 +104,7 @@ def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
     assert machine.logged() == [pip_line("requirements.txt")]
 
 
-@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-onnx.txt", "requirements-dev.txt"])
 def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> None:
     assert machine.prepare("test").returncode == 0
     with (machine.checkout / changed).open("a") as requirements:
