@@ -15,7 +15,7 @@ from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
 from app.detection.hog import OPENCV_PARAMETERS, HogPeopleDetector
 from app.detection.none import NoneDetector
-from app.detection.registry import describe_detector
+from app.detection.registry import describe_detector, load_detector
 
 # Frames of equal content may be computed in other batches than last time (the end of a segment, a device
 # short of memory), and matrix products sum in another order then.
@@ -61,9 +61,15 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 }
 
 
-@pytest.fixture(scope="module", params=DETECTORS.values(), ids=DETECTORS.keys())
+MODELS = ("yolox_nano_torch", "yolox_nano_onnx")  # in the test data: torch.export, ONNX
+
+
+@pytest.fixture(scope="module", params=[*DETECTORS, *MODELS])
 def detector(request: pytest.FixtureRequest) -> Detector:
-    return request.param()
+    if request.param in DETECTORS:
+        return DETECTORS[request.param]()
+    folder = request.getfixturevalue("test_data") / "models"
+    return load_detector(request.param, device="cpu", models_folder=folder)
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
