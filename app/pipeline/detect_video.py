@@ -142,17 +142,12 @@ class _Run:
 
     def execute(self) -> DetectionReport:
         PartStore(self._request.parts_folder).create()
-        with self._decoders.index(
-            self._request.video,
-            segment_frames=self._request.segment_frames,
-            sampling=_sampling(self._request.options),
-            cancelled=self._must_stop,
-        ) as index:
-            self._report.video = _video_report(index.facts)
-            with self._feed(index) as feed:
-                for outcome in self._run_segments(feed, index.facts):
-                    self._take(outcome, feed)
-            summary = index.summary
+        with self._feed() as feed:
+            facts = feed.facts()
+            self._report.video = _video_report(facts)
+            for outcome in self._run_segments(feed, facts):
+                self._take(outcome, feed)
+            summary = feed.summary()
         self._report.video |= _video_summary(summary)
         self._report.completeness = self._completeness(summary, feed)
         self._check_outcome()
@@ -164,9 +159,17 @@ class _Run:
     def _must_stop(self) -> bool:
         return self._abort.is_set() or self._is_cancelled()
 
+    def _open_index(self) -> IndexSession:
+        return self._decoders.index(
+            self._request.video,
+            segment_frames=self._request.segment_frames,
+            sampling=_sampling(self._request.options),
+            cancelled=self._must_stop,
+        )
+
     @contextmanager
-    def _feed(self, index: IndexSession) -> Iterator[_SegmentFeed]:
-        feed = _SegmentFeed(index, name=f"index-{self._request.job_id[:8]}")
+    def _feed(self) -> Iterator[_SegmentFeed]:
+        feed = _SegmentFeed(self._open_index, name=f"index-{self._request.job_id[:8]}")
         feed.start()
         try:
             yield feed
@@ -292,18 +295,20 @@ class _Run:
 
 
 class _SegmentFeed:
-    """The segments of an index, read by a thread of its own so that totals are known early.
+    """The segments of a video's index, read by a thread of its own so that totals are known early.
 
-    Holds a time stamp and a flag for every frame of the video, some 10 bytes; nothing else grows.
+    Holds a time stamp and a flag for every frame of the video, some 10 bytes; nothing else grows. The
+    index's decoder child is free for other work as soon as the index is whole.
     """
 
-    def __init__(self, index: IndexSession, *, name: str) -> None:
-        self._index = index
+    def __init__(self, open_index: Callable[[], IndexSession], *, name: str) -> None:
+        self._open_index = open_index
         self._segments: deque[Segment] = deque()
         self._changed = threading.Condition()
+        self._facts: VideoFacts | None = None
+        self._summary: IndexSummary | None = None
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name=name)
-        self.is_whole = False
         self.frames_wanted = 0
         self.segment_count = 0
 
@@ -313,37 +318,74 @@ class _SegmentFeed:
     def join(self) -> None:
         self._thread.join()
 
+    @property
+    def is_whole(self) -> bool:
+        return self._summary is not None
+
+    def facts(self) -> VideoFacts:
+        """Wait for the container to be read. Raises what the index says of the video."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._facts or self._fault)
+            if self._facts is None:
+                raise self._fault or RuntimeError("the index ended without facts")
+            return self._facts
+
+    def summary(self) -> IndexSummary:
+        """Wait for the index to be whole. Raises what it says of the video."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._summary or self._fault)
+            if self._summary is None:
+                raise self._fault or RuntimeError("the index ended without a summary")
+            return self._summary
+
     def __iter__(self) -> Iterator[Segment]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._segments or self.is_whole or self._fault)
-                if not self._segments:
-                    if self._fault is not None:
-                        raise self._fault
-                    return
-                segment = self._segments.popleft()
+        while (segment := self._next()) is not None:
             yield segment
+
+    def _next(self) -> Segment | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._segments or self._summary or self._fault)
+            if self._segments:
+                return self._segments.popleft()
+            if self._fault is not None:
+                raise self._fault
+            return None
+
+    # ---- the feed's thread
 
     def _read(self) -> None:
         try:
-            for segment in self._index:
-                if not segment.wanted_count:
-                    continue  # sampling wants none of its frames: not decoded at all
-                with self._changed:
-                    self._segments.append(segment)
-                    self.segment_count += 1
-                    self.frames_wanted += segment.wanted_count
-                    self._changed.notify()
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the reader raises it
-            self._end(error)
+            with self._open_index() as index:
+                self._tell(facts=index.facts)
+                for segment in index:
+                    self._add(segment)
+                summary = index.summary
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: its reader raises it
+            self._tell(fault=error)
         else:
-            self._end(None)
+            self._tell(summary=summary)
 
-    def _end(self, fault: BaseException | None) -> None:
+    def _add(self, segment: Segment) -> None:
+        if not segment.wanted_count:
+            return  # sampling wants none of its frames: not decoded at all
         with self._changed:
+            self._segments.append(segment)
+            self.segment_count += 1
+            self.frames_wanted += segment.wanted_count
+            self._changed.notify_all()
+
+    def _tell(
+        self,
+        *,
+        facts: VideoFacts | None = None,
+        summary: IndexSummary | None = None,
+        fault: BaseException | None = None,
+    ) -> None:
+        with self._changed:
+            self._facts = self._facts or facts
+            self._summary = summary
             self._fault = fault
-            self.is_whole = fault is None
-            self._changed.notify()
+            self._changed.notify_all()
 
 
 def fit_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:

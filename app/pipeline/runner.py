@@ -11,6 +11,8 @@ from typing import Protocol, Self
 
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask
 
+EXPRESS_SLOTS = 1  # beyond the others, for jobs that have nothing running
+
 
 class Runner(Protocol):
     """Runs the segments of many jobs, and shares its places among the jobs segment by segment."""
@@ -48,7 +50,8 @@ class LocalRunner:
     """Runs segments in threads of this process: a thread a decoder child.
 
     A free slot goes to the job with the fewest segments running, and among equals to the one that has
-    waited longest: a new job gets the next slot, however long the queue of the others.
+    waited longest. One slot more than `slots` is kept for jobs that have no segment running at all, so that
+    a short video begins at once, whatever else is under way.
     Callers bound their own queues: a job submits a few segments more than there are slots.
     """
 
@@ -60,7 +63,8 @@ class LocalRunner:
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"segment-{number}") for number in range(slots)
+            threading.Thread(target=self._work, name=f"segment-{number}")
+            for number in range(slots + EXPRESS_SLOTS)
         ]
 
     def start(self) -> None:
@@ -102,7 +106,7 @@ class LocalRunner:
                 future.cancel()
                 return future
             self._waiting.setdefault(job_id, deque()).append(_Queued(job_id, task, cancelled, future))
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def _work(self) -> None:
@@ -110,9 +114,7 @@ class LocalRunner:
             try:
                 self._execute(queued)
             finally:
-                with self._changed:
-                    self._running[queued.job_id] -= 1
-                    self._running += Counter()  # drops what is zero
+                self._end_turn(queued.job_id)
 
     def _execute(self, queued: _Queued) -> None:
         if not queued.future.set_running_or_notify_cancel():
@@ -125,15 +127,28 @@ class LocalRunner:
             queued.future.set_result(outcome)
 
     def _next(self) -> _Queued | None:
-        """Wait for the next task; its job goes to the end of the line. None once closed."""
+        """Wait for a task that may run; its job goes to the end of the line. None once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if self._is_closed:
-                return None
-            job_id = min(self._waiting, key=self._running.__getitem__)
+            while (job_id := self._whose_turn()) is None:
+                if self._is_closed:
+                    return None
+                self._changed.wait()
             queue = self._waiting.pop(job_id)
             queued = queue.popleft()
             if queue:
                 self._waiting[job_id] = queue
             self._running[job_id] += 1
             return queued
+
+    def _whose_turn(self) -> str | None:
+        job_id = min(self._waiting, key=self._running.__getitem__, default=None)
+        if job_id is None or self._running.total() < self._slots or self._running[job_id] == 0:
+            return job_id
+        return None
+
+    def _end_turn(self, job_id: str) -> None:
+        with self._changed:
+            self._running[job_id] -= 1
+            if not self._running[job_id]:
+                del self._running[job_id]
+            self._changed.notify_all()

@@ -53,24 +53,28 @@ def never() -> bool:
     return False
 
 
-def test_a_small_job_is_not_stuck_behind_a_big_one(recorder: Recorder) -> None:
-    recorder.gate.set()
-    runner = LocalRunner(slots=1, run=recorder)
-    futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(4)]
-    futures += [runner.submit(Task("small", f"small-{n}"), never) for n in range(2)]
-    with runner:
-        for future in futures:
-            future.result(DEADLINE)
-    assert recorder.ran == ["big-0", "small-0", "big-1", "small-1", "big-2", "big-3"]
-
-
-def test_a_new_job_gets_the_next_free_slot(recorder: Recorder) -> None:
+def test_a_new_job_begins_at_once_beside_a_big_one(recorder: Recorder) -> None:
     with LocalRunner(slots=2, run=recorder) as runner:
         futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(6)]
         assert {recorder.begun.get(timeout=DEADLINE) for _ in range(2)} == {"big-0", "big-1"}
-        futures.append(runner.submit(Task("small", "small-0"), never))
-        recorder.let_go("big-0")
+        futures += [runner.submit(Task("small", f"small-{n}"), never) for n in range(2)]
         assert recorder.begun.get(timeout=DEADLINE) == "small-0"
+        recorder.gate.set()
+        for future in futures:
+            future.result(DEADLINE)
+
+
+def test_the_next_free_slot_goes_to_the_job_with_the_fewest_segments_running(recorder: Recorder) -> None:
+    with LocalRunner(slots=2, run=recorder) as runner:
+        futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(6)]
+        assert {recorder.begun.get(timeout=DEADLINE) for _ in range(2)} == {"big-0", "big-1"}
+        futures += [
+            runner.submit(Task("other", "other-0"), never),
+            runner.submit(Task("new", "new-0"), never),
+        ]
+        assert recorder.begun.get(timeout=DEADLINE) == "other-0"
+        recorder.let_go("big-0")
+        assert recorder.begun.get(timeout=DEADLINE) == "new-0"
         recorder.gate.set()
         for future in futures:
             future.result(DEADLINE)
