@@ -141,8 +141,8 @@ def _detected(
         while waiting:
             yield _result(*waiting.popleft(), clock)
     finally:
-        # After a fault the device may still be reading frames: their memory goes with the session.
-        wait([future for _, future in waiting])
+        # After a fault the device may still be reading frames, and their memory goes with the session.
+        wait([future for _, future in waiting if not future.cancel()])
 
 
 def _next_batch(batches: Iterator[FrameBatch], clock: PhaseClock) -> FrameBatch | None:
