@@ -57,6 +57,7 @@ class _Batch:
 class DeviceThread:
     """Runs one detector, batch by batch, first come, first served. Several devices: several of these.
 
+    The model computes with as many torch threads as the thread that made this object would.
     A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
     A lost device fails its batch and every later one with DeviceLost: the process has to start anew.
     """
@@ -66,6 +67,7 @@ class DeviceThread:
             raise ValueError("queued_batches must be at least 1")
         self._detector = detector
         self._queued_batches = queued_batches
+        self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
         self._changed = threading.Condition()  # guards _queue, _closing and _lost
         self._closing = False
@@ -164,6 +166,8 @@ class DeviceThread:
     # ---- the device's thread
 
     def _run(self) -> None:
+        # The number is each thread's own; a new one begins with what whichever thread set last.
+        torch.set_num_threads(self._torch_threads)
         while (batch := self._next_batch()) is not None:
             if not batch.future.set_running_or_notify_cancel():
                 continue

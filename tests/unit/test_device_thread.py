@@ -80,6 +80,21 @@ def test_frames_reach_the_model_without_a_copy() -> None:
     assert addresses == [frames.ctypes.data]
 
 
+def test_the_model_computes_with_as_many_threads_as_its_maker_would() -> None:
+    before = torch.get_num_threads()
+    counts: list[int] = []
+    detector = ScriptedDetector(lambda _: counts.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    device = DeviceThread(detector)
+    other = threading.Thread(target=torch.set_num_threads, args=(1,))  # as a detector's own pool does
+    other.start()
+    other.join()
+    with device:
+        device.submit(frames_marked(1)).result(WAIT_SECONDS)
+    torch.set_num_threads(before)
+    assert counts == [3]
+
+
 def test_read_only_frames_are_taken() -> None:
     frames = frames_marked(3)
     frames.flags.writeable = False
