@@ -50,7 +50,9 @@ def create_engine(settings: Settings) -> Engine:
         preload=tuple(dict.fromkeys((settings.model, *BUILT_IN))),
         decoders=decoders,
         runner=LocalRunner(
-            slots=settings.decoders, run=partial(_run_segment, decoders, models, _clock(metrics), metrics)
+            slots=settings.decoders,
+            express_slots=settings.express_decoders,
+            run=partial(_run_segment, decoders, models, _clock(metrics), metrics),
         ),
         limits=EngineLimits(
             running_jobs=settings.running_jobs,

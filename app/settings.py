@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 CHECKOUT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+INDEX_CHILD_BYTES = 48 * MIB  # one a running job while its video is indexed; it decodes next to nothing
 
 
 class SettingsFault(Exception):
@@ -63,11 +64,17 @@ class Settings(BaseSettings):
         8, ge=1, le=64, description="jobs that share the devices at a time, segment by segment"
     )
     decoders: int = Field(2, ge=1, le=64, description="decoder children at a time: segments in flight")
+    express_decoders: int = Field(
+        1,
+        ge=0,
+        le=16,
+        description="decoder children more, for videos that have none at work: short ones start",
+    )
     decoder_threads: int = Field(
         1, ge=1, le=16, description="FFmpeg threads a child; memory grows with them, speed hardly"
     )
     decoder_memory_bytes: int = Field(
-        768 * MIB, ge=128 * MIB, description="address space of a decoder child (RLIMIT_AS), its ring apart"
+        512 * MIB, ge=128 * MIB, description="address space of a decoder child (RLIMIT_AS), its ring apart"
     )
     ring_bytes: int = Field(
         96 * MIB, ge=4 * MIB, description="decoded frames in shared memory a decoder child"
@@ -108,7 +115,7 @@ class Settings(BaseSettings):
         4 * GIB, ge=512 * MIB, description="host memory of the whole instance; the budgets must fit"
     )
     engine_memory_bytes: int = Field(
-        1536 * MIB, ge=256 * MIB, description="what the engine itself takes: torch, CUDA, the detectors"
+        1408 * MIB, ge=256 * MIB, description="what the engine itself takes: torch, CUDA, the detectors"
     )
 
     log_level: str = Field(
@@ -138,12 +145,14 @@ class Settings(BaseSettings):
 
     def memory_budgets(self) -> dict[str, int]:
         """Bytes of host memory that each part of the instance may take at most."""
+        segments = self.decoders + self.express_decoders  # at a time
         return {
             "nginx": 64 * MIB,
             "http workers": self.http_workers * 128 * MIB,
             "engine": self.engine_memory_bytes,
-            "decoders": self.decoders * self.decoder_memory_bytes,
-            "rings": self.decoders * self.ring_bytes,
+            "decoders": segments * self.decoder_memory_bytes,
+            "rings": segments * self.ring_bytes,
+            "index children": self.running_jobs * INDEX_CHILD_BYTES,
         }
 
 

@@ -50,14 +50,22 @@ class FrameTally:
 
 
 def completeness_report(
-    tally: FrameTally, *, frames_indexed: int, frames_wanted: int, truncated: bool, notes: Iterable[str]
+    tally: FrameTally,
+    *,
+    frames_indexed: int,
+    frames_wanted: int,
+    packets_refused: int,
+    truncated: bool,
+    notes: Iterable[str],
 ) -> dict[str, Any]:
     """The ``completeness`` member of a job's report.
 
     ``complete``: every frame of the video that was asked for is in the document, and the video is whole.
+    `packets_refused` counts, where frames have no time stamps to know them by, the packets that gave none.
     """
+    is_whole = not truncated and not packets_refused
     return {
-        "complete": tally.undecodable == 0 and not truncated and tally.analysed == frames_wanted,
+        "complete": is_whole and tally.undecodable == 0 and tally.analysed == frames_wanted,
         "frames_indexed": frames_indexed,
         "frames_wanted": frames_wanted,
         "frames_analysed": tally.analysed,
@@ -68,6 +76,7 @@ def completeness_report(
         ],
         "undecodable_ranges_left_out": tally.ranges_dropped,
         "frames_corrupt": tally.corrupt,
+        "packets_refused": packets_refused,
         "truncated": truncated,
         "notes": list(notes),
     }

@@ -16,7 +16,6 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +248,7 @@ class _Run:
             "segment_frames": self._request.segment_frames,
             "frame_size": frame_size,
             "batch_size": self._decoders.effective_batch_size(frame_size, self._detector.batch_size),
-            "decoder": version("av"),  # the wheel carries the one FFmpeg that decodes
+            "decoder": self._decoders.identity,
         }
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -271,6 +270,7 @@ class _Run:
             self._tally,
             frames_indexed=summary.frames_indexed,
             frames_wanted=feed.frames_wanted,
+            packets_refused=summary.packets_refused,
             truncated=summary.truncated,
             notes=summary.notes,
         )

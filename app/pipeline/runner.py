@@ -11,8 +11,6 @@ from typing import Protocol, Self
 
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask
 
-EXPRESS_SLOTS = 1  # beyond the others, for jobs that have nothing running
-
 
 class Runner(Protocol):
     """Runs the segments of many jobs, and shares its places among the jobs segment by segment."""
@@ -50,12 +48,14 @@ class LocalRunner:
     """Runs segments in threads of this process: a thread a decoder child.
 
     A free slot goes to the job with the fewest segments running, and among equals to the one that has
-    waited longest. One slot more than `slots` is kept for jobs that have no segment running at all, so that
-    a short video begins at once, whatever else is under way.
+    waited longest. `express_slots` more are kept for jobs that have no segment running at all, so that a
+    short video begins at once, whatever else is under way.
     Callers bound their own queues: a job submits a few segments more than there are slots.
     """
 
-    def __init__(self, *, slots: int, run: Callable[[SegmentTask, Cancelled], SegmentOutcome]) -> None:
+    def __init__(
+        self, *, slots: int, express_slots: int = 0, run: Callable[[SegmentTask, Cancelled], SegmentOutcome]
+    ) -> None:
         self._slots = slots
         self._run = run
         self._waiting: OrderedDict[str, deque[_Queued]] = OrderedDict()  # longest since its last turn first
@@ -64,7 +64,7 @@ class LocalRunner:
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"segment-{number}")
-            for number in range(slots + EXPRESS_SLOTS)
+            for number in range(slots + express_slots)
         ]
 
     def start(self) -> None:

@@ -10,9 +10,14 @@ from app.pipeline.completeness import (
 )
 
 
-def report(tally: FrameTally, indexed: int, *, truncated: bool = False):
+def report(tally: FrameTally, indexed: int, *, truncated: bool = False, packets_refused: int = 0):
     return completeness_report(
-        tally, frames_indexed=indexed, frames_wanted=indexed, truncated=truncated, notes=()
+        tally,
+        frames_indexed=indexed,
+        frames_wanted=indexed,
+        packets_refused=packets_refused,
+        truncated=truncated,
+        notes=(),
     )
 
 
@@ -32,6 +37,12 @@ def test_a_truncated_video_is_not_complete() -> None:
     tally = FrameTally()
     tally.add(analysed=10, corrupt=0, undecodable=())
     assert report(tally, 10, truncated=True)["complete"] is False
+
+
+def test_packets_that_gave_no_frame_to_count_make_a_video_incomplete() -> None:
+    tally = FrameTally()
+    tally.add(analysed=10, corrupt=0, undecodable=())
+    assert report(tally, 10, packets_refused=1)["complete"] is False
 
 
 def test_gaps_that_touch_across_segments_are_one_range() -> None:

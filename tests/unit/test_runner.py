@@ -54,7 +54,7 @@ def never() -> bool:
 
 
 def test_a_new_job_begins_at_once_beside_a_big_one(recorder: Recorder) -> None:
-    with LocalRunner(slots=2, run=recorder) as runner:
+    with LocalRunner(slots=2, express_slots=1, run=recorder) as runner:
         futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(6)]
         assert {recorder.begun.get(timeout=DEADLINE) for _ in range(2)} == {"big-0", "big-1"}
         futures += [runner.submit(Task("small", f"small-{n}"), never) for n in range(2)]
@@ -65,7 +65,7 @@ def test_a_new_job_begins_at_once_beside_a_big_one(recorder: Recorder) -> None:
 
 
 def test_the_next_free_slot_goes_to_the_job_with_the_fewest_segments_running(recorder: Recorder) -> None:
-    with LocalRunner(slots=2, run=recorder) as runner:
+    with LocalRunner(slots=2, express_slots=1, run=recorder) as runner:
         futures = [runner.submit(Task("big", f"big-{n}"), never) for n in range(6)]
         assert {recorder.begun.get(timeout=DEADLINE) for _ in range(2)} == {"big-0", "big-1"}
         futures += [
