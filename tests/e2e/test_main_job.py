@@ -20,18 +20,20 @@ def test_every_frame_of_a_real_video_has_its_pair(shared_instance: Instance, peo
 
 
 def test_people_are_found_where_they_are(shared_instance: Instance, people_video: Path) -> None:
-    # 12.0 s – 16.0 s: one person crosses the room, wholly in the picture.
-    answer = shared_instance.post(people_video, start=14, end=16)
-    pairs = answer.json()
-    assert [frame_id for frame_id, _ in pairs] == list(range(140, 160))
-    with_people = [frame_id for frame_id, boxes in pairs if boxes]
-    assert len(with_people) >= 16, f"found in {with_people}"
+    # Seconds 26 to 29: one person stands in the middle of the room, wholly in the picture.
+    pairs = shared_instance.post(people_video, start=26, end=29).json()
+    assert [frame_id for frame_id, _ in pairs] == list(range(260, 290))
+    found = [[box for box in boxes if box["box"][0] < 384 < box["box"][2]] for _, boxes in pairs]
+    assert sum(map(bool, found)) >= 27
     for _, boxes in pairs:
         for box in boxes:
             x_min, y_min, x_max, y_max = box["box"]
             assert box["label"] == "person"
             assert 0 <= x_min < x_max <= 768
             assert 0 <= y_min < y_max <= 432
+    # Seconds 48 to 49: nobody is there.
+    empty = shared_instance.post(people_video, start=48, end=49).json()
+    assert sum(bool(boxes) for _, boxes in empty) <= 1
 
 
 def test_the_headers_describe_the_answer(shared_instance: Instance, clip: Path) -> None:
