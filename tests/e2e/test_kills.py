@@ -24,7 +24,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """480 frames with walkers that the detector finds."""
     return repeat_clip(
-        CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("clips") / "v.mp4", times=10
+        CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("clips") / "v.mp4", times=5
     )
 
 
