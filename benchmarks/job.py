@@ -83,9 +83,19 @@ class Bench:
 
 
 def make_video(path: Path, codec: str, source: Path | None, seconds: float) -> Path:
-    """Write a 1080p video of real content scaled up, or of a test picture where there is none."""
+    """Write a 1080p video of `source` scaled up, or of a test picture; with noise, as a camera's."""
     picture = ["-i", str(source)] if source else ["-f", "lavfi", "-i", "testsrc2=size=1920x1080:rate=30"]
-    encode = ["-vf", "scale=1920:1080,fps=30", "-c:v", codec, "-preset", "veryfast", "-g", "120", "-an"]
+    encode = [
+        "-vf",
+        "scale=1920:1080,noise=alls=3:allf=t",
+        "-c:v",
+        codec,
+        "-preset",
+        "veryfast",
+        "-g",
+        "120",
+        "-an",
+    ]
     command = ["ffmpeg", "-loglevel", "error", "-y", *picture, "-t", str(seconds), *encode, str(path)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path
