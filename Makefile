@@ -36,7 +36,7 @@ pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" cho
 
 .PHONY: benchmark
 benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"
-	$(PY) -m benchmarks.job $(BENCHMARK_ARGS)
+	$(PY) -m benchmarks job $(BENCHMARK_ARGS)
 
 .PHONY: fix
 fix: ready-to-test ## Let ruff mend and format what it can
