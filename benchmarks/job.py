@@ -30,7 +30,6 @@ from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
 from benchmarks.machine import describe_machine
 
-
 LOOPS = 5
 
 
