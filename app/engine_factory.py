@@ -10,7 +10,7 @@ import structlog
 import torch
 
 from app.detection.model_pool import ModelPool
-from app.detection.registry import BUILT_IN, load_detector
+from app.detection.registry import detector_names, load_detector
 from app.jobs.engine import Engine, EngineLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
@@ -47,7 +47,8 @@ def create_engine(settings: Settings) -> Engine:
         data=data,
         store=store,
         models=models,
-        preload=tuple(dict.fromkeys((settings.model, *BUILT_IN))),
+        default_model=settings.model,
+        other_models=[name for name in detector_names(settings.models) if name != settings.model],
         decoders=decoders,
         runner=LocalRunner(
             slots=settings.decoders,

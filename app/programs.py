@@ -92,6 +92,8 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
     data = _start_program("engine", settings, replace)
+    # Threads of a matrix product that spin while they wait take the decoders' cores. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 

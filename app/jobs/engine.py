@@ -76,7 +76,8 @@ class Engine:
         data: DataFolder,
         store: JobStore,
         models: ModelPool,
-        preload: Sequence[str],
+        default_model: str,
+        other_models: Sequence[str],
         decoders: DecoderPool,
         runner: Runner,
         limits: EngineLimits,
@@ -85,7 +86,8 @@ class Engine:
         self._data = data
         self._store = store
         self._models = models
-        self._preload = preload
+        self._default_model = default_model
+        self._other_models = other_models
         self._decoders = decoders
         self._runner = runner
         self._limits = limits
@@ -133,13 +135,19 @@ class Engine:
                 self._remove_inputs(job.id)
 
     def _announce(self) -> None:
+        """Load the models and say that jobs are taken. Raises ModelFault if the default one cannot be had."""
         started = time.monotonic()
-        described = [describe_detector(self._models.get(name).detector) for name in self._preload]
+        described = [describe_detector(self._models.get(self._default_model).detector)]
+        for name in self._other_models:
+            try:
+                described.append(describe_detector(self._models.get(name).detector))
+            except FrameboxError as error:
+                _log.error("model left out", model=name, code=error.code, detail=error.detail)
         self._store.report_engine(self._epoch, ready=True, models=described, sandbox=self._decoders.sandbox)
         _log.info(
             "engine ready",
             epoch=self._epoch,
-            models=list(self._preload),
+            models=[model["name"] for model in described],
             seconds=round(time.monotonic() - started, 2),
         )
 

@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 
 from app.detection.detector import Detector
+from app.detection.resize import fit_within
 from app.errors import DamagedVideo, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.document import DocumentDigest, DocumentFacts, write_document
@@ -222,7 +223,8 @@ class _Run:
 
     def _task_factory(self, facts: VideoFacts) -> Callable[..., SegmentTask]:
         options = self._request.options
-        frame_size = self._detector.frame_size(*fit_within(facts.width, facts.height, options.max_side))
+        largest_side = options.max_side or max(facts.width, facts.height)
+        frame_size = self._detector.frame_size(*fit_within(facts.width, facts.height, largest_side))
         min_score = options.min_score
         return partial(
             SegmentTask,
@@ -386,14 +388,6 @@ class _SegmentFeed:
             self._summary = summary
             self._fault = fault
             self._changed.notify_all()
-
-
-def fit_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
-    """Return the size, of the same shape up to rounding, whose longer side is at most `max_side`."""
-    longer = max(width, height)
-    if max_side is None or longer <= max_side:
-        return width, height
-    return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
 
 
 def _sampling(options: DetectionOptions) -> Sampling:
