@@ -158,7 +158,8 @@ def remove_unowned(folder: Path, *, is_leftover: Callable[[], bool] = lambda: Tr
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not is_leftover():
+        # The lock counts for the folder that was opened; another may have taken its name since.
+        if not os.path.samestat(os.fstat(descriptor), folder.stat()) or not is_leftover():
             return False
         shutil.rmtree(folder)
     except (BlockingIOError, FileNotFoundError):
