@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from app.errors import JobIsActive, JobNotFound
-from app.jobs.job import JobState, Progress, VideoSource
+from app.jobs.job import JobRequest, JobState, Progress, VideoSource
 from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
+
+SOURCE = VideoSource(123, "ab" * 32, "clip.mp4")
 
 
 @pytest.fixture
@@ -23,14 +25,9 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def add(store: JobStore) -> str:
-    job = store.add(
-        job_id=new_job_id(),
-        request_id="request",
-        model="none",
-        options=DetectionOptions(min_score=0.5, labels=("person",)),
-        source=VideoSource(123, "ab" * 32, "clip.mp4"),
-    )
-    return job.id
+    options = DetectionOptions(min_score=0.5, labels=("person",))
+    request = JobRequest(request_id="request", model="none", options=options)
+    return store.add(new_job_id(), request, SOURCE).id
 
 
 def test_a_job_reads_back_as_it_was_added(store: JobStore) -> None:
