@@ -61,6 +61,14 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(
         1 * GIB, ge=0, description="room that uploads must leave on the data folder's disk; beyond it 507"
     )
+    keep_days: float = Field(
+        30.0, gt=0, description="a job that ended is kept so long, with its answer; then it is removed"
+    )
+    keep_free_bytes: int = Field(
+        2 * GIB,
+        ge=0,
+        description="with less room on the disk, the oldest jobs that ended go before their time",
+    )
 
     # -- engine
     running_jobs: int = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,8 @@ class JobStore:
             for step in _STEPS[version:]:
                 for statement in step.split(";\n"):
                     connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version < SCHEMA_VERSION:  # else nothing is written: this must go well on a full disk
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the calling thread's connection, if it has one."""
@@ -311,7 +312,7 @@ class JobStore:
         """Cancel a queued job at once; ask the engine to stop a running one. A final job stays as it is."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, finished_at = ? "
+                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, waiting = NULL, finished_at = ? "
                 "WHERE id = ? AND state = 'queued'",
                 (time.time(), job_id),
             )
@@ -363,22 +364,49 @@ class JobStore:
                 ),
             )
 
-    def claim(self, epoch: int) -> Job | None:
-        """Take the oldest queued job, now running and this epoch's; None if there is none."""
-        with self._transaction() as connection:
-            row = connection.execute(
-                """
-                UPDATE jobs SET state = 'running', epoch = ?, started_at = coalesce(started_at, ?)
-                WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued')
-                RETURNING *
-                """,
-                (epoch, time.time()),
-            ).fetchone()
-        return None if row is None else _job(row)
+    def claim(self, epoch: int, priorities: Sequence[Priority] = tuple(Priority)) -> Job | None:
+        """Take the oldest queued job of the first of `priorities` that has one; None if there is none.
 
-    def put_back(self, job_id: str, epoch: int) -> None:
-        """Return a running job to the queue: the engine stops before it is done."""
-        self._write_running(job_id, epoch, "state = 'queued'")
+        It is now running and this epoch's.
+        """
+        for priority in priorities:
+            with self._transaction() as connection:
+                row = connection.execute(
+                    """
+                    UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL,
+                                    started_at = coalesce(started_at, ?)
+                    WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued' AND priority = ?)
+                    RETURNING *
+                    """,
+                    (epoch, time.time(), priority),
+                ).fetchone()
+            if row is not None:
+                return _job(row)
+        return None
+
+    def put_back(self, job_id: str, epoch: int, waiting: Waiting | None = None) -> None:
+        """Return a running job to the queue: the engine stops before it is done, or something is missing."""
+        self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,))
+
+    def say_waiting(self, waiting: Waiting | None) -> None:
+        """Say of all queued jobs why they are not taken up; None: they are."""
+        query = "SELECT 1 FROM jobs WHERE state = 'queued' AND waiting IS NOT ? LIMIT 1"
+        if self._connect().execute(query, (waiting,)).fetchone() is None:
+            return
+        with self._transaction() as connection:
+            connection.execute("UPDATE jobs SET waiting = ? WHERE state = 'queued'", (waiting,))
+
+    def oldest_ended(self, *, before: float, limit: int) -> tuple[str, ...]:
+        """The ids of jobs that ended and were last given to anybody before that time, oldest first."""
+        rows = self._connect().execute(
+            """
+            SELECT id FROM jobs
+            WHERE state IN ('succeeded', 'failed', 'cancelled') AND max(finished_at, coalesce(used_at, 0)) < ?
+            ORDER BY max(finished_at, coalesce(used_at, 0)) LIMIT ?
+            """,
+            (before, limit),
+        )
+        return tuple(row["id"] for row in rows)
 
     def update(
         self, job_id: str, epoch: int, progress: Progress, report: dict[str, Any] | None = None
