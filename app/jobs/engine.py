@@ -20,6 +20,8 @@ from app.detection.detector import DeviceLost
 from app.detection.model_pool import ModelPool
 from app.detection.registry import describe_detector
 from app.errors import FrameboxError, InternalError
+from app.failpoints import fail_point
+from app.jobs.intake import remove_orphans
 from app.jobs.job import Job, JobState, Priority, Progress, Waiting
 from app.jobs.retention import Retention
 from app.jobs.store import JobStore, LeaseLost
@@ -141,6 +143,7 @@ class Engine:
 
     def _sweep(self) -> None:
         """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""
+        remove_orphans(self._data, self._store)
         for folder in self._data.jobs.iterdir():
             try:
                 job = self._store.get(folder.name)
@@ -199,6 +202,7 @@ class Engine:
             if job is None:
                 self._store.say_waiting(None)
                 return
+            fail_point("job_claimed")
             self._claims += 1
             self._start(job)
 
@@ -323,6 +327,7 @@ class Engine:
     def _end(
         self, job: Job, state: JobState, account: _Account, error: FrameboxError | None = None
     ) -> JobState:
+        fail_point("job_done")
         self._until_room(
             lambda: self._store.finish(
                 job.id,
@@ -333,6 +338,7 @@ class Engine:
                 report=account.report,
             )
         )
+        fail_point("job_ended")
         self._data.remove_inputs(job.id)
         return state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.failpoints import fail_point
 from app.jobs.job import Job, JobRequest, VideoSource
 from app.jobs.store import JobStore
 from app.storage.data_folder import JOB_ID, DataFolder
@@ -30,7 +31,9 @@ def accept_job(
     upload.finish()
     spool.publish(upload)
     try:
+        fail_point("upload_published")
         job = store.add(upload.job_id, request, source)
+        fail_point("job_accepted")
     except BaseException:
         folder.remove_job(upload.job_id)
         raise
@@ -44,8 +47,12 @@ def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:
 
     Safe while other processes receive uploads: theirs are locked until their record is there.
     """
-    removed = spool.remove_leftovers()
-    known = store.ids()
+    return spool.remove_leftovers() + remove_orphans(folder, store)
+
+
+def remove_orphans(folder: DataFolder, store: JobStore) -> int:
+    """Remove the folders of jobs of which there is no record; return how many."""
+    removed, known = 0, store.ids()
     for job_folder in folder.jobs.iterdir():
         job_id = job_folder.name
         if JOB_ID.fullmatch(job_id) and job_id not in known:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import FrameboxError
+from app.failpoints import fail_point
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
 from app.storage.space import free_bytes
@@ -67,5 +68,6 @@ class Retention:
             self._store.delete(job_id)
         except FrameboxError:
             return False  # somebody else was faster
+        fail_point("job_forgotten")
         self._data.remove_job(job_id)
         return True

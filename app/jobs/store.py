@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from app.errors import JobIsActive, JobNotFound, Problem
+from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
 from app.jobs.job import EngineStatus, Job, JobRequest, JobState, Priority, Progress, VideoSource, Waiting
 from app.pipeline.options import DetectionOptions
@@ -197,7 +198,9 @@ class JobStore:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            fail_point("record_written")
             connection.execute("COMMIT")
+            fail_point("record_committed")
         except BaseException:
             if connection.in_transaction:  # a full disk may have ended it
                 connection.execute("ROLLBACK")

@@ -19,6 +19,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.failpoints import fail_point
 from app.storage.durable import fsync_folder
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -118,6 +119,7 @@ class DataFolder:
     def remove_inputs(self, job_id: str) -> None:
         """Remove what only a job under way needs, its parts and its video; absent is fine."""
         self.remove_parts(job_id)
+        fail_point("parts_removed")
         self.video(job_id).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
