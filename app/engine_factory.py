@@ -12,6 +12,7 @@ import torch
 from app.detection.model_pool import ModelPool
 from app.detection.registry import detector_names, load_detector
 from app.jobs.engine import Engine, EngineLimits
+from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.metrics import Metrics
@@ -54,6 +55,14 @@ def create_engine(settings: Settings) -> Engine:
             slots=settings.decoders,
             express_slots=settings.express_decoders,
             run=partial(_run_segment, decoders, models, _clock(metrics), metrics),
+        ),
+        retention=Retention(
+            data,
+            store,
+            RetentionLimits(
+                keep_seconds=settings.keep_days * 86400.0,
+                keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
+            ),
         ),
         limits=EngineLimits(
             running_jobs=settings.running_jobs,

@@ -19,6 +19,7 @@
     ├── UnsupportedVideo     415 unsupported_video
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RangeNotSatisfiable  416 range_not_satisfiable
+    ├── IdempotencyConflict  422 idempotency_conflict
     └── TooManyJobs          429 too_many_jobs
 
 An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
@@ -175,6 +176,12 @@ class DamagedVideo(UnusableVideo):
     """With ``on_damage=fail``: at least one frame could not be decoded."""
 
     code, title = "damaged", "Video is damaged"
+
+
+class IdempotencyConflict(FrameboxError):
+    """The Idempotency-Key belongs to another request. Extensions: ``differs``, ``instance``."""
+
+    code, status, title = "idempotency_conflict", 422, "Idempotency-Key belongs to another request"
 
 
 class TooManyJobs(FrameboxError):

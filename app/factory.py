@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,
             default_model=settings.model,
+            attach=settings.attach,
             version=VERSION,
         ),
     )

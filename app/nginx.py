@@ -45,7 +45,7 @@ _ADMIT = _FORWARDED | {
 _TOO_LONG_TO_WAIT = "Too many requests wait for their answers; with Prefer: respond-async none does."
 
 # Every status with which the application may refuse an upload: nginx' `return` takes literal ones only.
-_REFUSAL_STATUSES = (400, 404, 405, 411, 413, 415, 429, 500, 503, 507)
+_REFUSAL_STATUSES = (400, 404, 405, 411, 413, 415, 422, 429, 500, 503, 507)
 
 
 def render_nginx_conf(settings: Settings) -> str:

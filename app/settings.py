@@ -54,9 +54,20 @@ class Settings(BaseSettings):
     http_threads: int = Field(
         128, ge=4, le=1024, description="threads a process; more than the requests that nginx lets wait"
     )
+    attach: bool = Field(
+        True, description="a video posted again with equal options gets the job that it had, not a new one"
+    )
     max_active_jobs: int = Field(10_000, ge=1, description="jobs queued or running; beyond it 429")
     min_free_bytes: int = Field(
         1 * GIB, ge=0, description="room that uploads must leave on the data folder's disk; beyond it 507"
+    )
+    keep_days: float = Field(
+        30.0, gt=0, description="a job that ended is kept so long, with its answer; then it is removed"
+    )
+    keep_free_bytes: int = Field(
+        2 * GIB,
+        ge=0,
+        description="with less room on the disk, the oldest jobs that ended go before their time",
     )
 
     # -- engine

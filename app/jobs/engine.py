@@ -6,13 +6,13 @@ the devices. Whatever ends this process, the next one takes up its jobs from the
 
 from __future__ import annotations
 
-import errno
 import os
+import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,7 +20,10 @@ from app.detection.detector import DeviceLost
 from app.detection.model_pool import ModelPool
 from app.detection.registry import describe_detector
 from app.errors import FrameboxError, InternalError
-from app.jobs.job import Job, JobState, Progress
+from app.failpoints import fail_point
+from app.jobs.intake import remove_orphans
+from app.jobs.job import Job, JobState, Priority, Progress, Waiting
+from app.jobs.retention import Retention
 from app.jobs.store import JobStore, LeaseLost
 from app.metrics import Metrics
 from app.pipeline.detect_video import (
@@ -32,15 +35,20 @@ from app.pipeline.detect_video import (
 )
 from app.pipeline.runner import Runner
 from app.storage.data_folder import DataFolder
-from app.storage.space import free_bytes
+from app.storage.space import Ballast, free_bytes, is_disk_full
 from app.video.decoder import DecoderPool
 
 TICK_SECONDS = 0.1  # how often the loop looks for new jobs and for cancellations
 HEARTBEAT_SECONDS = 1.0
 PROGRESS_SECONDS = 0.5  # a job's progress is written down at most this often
 CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
-NO_ROOM_SECONDS = 5.0  # after the disk refused a write, no job is claimed for so long
+NO_ROOM_SECONDS = 5.0  # after the disk refused a write, nothing is tried for so long
+RETENTION_SECONDS = 10.0  # between two looks for jobs that need no longer be kept
+BALLAST_BYTES = 4 * 1024 * 1024  # more than the database's log ever needs
+BATCH_TURN = 4  # every so many jobs taken up, a batch job comes first
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +57,7 @@ _log = structlog.get_logger(__name__)
 class EngineLimits:
     """What the engine allows itself."""
 
-    running_jobs: int
+    running_jobs: int  # of which one is never a batch job's, where there are two or more
     segment_frames: int
     min_free_bytes: int
     stop_seconds: float  # after SIGTERM, running segments have so long to finish
@@ -80,9 +88,11 @@ class Engine:
         other_models: Sequence[str],
         decoders: DecoderPool,
         runner: Runner,
+        retention: Retention,
         limits: EngineLimits,
         metrics: Metrics,
     ) -> None:
+        self._retention = retention
         self._data = data
         self._store = store
         self._models = models
@@ -94,7 +104,11 @@ class Engine:
         self._metrics = metrics
         self._stop = threading.Event()
         self._running: dict[str, _RunningJob] = {}
+        self._ballast = Ballast(data.ballast, BALLAST_BYTES)
         self._no_claims_before = 0.0  # monotonic seconds; set when the disk refused a write
+        self._next_heartbeat = 0.0
+        self._next_retention = 0.0
+        self._claims = 0
         self._epoch = 0
 
     def stop(self) -> None:
@@ -115,24 +129,28 @@ class Engine:
             self._store.close()
 
     def _serve(self) -> None:
-        self._epoch = self._store.begin_epoch(pid=os.getpid())
-        self._sweep()
-        self._announce()
+        try:
+            self._epoch = self._until_room(lambda: self._store.begin_epoch(pid=os.getpid()))
+            self._sweep()
+            self._until_room(self._announce)
+        except LeaseLost:
+            return
         self._loop()
         self._park()
-        self._store.report_engine(self._epoch, ready=False)
+        self._say_stopping()
 
     # ---- start
 
     def _sweep(self) -> None:
         """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""
+        remove_orphans(self._data, self._store)
         for folder in self._data.jobs.iterdir():
             try:
                 job = self._store.get(folder.name)
             except FrameboxError:
                 continue  # an upload whose record is not written yet: the web side's to keep or to clean
             if job.state.is_final:
-                self._remove_inputs(job.id)
+                self._data.remove_inputs(job.id)
 
     def _announce(self) -> None:
         """Load the models and say that jobs are taken. Raises ModelFault if the default one cannot be had."""
@@ -154,24 +172,53 @@ class Engine:
     # ---- the loop
 
     def _loop(self) -> None:
-        next_heartbeat = 0.0
         while not self._stop.wait(TICK_SECONDS):
             self._reap()
-            self._pass_on_cancellations()
-            self._claim()
             self._check_devices()
-            if time.monotonic() >= next_heartbeat:
-                self._store.report_engine(self._epoch, ready=True)
-                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+            try:
+                self._tend_store()
+            except sqlite3.Error as error:
+                if not is_disk_full(error):
+                    raise
+                _log.warning("no room on disk for the jobs' records", exc_info=True)
+                self._stop.wait(NO_ROOM_SECONDS)
+
+    def _tend_store(self) -> None:
+        self._pass_on_cancellations()
+        self._claim()
+        now = time.monotonic()
+        if now >= self._next_heartbeat:
+            self._store.report_engine(self._epoch, ready=True)
+            self._next_heartbeat = now + HEARTBEAT_SECONDS
+        if now >= self._next_retention and not self._retention.remove_old():
+            self._next_retention = now + RETENTION_SECONDS
 
     def _claim(self) -> None:
         while len(self._running) < self._limits.running_jobs and not self._stop.is_set():
-            if time.monotonic() < self._no_claims_before or self._is_disk_full():
+            if not self._has_room():
+                self._store.say_waiting(Waiting.DISK_SPACE)
                 return
-            job = self._store.claim(self._epoch)
+            job = self._store.claim(self._epoch, self._whose_turn())
             if job is None:
+                self._store.say_waiting(None)
                 return
+            fail_point("job_claimed")
+            self._claims += 1
             self._start(job)
+
+    def _whose_turn(self) -> Sequence[Priority]:
+        """Interactive jobs first, but for every fourth place; and one place no batch job takes."""
+        running = [job.job.priority for job in self._running.values()]
+        if self._limits.running_jobs > 1 and running.count(Priority.BATCH) >= self._limits.running_jobs - 1:
+            return (Priority.INTERACTIVE,)
+        is_batch_turn = self._claims % BATCH_TURN == BATCH_TURN - 1
+        return tuple(reversed(Priority)) if is_batch_turn else tuple(Priority)
+
+    def _has_room(self) -> bool:
+        """Whether a job may begin. What was held back for the records is theirs again before that."""
+        if time.monotonic() < self._no_claims_before or self._is_disk_full():
+            return False
+        return self._ballast.take()
 
     def _start(self, job: Job) -> None:
         running = _RunningJob(job)
@@ -201,12 +248,19 @@ class Engine:
 
     def _park(self) -> None:
         """Let running segments finish within their time; the jobs' threads put their jobs back."""
-        self._store.report_engine(self._epoch, ready=False)
+        self._say_stopping()
         self._runner.park()
         self._join_jobs(self._limits.stop_seconds)
         for running in self._running.values():
             running.cancel.set()
         self._join_jobs(CANCEL_SECONDS)
+
+    def _say_stopping(self) -> None:
+        try:
+            self._store.report_engine(self._epoch, ready=False)
+        except sqlite3.Error as error:
+            if not is_disk_full(error):
+                raise  # else its heartbeat tells soon enough
 
     def _join_jobs(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -247,13 +301,13 @@ class Engine:
         except FrameboxError as error:
             _log.warning("job failed", code=error.code, detail=error.detail)
             return self._end(job, JobState.FAILED, account, error)
-        except OSError as error:
-            return self._end_without_room(job, account, error)
         except DeviceLost:
             return self._put_back(job)  # the loop sees it too, and ends this process
         except LeaseLost:
             raise
-        except Exception:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
+        except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
+            if is_disk_full(error):
+                return self._wait_for_room(job)
             return self._end_by_our_fault(job, account)
         return self._end(job, JobState.SUCCEEDED, account)
 
@@ -265,6 +319,7 @@ class Engine:
             document=self._data.result(job.id, "pairs"),
             options=job.options,
             segment_frames=self._limits.segment_frames,
+            is_urgent=job.priority is Priority.INTERACTIVE,
         )
 
     # ---- a job's end
@@ -272,42 +327,54 @@ class Engine:
     def _end(
         self, job: Job, state: JobState, account: _Account, error: FrameboxError | None = None
     ) -> JobState:
-        self._store.finish(
-            job.id,
-            self._epoch,
-            state,
-            problem=None if error is None else error.to_problem(),
-            progress=account.progress,
-            report=account.report,
+        fail_point("job_done")
+        self._until_room(
+            lambda: self._store.finish(
+                job.id,
+                self._epoch,
+                state,
+                problem=None if error is None else error.to_problem(),
+                progress=account.progress,
+                report=account.report,
+            )
         )
-        self._remove_inputs(job.id)
+        fail_point("job_ended")
+        self._data.remove_inputs(job.id)
         return state
 
-    def _put_back(self, job: Job) -> JobState:
-        self._store.put_back(job.id, self._epoch)
+    def _put_back(self, job: Job, waiting: Waiting | None = None) -> JobState:
+        self._until_room(lambda: self._store.put_back(job.id, self._epoch, waiting))
         return JobState.QUEUED
+
+    def _until_room(self, write: Callable[[], T]) -> T:
+        """Call `write` until the disk has room for it. LeaseLost if the engine stops before that.
+
+        The next engine then takes the job up from its parts: what is not written down has not happened.
+        """
+        while True:
+            try:
+                return write()
+            except sqlite3.Error as error:
+                if not is_disk_full(error):
+                    raise
+                _log.warning("no room on disk for the jobs' records", exc_info=True)
+                if not self._ballast.give() and self._stop.wait(NO_ROOM_SECONDS):
+                    raise LeaseLost("the engine stops") from error
 
     def _end_cancelled(self, job: Job, account: _Account) -> JobState:
         if self._store.get(job.id).cancel_requested:
             return self._end(job, JobState.CANCELLED, account)
         return self._put_back(job)  # parked
 
-    def _end_without_room(self, job: Job, account: _Account, error: OSError) -> JobState:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return self._end_by_our_fault(job, account)
+    def _wait_for_room(self, job: Job) -> JobState:
         _log.warning("no room on disk; the job waits")
         self._no_claims_before = time.monotonic() + NO_ROOM_SECONDS
-        return self._put_back(job)
+        return self._put_back(job, Waiting.DISK_SPACE)
 
     def _end_by_our_fault(self, job: Job, account: _Account) -> JobState:
         _log.exception("job failed")
         error = InternalError("The job failed for a reason of the service's own; its log tells.")
         return self._end(job, JobState.FAILED, account, error)
-
-    def _remove_inputs(self, job_id: str) -> None:
-        """Free what only a job under way needs. The document stays."""
-        self._data.remove_parts(job_id)
-        self._data.video(job_id).unlink(missing_ok=True)
 
 
 class _Account:

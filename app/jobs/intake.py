@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from app.jobs.job import Job, VideoSource
+from app.failpoints import fail_point
+from app.jobs.job import Job, JobRequest, VideoSource
 from app.jobs.store import JobStore
-from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import JOB_ID, DataFolder
 from app.storage.spool import Spool, Upload, remove_unowned
 
@@ -15,26 +15,31 @@ def accept_job(
     spool: Spool,
     folder: DataFolder,
     store: JobStore,
-    request_id: str,
-    model: str,
-    options: DetectionOptions,
+    request: JobRequest,
     video_name: str | None,
 ) -> Job:
     """Make a received upload a queued job. When this returns, video and record survive a power cut.
 
-    Call it while the upload is still held (inside `Spool.receive`), so that no clean-up takes the folder
-    for a leftover before the record is there.
+    Returns the job that the request was given before, if its key or its content and options had one: then
+    the upload is dropped. Raises IdempotencyConflict. Call it while the upload is still held (inside
+    `Spool.receive`), so that no clean-up takes the folder for a leftover before the record is there.
     """
+    source = VideoSource(upload.size_bytes, upload.sha256, video_name[:255] if video_name else None)
+    earlier = store.attach(request, source, size_bytes=upload.size_bytes)
+    if earlier is not None:
+        return earlier
     upload.finish()
     spool.publish(upload)
-    source = VideoSource(upload.size_bytes, upload.sha256, video_name[:255] if video_name else None)
     try:
-        return store.add(
-            job_id=upload.job_id, request_id=request_id, model=model, options=options, source=source
-        )
+        fail_point("upload_published")
+        job = store.add(upload.job_id, request, source)
+        fail_point("job_accepted")
     except BaseException:
         folder.remove_job(upload.job_id)
         raise
+    if job.id != upload.job_id:  # an equal upload was faster
+        folder.remove_job(upload.job_id)
+    return job
 
 
 def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:
@@ -42,8 +47,12 @@ def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:
 
     Safe while other processes receive uploads: theirs are locked until their record is there.
     """
-    removed = spool.remove_leftovers()
-    known = store.ids()
+    return spool.remove_leftovers() + remove_orphans(folder, store)
+
+
+def remove_orphans(folder: DataFolder, store: JobStore) -> int:
+    """Remove the folders of jobs of which there is no record; return how many."""
+    removed, known = 0, store.ids()
     for job_folder in folder.jobs.iterdir():
         job_id = job_folder.name
         if JOB_ID.fullmatch(job_id) and job_id not in known:

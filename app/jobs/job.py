@@ -24,6 +24,19 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+class Priority(StrEnum):
+    """Who is served first. No class starves: see `JobStore.claim` and `LocalRunner`."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Waiting(StrEnum):
+    """Why a queued job is not taken up, beyond that others are before it."""
+
+    DISK_SPACE = "disk_space"
+
+
 @dataclass(frozen=True, slots=True)
 class VideoSource:
     """The video as it came in. It lies in the job's folder until the job ends."""
@@ -58,6 +71,21 @@ class Job:
     cancel_requested: bool
     problem: Problem | None  # why it failed
     report: dict[str, Any] | None  # facts about video, model, completeness, document; grows while it runs
+    priority: Priority = Priority.BATCH
+    waiting: Waiting | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What is asked for, but for the video: what makes two requests the same, and how it is to be run."""
+
+    request_id: str
+    model: str
+    options: DetectionOptions
+    priority: Priority = Priority.BATCH
+    idempotency_key: str | None = None
+    model_sha256: str | None = None  # of the model that the engine has now; None: not known
+    may_attach: bool = False  # an equal job's answer will do
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ def public_report(job: Job, *, now: float) -> dict[str, Any]:
         "started_at": _rfc3339(job.started_at),
         "finished_at": _rfc3339(job.finished_at),
         "cancel_requested": job.cancel_requested,
+        "priority": job.priority,
+        "waiting": job.waiting,
         "progress": _progress(job, now),
         "options": job.options.model_dump(mode="json", exclude_defaults=True) | {"model": job.model},
         "source": {
@@ -47,7 +49,9 @@ def event_id(job: Job) -> str:
     """A text that differs whenever the job's progress or state does; the same in every process."""
     progress = job.progress
     cancelling = "c" if job.cancel_requested else ""
-    return f"{job.state}{cancelling}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
+    waiting = f"-{job.waiting}" if job.waiting else ""
+    state = f"{job.state}{cancelling}{waiting}"
+    return f"{state}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
 
 
 def _progress(job: Job, now: float) -> dict[str, Any]:

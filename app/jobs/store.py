@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import orjson
 
 from app.errors import JobIsActive, JobNotFound, Problem
-from app.jobs.job import EngineStatus, Job, JobState, Progress, VideoSource
+from app.failpoints import fail_point
+from app.jobs.attach import answers_key, check_same_request, is_equal
+from app.jobs.job import EngineStatus, Job, JobRequest, JobState, Priority, Progress, VideoSource, Waiting
 from app.pipeline.options import DetectionOptions
-
-SCHEMA_VERSION = 1
 
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -59,6 +59,25 @@ CREATE TABLE engine (
 INSERT INTO engine VALUES (1, 0, 0, 0, 0, '[]', '{}');
 """
 
+_TURNS = """
+ALTER TABLE jobs ADD COLUMN priority TEXT NOT NULL DEFAULT 'batch'
+    CHECK (priority IN ('interactive', 'batch'));
+-- why a queued job is not taken up
+ALTER TABLE jobs ADD COLUMN waiting TEXT;
+-- when a later request was last given this job
+ALTER TABLE jobs ADD COLUMN used_at REAL;
+-- Idempotency-Key of requests
+CREATE TABLE keys (key TEXT PRIMARY KEY, job_id TEXT NOT NULL) STRICT;
+CREATE INDEX keys_by_job ON keys (job_id);
+CREATE INDEX jobs_by_content ON jobs (source_sha256);
+DROP INDEX jobs_by_state;
+CREATE INDEX jobs_by_state ON jobs (state, priority, sequence);
+"""
+
+# What brings a folder from each version to the next; a new one goes through all of them.
+_STEPS = (_SCHEMA, _TURNS)
+SCHEMA_VERSION = len(_STEPS)
+
 
 class LeaseLost(Exception):
     """The job is no longer this engine's to write: another epoch has it, or it has ended."""
@@ -85,7 +104,53 @@ def _job(row: sqlite3.Row) -> Job:
         cancel_requested=bool(row["cancel_requested"]),
         problem=orjson.loads(row["problem"]) if row["problem"] else None,
         report=orjson.loads(row["report"]) if row["report"] else None,
+        priority=Priority(row["priority"]),
+        waiting=Waiting(row["waiting"]) if row["waiting"] else None,
     )
+
+
+def _job_of_key(
+    connection: sqlite3.Connection,
+    request: JobRequest,
+    source: VideoSource | None,
+    *,
+    size_bytes: int | None = None,
+) -> Job | None:
+    """The job that the request's key stands for, if it has one that answers it. IdempotencyConflict."""
+    if request.idempotency_key is None:
+        return None
+    query = "SELECT jobs.* FROM jobs JOIN keys ON keys.job_id = jobs.id WHERE keys.key = ?"
+    row = connection.execute(query, (request.idempotency_key,)).fetchone()
+    if row is None:
+        return None
+    job = _job(row)
+    if source is None:
+        check_same_request(job, request, size_bytes=size_bytes)
+    else:
+        check_same_request(job, request, sha256=source.sha256)
+    return job if answers_key(job) else None
+
+
+def _equal_job(connection: sqlite3.Connection, request: JobRequest, source: VideoSource) -> Job | None:
+    """The newest job whose document answers the request too."""
+    if not request.may_attach:
+        return None
+    query = "SELECT * FROM jobs WHERE source_sha256 = ? ORDER BY sequence DESC"
+    jobs = map(_job, connection.execute(query, (source.sha256,)))
+    return next((job for job in jobs if is_equal(job, request, source)), None)
+
+
+def _give_again(connection: sqlite3.Connection, job: Job, request: JobRequest) -> None:
+    """A job that somebody now waits for is no longer in no hurry, and is kept as long as a new one."""
+    _remember_key(connection, request, job.id)
+    connection.execute("UPDATE jobs SET used_at = ? WHERE id = ?", (time.time(), job.id))
+    if request.priority is Priority.INTERACTIVE:
+        connection.execute("UPDATE jobs SET priority = 'interactive' WHERE id = ?", (job.id,))
+
+
+def _remember_key(connection: sqlite3.Connection, request: JobRequest, job_id: str) -> None:
+    if request.idempotency_key is not None:
+        connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (request.idempotency_key, job_id))
 
 
 class JobStore:
@@ -96,16 +161,17 @@ class JobStore:
         self._local = threading.local()
 
     def create(self) -> None:
-        """Make the database if it is missing. RuntimeError if a newer version of Framebox wrote it."""
+        """Make the database, or bring an older one up to date. RuntimeError if a newer release wrote it."""
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
                 raise RuntimeError(
                     f"the data folder is of version {version}; this release reads up to {SCHEMA_VERSION}"
                 )
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
+            for step in _STEPS[version:]:
+                for statement in step.split(";\n"):
                     connection.execute(statement)
+            if version < SCHEMA_VERSION:  # else nothing is written: this must go well on a full disk
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
@@ -132,15 +198,21 @@ class JobStore:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            fail_point("record_written")
+            connection.execute("COMMIT")
+            fail_point("record_committed")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk may have ended it
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
     # ---- asked by anyone
 
     def get(self, job_id: str) -> Job:
-        row = self._connect().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return self._get(self._connect(), job_id)
+
+    def _get(self, connection: sqlite3.Connection, job_id: str) -> Job:
+        row = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             raise JobNotFound(f"There is no job {job_id!r}.")
         return _job(row)
@@ -188,41 +260,62 @@ class JobStore:
 
     # ---- the web side
 
-    def add(
-        self,
-        *,
-        job_id: str,
-        request_id: str,
-        model: str,
-        options: DetectionOptions,
-        source: VideoSource,
-    ) -> Job:
-        """Accept a job whose video is already on disk; it is durable when this returns."""
+    def add(self, job_id: str, request: JobRequest, source: VideoSource) -> Job:
+        """Accept a job whose video is already on disk; it is durable when this returns.
+
+        Returns the job that the request was given before, with another id, if its key or its content and
+        options had one (`app.jobs.attach`). Raises IdempotencyConflict.
+        """
         with self._transaction() as connection:
+            earlier = _job_of_key(connection, request, source) or _equal_job(connection, request, source)
+            if earlier is not None:
+                _give_again(connection, earlier, request)
+                return self._get(connection, earlier.id)
             connection.execute(
                 """
-                INSERT INTO jobs (id, state, request_id, model, options,
-                                  source_bytes, source_sha256, source_name, created_at)
-                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?)
+                INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256,
+                                  source_name, created_at, priority)
+                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
                     job_id,
-                    request_id,
-                    model,
-                    options.model_dump_json(exclude_defaults=True),
+                    request.request_id,
+                    request.model,
+                    request.options.model_dump_json(exclude_defaults=True),
                     source.size_bytes,
                     source.sha256,
                     source.name,
                     time.time(),
+                    request.priority,
                 ),
             )
-        return self.get(job_id)
+            _remember_key(connection, request, job_id)
+            return self._get(connection, job_id)
+
+    def attach(
+        self, request: JobRequest, source: VideoSource | None, *, size_bytes: int | None
+    ) -> Job | None:
+        """Return the job that the request was given before; None if it needs one of its own.
+
+        `source` is None, and `size_bytes` what the client said or None, while the video has not been read:
+        then the request's key alone can tell. Raises IdempotencyConflict.
+        """
+        if request.idempotency_key is None and not (request.may_attach and source):
+            return None
+        with self._transaction() as connection:
+            earlier = _job_of_key(connection, request, source, size_bytes=size_bytes)
+            if earlier is None and source is not None:
+                earlier = _equal_job(connection, request, source)
+            if earlier is None:
+                return None
+            _give_again(connection, earlier, request)
+            return self._get(connection, earlier.id)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once; ask the engine to stop a running one. A final job stays as it is."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, finished_at = ? "
+                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, waiting = NULL, finished_at = ? "
                 "WHERE id = ? AND state = 'queued'",
                 (time.time(), job_id),
             )
@@ -237,6 +330,8 @@ class JobStore:
             deleted = connection.execute(
                 "DELETE FROM jobs WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')", (job_id,)
             ).rowcount
+            if deleted:
+                connection.execute("DELETE FROM keys WHERE job_id = ?", (job_id,))
         if not deleted:
             job = self.get(job_id)
             raise JobIsActive(f"Job {job_id} is {job.state}; it can be deleted once it has ended.")
@@ -272,22 +367,49 @@ class JobStore:
                 ),
             )
 
-    def claim(self, epoch: int) -> Job | None:
-        """Take the oldest queued job, now running and this epoch's; None if there is none."""
-        with self._transaction() as connection:
-            row = connection.execute(
-                """
-                UPDATE jobs SET state = 'running', epoch = ?, started_at = coalesce(started_at, ?)
-                WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued')
-                RETURNING *
-                """,
-                (epoch, time.time()),
-            ).fetchone()
-        return None if row is None else _job(row)
+    def claim(self, epoch: int, priorities: Sequence[Priority] = tuple(Priority)) -> Job | None:
+        """Take the oldest queued job of the first of `priorities` that has one; None if there is none.
 
-    def put_back(self, job_id: str, epoch: int) -> None:
-        """Return a running job to the queue: the engine stops before it is done."""
-        self._write_running(job_id, epoch, "state = 'queued'")
+        It is now running and this epoch's.
+        """
+        for priority in priorities:
+            with self._transaction() as connection:
+                row = connection.execute(
+                    """
+                    UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL,
+                                    started_at = coalesce(started_at, ?)
+                    WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued' AND priority = ?)
+                    RETURNING *
+                    """,
+                    (epoch, time.time(), priority),
+                ).fetchone()
+            if row is not None:
+                return _job(row)
+        return None
+
+    def put_back(self, job_id: str, epoch: int, waiting: Waiting | None = None) -> None:
+        """Return a running job to the queue: the engine stops before it is done, or something is missing."""
+        self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,))
+
+    def say_waiting(self, waiting: Waiting | None) -> None:
+        """Say of all queued jobs why they are not taken up; None: they are."""
+        query = "SELECT 1 FROM jobs WHERE state = 'queued' AND waiting IS NOT ? LIMIT 1"
+        if self._connect().execute(query, (waiting,)).fetchone() is None:
+            return
+        with self._transaction() as connection:
+            connection.execute("UPDATE jobs SET waiting = ? WHERE state = 'queued'", (waiting,))
+
+    def oldest_ended(self, *, before: float, limit: int) -> tuple[str, ...]:
+        """The ids of jobs that ended and were last given to anybody before that time, oldest first."""
+        rows = self._connect().execute(
+            """
+            SELECT id FROM jobs
+            WHERE state IN ('succeeded', 'failed', 'cancelled') AND max(finished_at, coalesce(used_at, 0)) < ?
+            ORDER BY max(finished_at, coalesce(used_at, 0)) LIMIT ?
+            """,
+            (before, limit),
+        )
+        return tuple(row["id"] for row in rows)
 
     def update(
         self, job_id: str, epoch: int, progress: Progress, report: dict[str, Any] | None = None

@@ -53,6 +53,7 @@ class DetectionRequest:
     document: Path  # where the answer goes
     options: DetectionOptions
     segment_frames: int
+    is_urgent: bool = False  # somebody waits for it: its segments come first
 
 
 @dataclass(slots=True)
@@ -203,7 +204,7 @@ class _Run:
     def _submit(self, task: SegmentTask) -> Future[SegmentOutcome]:
         outcome = finished_segment(task)
         if outcome is None:
-            return self._runner.submit(task, self._must_stop)
+            return self._runner.submit(task, self._must_stop, is_urgent=self._request.is_urgent)
         future: Future[SegmentOutcome] = Future()
         future.set_result(outcome)
         return future

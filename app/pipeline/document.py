@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from app.storage.durable import atomic_write
+from app.failpoints import fail_point
+from app.storage.durable import atomic_write, remove_unfinished
 from app.storage.parts import SEPARATOR, Part
 
 OPENING = b"[\n"
@@ -62,8 +63,9 @@ class DocumentDigest:
 def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDigest) -> DocumentFacts:
     """Join `parts`, in order, into `destination`: whole and durable, or absent.
 
-    `digest` has taken the same parts. Memory does not depend on their size.
+    One caller at a time. `digest` has taken the same parts. Memory does not depend on their size.
     """
+    remove_unfinished(destination)
     with atomic_write(destination) as file:
         size_bytes = file.write(OPENING)
         separator = b""
@@ -71,6 +73,7 @@ def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDig
             if part.body_bytes:
                 size_bytes += file.write(separator) + _append(file, part)
                 separator = SEPARATOR
+        fail_point("document_joined")
         size_bytes += file.write(CLOSING)
     return DocumentFacts(size_bytes, digest.hexdigest())
 

@@ -11,6 +11,8 @@ from typing import Protocol, Self
 
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask
 
+PATIENT_TURN = 4  # of so many segments, one is for a job that is not urgent
+
 
 class Runner(Protocol):
     """Runs the segments of many jobs, and shares its places among the jobs segment by segment."""
@@ -20,9 +22,12 @@ class Runner(Protocol):
         """How many segments run at a time."""
         ...
 
-    def submit(self, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+    def submit(
+        self, task: SegmentTask, cancelled: Cancelled, *, is_urgent: bool = False
+    ) -> Future[SegmentOutcome]:
         """Queue `task`; the future ends with its outcome, or with what it raised.
 
+        Tasks of urgent jobs come first, but those of other jobs are never starved.
         A task that has not begun can be taken back by `Future.cancel`.
         """
         ...
@@ -42,6 +47,7 @@ class _Queued:
     task: SegmentTask
     cancelled: Cancelled
     future: Future[SegmentOutcome]
+    is_urgent: bool
 
 
 class LocalRunner:
@@ -49,7 +55,8 @@ class LocalRunner:
 
     A free slot goes to the job with the fewest segments running, and among equals to the one that has
     waited longest. `express_slots` more are kept for jobs that have no segment running at all, so that a
-    short video begins at once, whatever else is under way.
+    short video begins at once, whatever else is under way. Urgent jobs come before all others, but for every
+    `PATIENT_TURN`-th segment while both wait.
     Callers bound their own queues: a job submits a few segments more than there are slots.
     """
 
@@ -61,6 +68,7 @@ class LocalRunner:
         self._waiting: OrderedDict[str, deque[_Queued]] = OrderedDict()  # longest since its last turn first
         self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
+        self._contested = 0  # segments begun while jobs of both kinds waited
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"segment-{number}")
@@ -98,14 +106,17 @@ class LocalRunner:
     def slots(self) -> int:
         return self._slots
 
-    def submit(self, task: SegmentTask, cancelled: Cancelled) -> Future[SegmentOutcome]:
+    def submit(
+        self, task: SegmentTask, cancelled: Cancelled, *, is_urgent: bool = False
+    ) -> Future[SegmentOutcome]:
         future: Future[SegmentOutcome] = Future()
         job_id = task.job_id
         with self._changed:
             if self._is_closed:
                 future.cancel()
                 return future
-            self._waiting.setdefault(job_id, deque()).append(_Queued(job_id, task, cancelled, future))
+            queued = _Queued(job_id, task, cancelled, future, is_urgent)
+            self._waiting.setdefault(job_id, deque()).append(queued)
             self._changed.notify_all()
         return future
 
@@ -141,10 +152,15 @@ class LocalRunner:
             return queued
 
     def _whose_turn(self) -> str | None:
-        job_id = min(self._waiting, key=self._running.__getitem__, default=None)
-        if job_id is None or self._running.total() < self._slots or self._running[job_id] == 0:
-            return job_id
-        return None
+        """The job whose segment is begun next; None if none may be."""
+        has_slot = self._running.total() < self._slots
+        jobs = [job_id for job_id in self._waiting if has_slot or not self._running[job_id]]
+        urgent = [job_id for job_id in jobs if self._waiting[job_id][0].is_urgent]
+        if urgent and len(urgent) < len(jobs):
+            self._contested += 1
+            is_patient_turn = self._contested % PATIENT_TURN == 0
+            jobs = [job_id for job_id in jobs if job_id not in urgent] if is_patient_turn else urgent
+        return min(jobs, key=self._running.__getitem__, default=None)
 
     def _end_turn(self, job_id: str) -> None:
         with self._changed:

@@ -7,6 +7,7 @@
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
+  ballast                   room for the records on a full disk
   run/                      sockets, pids, rendered configuration, metrics; emptied at every start
 """
 
@@ -18,6 +19,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.failpoints import fail_point
 from app.storage.durable import fsync_folder
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -69,6 +71,10 @@ class DataFolder:
         return self.run / "space.sqlite3"
 
     @property
+    def ballast(self) -> Path:
+        return self.root / "ballast"
+
+    @property
     def nginx(self) -> Path:
         """What nginx writes for itself: its pid, its temporary files. Its configuration is nginx.conf."""
         return self.run / "nginx"
@@ -109,6 +115,12 @@ class DataFolder:
         folder = self.parts(job_id)
         if folder.exists():
             shutil.rmtree(folder)
+
+    def remove_inputs(self, job_id: str) -> None:
+        """Remove what only a job under way needs, its parts and its video; absent is fine."""
+        self.remove_parts(job_id)
+        fail_point("parts_removed")
+        self.video(job_id).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
         """Remove the job's folder with all that is in it; absent is fine."""

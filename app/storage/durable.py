@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from app.failpoints import fail_point
+
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: a rename is only safe once its folder is synced."""
@@ -25,6 +27,12 @@ def make_folder(folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left. The caller knows that none is at work."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` only if the block succeeds: whole and durable, or absent.
@@ -37,8 +45,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
+            fail_point("file_written")
             os.fsync(file.fileno())
+        fail_point("file_durable")
         temporary.replace(path)
+        fail_point("file_renamed")
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

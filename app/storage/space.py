@@ -6,6 +6,7 @@ kept in a small SQLite file which all HTTP workers share, and which may be lost:
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -15,11 +16,53 @@ from pathlib import Path
 
 from app.errors import InsufficientStorage
 
+# A database in WAL mode also needs room for its log and, first of all, for its index in shared memory.
+_DATABASE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+
 
 def free_bytes(folder: Path) -> int:
     """Bytes that this user may still write on the file system of `folder`."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` says that a file, or a database, could not grow."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) in _DATABASE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Ballast:
+    """Room on the disk that is held back, so that on a full one there is some to write down just that."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+
+    def take(self) -> bool:
+        """Hold the room back; False if the disk has not as much again."""
+        if self._path.exists():
+            return True
+        if free_bytes(self._path.parent) < 2 * self._size_bytes:
+            return False
+        with self._path.open("wb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, self._size_bytes)
+            except OSError as error:
+                self._path.unlink()
+                if not is_disk_full(error):
+                    raise
+                return False
+        return True
+
+    def give(self) -> bool:
+        """Give the room free; False if there was none held back."""
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 class SpaceLedger:
@@ -50,7 +93,7 @@ class SpaceLedger:
 
         Raises InsufficientStorage if the disk would be left with less than its minimum.
         """
-        with self._transaction() as connection:
+        with self._no_room_told(size_bytes), self._transaction() as connection:
             available = self._available(connection, but_for=key)
             if size_bytes > available:
                 raise InsufficientStorage(
@@ -84,7 +127,20 @@ class SpaceLedger:
             )
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk may have ended it
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
+
+    @contextmanager
+    def _no_room_told(self, size_bytes: int) -> Iterator[None]:
+        """The promise itself needs room too."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if not is_disk_full(error):
+                raise
+            raise InsufficientStorage(
+                "The disk is full.", {"needed_bytes": size_bytes, "available_bytes": 0}
+            ) from error

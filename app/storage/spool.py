@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import InsufficientStorage
+from app.failpoints import fail_point
 from app.storage.data_folder import DataFolder
 from app.storage.durable import fsync_folder
 from app.storage.space import SpaceLedger
@@ -62,6 +63,7 @@ class Upload:
 
     def finish(self) -> None:
         """Make the bytes durable and give back what was allocated beyond them."""
+        fail_point("upload_received")
         with self._no_room_told():
             if self._allocated and self.size_bytes != self.expected_bytes:
                 os.ftruncate(self._descriptor, self.size_bytes)
@@ -139,7 +141,9 @@ class Spool:
         """Make a finished upload the video of its job, durably. The job's record does not exist yet."""
         arriving, job_folder = self._folder.incoming / upload.job_id, self._folder.job(upload.job_id)
         fsync_folder(arriving)
+        fail_point("upload_durable")
         arriving.rename(job_folder)
+        fail_point("upload_renamed")
         fsync_folder(self._folder.jobs)
 
     def remove_leftovers(self) -> int:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header
 
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
-from app.jobs.job import JobState
-from app.web.options import RequestOptions, check_model, parse_options
-from app.web.service import Service
+from app.jobs.job import Job, JobRequest, JobState, Priority
+from app.web.options import Fault, RequestOptions, check_model, invalid_options, parse_options
+from app.web.preferences import parse_prefer
+from app.web.service import Service, WebLimits
 
 PROMISE_SECONDS = 60.0  # from admission until the upload's own reservation
+_ENCODING = {"Content-": "Transfer-"}  # what HTTP calls them
+_KEY = re.compile(r'"(?P<quoted>[ !#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
 _ACCEPTED_TYPES = ("video/*", "application/octet-stream", "multipart/form-data")
 
 
@@ -30,39 +37,90 @@ class UploadHead:
     content_type: str | None
     content_length: int | None
     chunked: bool
+    idempotency_key: str | None
+    waits: bool  # for the answer: see Preference
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Leave to send a body."""
+    """Leave to send a body, or the job that makes it needless."""
 
     options: RequestOptions
-    model: str
+    request: JobRequest
     body_kind: BodyKind
     boundary: bytes  # of a multipart body; else empty
+    earlier: Job | None  # the request's key is known: its body need not be read
 
 
 def admit(head: UploadHead, service: Service, *, key: str) -> Admission:
-    """Check an upload by its head alone and promise it disk space under `key`.
+    """Check an upload by its head alone and promise it disk space under `key`, the request's id.
 
     Raises the FrameboxError that the caller is to be told: InvalidOption, UnsupportedMediaType, EmptyBody,
-    BodyTooLarge, TooManyJobs, EngineUnavailable or InsufficientStorage.
+    BodyTooLarge, IdempotencyConflict, TooManyJobs, EngineUnavailable or InsufficientStorage.
     """
     options = parse_options(head.query)
-    model = check_model(options.detection, service.store.engine_status().models, service.limits.default_model)
+    models = service.store.engine_status().models
+    model = check_model(options.detection, models, service.limits.default_model)
+    request = _job_request(head, options, model, service.limits, request_id=key, models=models)
     body_kind, boundary = _body_kind(head.content_type)
-    _check_length(head, service.limits.max_upload_bytes)
-    _check_queue(service)
-    service.space.reserve(key, head.content_length or 0, seconds=PROMISE_SECONDS)
-    return Admission(options, model, body_kind, boundary)
+    size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
+    earlier = service.store.attach(request, None, size_bytes=size_bytes)
+    if earlier is None:
+        _check_length(head, service.limits.max_upload_bytes)
+        _check_queue(service)
+        service.space.reserve(key, head.content_length or 0, seconds=PROMISE_SECONDS)
+    return Admission(options, request, body_kind, boundary, earlier)
 
 
-def upload_head(
-    query: Iterable[tuple[str, str]], content_type: str | None, content_length: str, transfer_encoding: str
-) -> UploadHead:
-    """The head of a request, from its headers' values; empty texts where it has none."""
-    length = int(content_length) if content_length.isascii() and content_length.isdigit() else None
-    return UploadHead(tuple(query), content_type or None, length, "chunked" in transfer_encoding.lower())
+def upload_head(query: Iterable[tuple[str, str]], headers: Headers, *, prefix: str) -> UploadHead:
+    """The head of a request. `prefix` is that of Length and Encoding: nginx asks with names of its own."""
+    length = headers.get(f"{prefix}Length", "")
+    return UploadHead(
+        tuple(query),
+        headers.get("Content-Type") or None,
+        int(length) if length.isascii() and length.isdigit() else None,
+        "chunked" in headers.get(f"{_ENCODING.get(prefix, prefix)}Encoding", "").lower(),
+        headers.get("Idempotency-Key"),
+        parse_prefer(headers.get("Prefer")).wait_seconds != 0,
+    )
+
+
+def upload_head_of_nginx(headers: Headers) -> UploadHead:
+    """The head of the request about which nginx asks: its own has neither the address nor the length."""
+    query = urlsplit(headers.get("Framebox-Upload-Uri", "")).query
+    return upload_head(parse_qsl(query, keep_blank_values=True), headers, prefix="Framebox-Upload-")
+
+
+def _job_request(
+    head: UploadHead,
+    options: RequestOptions,
+    model: str,
+    limits: WebLimits,
+    *,
+    request_id: str,
+    models: Sequence[Mapping[str, Any]],
+) -> JobRequest:
+    """Who waits for the answer is served first, unless the request says otherwise."""
+    usual = Priority.INTERACTIVE if head.waits else Priority.BATCH
+    return JobRequest(
+        request_id=request_id,
+        model=model,
+        options=options.detection,
+        priority=options.priority or usual,
+        idempotency_key=_parse_key(head.idempotency_key),
+        model_sha256=next((found.get("sha256") for found in models if found["name"] == model), None),
+        may_attach=limits.attach if options.attach is None else options.attach,
+    )
+
+
+def _parse_key(header: str | None) -> str | None:
+    """The key of an Idempotency-Key header: a string of RFC 8941, or, as many send it, without its quotes."""
+    if header is None:
+        return None
+    match = _KEY.fullmatch(header.strip())
+    if match is None:
+        raise invalid_options([Fault("Idempotency-Key", "is no key", "1 to 255 printable ASCII characters")])
+    return match["quoted"] or match["bare"]
 
 
 def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:

@@ -61,6 +61,7 @@ def _views(service: Service) -> dict[str, Callable[..., Response]]:
         "show_errors": pages.errors,
         "show_dashboard": pages.dashboard,
         "admit_upload": internal.admit,
+        "answer_again": detections.attached,
     }
 
 

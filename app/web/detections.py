@@ -8,13 +8,13 @@ from functools import partial
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
-from app.errors import FrameboxError
+from app.errors import EngineUnavailable, FrameboxError
 from app.jobs.intake import accept_job
 from app.jobs.job import Job
 from app.jobs.report import public_report
 from app.storage.data_folder import new_job_id
 from app.storage.spool import Upload
-from app.web.admission import Admission, BodyKind, UploadHead, admit, upload_head
+from app.web.admission import Admission, BodyKind, UploadHead, admit, upload_head, upload_head_of_nginx
 from app.web.body import body_pieces, discard_rest, receive_multipart, receive_raw
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
@@ -32,33 +32,38 @@ class DetectionViews:
         """Spool the video, queue its job, wait as long as the caller wants, answer."""
         preference = parse_prefer(request.headers.get("Prefer"))
         try:
-            job, admission = self._receive()
+            head = upload_head(request.args.items(multi=True), request.headers, prefix="Content-")
+            admission = admit(head, self._service, key=g.request_id)
+            job = admission.earlier or self._receive(head, admission)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             after_this_request(_discard_rest_afterwards)
             raise
-        self._service.metrics.uploads.labels(outcome="accepted").inc()
-        bind_contextvars(job_id=job.id)
+        if admission.earlier is not None:
+            after_this_request(_discard_rest_afterwards)
         return self._answer(job, admission, preference)
 
-    def _receive(self) -> tuple[Job, Admission]:
-        service, head = self._service, _head_of_request()
-        admission = admit(head, service, key=g.request_id)
-        job_id = new_job_id()
+    def attached(self) -> Response:
+        """Answer a request whose key is known: nginx keeps its body, and asks here."""
+        head = upload_head_of_nginx(request.headers)
+        admission = admit(head, self._service, key=g.request_id)
+        if admission.earlier is None:
+            raise EngineUnavailable("The job was just removed; try again.", {"retry_after_seconds": 1})
+        return self._answer(admission.earlier, admission, parse_prefer(request.headers.get("Prefer")))
+
+    def _receive(self, head: UploadHead, admission: Admission) -> Job:
+        service, job_id = self._service, new_job_id()
         with service.spool.receive(job_id, key=g.request_id, expected_bytes=head.content_length) as upload:
             video_name = self._read_body(admission, head, upload)
             service.metrics.upload_bytes.inc(upload.size_bytes)
-            job = accept_job(
+            return accept_job(
                 upload,
                 spool=service.spool,
                 folder=service.folder,
                 store=service.store,
-                request_id=g.request_id,
-                model=admission.model,
-                options=admission.options.detection,
+                request=admission.request,
                 video_name=video_name,
             )
-        return job, admission
 
     def _read_body(self, admission: Admission, head: UploadHead, upload: Upload) -> str | None:
         pieces = body_pieces(
@@ -72,6 +77,9 @@ class DetectionViews:
         return None
 
     def _answer(self, job: Job, admission: Admission, preference: Preference) -> Response:
+        is_own = job.request_id == g.request_id
+        self._service.metrics.uploads.labels(outcome="accepted" if is_own else "attached").inc()
+        bind_contextvars(job_id=job.id)
         connection = request.environ.get("gunicorn.socket")
         job = wait_for_end(
             self._service.watcher,
@@ -86,6 +94,8 @@ class DetectionViews:
             response = json_response(report, 202, job_headers(job) | {"Location": report["links"]["self"]})
         if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
+        if not is_own:
+            response.headers["Framebox-Attached"] = "true"
         return response
 
 
@@ -94,12 +104,3 @@ def _discard_rest_afterwards(response: Response) -> Response:
     stream, connection = request.stream, request.environ.get("gunicorn.socket")
     response.call_on_close(partial(discard_rest, stream, connection, seconds=_DISCARD_SECONDS))
     return response
-
-
-def _head_of_request() -> UploadHead:
-    return upload_head(
-        request.args.items(multi=True),
-        request.headers.get("Content-Type"),
-        request.headers.get("Content-Length", ""),
-        request.headers.get("Transfer-Encoding", ""),
-    )

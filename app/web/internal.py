@@ -1,18 +1,18 @@
 """``/_internal/admit``: nginx asks here whether an upload may begin, before it reads a byte of it.
 
 nginx's auth_request knows yes (204) and no (403) alone. What the client is to be told goes in headers:
-the status and the problem document, which nginx sends as a literal, leaving the body unread.
+the status and the problem document, which nginx sends as a literal, leaving the body unread; or the job
+that answers already, for which nginx then asks without the body.
 """
 
 from __future__ import annotations
 
 import json
-from urllib.parse import parse_qsl, urlsplit
 
 from flask import Response, g, request
 
 from app.errors import FrameboxError, MethodNotAllowed
-from app.web.admission import admit, upload_head
+from app.web.admission import admit, upload_head_of_nginx
 from app.web.service import Service
 
 
@@ -21,20 +21,15 @@ class InternalViews:
         self._service = service
 
     def admit(self) -> Response:
-        headers = request.headers
-        query = urlsplit(headers.get("Framebox-Upload-Uri", "")).query
-        head = upload_head(
-            parse_qsl(query, keep_blank_values=True),
-            headers.get("Content-Type"),
-            headers.get("Framebox-Upload-Length", ""),
-            headers.get("Framebox-Upload-Encoding", ""),
-        )
+        head = upload_head_of_nginx(request.headers)
         try:
-            _check_method(headers.get("Framebox-Upload-Method", "POST"))
-            admit(head, self._service, key=g.request_id)
+            _check_method(request.headers.get("Framebox-Upload-Method", "POST"))
+            admission = admit(head, self._service, key=g.request_id)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             return _refusal(error)
+        if admission.earlier is not None and not head.chunked:  # nginx would read a chunked body first
+            return Response(status=403, headers={"Framebox-Earlier-Job": admission.earlier.id})
         return Response(status=204)
 
 

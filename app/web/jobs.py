@@ -45,6 +45,8 @@ class JobViews:
             self._service.folder.remove_job(job_id)
             return Response(status=204)
         job = self._service.store.request_cancel(job_id)
+        if job.state is JobState.CANCELLED:  # it had not begun: no engine clears up after it
+            self._service.folder.remove_inputs(job_id)
         return json_response(public_report(job, now=time.time()), 202, job_headers(job))
 
     def result(self, job_id: str) -> Response:

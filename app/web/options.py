@@ -9,16 +9,26 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.errors import EngineUnavailable, InvalidOption
+from app.jobs.job import Priority
 from app.pipeline.options import DetectionOptions, DocumentFormat
 
 FAULTS_TOLD = 20  # an answer names so many at most
+REQUEST_OPTIONS: Mapping[str, Sequence[str]] = {
+    "format": [*DocumentFormat],
+    "priority": [*Priority],
+    "attach": ["true", "false"],
+}
 _VALUE_SHOWN = 80  # characters of a caller's own text that an answer repeats
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
+    """`detection` decides the result; the others, how the request is treated."""
+
     detection: DetectionOptions
     format: DocumentFormat
+    priority: Priority | None  # None: not said
+    attach: bool | None  # None: not said
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Fault:
 
 def option_names() -> list[str]:
     """Every option that a detection takes."""
-    return [*DetectionOptions.model_fields, "format"]
+    return [*DetectionOptions.model_fields, *REQUEST_OPTIONS]
 
 
 def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
@@ -46,14 +56,19 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
         if name in values:
             faults.append(Fault(name, "given more than once", "one value"))
         values[name] = value
-    document_format = _parse_format(values.pop("format", DocumentFormat.PAIRS), faults)
+    chosen = {name: _parse_choice(name, values.pop(name, None), faults) for name in REQUEST_OPTIONS}
     try:
         detection = DetectionOptions.model_validate(values)
     except ValidationError as error:
         faults += [_describe(fault) for fault in error.errors(include_url=False)]
     if faults:
         raise invalid_options(faults)
-    return RequestOptions(detection, document_format)
+    return RequestOptions(
+        detection,
+        DocumentFormat(chosen["format"] or DocumentFormat.PAIRS),
+        Priority(chosen["priority"]) if chosen["priority"] else None,
+        chosen["attach"] == "true" if chosen["attach"] else None,
+    )
 
 
 def invalid_options(faults: Sequence[Fault]) -> InvalidOption:
@@ -95,12 +110,11 @@ def _check_labels(options: DetectionOptions, model: Mapping[str, Any]) -> None:
         raise invalid_options(faults)
 
 
-def _parse_format(value: str, faults: list[Fault]) -> DocumentFormat:
-    try:
-        return DocumentFormat(value)
-    except ValueError:
-        faults.append(Fault("format", f"{_shown(value)} is no format", [*DocumentFormat]))
-        return DocumentFormat.PAIRS
+def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | None:
+    if value is not None and value not in REQUEST_OPTIONS[name]:
+        faults.append(Fault(name, f"{_shown(value)} is none of its values", [*REQUEST_OPTIONS[name]]))
+        return None
+    return value
 
 
 def _describe(fault: Any) -> Fault:

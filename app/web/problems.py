@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import sqlite3
 from typing import Any
 
 import orjson
@@ -13,6 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
 from app.errors import FrameboxError, Problem
+from app.storage.space import is_disk_full
 
 _log = structlog.get_logger()
 
@@ -68,15 +67,9 @@ def _on_http_exception(error: HTTPException) -> Response:
 
 def _on_fault(error: Exception) -> Response:
     """A fault of ours: the log has it all, the caller the request id alone."""
-    if _is_disk_full(error):
+    if is_disk_full(error):
         return problem_response(errors.InsufficientStorage("The disk is full.").to_problem())
     _log.error("request failed", exc_info=error)
     detail = f"Something went wrong here; the log has it under {g.get('request_id')}."
     problem: dict[str, Any] = errors.InternalError(detail).to_problem()
     return problem_response(problem)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    if isinstance(error, sqlite3.OperationalError):
-        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from app import errors
 from app.errors import FrameboxError
-from app.jobs.job import JobState
+from app.jobs.job import JobState, Priority
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import DocumentFormat
 from app.web import schemas
@@ -70,10 +70,28 @@ _PREFER = Parameter(
     "RFC 7240: `respond-async` answers 202 at once, `wait=N` after N seconds; else the answer waits.",
     _TEXT,
 )
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Names the request: sent again with its key it is answered by the same job, and its body is not read.",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+)
+_PRIORITY = Parameter(
+    "priority",
+    "query",
+    "Who is served first; `interactive` if the caller waits for the answer, else `batch`.",
+    {"type": "string", "enum": [*Priority]},
+)
+_ATTACH = Parameter(
+    "attach",
+    "query",
+    "Whether the job of an equal video with equal options will do, or a new run is wanted.",
+    {"type": "string", "enum": ["true", "false"]},
+)
 _DOCUMENT = Answer(
     200,
     "The document: every analysed frame and its boxes. Headers: Framebox-Job, Framebox-Frames, "
-    "Framebox-Complete, ETag, Repr-Digest, Link.",
+    "Framebox-Complete, Framebox-Attached, ETag, Repr-Digest, Link.",
     tuple(dict.fromkeys(MEDIA_TYPES.values())),
     schemas.Document,
 )
@@ -93,6 +111,7 @@ _UPLOAD_ERRORS = (
     errors.IncompleteBody,
     errors.MalformedBody,
     errors.JobWasCancelled,
+    errors.IdempotencyConflict,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
     errors.TooManyJobs,
@@ -112,7 +131,7 @@ ROUTES: tuple[Route, ...] = (
             Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),
         ),
         errors=(*_UPLOAD_ERRORS, *_VIDEO_ERRORS),
-        parameters=(_FORMAT, _PREFER),
+        parameters=(_FORMAT, _PRIORITY, _ATTACH, _PREFER, _KEY),
         takes_video=True,
         takes_options=True,
     ),
@@ -245,4 +264,5 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/", "show_dashboard", "The jobs at a glance.", answers=(Answer(200, "A page.", (HTML,)),)),
     Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
+    Route("GET", "/_internal/again", "answer_again", "nginx asks for the answer to a key that is known."),
 )

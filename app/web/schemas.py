@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from app.jobs.job import JobState
+from app.jobs.job import JobState, Priority, Waiting
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -75,6 +75,8 @@ class JobReport(_Shape):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested: bool
+    priority: Priority
+    waiting: Waiting | None = Field(description="why a queued job is not taken up")
     progress: Progress
     options: dict[str, Any] = Field(description="the options that were given, and the model that runs")
     source: Source

@@ -34,6 +34,7 @@ class Instance:
             "FRAMEBOX_HOST": "127.0.0.1",
             "FRAMEBOX_PORT": str(self.port),
             "FRAMEBOX_DATA": str(data),
+            "FRAMEBOX_ATTACH": "false",  # tests post the same clips again and again
             **{f"FRAMEBOX_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self._process: subprocess.Popen[bytes] | None = None

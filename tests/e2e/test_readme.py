@@ -93,11 +93,14 @@ def test_the_other_commands_run(shared_instance: Instance, folder: Path) -> None
     job_id = re.search(r"^Framebox-Job: (\w+)", answer, re.MULTILINE)
     assert job_id is not None
     shared_instance.wait_for_end(job_id[1])
-    report, events, table, removed = (run(line, shared_instance, folder, JOB=job_id[1]) for line in rest)
+    report, events, table, removed, keyed = (
+        run(line, shared_instance, folder, JOB=job_id[1]) for line in rest
+    )
     assert json.loads(report)["state"] == "succeeded"
     assert "event: end" in events
     assert len(table.splitlines()) > 1
     assert removed == ""
+    assert len(json.loads(keyed)) == 12
 
 
 def test_the_commands_for_people_are_targets_of_the_makefile() -> None:

@@ -22,7 +22,11 @@ from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 
-MODELS = [{"name": "hog-people", "labels": ["person"]}, {"name": "other", "labels": ["cat", "dog"]}]
+SHA256 = "0" * 64  # of every model
+MODELS = [
+    {"name": "hog-people", "sha256": SHA256, "labels": ["person"]},
+    {"name": "other", "sha256": SHA256, "labels": ["cat", "dog"]},
+]
 PROBLEMS = {"no_video_stream": errors.NoVideoStream("There is no video stream in the file.")}
 
 
@@ -84,7 +88,7 @@ class DoubleEngine:
             JobState.SUCCEEDED,
             report={
                 "video": {"width": 768, "height": 432, "codec": "h264"},
-                "model": {"name": job.model, "sha256": "0" * 64, "device": "cpu"},
+                "model": {"name": job.model, "sha256": SHA256, "device": "cpu"},
                 "completeness": {"complete": complete, "frames_analysed": frames},
                 "document": {"bytes": size_bytes, "sha256": digest.hexdigest()},
             },

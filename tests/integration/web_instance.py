@@ -55,6 +55,7 @@ class WebInstance:
             "FRAMEBOX_DATA": str(self.data),
             "FRAMEBOX_PORT": str(self.port or 1),
             "FRAMEBOX_HOST": "127.0.0.1",
+            "FRAMEBOX_ATTACH": "false",  # tests post the same orders again and again
         }
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("FRAMEBOX_")},

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from app.errors import JobIsActive, JobNotFound
-from app.jobs.job import JobState, Progress, VideoSource
+from app.jobs.job import JobRequest, JobState, Priority, Progress, VideoSource, Waiting
 from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
+from app.storage.space import is_disk_full
+
+SOURCE = VideoSource(123, "ab" * 32, "clip.mp4")
 
 
 @pytest.fixture
@@ -23,14 +26,9 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def add(store: JobStore) -> str:
-    job = store.add(
-        job_id=new_job_id(),
-        request_id="request",
-        model="none",
-        options=DetectionOptions(min_score=0.5, labels=("person",)),
-        source=VideoSource(123, "ab" * 32, "clip.mp4"),
-    )
-    return job.id
+    options = DetectionOptions(min_score=0.5, labels=("person",))
+    request = JobRequest(request_id="request", model="none", options=options)
+    return store.add(new_job_id(), request, SOURCE).id
 
 
 def test_a_job_reads_back_as_it_was_added(store: JobStore) -> None:
@@ -151,3 +149,64 @@ def test_a_folder_of_a_newer_release_is_refused(store: JobStore, tmp_path: Path)
     connection.close()
     with pytest.raises(RuntimeError, match="version"):
         store.create()
+
+
+def add_with(store: JobStore, priority: Priority) -> str:
+    request = JobRequest(request_id="r", model="none", options=DetectionOptions(), priority=priority)
+    return store.add(new_job_id(), request, SOURCE).id
+
+
+def test_interactive_jobs_are_claimed_first_and_in_order(store: JobStore) -> None:
+    order = (Priority.BATCH, Priority.INTERACTIVE, Priority.BATCH, Priority.INTERACTIVE)
+    ids = [add_with(store, priority) for priority in order]
+    epoch = store.begin_epoch(pid=1)
+    claimed = [store.claim(epoch) for _ in range(5)]
+    assert [job and job.id for job in claimed] == [ids[1], ids[3], ids[0], ids[2], None]
+
+
+def test_the_engine_says_whose_turn_it_is(store: JobStore) -> None:
+    batch, interactive = add_with(store, Priority.BATCH), add_with(store, Priority.INTERACTIVE)
+    epoch = store.begin_epoch(pid=1)
+    claimed = store.claim(epoch, (Priority.BATCH, Priority.INTERACTIVE))
+    assert claimed is not None
+    assert claimed.id == batch
+    add_with(store, Priority.BATCH)
+    claimed = store.claim(epoch, (Priority.INTERACTIVE,))
+    assert claimed is not None
+    assert claimed.id == interactive
+    assert store.claim(epoch, (Priority.INTERACTIVE,)) is None
+
+
+def test_queued_jobs_tell_what_they_wait_for_until_they_are_taken_up(store: JobStore) -> None:
+    first, second, cancelled = add(store), add(store), add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.claim(epoch)
+    store.put_back(first, epoch, Waiting.DISK_SPACE)
+    assert store.get(first).waiting is Waiting.DISK_SPACE
+    assert store.get(second).waiting is None
+    store.say_waiting(Waiting.DISK_SPACE)
+    assert store.get(second).waiting is Waiting.DISK_SPACE
+    assert store.request_cancel(cancelled).waiting is None
+    job = store.claim(epoch)
+    assert job is not None
+    assert (job.id, job.waiting) == (first, None)
+    store.say_waiting(None)
+    assert store.get(second).waiting is None
+
+
+def add_many(store: JobStore, count: int) -> None:
+    for _ in range(count):
+        add(store)
+
+
+def test_a_database_without_room_changes_nothing_and_goes_on_when_there_is(store: JobStore) -> None:
+    job_id = add(store)
+    connection = store._connect()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.Error) as caught:
+        add_many(store, 10_000)
+    assert is_disk_full(caught.value)
+    assert store.get(job_id).state is JobState.QUEUED
+    connection.execute("PRAGMA max_page_count = 100000")
+    assert add(store) in store.ids()

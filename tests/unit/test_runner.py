@@ -102,3 +102,15 @@ def test_parking_lets_what_runs_finish_and_takes_nothing_new(recorder: Recorder)
         for future in (waiting, late):
             with pytest.raises(CancelledError):
                 future.result(DEADLINE)
+
+
+def test_urgent_jobs_come_first_and_the_others_are_not_starved(recorder: Recorder) -> None:
+    recorder.gate.set()
+    runner = LocalRunner(slots=1, run=recorder)
+    futures = [runner.submit(Task("patient", f"patient-{n}"), never) for n in range(3)]
+    futures += [runner.submit(Task("urgent", f"urgent-{n}"), never, is_urgent=True) for n in range(7)]
+    with runner:
+        for future in futures:
+            future.result(DEADLINE)
+    order = [name.partition("-")[0][0] for name in recorder.ran]
+    assert "".join(order) == "uuupuuupup"

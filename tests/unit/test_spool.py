@@ -15,7 +15,7 @@ import pytest
 
 from app.errors import InsufficientStorage
 from app.jobs.intake import accept_job, remove_leftovers
-from app.jobs.job import JobState
+from app.jobs.job import JobRequest, JobState
 from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage import spool as spool_module
@@ -56,9 +56,7 @@ def _accept(upload: Upload, spool: Spool, folder: DataFolder, store: JobStore) -
         spool=spool,
         folder=folder,
         store=store,
-        request_id="request",
-        model="people",
-        options=DetectionOptions(),
+        request=JobRequest(request_id="request", model="people", options=DetectionOptions()),
         video_name="clip.mp4",
     )
 
@@ -216,7 +214,7 @@ def test_a_published_upload_without_a_record_is_no_leftover_while_its_receiver_l
 
 
 def test_a_record_that_cannot_be_written_leaves_no_folder(folder, spool, store, monkeypatch):
-    def broken(**_: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("database is gone")
 
     monkeypatch.setattr(store, "add", broken)

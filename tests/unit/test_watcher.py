@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import JobNotFound
-from app.jobs.job import Job, JobState, Progress, VideoSource
+from app.jobs.job import Job, JobRequest, JobState, Progress, VideoSource
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.pipeline.options import DetectionOptions
@@ -36,13 +36,8 @@ def watcher(store: JobStore) -> Iterator[JobWatcher]:
 
 
 def _add(store: JobStore) -> Job:
-    return store.add(
-        job_id=new_job_id(),
-        request_id="r",
-        model="people",
-        options=DetectionOptions(),
-        source=VideoSource(1, "0" * 64, None),
-    )
+    request = JobRequest(request_id="r", model="people", options=DetectionOptions())
+    return store.add(new_job_id(), request, VideoSource(1, "0" * 64, None))
 
 
 def test_the_first_look_shows_the_job_as_it_is(store: JobStore, watcher: JobWatcher):

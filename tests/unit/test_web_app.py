@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> DataFolder:
 
 @pytest.fixture
 def app(folder: DataFolder) -> Iterator[Flask]:
-    app = create_app(Settings(data=folder.root, min_free_bytes=0, max_upload_bytes=1000))
+    app = create_app(Settings(data=folder.root, min_free_bytes=0, max_upload_bytes=1000, attach=False))
     yield app
     app.extensions["framebox"].watcher.close()
     structlog.reset_defaults()

@@ -1,0 +1,63 @@
+"""When a request needs no job of its own: its key, or an equal video and options, had one before."""
+
+from __future__ import annotations
+
+from app.errors import IdempotencyConflict
+from app.jobs.job import Job, JobRequest, JobState, VideoSource
+from app.pipeline.options import DetectionOptions
+
+_OWN_FAULT = 500  # a problem of this status or above was the service's: a new attempt may go well
+
+
+def answers_key(job: Job) -> bool:
+    """Whether a job is the answer to later requests with its key.
+
+    A cancelled one, or one that failed by the service's fault, is not: the request may be made again.
+    """
+    if job.cancel_requested or job.state is JobState.CANCELLED:
+        return False
+    return job.state is not JobState.FAILED or int((job.problem or {}).get("status", _OWN_FAULT)) < _OWN_FAULT
+
+
+def check_same_request(
+    job: Job, request: JobRequest, *, size_bytes: int | None = None, sha256: str | None = None
+) -> None:
+    """Raise IdempotencyConflict, naming what differs, if `request` is not the one that `job` was made for.
+
+    What is not yet known of the video is None, and taken to be the same.
+    """
+    pairs = {
+        "model": (request.model, job.model),
+        "options": (_decisive(request.options), _decisive(job.options)),
+        "length": (size_bytes, None if size_bytes is None else job.source.size_bytes),
+        "content": (sha256, None if sha256 is None else job.source.sha256),
+    }
+    differs = [name for name, (asked, had) in pairs.items() if asked != had]
+    if differs:
+        raise IdempotencyConflict(
+            f"The Idempotency-Key was used for another request; {', '.join(differs)} differ.",
+            {"differs": differs, "instance": f"/v1/jobs/{job.id}"},
+        )
+
+
+def is_equal(job: Job, request: JobRequest, source: VideoSource) -> bool:
+    """Whether the job's document is, or will be, the answer to `request`: a failed or cancelled one's is not.
+
+    A queued job runs with the model that the engine has then; of any other the model must be known.
+    """
+    if job.cancel_requested or job.state in (JobState.FAILED, JobState.CANCELLED):
+        return False
+    same = (job.source.sha256, job.model) == (source.sha256, request.model)
+    return same and _decisive(job.options) == _decisive(request.options) and _runs_same_model(job, request)
+
+
+def _runs_same_model(job: Job, request: JobRequest) -> bool:
+    ran = ((job.report or {}).get("model") or {}).get("sha256")
+    if ran is None:
+        return job.state is JobState.QUEUED or request.model_sha256 is not None
+    return bool(ran == request.model_sha256)
+
+
+def _decisive(options: DetectionOptions) -> DetectionOptions:
+    """The options but for the model's name, which stands beside them, resolved."""
+    return options.model_copy(update={"model": None})

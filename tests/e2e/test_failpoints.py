@@ -1,0 +1,123 @@
+"""A kill at any durable step loses nothing, does nothing twice, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import requests
+from instance import CHECKOUT, Instance, make_clip
+
+SECONDS = 60.0
+
+
+def points_in_source() -> list[str]:
+    """The names of all calls of `fail_point`; fails if one is no literal or stands for two places."""
+    names = []
+    for module in sorted((CHECKOUT / "app").rglob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fail_point":
+                (name,) = node.args
+                assert isinstance(name, ast.Constant), module
+                names.append(name.value)
+    assert len(names) == len(set(names))
+    return sorted(names)
+
+
+# Not met by a job that is posted, runs and is fetched: see the test of its own.
+ELSEWHERE = {"job_forgotten"}
+
+
+class Armed:
+    """The folder of armed places."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def arm(self, name: str) -> Path:
+        path = self.folder / name
+        path.touch()
+        return path
+
+
+@pytest.fixture(scope="module")
+def armed(tmp_path_factory: pytest.TempPathFactory) -> Armed:
+    return Armed(tmp_path_factory.mktemp("armed") / "failpoints")
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory, armed: Armed) -> Iterator[Instance]:
+    settings = {"segment_frames": 50, "failpoints": armed.folder, "attach": "true", "model": "none"}
+    with Instance(tmp_path_factory.mktemp("failpoints") / "data", **settings) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clips") / "v.mp4", frames=200, size="160x120")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(instance: Instance, video: Path) -> bytes:
+    return instance.post(video, min_score=0.99).content
+
+
+def post_until_accepted(instance: Instance, video: Path, key: str) -> str:
+    """Post with a key again and again, as a client does whose connection broke; return the job's id."""
+    headers = {"Prefer": "respond-async", "Idempotency-Key": key}
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            answer = instance.post(video, headers, attach="false")
+        except requests.RequestException:
+            continue
+        if answer.status_code == 202:
+            return str(answer.headers["Framebox-Job"])
+        assert answer.status_code in (502, 503), answer.text
+        time.sleep(0.1)
+    raise AssertionError(f"not accepted\n{instance.tail()}")
+
+
+def job_ids(instance: Instance) -> set[str]:
+    answer = requests.get(f"{instance.url}/v1/jobs?limit=200", timeout=30)
+    return {job["id"] for job in answer.json()["jobs"]}
+
+
+def leftovers(instance: Instance, job_id: str) -> list[str]:
+    data = instance.data
+    found = [path.name for path in (data / "jobs" / job_id).iterdir() if path.name != "result.pairs"]
+    unknown = {path.name for path in (data / "jobs").iterdir()} - job_ids(instance)
+    return found + [path.name for path in (data / "incoming").iterdir()] + sorted(unknown)
+
+
+@pytest.mark.parametrize("point", [name for name in points_in_source() if name not in ELSEWHERE])
+def test_a_kill_at_a_durable_step_changes_nothing(
+    instance: Instance, armed: Armed, video: Path, undisturbed: bytes, point: str
+) -> None:
+    instance.wait(instance.is_ready, SECONDS, "ready")
+    before = job_ids(instance)
+    mark = armed.arm(point)
+    job_id = post_until_accepted(instance, video, uuid4().hex)
+    instance.wait(lambda: not mark.exists(), SECONDS, f"a process at {point}")
+    instance.wait(instance.is_ready, SECONDS, "ready again")
+    assert instance.wait_for_end(job_id)["state"] == "succeeded"
+    assert instance.result(job_id) == undisturbed
+    assert job_ids(instance) - before == {job_id}
+    instance.wait(lambda: not leftovers(instance, job_id), 20, f"a tidy folder after {point}")
+
+
+def test_a_kill_between_a_jobs_record_and_its_files_leaves_no_files(tmp_path: Path, video: Path) -> None:
+    """What retention was removing is removed by the next engine."""
+    failpoints = Armed(tmp_path / "armed")
+    settings = {"failpoints": failpoints.folder, "model": "none", "keep_days": 1e-5}
+    with Instance(tmp_path / "data", **settings) as instance:
+        mark = failpoints.arm("job_forgotten")
+        instance.post_async(video)
+        instance.wait(lambda: not mark.exists(), SECONDS, "an engine that forgets a job")
+        instance.wait(lambda: not job_ids(instance), SECONDS, "no record")
+        instance.wait(lambda: not [*(instance.data / "jobs").iterdir()], SECONDS, "no files")

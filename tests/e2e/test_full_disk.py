@@ -1,0 +1,108 @@
+"""A disk that runs full stops jobs, and loses none: they say so, wait, and go on when there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from instance import CHECKOUT, Instance, repeat_clip
+
+OPTIONS = {"model": "hog-people", "max_side": 320}
+DISK_BYTES = 48 * 1024 * 1024
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB of its own. Skips where this user may not mount one."""
+    folder = tmp_path / "data"  # its log lies beside it
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if mounted.returncode != 0:
+        reason = f"cannot mount a small file system: {mounted.stderr.strip()}"
+        if os.environ.get("FRAMEBOX_REQUIRE_NAMESPACES", "") not in ("", "0"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], timeout=30, check=True)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """384 frames with walkers that the detector finds."""
+    return repeat_clip(CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("c") / "v.mp4", times=4)
+
+
+class Filler:
+    """Takes every byte that the disk has left, and gives it back."""
+
+    def __init__(self, disk: Path) -> None:
+        self._path = disk / "filler"
+
+    def fill(self) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            for size in (1024 * 1024, 4096, 1):
+                while _writes(file.fileno(), size):
+                    pass
+
+    def remove(self) -> None:
+        self._path.unlink()
+
+
+def _writes(descriptor: int, size: int) -> bool:
+    try:
+        return os.write(descriptor, bytes(size)) == size
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+
+
+def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: Path) -> None:
+    settings = {"segment_frames": 24, "min_free_bytes": 0, "keep_free_bytes": 0}
+    with Instance(disk, **settings) as instance:
+        undisturbed = instance.post(video, **OPTIONS).content
+        filler = Filler(disk)
+        job_id = instance.post_async(video, **OPTIONS)
+        parts = instance.data / "jobs" / job_id / "parts"
+        instance.wait(lambda: len(list(parts.glob("*.part"))) >= 2, 60, "two parts")
+        filler.fill()
+        instance.wait(lambda: instance.report(job_id)["waiting"] == "disk_space", 60, "a waiting job")
+        report = instance.report(job_id)
+        assert (report["state"], report["problem"]) == ("queued", None)
+        filler.fill()  # what the service had held back for its records
+        refused = instance.post(video, **OPTIONS)
+        assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
+        done = {path.name: path.stat().st_ino for path in parts.glob("*.part")}
+        instance.engine().kill()
+        filler.remove()
+        report = instance.wait_for_end(job_id)
+        assert (report["state"], report["waiting"]) == ("succeeded", None)
+        assert instance.result(job_id) == undisturbed
+        assert done
+        left = sorted(path.name for path in (instance.data / "jobs" / job_id).iterdir())
+        assert left == ["result.pairs"]
+        assert requests.get(f"{instance.url}/readyz", timeout=30).status_code == 200
+
+
+def test_below_the_minimum_jobs_wait_before_they_begin(disk: Path, video: Path) -> None:
+    limit = 16 * 1024 * 1024
+    settings = {"segment_frames": 100, "min_free_bytes": limit, "keep_free_bytes": 0}
+    with Instance(disk, **settings) as instance:
+        engine = instance.engine()
+        engine.suspend()
+        job_id = instance.post_async(video, model="none")
+        filler = disk / "filler"
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        filler.write_bytes(bytes(free - limit // 2))
+        engine.resume()
+        instance.wait(lambda: instance.report(job_id)["waiting"] == "disk_space", 60, "a waiting job")
+        filler.unlink()
+        assert instance.wait_for_end(job_id)["state"] == "succeeded"

@@ -1,0 +1,189 @@
+"""A request that was made before is given the job it had; any other gets one of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.errors import FrameboxError, IdempotencyConflict, InternalError, JobNotFound, NoVideoStream
+from app.jobs import store as store_module
+from app.jobs.job import Job, JobRequest, JobState, Priority, VideoSource
+from app.jobs.store import JobStore
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import new_job_id
+
+SOURCE = VideoSource(1000, "ab" * 32, "a.mp4")
+OTHER_SOURCE = VideoSource(1000, "cd" * 32, "a.mp4")
+PLAIN = JobRequest(request_id="r", model="people", options=DetectionOptions(), model_sha256="11")
+EQUAL = replace(PLAIN, may_attach=True)
+KEYED = replace(PLAIN, idempotency_key="key")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    store.create()
+    return store
+
+
+def add(store: JobStore, request: JobRequest, source: VideoSource = SOURCE) -> Job:
+    return store.add(new_job_id(), request, source)
+
+
+def end(
+    store: JobStore, state: JobState, error: FrameboxError | None = None, model_sha256: str = "11"
+) -> None:
+    epoch = store.begin_epoch(pid=1)
+    job = store.claim(epoch)
+    assert job is not None
+    problem = None if error is None else error.to_problem()
+    store.finish(job.id, epoch, state, problem=problem, report={"model": {"sha256": model_sha256}})
+
+
+def test_without_leave_to_attach_every_request_gets_a_job_of_its_own(store: JobStore) -> None:
+    assert add(store, PLAIN).id != add(store, PLAIN).id
+
+
+def test_an_equal_request_gets_the_job_that_waits_runs_or_has_succeeded(store: JobStore) -> None:
+    job = add(store, PLAIN)
+    assert add(store, EQUAL).id == job.id
+    store.claim(store.begin_epoch(pid=1))
+    assert add(store, EQUAL).id == job.id
+    end(store, JobState.SUCCEEDED)
+    assert add(store, EQUAL).id == job.id
+    assert len(store.ids()) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "source"),
+    [
+        (EQUAL, OTHER_SOURCE),
+        (replace(EQUAL, model="pets"), SOURCE),
+        (replace(EQUAL, options=DetectionOptions(stride=2)), SOURCE),
+        (replace(EQUAL, model_sha256="22"), SOURCE),
+        (replace(EQUAL, model_sha256=None), SOURCE),
+    ],
+)
+def test_whatever_decides_the_answer_makes_another_job(
+    store: JobStore, request_: JobRequest, source: VideoSource
+) -> None:
+    job = add(store, PLAIN)
+    end(store, JobState.SUCCEEDED)
+    assert add(store, request_, source).id != job.id
+
+
+def test_the_default_models_name_is_no_other_option(store: JobStore) -> None:
+    job = add(store, PLAIN)
+    named = replace(EQUAL, options=DetectionOptions(model="people"))
+    assert add(store, named).id == job.id
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+def test_a_job_that_came_to_nothing_attracts_nobody(store: JobStore, state: JobState) -> None:
+    job = add(store, PLAIN)
+    end(store, state, NoVideoStream("none"))
+    assert add(store, EQUAL).id != job.id
+
+
+def test_a_job_whose_end_was_asked_for_attracts_nobody(store: JobStore) -> None:
+    job = add(store, PLAIN)
+    store.claim(store.begin_epoch(pid=1))
+    store.request_cancel(job.id)
+    assert add(store, EQUAL).id != job.id
+
+
+def test_a_key_stands_for_its_job_before_the_video_is_read(store: JobStore) -> None:
+    assert store.attach(KEYED, None, size_bytes=1000) is None
+    job = add(store, KEYED)
+    for size_bytes in (1000, None):
+        again = store.attach(KEYED, None, size_bytes=size_bytes)
+        assert again is not None
+        assert again.id == job.id
+    assert add(store, KEYED).id == job.id
+
+
+@pytest.mark.parametrize(
+    ("request_", "size_bytes", "differs"),
+    [
+        (KEYED, 999, "length"),
+        (replace(KEYED, model="pets"), None, "model"),
+        (replace(KEYED, options=DetectionOptions(stride=2)), 1000, "options"),
+    ],
+)
+def test_a_key_of_another_request_is_refused_before_the_video_is_read(
+    store: JobStore, request_: JobRequest, size_bytes: int | None, differs: str
+) -> None:
+    job = add(store, KEYED)
+    with pytest.raises(IdempotencyConflict) as caught:
+        store.attach(request_, None, size_bytes=size_bytes)
+    assert caught.value.extensions == {"differs": [differs], "instance": f"/v1/jobs/{job.id}"}
+
+
+def test_a_key_of_another_video_is_refused_once_it_was_read(store: JobStore) -> None:
+    add(store, KEYED)
+    with pytest.raises(IdempotencyConflict, match="content"):
+        add(store, KEYED, OTHER_SOURCE)
+    assert len(store.ids()) == 1
+
+
+def test_a_key_that_attached_by_content_stands_for_that_job_too(store: JobStore) -> None:
+    job = add(store, KEYED)
+    other = replace(EQUAL, idempotency_key="other")
+    assert add(store, other).id == job.id
+    again = store.attach(other, None, size_bytes=None)
+    assert again is not None
+    assert again.id == job.id
+
+
+def test_a_key_is_answered_by_a_video_that_cannot_be_used(store: JobStore) -> None:
+    job = add(store, KEYED)
+    end(store, JobState.FAILED, NoVideoStream("none"))
+    assert add(store, KEYED).id == job.id
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+def test_a_key_is_free_again_after_a_fault_of_ours_or_a_cancellation(
+    store: JobStore, state: JobState
+) -> None:
+    job = add(store, KEYED)
+    end(store, state, InternalError("ours"))
+    new = add(store, KEYED)
+    assert new.id != job.id
+    assert add(store, KEYED).id == new.id
+
+
+def test_a_deleted_job_takes_its_keys_along(store: JobStore) -> None:
+    job = add(store, KEYED)
+    end(store, JobState.SUCCEEDED)
+    store.delete(job.id)
+    assert store.attach(KEYED, None, size_bytes=1000) is None
+    with pytest.raises(JobNotFound):
+        store.get(job.id)
+
+
+def test_who_waits_for_a_job_hurries_it(store: JobStore) -> None:
+    job = add(store, PLAIN)
+    assert job.priority is Priority.BATCH
+    assert add(store, replace(EQUAL, priority=Priority.INTERACTIVE)).priority is Priority.INTERACTIVE
+    assert add(store, EQUAL).priority is Priority.INTERACTIVE
+
+
+def test_a_folder_of_the_first_release_is_brought_up_to_date(tmp_path: Path) -> None:
+    database = tmp_path / "old.sqlite3"
+    with sqlite3.connect(database) as connection:
+        connection.executescript(store_module._SCHEMA)
+        connection.execute(
+            "INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256, "
+            "created_at) VALUES (?, 'queued', 'r', 'people', '{}', 1000, ?, 1.0)",
+            ("e" * 32, SOURCE.sha256),
+        )
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    store = JobStore(database)
+    store.create()
+    assert store.get("e" * 32).priority is Priority.BATCH
+    assert add(store, EQUAL).id == "e" * 32
+    store.create()
