@@ -36,6 +36,7 @@ from app.video.segments import Entry, Segment
 Cancelled = Callable[[], bool]
 
 _MAX_DEATHS = 12  # of children, a segment
+_MAX_KILLED_BY_OTHERS = 8  # a segment; beyond it the kernel may kill for memory that the video takes
 _MAX_SKIPPED = 3  # packets left out, from one entry
 _SECONDS_A_PACKET = 4.0  # that a decoder may take on average, a very large picture on a busy machine
 _PACKETS_READ_A_SECOND = 500
@@ -316,9 +317,11 @@ class DecodeSession:
             self._deaths.count_failed_start()
             return request
         fed = request.entry.ordinal + child.packets_fed if child.packets_fed else None
+        by_others = child.was_killed_by_others()
         child.close()
         self._held.clear()
-        poison = self._deaths.note(fed, child.threads)
+        is_excused = by_others and self._deaths.is_excused()
+        poison = None if is_excused else self._deaths.note(fed, child.threads)
         if self._deaths.total > _MAX_DEATHS:
             return None
         if poison is None:
@@ -375,6 +378,7 @@ class Deaths:
         self.total = 0
         self.threads: int | None = None  # None: as many as usual; after a first death, one
         self._failed_starts = 0
+        self._by_others = 0
         self._at: Counter[int | None] = Counter()
         self._last: tuple[int | None, int] = (None, 0)
 
@@ -383,6 +387,11 @@ class Deaths:
         self._failed_starts += 1
         if self._failed_starts > 2:
             raise InternalError("No decoder could be started.")
+
+    def is_excused(self) -> bool:
+        """Take note of a child that others killed: not the video's fault, unless it goes on and on."""
+        self._by_others += 1
+        return self._by_others <= _MAX_KILLED_BY_OTHERS
 
     def note(self, fed: int | None, threads: int) -> int | None:
         """Take note of a death after packet `fed` - 1, and return that packet if it has killed twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from app.video.limits import VideoLimits
 from app.video.messages import Command, DecoderProtocolError, Message, Ready
 
 _POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
+_REAP_SECONDS = 1.0  # from a child's last sign to its exit status
 _END_SECONDS = 10.0  # for a killed child to be gone
 
 
@@ -58,6 +60,7 @@ class ChildProcess:
         self.threads = threads
         self._stall_seconds = settings.stall_seconds
         self._buffer = bytearray()
+        self._has_ended = False
         video_descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
         ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
         commands_in, self._commands = os.pipe()
@@ -121,6 +124,7 @@ class ChildProcess:
                 if not _poll(self._commands, select.POLLOUT, _POLL_SECONDS) and time.monotonic() > deadline:
                     raise ChildDied("does not read its commands") from None
             except OSError as error:
+                self._has_ended = True
                 raise ChildDied("is gone") from error
 
     def receive(
@@ -153,6 +157,7 @@ class ChildProcess:
     def _read_more(self) -> None:
         piece = os.read(self._messages, 1 << 16)
         if not piece:
+            self._has_ended = True
             raise ChildDied("ended")
         self._buffer += piece
 
@@ -174,6 +179,13 @@ class ChildProcess:
     def kill(self) -> None:
         """End the child now, whatever it does. The ring's memory stays while somebody holds a view of it."""
         self._process.kill()
+
+    def was_killed_by_others(self) -> bool:
+        """Whether the child ended by itself of a SIGKILL, which is never its own: no fault of its video's."""
+        if not self._has_ended:
+            return False
+        self._process.join(_REAP_SECONDS)
+        return self._process.exitcode == -signal.SIGKILL
 
     def close(self) -> None:
         """Kill the child and return when it is gone."""

@@ -110,6 +110,40 @@ def test_killing_children_in_the_middle_changes_nothing(clips: ClipFolder, pool:
     )
 
 
+class KillingPool(DecoderPool):
+    """Kills children as they are handed out, as somebody short of memory might."""
+
+    kills_left = 5
+
+    def acquire(self, video: Path, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
+        child = super().acquire(video, threads=threads, cancelled=cancelled)
+        if self.kills_left:
+            self.kills_left -= 1
+            child.kill()
+        return child
+
+
+def test_killing_children_at_one_place_again_and_again_changes_nothing(
+    clips: ClipFolder, pool: DecoderPool
+) -> None:
+    video = clips.get("h264.mp4")
+    with pool.index(video, segment_frames=10**6, cancelled=never) as index:
+        (segment,) = index
+        facts = index.facts
+    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
+    with (
+        KillingPool(**settings) as killing,
+        killing.decode(video, facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session,
+    ):
+        ids = []
+        for batch in session:
+            ids += batch.frame_ids.tolist()
+            batch.release()
+        assert killing.kills_left == 0
+        assert not session.outcome.undecodable
+    assert ids == list(range(50))
+
+
 def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
     with pool_of(_plain_child) as pool:
         video = clips.get("h264.mp4")
