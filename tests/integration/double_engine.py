@@ -53,10 +53,8 @@ class DoubleEngine:
         self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
 
     def _work(self, job: Job) -> None:
-        text = self._folder.video(job.id).read_bytes()
-        is_order = len(text) < LONGEST_ORDER_BYTES and text.startswith(
-            b'{"'
-        )  # random bytes begin with all sorts
+        text = self._folder.video(job.id).read_bytes().rstrip(b" ")
+        is_order = len(text) < LONGEST_ORDER_BYTES and text.startswith(b'{"')  # random bytes may start with {
         orders: dict[str, Any] = orjson.loads(text) if is_order else {}
         frames = orders.get("frames", 3)
         for step in range(orders.get("steps", 0)):
