@@ -20,6 +20,7 @@ from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
+from app.storage.ingest import Ingest
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
 
@@ -47,6 +48,7 @@ def create_engine(settings: Settings) -> Engine:
     engine = Engine(
         data=data,
         store=store,
+        ingest=Ingest(settings.ingest),
         models=models,
         default_model=settings.model,
         other_models=[name for name in detector_names(settings.models) if name != settings.model],

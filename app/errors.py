@@ -6,7 +6,8 @@
     ├── IncompleteBody       400 incomplete_body         ├── Busy                 503 busy
     ├── MalformedBody        400 malformed_body          ├── InsufficientStorage  507 insufficient_storage
     ├── BadRequest           400 bad_request             ├── UnusableVideo        422
-    ├── RouteNotFound        404 not_found               │   ├── NoVideoStream        no_video_stream
+    ├── InvalidSource        400 invalid_source          │   ├── NoVideoStream        no_video_stream
+    ├── RouteNotFound        404 not_found               │   │
     ├── JobNotFound          404 job_not_found           │   ├── EncryptedVideo       encrypted
     ├── MethodNotAllowed     405 method_not_allowed      │   ├── NothingDecodable     nothing_decodable
     ├── ResultNotReady       409 result_not_ready        │   ├── VideoOverLimit       over_limit
@@ -20,6 +21,8 @@
     ├── UnsupportedMediaType 415 unsupported_media_type
     ├── RangeNotSatisfiable  416 range_not_satisfiable
     ├── IdempotencyConflict  422 idempotency_conflict
+    ├── SourceNotFound       422 source_not_found
+    ├── SourceChanged        422 source_changed
     └── TooManyJobs          429 too_many_jobs
 
 An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
@@ -88,6 +91,12 @@ class BadRequest(FrameboxError):
     """The request is no HTTP that we understand."""
 
     code, status, title = "bad_request", 400, "Bad request"
+
+
+class InvalidSource(FrameboxError):
+    """The JSON body names no video that may be used. Extensions: ``parameter``, ``allowed``."""
+
+    code, status, title = "invalid_source", 400, "Invalid source"
 
 
 class RouteNotFound(FrameboxError):
@@ -182,6 +191,18 @@ class IdempotencyConflict(FrameboxError):
     """The Idempotency-Key belongs to another request. Extensions: ``differs``, ``instance``."""
 
     code, status, title = "idempotency_conflict", 422, "Idempotency-Key belongs to another request"
+
+
+class SourceNotFound(FrameboxError):
+    """There is no video where the request says. Extensions: ``parameter``."""
+
+    code, status, title = "source_not_found", 422, "Source not found"
+
+
+class SourceChanged(FrameboxError):
+    """The video is no longer what it was when its job was accepted."""
+
+    code, status, title = "source_changed", 422, "Source has changed"
 
 
 class TooManyJobs(FrameboxError):

@@ -11,6 +11,7 @@ from app.logs import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings, load_settings
 from app.storage.data_folder import DataFolder
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.web.application import create_web_app
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         watcher=JobWatcher(store),
         spool=spool,
         space=space,
+        ingest=Ingest(settings.ingest),
         forms=FormMaker(folder, store, space),
         metrics=Metrics(),
         limits=WebLimits(

@@ -20,17 +20,17 @@ def answers_key(job: Job) -> bool:
 
 
 def check_same_request(
-    job: Job, request: JobRequest, *, size_bytes: int | None = None, sha256: str | None = None
+    job: Job, request: JobRequest, *, size_bytes: int | None = None, claim: str | None = None
 ) -> None:
     """Raise IdempotencyConflict, naming what differs, if `request` is not the one that `job` was made for.
 
-    What is not yet known of the video is None, and taken to be the same.
+    `claim` is the video's, see `VideoSource`. What is not yet known is None, and taken to be the same.
     """
     pairs = {
         "model": (request.model, job.model),
         "options": (_decisive(request.options), _decisive(job.options)),
         "length": (size_bytes, None if size_bytes is None else job.source.size_bytes),
-        "content": (sha256, None if sha256 is None else job.source.sha256),
+        "content": (claim, None if claim is None else job.source.claim),
     }
     differs = [name for name, (asked, had) in pairs.items() if asked != had]
     if differs:
@@ -47,7 +47,7 @@ def is_equal(job: Job, request: JobRequest, source: VideoSource) -> bool:
     """
     if job.cancel_requested or job.state in (JobState.FAILED, JobState.CANCELLED):
         return False
-    same = (job.source.sha256, job.model) == (source.sha256, request.model)
+    same = job.source.is_same_video(source) and job.model == request.model
     return same and _decisive(job.options) == _decisive(request.options) and _runs_same_model(job, request)
 
 

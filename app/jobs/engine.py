@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -24,6 +25,7 @@ from app.failpoints import fail_point
 from app.jobs.intake import remove_orphans
 from app.jobs.job import Job, JobState, Priority, Progress, Waiting
 from app.jobs.retention import Retention
+from app.jobs.source import OpenVideo, open_video
 from app.jobs.store import JobStore, LeaseLost
 from app.metrics import Metrics
 from app.pipeline.detect_video import (
@@ -31,10 +33,12 @@ from app.pipeline.detect_video import (
     DetectionProgress,
     DetectionReport,
     DetectionRequest,
+    Observe,
     detect_video,
 )
 from app.pipeline.runner import Runner
 from app.storage.data_folder import DataFolder
+from app.storage.ingest import Ingest
 from app.storage.space import Ballast, free_bytes, is_disk_full
 from app.video.decoder import DecoderPool
 
@@ -83,6 +87,7 @@ class Engine:
         *,
         data: DataFolder,
         store: JobStore,
+        ingest: Ingest,
         models: ModelPool,
         default_model: str,
         other_models: Sequence[str],
@@ -95,6 +100,7 @@ class Engine:
         self._retention = retention
         self._data = data
         self._store = store
+        self._ingest = ingest
         self._models = models
         self._default_model = default_model
         self._other_models = other_models
@@ -288,14 +294,15 @@ class Engine:
         job = running.job
         account = _Account(self._store, job.id, self._epoch)
         try:
-            detect_video(
-                self._request(job),
-                decoders=self._decoders,
-                detector=self._models.get(job.model).detector,
-                runner=self._runner,
-                observe=account.observe,
-                cancelled=running.cancel.is_set,
-            )
+            with open_video(job, self._data, self._ingest) as video:
+                detect_video(
+                    self._request(job, video.path),
+                    decoders=self._decoders,
+                    detector=self._models.get(job.model).detector,
+                    runner=self._runner,
+                    observe=_checking(video, account.observe),
+                    cancelled=running.cancel.is_set,
+                )
         except DetectionCancelled:
             return self._end_cancelled(job, account)
         except FrameboxError as error:
@@ -311,10 +318,10 @@ class Engine:
             return self._end_by_our_fault(job, account)
         return self._end(job, JobState.SUCCEEDED, account)
 
-    def _request(self, job: Job) -> DetectionRequest:
+    def _request(self, job: Job, video: Path) -> DetectionRequest:
         return DetectionRequest(
             job_id=job.id,
-            video=self._data.video(job.id),
+            video=video,
             parts_folder=self._data.parts(job.id),
             document=self._data.result(job.id, "pairs"),
             options=job.options,
@@ -375,6 +382,16 @@ class Engine:
         _log.exception("job failed")
         error = InternalError("The job failed for a reason of the service's own; its log tells.")
         return self._end(job, JobState.FAILED, account, error)
+
+
+def _checking(video: OpenVideo, observe: Observe) -> Observe:
+    """`observe`, after a look whether the video is still what it was: after every segment, and at the end."""
+
+    def check_then_observe(progress: DetectionProgress, report: DetectionReport) -> None:
+        video.check_unchanged()
+        observe(progress, report)
+
+    return check_then_observe
 
 
 class _Account:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from app.errors import EmptyBody
 from app.failpoints import fail_point
-from app.jobs.job import Job, JobRequest, VideoSource
+from app.jobs.job import Job, JobRequest, SourceKind, VideoSource
 from app.jobs.store import JobStore
-from app.storage.data_folder import JOB_ID, DataFolder
+from app.storage.data_folder import JOB_ID, DataFolder, new_job_id
+from app.storage.ingest import Ingest
 from app.storage.spool import Spool, Upload, remove_unowned
 
 
@@ -40,6 +44,42 @@ def accept_job(
     if job.id != upload.job_id:  # an equal upload was faster
         folder.remove_job(upload.job_id)
     return job
+
+
+def accept_ingested(
+    path: str, *, ingest: Ingest, spool: Spool, folder: DataFolder, store: JobStore, request: JobRequest
+) -> Job:
+    """Make a file of an ingest folder a queued job's video, where it lies. The job is durable on return.
+
+    Returns the job that an equal request had. Raises InvalidSource, SourceNotFound, IdempotencyConflict.
+    """
+    with ingest.open(path) as file:
+        if not file.identity.size_bytes:
+            raise EmptyBody("The file is empty.")
+        source = VideoSource(
+            file.identity.size_bytes, None, Path(path).name[:255], SourceKind.PATH, path, file.identity
+        )
+    return accept_named(source, spool=spool, folder=folder, store=store, request=request)
+
+
+def accept_named(
+    source: VideoSource, *, spool: Spool, folder: DataFolder, store: JobStore, request: JobRequest
+) -> Job:
+    """Make `source`, of which nothing lies in the data folder, a queued job's video; durable on return."""
+    earlier = store.attach(request, source, size_bytes=source.size_bytes)
+    if earlier is not None:
+        return earlier
+    job_id = new_job_id()
+    with spool.empty_job(job_id):
+        fail_point("empty_job_made")
+        try:
+            job = store.add(job_id, request, source)
+        except BaseException:
+            folder.remove_job(job_id)
+            raise
+        if job.id != job_id:  # an equal request was faster
+            folder.remove_job(job_id)
+        return job
 
 
 def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:

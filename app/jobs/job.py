@@ -8,6 +8,7 @@ from typing import Any
 
 from app.errors import Problem
 from app.pipeline.options import DetectionOptions
+from app.storage.ingest import FileIdentity
 
 
 class JobState(StrEnum):
@@ -37,13 +38,35 @@ class Waiting(StrEnum):
     DISK_SPACE = "disk_space"
 
 
+class SourceKind(StrEnum):
+    """How a video is given. Also the names of a JSON body's members."""
+
+    UPLOAD = "upload"  # it was sent, and lies in the job's folder until the job ends
+    PATH = "path"  # it is a file of an ingest folder, and is read there
+
+
 @dataclass(frozen=True, slots=True)
 class VideoSource:
-    """The video as it came in. It lies in the job's folder until the job ends."""
+    """A job's video."""
 
     size_bytes: int
-    sha256: str  # hex, of the bytes received
+    sha256: str | None  # hex, of the bytes received; None: nobody has read them all
     name: str | None  # the client's file name, as given, at most 255 characters; for display alone
+    kind: SourceKind = SourceKind.UPLOAD
+    address: str | None = None  # of what was not uploaded, as given
+    identity: FileIdentity | None = None  # of a file that is read where it lies
+
+    @property
+    def claim(self) -> str | None:
+        """What a request says that its video is: what it names, or the digest of what it sent."""
+        return self.sha256 if self.address is None else f"{self.kind} {self.address}"
+
+    def is_same_video(self, other: VideoSource) -> bool:
+        """Whether both are known to be the same bytes."""
+        if self.sha256 is not None or other.sha256 is not None:
+            return self.sha256 == other.sha256
+        named = (self.kind, self.address, self.identity)
+        return self.identity is not None and named == (other.kind, other.address, other.identity)
 
 
 @dataclass(frozen=True, slots=True)

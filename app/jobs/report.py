@@ -28,7 +28,9 @@ def public_report(job: Job, *, now: float) -> dict[str, Any]:
         "progress": _progress(job, now),
         "options": job.options.model_dump(mode="json", exclude_defaults=True) | {"model": job.model},
         "source": {
+            "kind": job.source.kind,
             "name": job.source.name,
+            "address": job.source.address,
             "bytes": job.source.size_bytes,
             "sha256": job.source.sha256,
         },

@@ -20,8 +20,19 @@ import orjson
 from app.errors import JobIsActive, JobNotFound, Problem
 from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
-from app.jobs.job import EngineStatus, Job, JobRequest, JobState, Priority, Progress, VideoSource, Waiting
+from app.jobs.job import (
+    EngineStatus,
+    Job,
+    JobRequest,
+    JobState,
+    Priority,
+    Progress,
+    SourceKind,
+    VideoSource,
+    Waiting,
+)
 from app.pipeline.options import DetectionOptions
+from app.storage.ingest import FileIdentity
 
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -74,8 +85,17 @@ DROP INDEX jobs_by_state;
 CREATE INDEX jobs_by_state ON jobs (state, priority, sequence);
 """
 
+_SOURCES = """
+ALTER TABLE jobs ADD COLUMN source_kind TEXT NOT NULL DEFAULT 'upload';
+-- of what was not uploaded, as given
+ALTER TABLE jobs ADD COLUMN source_address TEXT;
+-- of a file that is read where it lies, JSON
+ALTER TABLE jobs ADD COLUMN source_identity TEXT;
+CREATE INDEX jobs_by_address ON jobs (source_address) WHERE source_address IS NOT NULL;
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES)
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -87,6 +107,18 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+def _source(row: sqlite3.Row) -> VideoSource:
+    identity = row["source_identity"]
+    return VideoSource(
+        row["source_bytes"],
+        row["source_sha256"] or None,  # the column is of a time when every video had one
+        row["source_name"],
+        SourceKind(row["source_kind"]),
+        row["source_address"],
+        FileIdentity(**orjson.loads(identity)) if identity else None,
+    )
+
+
 def _job(row: sqlite3.Row) -> Job:
     return Job(
         id=row["id"],
@@ -94,7 +126,7 @@ def _job(row: sqlite3.Row) -> Job:
         request_id=row["request_id"],
         model=row["model"],
         options=DetectionOptions.model_validate_json(row["options"]),
-        source=VideoSource(row["source_bytes"], row["source_sha256"], row["source_name"]),
+        source=_source(row),
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
@@ -127,7 +159,7 @@ def _job_of_key(
     if source is None:
         check_same_request(job, request, size_bytes=size_bytes)
     else:
-        check_same_request(job, request, sha256=source.sha256)
+        check_same_request(job, request, claim=source.claim)
     return job if answers_key(job) else None
 
 
@@ -135,8 +167,9 @@ def _equal_job(connection: sqlite3.Connection, request: JobRequest, source: Vide
     """The newest job whose document answers the request too."""
     if not request.may_attach:
         return None
-    query = "SELECT * FROM jobs WHERE source_sha256 = ? ORDER BY sequence DESC"
-    jobs = map(_job, connection.execute(query, (source.sha256,)))
+    column = "source_address" if source.sha256 is None else "source_sha256"
+    query = f"SELECT * FROM jobs WHERE {column} = ? ORDER BY sequence DESC"  # noqa: S608 - one of two constants
+    jobs = map(_job, connection.execute(query, (source.sha256 or source.address,)))
     return next((job for job in jobs if is_equal(job, request, source)), None)
 
 
@@ -274,8 +307,9 @@ class JobStore:
             connection.execute(
                 """
                 INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256,
-                                  source_name, created_at, priority)
-                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?)
+                                  source_name, created_at, priority, source_kind, source_address,
+                                  source_identity)
+                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
                     job_id,
@@ -283,10 +317,13 @@ class JobStore:
                     request.model,
                     request.options.model_dump_json(exclude_defaults=True),
                     source.size_bytes,
-                    source.sha256,
+                    source.sha256 or "",
                     source.name,
                     time.time(),
                     request.priority,
+                    source.kind,
+                    source.address,
+                    None if source.identity is None else _json(source.identity),
                 ),
             )
             _remember_key(connection, request, job_id)

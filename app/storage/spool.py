@@ -146,6 +146,18 @@ class Spool:
         fail_point("upload_renamed")
         fsync_folder(self._folder.jobs)
 
+    @contextmanager
+    def empty_job(self, job_id: str) -> Iterator[None]:
+        """Make the folder of a job whose video comes from elsewhere, durably; hold it until the block ends.
+
+        Write the job's record in the block: after it a folder without a record is a leftover.
+        """
+        arriving = self._folder.incoming / job_id
+        with _owned_folder(arriving):
+            arriving.rename(self._folder.job(job_id))
+            fsync_folder(self._folder.jobs)
+            yield
+
     def remove_leftovers(self) -> int:
         """Remove uploads whose receiver died. Return how many. Uploads under way are left alone."""
         return sum(remove_unowned(folder) for folder in self._folder.incoming.iterdir() if folder.is_dir())

@@ -17,16 +17,18 @@ from app.jobs.job import Job, JobRequest, JobState, Priority
 from app.web.options import Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
+from app.web.sources import JSON_BODY_BYTES
 
 PROMISE_SECONDS = 60.0  # from admission until the upload's own reservation
 _ENCODING = {"Content-": "Transfer-"}  # what HTTP calls them
 _KEY = re.compile(r'"(?P<quoted>[ !#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
-_ACCEPTED_TYPES = ("video/*", "application/octet-stream", "multipart/form-data")
+_ACCEPTED_TYPES = ("video/*", "application/octet-stream", "multipart/form-data", "application/json")
 
 
 class BodyKind(StrEnum):
     RAW = "raw"
     MULTIPART = "multipart"
+    NAMED = "named"  # JSON that names the video
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,11 @@ def admit(head: UploadHead, service: Service, *, key: str) -> Admission:
     size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
     earlier = service.store.attach(request, None, size_bytes=size_bytes)
     if earlier is None:
-        _check_length(head, service.limits.max_upload_bytes)
         _check_queue(service)
+    if earlier is None or body_kind is BodyKind.NAMED:
+        _check_length(head, _limit_bytes(body_kind, service.limits))
         service.space.reserve(key, head.content_length or 0, seconds=PROMISE_SECONDS)
+        earlier = None  # what a short body names is compared too
     return Admission(options, request, body_kind, boundary, earlier)
 
 
@@ -130,9 +134,12 @@ def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:
     media_type, parameters = parse_options_header(content_type)
     if media_type.startswith("video/") or media_type == "application/octet-stream":
         return BodyKind.RAW, b""
+    if media_type == "application/json":
+        return BodyKind.NAMED, b""
     if media_type != "multipart/form-data":
         raise UnsupportedMediaType(
-            "Send the video itself as video/* or application/octet-stream, or a form with a field 'video'. "
+            "Send the video itself as video/* or application/octet-stream, a form with a field 'video', or "
+            "JSON that names it. "
             "With curl: -H 'Content-Type: application/octet-stream' --data-binary @FILE, or -F video=@FILE.",
             {"allowed": [*_ACCEPTED_TYPES]},
         )
@@ -140,6 +147,10 @@ def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:
     if not 1 <= len(boundary) <= 200 or not boundary.isascii():
         raise MalformedBody("The multipart body's type names no boundary.")
     return BodyKind.MULTIPART, boundary.encode()
+
+
+def _limit_bytes(body_kind: BodyKind, limits: WebLimits) -> int:
+    return JSON_BODY_BYTES if body_kind is BodyKind.NAMED else limits.max_upload_bytes
 
 
 def _check_length(head: UploadHead, limit_bytes: int) -> None:

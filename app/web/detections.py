@@ -19,6 +19,7 @@ from app.web.body import body_pieces, discard_rest, receive_multipart, receive_r
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
+from app.web.sources import JSON_BODY_BYTES, NamedVideos, parse_source
 from app.web.waiting import client_is_gone, wait_for_end
 
 _DISCARD_SECONDS = 5.0
@@ -27,6 +28,7 @@ _DISCARD_SECONDS = 5.0
 class DetectionViews:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._named = NamedVideos(service)
 
     def create(self) -> Response:
         """Spool the video, queue its job, wait as long as the caller wants, answer."""
@@ -34,7 +36,7 @@ class DetectionViews:
         try:
             head = upload_head(request.args.items(multi=True), request.headers, prefix="Content-")
             admission = admit(head, self._service, key=g.request_id)
-            job = admission.earlier or self._receive(head, admission)
+            job = admission.earlier or self._accept(head, admission)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             after_this_request(_discard_rest_afterwards)
@@ -50,6 +52,17 @@ class DetectionViews:
         if admission.earlier is None:
             raise EngineUnavailable("The job was just removed; try again.", {"retry_after_seconds": 1})
         return self._answer(admission.earlier, admission, parse_prefer(request.headers.get("Prefer")))
+
+    def _accept(self, head: UploadHead, admission: Admission) -> Job:
+        if admission.body_kind is not BodyKind.NAMED:
+            return self._receive(head, admission)
+        try:
+            pieces = body_pieces(
+                request.stream, expected_bytes=head.content_length, limit_bytes=JSON_BODY_BYTES
+            )
+            return self._named.accept(parse_source(b"".join(pieces), self._named.kinds), admission.request)
+        finally:
+            self._service.space.release(g.request_id)
 
     def _receive(self, head: UploadHead, admission: Admission) -> Job:
         service, job_id = self._service, new_job_id()

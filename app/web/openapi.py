@@ -8,9 +8,10 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.errors import FrameboxError
+from app.jobs.job import SourceKind
 from app.pipeline.options import DetectionOptions
 from app.web.problems import PROBLEM_TYPE
-from app.web.routes import JSON, ROUTES, Answer, Parameter, Route
+from app.web.routes import JSON, NAMED_KINDS, ROUTES, Answer, Parameter, Route
 from app.web.schemas import SHAPES
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -117,7 +118,23 @@ def _video_body() -> dict[str, Any]:
             "properties": {"video": {"type": "string", "format": "binary"}},
         }
     }
+    named = {"schema": {"oneOf": [_named(kind) for kind in NAMED_KINDS]}}
     return {
         "required": True,
-        "content": {"video/*": raw, "application/octet-stream": raw, "multipart/form-data": form},
+        "content": {
+            "video/*": raw,
+            "application/octet-stream": raw,
+            "multipart/form-data": form,
+            JSON: named,
+        },
+    }
+
+
+def _named(kind: SourceKind) -> dict[str, Any]:
+    """A JSON body that names the video."""
+    return {
+        "type": "object",
+        "required": [str(kind)],
+        "additionalProperties": False,
+        "properties": {str(kind): {"type": "string", "description": NAMED_KINDS[kind]}},
     }

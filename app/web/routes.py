@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from app import errors
 from app.errors import FrameboxError
-from app.jobs.job import JobState, Priority
+from app.jobs.job import JobState, Priority, SourceKind
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import DocumentFormat
 from app.web import schemas
@@ -55,6 +55,11 @@ class Route:
     def is_public(self) -> bool:
         return not self.rule.startswith("/_")
 
+
+# What a JSON body may name in place of the video.
+NAMED_KINDS: dict[SourceKind, str] = {
+    SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read where it lies",
+}
 
 _TEXT = {"type": "string"}
 _FORMAT = Parameter(
@@ -110,8 +115,11 @@ _UPLOAD_ERRORS = (
     errors.EmptyBody,
     errors.IncompleteBody,
     errors.MalformedBody,
+    errors.InvalidSource,
     errors.JobWasCancelled,
     errors.IdempotencyConflict,
+    errors.SourceNotFound,
+    errors.SourceChanged,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
     errors.TooManyJobs,
@@ -125,7 +133,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/detections",
         "create_detection",
-        "Send a video; get the boxes of every frame.",
+        "Send a video, or JSON that names one; get the boxes of every frame.",
         answers=(
             _DOCUMENT,
             Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from app.jobs.job import JobState, Priority, Waiting
+from app.jobs.job import JobState, Priority, SourceKind, Waiting
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -41,9 +41,11 @@ class Progress(_Shape):
 
 
 class Source(_Shape):
+    kind: SourceKind
     name: str | None = Field(description="the client's file name, of a form")
+    address: str | None = Field(description="of a video that was not uploaded: the path, as it was given")
     bytes: int
-    sha256: Sha256
+    sha256: Sha256 | None = Field(description="null where the video is read where it lies")
 
 
 class Links(_Shape):

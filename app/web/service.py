@@ -9,6 +9,7 @@ from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.metrics import Metrics
 from app.storage.data_folder import DataFolder
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.web.forms import FormMaker
@@ -34,6 +35,7 @@ class Service:
     watcher: JobWatcher
     spool: Spool
     space: SpaceLedger
+    ingest: Ingest
     forms: FormMaker
     metrics: Metrics
     limits: WebLimits

@@ -18,9 +18,12 @@ import orjson
 
 from app import errors
 from app.jobs.job import Job, JobState, Progress
+from app.jobs.source import open_video
 from app.jobs.store import JobStore
+from app.settings import load_settings
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
+from app.storage.ingest import Ingest
 
 SHA256 = "0" * 64  # of every model
 MODELS = [
@@ -36,6 +39,7 @@ class DoubleEngine:
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
+        self._ingest = Ingest(load_settings().ingest)
         self._store = JobStore(folder.database)
         self._store.create()
         self._epoch = self._store.begin_epoch(pid=os.getpid())
@@ -53,7 +57,12 @@ class DoubleEngine:
         self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
 
     def _work(self, job: Job) -> None:
-        text = self._folder.video(job.id).read_bytes().rstrip(b" ")
+        try:
+            with open_video(job, self._folder, self._ingest) as video:
+                text = video.path.read_bytes().rstrip(b" ")
+        except errors.FrameboxError as fault:
+            self._store.finish(job.id, self._epoch, JobState.FAILED, problem=fault.to_problem())
+            return
         is_order = len(text) < LONGEST_ORDER_BYTES and text.startswith(b'{"')  # random bytes may start with {
         orders: dict[str, Any] = orjson.loads(text) if is_order else {}
         frames = orders.get("frames", 3)

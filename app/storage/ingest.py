@@ -1,0 +1,180 @@
+"""The administrator's ingest folders: files that are read where they lie, and nothing outside of them.
+
+A path is never handed on: the file is opened once, beneath its folder, and is its descriptor from then on.
+The kernel resolves the path (openat2 with RESOLVE_BENEATH), so that no symbolic link, no ``..`` and no rename
+in between leads out of the folder. Where the kernel cannot (before Linux 5.6, or where a filter forbids the
+call), the path is walked folder by folder, and then no symbolic link is followed at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from app.errors import InvalidSource, SourceChanged, SourceNotFound
+
+_SYS_OPENAT2 = 437  # the same on every architecture that has the call
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+_CANNOT_RESOLVE = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.E2BIG)
+_TRIES = 8  # openat2 says EAGAIN while folders on the way are being renamed
+_LONGEST_PATH_BYTES = 4095  # PATH_MAX less the closing NUL
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells that a file is still the one it was.
+
+    A device's number is not in it: a restart of the machine or a new mount may change it, and only it.
+    """
+
+    inode: int
+    size_bytes: int
+    modified_ns: int  # Unix nanoseconds
+
+    @classmethod
+    def of(cls, descriptor: int) -> FileIdentity:
+        status = os.fstat(descriptor)
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestFile:
+    """An open file of an ingest folder. `path` leads to this very file, whatever becomes of its name."""
+
+    descriptor: int
+    identity: FileIdentity
+
+    @property
+    def path(self) -> Path:
+        """For this process alone, and while the file is open."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    def check_unchanged(self, expected: FileIdentity | None = None) -> None:
+        """Raise SourceChanged if the file is not what it was, when it was opened or as `expected`."""
+        if FileIdentity.of(self.descriptor) != (expected or self.identity):
+            raise SourceChanged("The file has changed since its job was accepted.")
+
+
+class Ingest:
+    """The files beneath the ingest `folders`, which are absolute."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(folders)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IngestFile]:
+        """Yield the regular file `path`, open for reading: absolute, or relative to one of the folders.
+
+        Raises InvalidSource if the path lies in none of them, SourceNotFound if there is no such file.
+        """
+        descriptor = self._open(path)
+        try:
+            yield IngestFile(descriptor, FileIdentity.of(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: str) -> int:
+        places = [*self._places(path)]
+        if not places:
+            raise InvalidSource(
+                "path: lies in none of the folders from which files may be read.",
+                {"parameter": "path", "allowed": "a file in a folder of FRAMEBOX_INGEST"},
+            )
+        for folder, inside in places:
+            descriptor = _open_beneath(folder, inside)
+            if descriptor is not None:
+                return descriptor
+        raise SourceNotFound("path: there is no regular file there that can be read.", {"parameter": "path"})
+
+    def _places(self, path: str) -> Iterator[tuple[Path, PurePosixPath]]:
+        """Where to look, without a look at the disk: each folder, and the path from there."""
+        if not path or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH_BYTES:
+            return
+        wanted = PurePosixPath(path)
+        for folder in self._folders:
+            inside = wanted.relative_to(folder) if wanted.is_relative_to(folder) else wanted
+            if not inside.is_absolute() and inside.parts and ".." not in inside.parts:
+                yield folder, inside
+
+
+def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
+    """A descriptor to read the regular file with; None if there is none, or none that may be read."""
+    try:
+        root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _open_regular(root, inside)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
+            raise  # not the path's fault
+        return None
+    finally:
+        os.close(root)
+
+
+def _open_regular(root: int, inside: PurePosixPath) -> int | None:
+    """Look before opening: to open a FIFO waits for its writer, and to open a device may do something."""
+    found = _resolve(root, inside)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return None
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(found)
+
+
+def _resolve(root: int, inside: PurePosixPath) -> int:
+    """An O_PATH descriptor of `inside`, which is beneath `root`. Raises OSError."""
+    for _ in range(_TRIES):
+        try:
+            return _openat2(root, str(inside))
+        except OSError as error:
+            if error.errno in _CANNOT_RESOLVE:
+                break
+            if error.errno != errno.EAGAIN:
+                raise
+    return walk_beneath(root, inside)
+
+
+def _openat2(root: int, inside: str) -> int:
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    descriptor = syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(root),
+        ctypes.c_char_p(os.fsencode(inside)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(descriptor)
+
+
+def walk_beneath(root: int, inside: PurePosixPath) -> int:
+    """An O_PATH descriptor of `inside`, reached from `root` name by name. A link on the way is an OSError."""
+    current = os.dup(root)
+    for names_left, name in zip(range(len(inside.parts) - 1, -1, -1), inside.parts, strict=True):
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECTORY if names_left else 0)
+        try:
+            following = os.open(name, flags, dir_fd=current)
+        finally:
+            os.close(current)
+        current = following
+    return current

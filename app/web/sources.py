@@ -1,0 +1,78 @@
+"""The JSON body of ``POST /v1/detections``: one member that names the video, in place of the video itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from app.errors import InvalidSource, MalformedBody
+from app.jobs.intake import accept_ingested
+from app.jobs.job import Job, JobRequest, SourceKind
+from app.web.service import Service
+
+JSON_BODY_BYTES = 64 * 1024  # of a body at most: an address, however long its signature, is far below
+_LONGEST_VALUE = 8192  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSource:
+    """What a JSON body names: `value` is a path, an address or an id, as `kind` says. Not yet looked at."""
+
+    kind: SourceKind
+    value: str
+
+
+def parse_source(body: bytes, kinds: Sequence[SourceKind]) -> NamedSource:
+    """Return what the JSON `body` names, one of `kinds`.
+
+    Raises MalformedBody if it is no JSON, InvalidSource if it is not exactly one member that is a text.
+    """
+    try:
+        members = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody("The body is no JSON.") from error
+    if not isinstance(members, dict) or len(members) != 1 or (name := next(iter(members))) not in [*kinds]:
+        raise InvalidSource(
+            f"The body names no video: it must be a JSON object with one member, {_listed(kinds)}.",
+            {"parameter": "body", "allowed": [*kinds]},
+        )
+    value = members[name]
+    if not isinstance(value, str) or not 1 <= len(value) <= _LONGEST_VALUE:
+        allowed = f"a text of 1 to {_LONGEST_VALUE} characters"
+        raise InvalidSource(f"{name}: must be {allowed}.", {"parameter": name, "allowed": allowed})
+    return NamedSource(SourceKind(name), value)
+
+
+class NamedVideos:
+    """Makes jobs of videos that a request names: one method a kind."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._accept_kind: dict[SourceKind, Callable[[str, JobRequest], Job]] = {
+            SourceKind.PATH: self._accept_path,
+        }
+
+    @property
+    def kinds(self) -> tuple[SourceKind, ...]:
+        return tuple(self._accept_kind)
+
+    def accept(self, source: NamedSource, request: JobRequest) -> Job:
+        """Return the job of `source`, durable; the one that an equal request had, if it had one."""
+        return self._accept_kind[source.kind](source.value, request)
+
+    def _accept_path(self, path: str, request: JobRequest) -> Job:
+        service = self._service
+        return accept_ingested(
+            path,
+            ingest=service.ingest,
+            spool=service.spool,
+            folder=service.folder,
+            store=service.store,
+            request=request,
+        )
+
+
+def _listed(kinds: Sequence[SourceKind]) -> str:
+    return " or ".join(f'"{kind}"' for kind in kinds)
