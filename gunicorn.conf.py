@@ -17,7 +17,7 @@ from typing import Any
 from gunicorn.http.unreader import SocketUnreader
 
 from app.logs import standard_logging
-from app.metrics import FOLDER_VARIABLE, forget_process
+from app.metrics import FOLDER_VARIABLE, retire_counters
 from app.settings import load_settings
 from app.storage.data_folder import DataFolder
 from app.web.body import READ_BYTES
@@ -69,5 +69,10 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def on_starting(_server: Any) -> None:
+    """The folder's lock is this master's: whoever wrote counters before it has ended."""
+    retire_counters()
+
+
 def child_exit(_server: Any, worker: Any) -> None:
-    forget_process(worker.pid)
+    retire_counters(worker.pid)

@@ -11,8 +11,8 @@ Follow a video from the socket to the answer:
 ``client/``     A client for other services and for the command line.
 
 Imports point down only, and not sideways between two names of one step:
-``errors logs metrics processes failpoints`` < ``storage video detection`` < ``pipeline`` < ``jobs`` < ``web``
-< ``settings`` < ``factory engine_factory nginx preflight health client`` < ``programs`` < ``cli``.
+``errors logs metrics processes failpoints restarts`` < ``storage video detection`` < ``pipeline`` < ``jobs``
+< ``web`` < ``settings`` < ``factory engine_factory nginx preflight health client`` < ``programs`` < ``cli``.
 What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py`` and
 ``engine_factory.py``.
 """

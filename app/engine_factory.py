@@ -15,7 +15,7 @@ from app.jobs.engine import Engine, EngineLimits
 from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
-from app.metrics import Metrics
+from app.metrics import Metrics, retire_counters
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.settings import Settings
@@ -39,6 +39,7 @@ def create_engine(settings: Settings) -> Engine:
     data.create()
     store = JobStore(data.database)
     store.create()
+    retire_counters()
     metrics = Metrics()
     models = ModelPool(
         devices=settings.devices or _all_devices(),

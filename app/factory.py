@@ -15,7 +15,7 @@ from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.web.application import create_web_app
-from app.web.forms import FormMaker
+from app.web.forms import FormMaker, remove_forms_cut_short
 from app.web.service import Service, WebLimits
 
 VERSION = "0.1.0"  # as in pyproject.toml
@@ -36,6 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=settings.min_free_bytes)
     spool = Spool(folder, space)
     remove_leftovers(folder, spool, store)
+    remove_forms_cut_short(folder)
     service = Service(
         folder=folder,
         store=store,

@@ -56,7 +56,7 @@ def look_up_engine(data: DataFolder) -> tuple[bool, str]:
 def wait_for_instance(host: str, port: int, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:
     """Wait until it is ready, or for `deadline_seconds`. Returns the last answer.
 
-    ``/readyz`` is asked only once there is somebody to answer yes: each no would stand in the log.
+    ``/readyz`` is asked only once there is somebody to answer: nginx would log that it cannot reach anybody.
     """
     deadline = time.monotonic() + deadline_seconds
     while True:

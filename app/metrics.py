@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -80,10 +81,13 @@ def _take_room() -> None:
     if FOLDER_VARIABLE not in os.environ:
         return
     for kind in _FILE_KINDS:
-        path = Path(os.environ[FOLDER_VARIABLE]) / f"{kind}_{os.getpid()}.db"
-        with path.open("ab") as file:
-            if not file.tell():
-                os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+        _take_room_of(Path(os.environ[FOLDER_VARIABLE]) / f"{kind}_{os.getpid()}.db")
+
+
+def _take_room_of(path: Path) -> None:
+    with path.open("ab") as file:
+        if not file.tell():
+            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
 
 
 class _EveryProgram(MultiProcessCollector):
@@ -93,11 +97,40 @@ class _EveryProgram(MultiProcessCollector):
     """
 
     def collect(self) -> Iterable[Metric]:
-        files = Path(os.environ[FOLDER_VARIABLE]).parent.glob("*/*.db")
-        return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
+        while True:
+            files = Path(os.environ[FOLDER_VARIABLE]).parent.glob("*/*.db")
+            try:
+                return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
+            except FileNotFoundError:  # `retire_counters` was at work; what it removed is in another file
+                continue
 
 
-def forget_process(pid: int) -> None:
-    """Drop the live gauges of a process that has ended; its counters stay in the sums."""
-    if FOLDER_VARIABLE in os.environ:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+def retire_counters(pid: int | None = None) -> None:
+    """Add the counters of a process that has ended to the file of all that did; None: of all of this program.
+
+    Each would leave its files behind, and a program may be started again for ever. One caller at a time, who
+    knows that they have ended. Does nothing on a full disk.
+    """
+    if FOLDER_VARIABLE not in os.environ:
+        return
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    for kind in _FILE_KINDS:
+        total = folder / f"{kind}_0.db"
+        ended = [path for path in folder.glob(f"{kind}_{'*' if pid is None else pid}.db") if path != total]
+        try:
+            if ended:
+                _take_room_of(total)
+        except OSError:
+            return
+        for path in ended:
+            _add_counters(path, total)
+            path.unlink()
+
+
+def _add_counters(ended: Path, total: Path) -> None:
+    sums = MmapedDict(str(total))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(ended)):  # type: ignore[no-untyped-call]
+            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+    finally:
+        sums.close()  # type: ignore[no-untyped-call]

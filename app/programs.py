@@ -32,6 +32,7 @@ from app.preflight import (
     make_data_folder,
 )
 from app.processes import LockHeld, die_with_parent, take_lock, take_over_lock
+from app.restarts import pause_before_start
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 
@@ -101,6 +102,8 @@ def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
     die_with_parent(signal.SIGTERM)
     data = DataFolder(settings.data)
     data.create()
+    if replace:  # under the supervisor, which starts a program again at once, however often it ends
+        pause_before_start(data.starts(name))
     os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name != "engine")
     return data
 

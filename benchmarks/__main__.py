@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-OTHERS = ("__init__", "__main__", "machine")
+OTHERS = ("__init__", "__main__", "census", "machine")
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in OTHERS)
 
 

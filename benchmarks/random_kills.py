@@ -1,16 +1,18 @@
-"""Kills a random process of a whole instance, or cancels a job, at random times, and counts what came of it.
+"""Kills a random process of a whole instance at random times while clients work, and counts what came of it.
 
-    python -m benchmarks.random_kills KILLS [SEED]
+    python -m benchmarks random_kills [--kills 200] [--clients 3] [--seed 1]
 
-Every job is posted with a key, and again when its connection breaks. Prints: kills by program, how the jobs
-ended and whether their answers equal the undisturbed one, how long cancellations took, and what was left.
+Each client posts a video with a key of its own, waits or comes back for the answer, and does again what
+failed, as a careful program does. Prints: kills by program, answers that equal the undisturbed one, segments
+that were done again although their part was finished, and what was left when all was over.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,148 +21,195 @@ from uuid import uuid4
 import psutil
 import requests
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "e2e"))
+from benchmarks.census import (
+    CHECKOUT,
+    Instance,
+    differences,
+    leftover_files,
+    make_clip,
+    processes,
+    repeat_clip,
+    segments_done_twice,
+    state_at_rest,
+    strangers,
+)
+from benchmarks.machine import describe_machine
 
-from instance import Instance, repeat_clip  # noqa: E402
+KINDS = (
+    "engine",
+    "HTTP worker",
+    "gunicorn master",
+    "decoder",
+    "decoders' parent",
+    "nginx master",
+    "nginx worker",
+)
+FORMS = ("pairs", "pairs", "csv")
+JOB_SECONDS = 300.0
+SETTLE_SECONDS = 60.0
+AGAIN_SECONDS = 0.1
 
-OPTIONS = {"model": "hog-people", "max_side": 320}
-JOBS_AT_ONCE = 2
-CANCEL_SHARE = 0.2  # of the events
-PROGRAMS = ("engine", "web worker", "gunicorn", "decoder", "nginx")
-FINAL = ("succeeded", "failed", "cancelled")
+
+class Order:
+    """A video, how it is to be analysed, and the answer in each form."""
+
+    def __init__(self, instance: Instance, video: Path, options: dict[str, object]) -> None:
+        self.video = video
+        self.options = options
+        job_id = instance.post_async(video, **options)
+        instance.wait_for_end(job_id)
+        self.answers = {form: _result(instance, job_id, form).content for form in set(FORMS)}
 
 
-class Trial:
-    """One instance, its jobs, and what was done to them."""
+class Client(threading.Thread):
+    """Has one job after another done until it is told to stop."""
 
-    def __init__(self, instance: Instance, video: Path, chance: random.Random) -> None:
-        self.instance = instance
-        self.chance = chance
-        self.kills: Counter[str] = Counter()
-        self.ends: Counter[str] = Counter()
-        self.cancel_seconds: list[float] = []
-        self._video = video
-        self._expected = instance.post(video, **OPTIONS).content
-        self._active: list[str] = []
-        self._final_states: dict[str, str] = {}  # of jobs that were cancelled, or ended before that
+    def __init__(self, instance: Instance, orders: list[Order], number: int, seed: int) -> None:
+        super().__init__(name=f"client-{number}")
+        self.outcomes: Counter[str] = Counter()
+        self.attempts = 0
+        self.wrong: list[str] = []
+        self.stopping = threading.Event()
+        self._instance = instance
+        self._orders = orders
+        self._chance = random.Random(seed * 1000 + number)
 
-    def step(self) -> None:
-        """Let a random time pass with some jobs under way, then kill or cancel."""
-        while len(self._active) < JOBS_AT_ONCE:
-            self._active.append(self._post())
-        time.sleep(self.chance.uniform(0.0, 3.0))
-        if self.chance.random() < CANCEL_SHARE:
-            self._cancel(self._active.pop(0))
-        else:
-            self._kill(self.chance.choice(PROGRAMS))
-        self._collect()
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            order, form = self._chance.choice(self._orders), self._chance.choice(FORMS)
+            self.outcomes[self._have_done(order, form, waits=self._chance.random() < 0.5)] += 1
 
-    def finish(self) -> None:
-        """Wait for the jobs that are under way."""
-        self.instance.wait(self.instance.is_ready, 120, "ready")
-        self.instance.wait(self._all_ended, 300, "the last jobs' ends")
-
-    def _all_ended(self) -> bool:
-        self._collect()
-        return not self._active
-
-    def leftovers(self) -> list[str]:
-        """What lies in the data folder beside finished documents."""
-        data = self.instance.data
-        jobs = [path for path in (data / "jobs").glob("*/*") if path.name != "result.pairs"]
-        return [str(path.relative_to(data)) for path in [*jobs, *(data / "incoming").iterdir()]]
-
-    def _post(self) -> str:
-        headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
-        while True:
+    def _have_done(self, order: Order, form: str, *, waits: bool) -> str:
+        headers = {"Idempotency-Key": uuid4().hex} | ({} if waits else {"Prefer": "respond-async"})
+        deadline = time.monotonic() + JOB_SECONDS
+        while time.monotonic() < deadline:
+            self.attempts += 1
             try:
-                answer = self.instance.post(self._video, headers, **OPTIONS)
+                answer = self._instance.post(order.video, headers, format=form, **order.options)
+                if answer.status_code == 202:
+                    answer = self._come_back(answer.headers["Framebox-Job"], form, deadline)
             except requests.RequestException:
                 continue
-            if answer.status_code == 202:
-                return str(answer.headers["Framebox-Job"])
-            time.sleep(0.05)
+            if answer.status_code == 200:
+                return self._compare(answer, order.answers[form])
+            if answer.status_code < 500:
+                self.wrong.append(answer.text[:300])
+                return f"answered {answer.status_code}"
+            time.sleep(AGAIN_SECONDS)
+        return "never answered"
 
-    def _kill(self, program: str) -> None:
-        victims = self._processes(program)
-        if victims:
-            self.kills[program] += 1
-            self.chance.choice(victims).kill()
+    def _come_back(self, job_id: str, form: str, deadline: float) -> requests.Response:
+        """Ask for the result until it is there; 409 while it is not."""
+        while time.monotonic() < deadline:
+            try:
+                answer = _result(self._instance, job_id, form)
+            except requests.RequestException:
+                continue
+            if answer.status_code != 409 and answer.status_code < 500:
+                return answer
+            time.sleep(AGAIN_SECONDS)
+        raise requests.Timeout(f"job {job_id} has no result")
 
-    def _processes(self, program: str) -> list[psutil.Process]:
-        instance = self.instance
-        try:
-            match program:
-                case "engine":
-                    return instance.find("-m", "app", "engine")
-                case "decoder":
-                    return instance.decoders()
-                case "web worker":
-                    return instance.http_workers()
-                case "gunicorn":
-                    return [p for p in instance.find("gunicorn") if p.ppid() == instance.supervisor_pid]
-                case _:
-                    return instance.find("nginx")
-        except (psutil.NoSuchProcess, ValueError):
-            return []  # it is being started again
+    def _compare(self, answer: requests.Response, expected: bytes) -> str:
+        if answer.headers["Framebox-Complete"] != "true":
+            return "told as incomplete"
+        if answer.content == expected:
+            return "equal"
+        self.wrong.append(f"job {answer.headers['Framebox-Job']} differs")
+        return "NOT equal"
 
-    def _cancel(self, job_id: str) -> None:
-        began = time.monotonic()
-        while not self._tried(lambda: self._cancelled(job_id)):
-            time.sleep(0.02)
-        self.cancel_seconds.append(time.monotonic() - began)
-        self.ends[self._final_states[job_id]] += 1
 
-    def _cancelled(self, job_id: str) -> bool:
-        state = self.instance.report(job_id)["state"]
-        if state in FINAL:
-            self._final_states[job_id] = state
-            return True
-        requests.delete(f"{self.instance.url}/v1/jobs/{job_id}", timeout=10)
-        return False
+def _result(instance: Instance, job_id: str, form: str) -> requests.Response:
+    return requests.get(f"{instance.url}/v1/jobs/{job_id}/result", params={"format": form}, timeout=60)
 
-    def _collect(self) -> None:
-        for job_id in list(self._active):
-            if self._tried(lambda job_id=job_id: self._ended(job_id)):
-                self._active.remove(job_id)
 
-    def _ended(self, job_id: str) -> bool:
-        report = self.instance.report(job_id)
-        state = report["state"]
-        if state not in FINAL:
-            return False
-        if state == "succeeded" and not report["completeness"]["complete"]:
-            self.ends["succeeded, told as incomplete"] += 1  # two kills met one segment's decoder
-        else:
-            same = state == "succeeded" and self.instance.result(job_id) == self._expected
-            self.ends["succeeded, equal" if same else f"{state}, NOT equal"] += 1
-        return True
+def kill_one(instance: Instance, chance: random.Random) -> str | None:
+    """Kill a process of a random kind; return the kind, None if it has none just now."""
+    kind = chance.choice(KINDS)
+    victims = processes(instance).get(kind)
+    if not victims:
+        return None
+    try:
+        chance.choice(victims).kill()
+    except psutil.NoSuchProcess:
+        return None
+    return kind
 
-    def _tried(self, attempt: object) -> bool:
-        """What `attempt` says; False while nobody answers."""
-        try:
-            return bool(attempt())  # type: ignore[operator]
-        except (requests.RequestException, KeyError, AssertionError):
-            return False
+
+def kill_while_they_work(
+    instance: Instance, clients: list[Client], kills: int, chance: random.Random
+) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for client in clients:
+        client.start()
+    while counted.total() < kills:
+        time.sleep(chance.uniform(0.0, 3.0))
+        kind = kill_one(instance, chance)
+        if kind is not None:
+            counted[kind] += 1
+    for client in clients:
+        client.stopping.set()
+    for client in clients:
+        client.join(JOB_SECONDS + SETTLE_SECONDS)
+    return counted
+
+
+def settle(instance: Instance, before: dict[str, int]) -> None:
+    """Wait until the instance rests, or for SETTLE_SECONDS: what differs then is left over."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        is_clean = not leftover_files(instance.data) and not strangers(instance)
+        if is_clean and instance.is_ready() and not differences(before, state_at_rest(instance)):
+            return
+        time.sleep(0.5)
+
+
+def make_orders(instance: Instance, folder: Path) -> list[Order]:
+    walkers = repeat_clip(CHECKOUT / "docs" / "walkers.mp4", folder / "walkers.mp4", times=3)
+    drawn = make_clip(folder / "drawn.mp4", frames=1500, size="160x120")
+    return [
+        Order(instance, walkers, {"model": "hog-people", "max_side": 320}),
+        Order(instance, drawn, {"model": "none"}),
+    ]
 
 
 def main() -> None:
-    kills, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    with tempfile.TemporaryDirectory() as folder:
-        video = repeat_clip(CHECKOUT / "docs" / "walkers.mp4", Path(folder) / "v.mp4", times=3)
-        with Instance(Path(folder) / "data", segment_frames=50) as instance:
-            trial = Trial(instance, video, random.Random(seed))
-            while sum(trial.kills.values()) < kills:
-                trial.step()
-            trial.finish()
-            deadline = time.monotonic() + 20
-            while trial.leftovers() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            print(f"kills {sum(trial.kills.values())}: {dict(trial.kills)}")
-            print(f"jobs {sum(trial.ends.values())}: {dict(trial.ends)}")
-            print(f"cancelled within {max(trial.cancel_seconds, default=0):.1f} s at most")
-            print(f"left behind: {trial.leftovers() or 'nothing'}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="where the instance's log is kept")
+    arguments = parser.parse_args()
+    print(describe_machine())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Instance(Path(folder) / "data", segment_frames=50) as instance,
+    ):
+        try:
+            run(instance, Path(folder), arguments)
+        finally:
+            if arguments.log:
+                arguments.log.write_bytes(instance.log.read_bytes())
+
+
+def run(instance: Instance, folder: Path, arguments: argparse.Namespace) -> None:
+    orders = make_orders(instance, folder)
+    before = state_at_rest(instance)
+    clients = [Client(instance, orders, number, arguments.seed) for number in range(arguments.clients)]
+    started = time.monotonic()
+    kills = kill_while_they_work(instance, clients, arguments.kills, random.Random(arguments.seed))
+    seconds = time.monotonic() - started
+    settle(instance, before)
+    outcomes = sum((client.outcomes for client in clients), Counter())
+    finished, twice = segments_done_twice(instance.log)
+    print(f"kills {kills.total()} in {seconds:.0f} s: {dict(kills)}")
+    print(f"answers {outcomes.total()}: {dict(outcomes)}; posts {sum(client.attempts for client in clients)}")
+    print(f"segments finished {finished}, of them done before: {twice}")
+    print(f"files left: {leftover_files(instance.data) or 'none'}")
+    print(f"processes left: {strangers(instance) or 'none'}")
+    print(f"at rest, before → after: {differences(before, state_at_rest(instance)) or 'the same'}")
+    for client in clients:
+        print(*client.wrong, sep="\n", end="")
 
 
 if __name__ == "__main__":

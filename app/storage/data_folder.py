@@ -83,6 +83,10 @@ class DataFolder:
         """The file that the processes of `program` hold a lock on: serve, engine, web or nginx."""
         return self.locks / f"{program}.lock"
 
+    def starts(self, program: str) -> Path:
+        """What `program` remembers of its starts, to wait between them when it crashes again and again."""
+        return self.run / f"{program}.starts"
+
     def create(self) -> None:
         """Make the folders that are missing, readable by this user alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

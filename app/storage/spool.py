@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from app.storage.space import SpaceLedger
 
 SYNC_BYTES = 64 * 1024 * 1024  # dirty pages an upload leaves at most; smaller steps cost speed
 _PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
+_LOCK_SECONDS = 0.05  # between two tries to hold a folder
 _FALLOC_FL_KEEP_SIZE = 0x01  # fallocate(2): take the blocks, leave the size
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -184,6 +186,31 @@ def remove_unowned(folder: Path, *, is_leftover: Callable[[], bool] = lambda: Tr
         return True
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held_folder(folder: Path, *, deadline: float) -> Iterator[bool]:
+    """Hold `folder` alone among processes and threads; yields whether that came about by `deadline`.
+
+    `deadline` is of time.monotonic. Raises FileNotFoundError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _locks(descriptor, deadline)
+    finally:
+        os.close(descriptor)
+
+
+def _locks(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_SECONDS)
+        else:
+            return True
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import structlog
 from flask import Flask, Response, g, request
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from app.errors import NotReady
 from app.metrics import Metrics
 from app.web.detections import DetectionViews
 from app.web.events import EventViews
@@ -95,6 +96,7 @@ class _Finish:
         }
         if "problem_code" in g:
             fields["code"] = g.problem_code
-        quiet = request.endpoint in _QUIET and response.status_code in (200, 204, 403)
+        is_usual = response.status_code in (200, 204, 403) or g.get("problem_code") == NotReady.code
+        quiet = request.endpoint in _QUIET and is_usual
         (_log.debug if quiet else _log.info)("request", **fields)
         return response

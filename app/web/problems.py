@@ -47,7 +47,7 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def _on_framebox_error(error: FrameboxError) -> Response:
-    if error.status >= 500:
+    if error.status >= 500 and not isinstance(error, errors.NotReady):  # asked every second, and said by it
         _log.warning("request refused", code=error.code, detail=error.detail)
     return problem_response(error.to_problem())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,21 @@ def test_a_kill_at_a_durable_step_changes_nothing(
     assert instance.result(job_id) == undisturbed
     assert job_ids(instance) - before == {job_id}
     instance.wait(lambda: not leftovers(instance, job_id), 20, f"a tidy folder after {point}")
+
+
+def test_a_worker_killed_while_it_converts_an_answer_leaves_no_file(
+    instance: Instance, armed: Armed, video: Path
+) -> None:
+    instance.wait(instance.is_ready, SECONDS, "ready")
+    job_id = instance.post_async(video, attach="false")
+    instance.wait_for_end(job_id)
+    address = f"{instance.url}/v1/jobs/{job_id}/result?format=csv"
+    mark = armed.arm("file_written")
+    with contextlib.suppress(requests.RequestException):
+        requests.get(address, timeout=30)
+    assert not mark.exists()
+    instance.wait(lambda: not leftovers(instance, job_id), 20, "nothing of the conversion")
+    instance.wait(lambda: requests.get(address, timeout=30).status_code == 200, SECONDS, "another conversion")
 
 
 def test_a_kill_between_a_jobs_record_and_its_files_leaves_no_files(tmp_path: Path, video: Path) -> None:

@@ -102,3 +102,16 @@ def _run(script: str, folder: Path) -> str:
     return subprocess.run(
         command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60, check=True
     ).stdout
+
+
+def test_counters_of_ended_processes_share_one_file_and_lose_nothing(tmp_path: Path):
+    """A program that is started again for ever must not fill the disk with its counters."""
+    folder = tmp_path / "web"
+    count = "from app.metrics import Metrics; metrics = Metrics(); metrics.frames_analysed.inc(5)"
+    retire = "from app.metrics import retire_counters; retire_counters()"
+    show = "from app.metrics import Metrics; print(Metrics().expose().decode())"
+    for _ in range(2):
+        for script in (count, count, retire):
+            _run(script, folder)
+        assert sorted(path.name for path in folder.iterdir()) == ["counter_0.db", "histogram_0.db"]
+    assert "framebox_frames_analysed_total 20.0" in _run(show, folder)

@@ -360,6 +360,16 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoc
     assert "ago" in answer.json["reasons"][0]
 
 
+def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
+    client: FlaskClient, store: JobStore, epoch: int, capfd: pytest.CaptureFixture[str]
+):
+    configure_logging("web", "INFO")
+    for is_ready, status in ((True, 200), (False, 503)):
+        store.report_engine(epoch, ready=is_ready)
+        assert client.get("/readyz").status_code == status
+    assert capfd.readouterr().out == ""
+
+
 def test_a_post_without_nginx_is_checked_as_one_with_it(client: FlaskClient, epoch: int):
     assert client.post("/v1/detections", headers=VIDEO).json["code"] == "empty_body"
     assert client.post("/v1/detections", data=b"x" * 1001, headers=VIDEO).json["code"] == "too_large"
