@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,7 +30,7 @@ def points_in_source() -> list[str]:
 
 
 # Not met by a job that is posted, runs and is fetched: see the test of its own.
-ELSEWHERE = {"job_forgotten"}
+ELSEWHERE = {"job_forgotten", "empty_job_made"}
 
 
 class Armed:
@@ -52,8 +52,14 @@ def armed(tmp_path_factory: pytest.TempPathFactory) -> Armed:
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory, armed: Armed) -> Iterator[Instance]:
-    settings = {"segment_frames": 50, "failpoints": armed.folder, "attach": "true", "model": "none"}
+def instance(tmp_path_factory: pytest.TempPathFactory, armed: Armed, video: Path) -> Iterator[Instance]:
+    settings = {
+        "ingest": video.parent,
+        "segment_frames": 50,
+        "failpoints": armed.folder,
+        "attach": "true",
+        "model": "none",
+    }
     with Instance(tmp_path_factory.mktemp("failpoints") / "data", **settings) as instance:
         yield instance
 
@@ -68,13 +74,16 @@ def undisturbed(instance: Instance, video: Path) -> bytes:
     return instance.post(video, min_score=0.99).content
 
 
-def post_until_accepted(instance: Instance, video: Path, key: str) -> str:
+Post = Callable[[dict[str, str]], requests.Response]
+
+
+def post_until_accepted(post: Post, instance: Instance, key: str) -> str:
     """Post with a key again and again, as a client does whose connection broke; return the job's id."""
     headers = {"Prefer": "respond-async", "Idempotency-Key": key}
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:
-            answer = instance.post(video, headers, attach="false")
+            answer = post(headers)
         except requests.RequestException:
             continue
         if answer.status_code == 202:
@@ -100,10 +109,26 @@ def leftovers(instance: Instance, job_id: str) -> list[str]:
 def test_a_kill_at_a_durable_step_changes_nothing(
     instance: Instance, armed: Armed, video: Path, undisturbed: bytes, point: str
 ) -> None:
+    check_kill(
+        instance, armed, point, undisturbed, lambda headers: instance.post(video, headers, attach="false")
+    )
+
+
+def test_a_kill_before_the_record_of_a_named_video_changes_nothing(
+    instance: Instance, armed: Armed, video: Path, undisturbed: bytes
+) -> None:
+    def post(headers: dict[str, str]) -> requests.Response:
+        url = f"{instance.url}/v1/detections?attach=false"
+        return requests.post(url, json={"path": video.name}, headers=headers, timeout=60)
+
+    check_kill(instance, armed, "empty_job_made", undisturbed, post)
+
+
+def check_kill(instance: Instance, armed: Armed, point: str, undisturbed: bytes, post: Post) -> None:
     instance.wait(instance.is_ready, SECONDS, "ready")
     before = job_ids(instance)
     mark = armed.arm(point)
-    job_id = post_until_accepted(instance, video, uuid4().hex)
+    job_id = post_until_accepted(post, instance, uuid4().hex)
     instance.wait(lambda: not mark.exists(), SECONDS, f"a process at {point}")
     instance.wait(instance.is_ready, SECONDS, "ready again")
     assert instance.wait_for_end(job_id)["state"] == "succeeded"
