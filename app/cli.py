@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 from app.client.framebox import Framebox, Refused
-from app.health import ask_instance, ask_web, look_up_engine, reachable, wait_for_instance
+from app.health import Address, ask_instance, ask_web, look_up_engine, wait_for_instance
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
 from app.processes import die_with_parent
@@ -81,7 +81,7 @@ def render_nginx(settings: Settings, _: Namespace) -> int:
 
 def health(settings: Settings, _: Namespace) -> int:
     """ask the running instance whether it is ready; exit with 1 if not"""
-    return _tell_health(ask_instance(settings.host, settings.port))
+    return _tell_health(ask_instance(_address(settings)))
 
 
 def health_web(settings: Settings, _: Namespace) -> int:
@@ -102,7 +102,7 @@ def _tell_health(verdict: tuple[bool, str]) -> int:
 
 def detect(settings: Settings, chosen: Namespace) -> int:
     """send a video to a running instance and print the answer"""
-    url = chosen.url or _url(settings.host, settings.port)
+    url = chosen.url or _address(settings).url
     options = dict(option.split("=", 1) for option in chosen.option)
     try:
         with Framebox(url).detect(chosen.video, **options) as answer:
@@ -121,18 +121,17 @@ def announce(settings: Settings, _: Namespace) -> int:
     """wait until the instance answers, and say where"""
     die_with_parent(SIGTERM)
     ready, answer = wait_for_instance(
-        settings.host, settings.port, DataFolder(settings.data), deadline_seconds=_READY_SECONDS
+        _address(settings), DataFolder(settings.data), deadline_seconds=_READY_SECONDS
     )
     if not ready:
         sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
         return 1
-    sys.stdout.write(_welcome(_url(settings.host, settings.port)))
+    sys.stdout.write(_welcome(_address(settings).url))
     return 0
 
 
-def _url(host: str, port: int) -> str:
-    name = reachable(host)
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+def _address(settings: Settings) -> Address:
+    return Address(settings.host, settings.port, settings.tls_certificate)
 
 
 def _welcome(url: str) -> str:

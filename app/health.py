@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import socket
 import sqlite3
+import ssl
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.jobs.store import JobStore
@@ -15,6 +17,39 @@ EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listene
 _ASK_EVERY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
 _SILENT_ENGINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an instance listens. With a certificate it speaks HTTPS."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """How programs on this machine reach it."""
+        name = reachable(self.host)
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}"
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection, not opened yet."""
+        name = reachable(self.host)
+        if self.certificate is None:
+            return http.client.HTTPConnection(name, self.port, timeout=_ANSWER_SECONDS)
+        context = _only(self.certificate)
+        return http.client.HTTPSConnection(name, self.port, timeout=_ANSWER_SECONDS, context=context)
+
+
+def _only(certificate: Path) -> ssl.SSLContext:
+    """Trust this one certificate, whatever names it holds: an instance asks itself as localhost."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(certificate)
+    return context
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -30,9 +65,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask_instance(host: str, port: int) -> tuple[bool, str]:
+def ask_instance(address: Address) -> tuple[bool, str]:
     """Ask ``/readyz`` through nginx: whether the whole instance is ready, and its answer."""
-    return _ask(http.client.HTTPConnection(reachable(host), port, timeout=_ANSWER_SECONDS), "/readyz")
+    return _ask(address.connect(), "/readyz")
 
 
 def ask_web(web_socket: Path) -> tuple[bool, str]:
@@ -53,7 +88,7 @@ def look_up_engine(data: DataFolder) -> tuple[bool, str]:
     return ready, f"ready: {status.ready}, last heard of {silent_seconds:.0f} s ago"
 
 
-def wait_for_instance(host: str, port: int, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:
+def wait_for_instance(address: Address, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:
     """Wait until it is ready, or for `deadline_seconds`. Returns the last answer.
 
     ``/readyz`` is asked only once there is somebody to answer: nginx would log that it cannot reach anybody.
@@ -62,7 +97,7 @@ def wait_for_instance(host: str, port: int, data: DataFolder, *, deadline_second
     while True:
         ready, answer = look_up_engine(data)
         if ready and data.web_socket.exists():
-            ready, answer = ask_instance(host, port)
+            ready, answer = ask_instance(address)
         if ready or time.monotonic() >= deadline:
             return ready, answer
         time.sleep(_ASK_EVERY_SECONDS)

@@ -19,6 +19,9 @@ TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
 
 _RETRY_SECONDS = 5
 _SMALL_BODY_BYTES = MIB  # client_max_body_size of all that is no upload
+_WORKERS = 4
+_FILES_A_CONNECTION = 4  # the client's socket, the application's, a body or a document, and one to spare
+_AFTER_THE_WAIT_SECONDS = 60  # the application answers who waits before nginx gives it up
 
 # What clients must never set themselves: each is given to the application by nginx, or emptied.
 _FORWARDED = {
@@ -42,7 +45,15 @@ _ADMIT = _FORWARDED | {
     "Framebox-Upload-Encoding": "$http_transfer_encoding",
 }
 
-_TOO_LONG_TO_WAIT = "Too many requests wait for their answers; with Prefer: respond-async none does."
+_TOO_MANY_REQUESTS = (
+    "Too many requests are under way, of this address or of all; with Prefer: respond-async none waits."
+)
+
+# Mozilla's "intermediate" recommendation, version 5.7: every client of the last ten years, forward secrecy.
+_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
+)
 
 # Every status with which the application may refuse an upload: nginx' `return` takes literal ones only.
 _REFUSAL_STATUSES = (400, 404, 405, 411, 413, 415, 422, 429, 500, 503, 507)
@@ -57,12 +68,13 @@ def render_nginx_conf(settings: Settings) -> str:
     faults = _faults(settings.max_upload_bytes)
     words = {
         "USER": _user_line(),
-        "NGINX": _quotable(folder.nginx),
-        "JOBS": _quotable(folder.jobs),
-        "WEB_SOCKET": _quotable(folder.web_socket),
-        "LISTEN": _listen(settings.host, settings.port),
-        "MAX_UPLOAD_BYTES": str(settings.max_upload_bytes),
-        "LONG_REQUESTS": str(settings.http_threads - settings.http_threads // 4),
+        "NGINX": _quotable("FRAMEBOX_DATA", folder.nginx),
+        "JOBS": _quotable("FRAMEBOX_DATA", folder.jobs),
+        "WEB_SOCKET": _quotable("FRAMEBOX_DATA", folder.web_socket),
+        "LISTEN": _listen(settings),
+        "TLS": _lines(8, _tls(settings)),
+        "TRUSTED_PROXIES": _lines(8, _trusted_proxies(settings)),
+        **_limits(settings),
         "PROXY_HEADERS": _lines(
             8, (f"proxy_set_header {name} {value};" for name, value in _FORWARDED.items())
         ),
@@ -73,6 +85,24 @@ def render_nginx_conf(settings: Settings) -> str:
         "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
     }
     return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _limits(settings: Settings) -> dict[str, str]:
+    connections = -(-settings.max_connections // _WORKERS)
+    limits = {
+        "WORKERS": _WORKERS,
+        "WORKER_CONNECTIONS": connections,
+        "WORKER_FILES": connections * _FILES_A_CONNECTION,
+        "MAX_UPLOAD_BYTES": settings.max_upload_bytes,
+        "SMALL_BODY_BYTES": _SMALL_BODY_BYTES,
+        "LONG_REQUESTS": settings.http_threads - settings.http_threads // 4,
+        "CLIENT_LONG_REQUESTS": settings.client_long_requests,
+        "CLIENT_CONNECTIONS": settings.client_connections,
+        "CLIENT_HEADER_SECONDS": settings.client_header_seconds,
+        "CLIENT_IDLE_SECONDS": settings.client_idle_seconds,
+        "ANSWER_SECONDS": settings.max_wait_seconds + _AFTER_THE_WAIT_SECONDS,
+    }
+    return {name: str(value) for name, value in limits.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +149,11 @@ def _faults(max_upload_bytes: int) -> list[_Fault]:
         _Fault(414, errors.AddressTooLong("The address is too long.")),
         _Fault(416, errors.RangeNotSatisfiable("The document has no such range.")),
         _Fault(494, errors.BadRequest("The request's headers are too large.")),
+        _Fault(497, errors.BadRequest("This port speaks HTTPS: the address begins with https://.")),
         _Fault(500, errors.InternalError("Something went wrong here.")),
         _Fault(501, errors.BadRequest("This transfer encoding is not known here.")),
         _Fault(502, errors.BadGateway("The service is being restarted.", retry)),
-        _Fault(503, errors.Busy(_TOO_LONG_TO_WAIT, retry)),
+        _Fault(503, errors.Busy(_TOO_MANY_REQUESTS, retry)),
         _Fault(504, errors.GatewayTimeout("The service did not answer in time.", retry)),
         _Fault(505, errors.BadRequest("This version of HTTP is not spoken here.")),
     ]
@@ -156,13 +187,37 @@ def _user_line() -> str:
     return f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "# user: whoever started it"
 
 
-def _listen(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _listen(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}{' ssl' if settings.tls_certificate else ''}"
 
 
-def _quotable(path: Path) -> str:
+def _tls(settings: Settings) -> list[str]:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return ["# no TLS: see FRAMEBOX_TLS_CERTIFICATE"]
+    return [
+        f'ssl_certificate "{_quotable("FRAMEBOX_TLS_CERTIFICATE", settings.tls_certificate)}";',
+        f'ssl_certificate_key "{_quotable("FRAMEBOX_TLS_KEY", settings.tls_key)}";',
+        "ssl_protocols TLSv1.2 TLSv1.3;",
+        f"ssl_ciphers {_CIPHERS};",
+        "ssl_prefer_server_ciphers off;",
+        "ssl_session_cache shared:tls:10m;",
+        "ssl_session_timeout 1d;",
+        "ssl_session_tickets off;",
+    ]
+
+
+def _trusted_proxies(settings: Settings) -> list[str]:
+    """Behind such a proxy, the client is the last address that it did not add itself."""
+    if not settings.trusted_proxies:
+        return ["# no trusted proxies: a client is who connects"]
+    trusted = [f"set_real_ip_from {network};" for network in settings.trusted_proxies]
+    return [*trusted, "real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
+
+
+def _quotable(setting: str, path: Path) -> str:
     """The path as it stands between double quotes in nginx' language, which cannot write a dollar sign."""
     text = str(path)
     if re.search(r"[$\x00-\x1f\x7f]", text):
-        raise SettingsFault("FRAMEBOX_DATA: the path holds a dollar sign or a control character")
+        raise SettingsFault(f"{setting}: the path holds a dollar sign or a control character")
     return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import socket
+import ssl
 from collections.abc import Callable
 
 from app.settings import Settings
@@ -52,6 +53,41 @@ def check_folders(settings: Settings) -> None:
     ]
     if missing:
         raise StartFault("\n".join(missing))
+
+
+def check_tls(settings: Settings) -> None:
+    """StartFault if the certificate or its key cannot be used, or do not belong together."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    named = {"FRAMEBOX_TLS_CERTIFICATE": settings.tls_certificate, "FRAMEBOX_TLS_KEY": settings.tls_key}
+    unreadable = [
+        f"{name}: {path} is no file that this user can read"
+        for name, path in named.items()
+        if not path.is_file() or not os.access(path, os.R_OK)
+    ]
+    if unreadable:
+        raise StartFault("\n".join(unreadable))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_certificate, settings.tls_key, password=_no_password
+        )
+    except ssl.SSLError as error:
+        raise StartFault(_tls_fault(settings, error)) from error
+
+
+def _no_password() -> str:
+    """Asked for where a key is encrypted: OpenSSL would else ask at the terminal."""
+    return ""
+
+
+def _tls_fault(settings: Settings, error: ssl.SSLError) -> str:
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"FRAMEBOX_TLS_KEY: {key} is not the key of the certificate {certificate}"
+    return (
+        f"FRAMEBOX_TLS_CERTIFICATE, FRAMEBOX_TLS_KEY: {certificate} and {key} are no certificate and "
+        f"unencrypted key in PEM ({error.reason or 'not readable'})"
+    )
 
 
 def check_port(host: str, port: int) -> None:

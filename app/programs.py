@@ -28,6 +28,7 @@ from app.preflight import (
     check_folders,
     check_port,
     check_socket_path,
+    check_tls,
     find_nginx,
     make_data_folder,
 )
@@ -58,7 +59,14 @@ def become_supervisor(settings: Settings) -> NoReturn:
     Raises StartFault with everything that stands in the way.
     """
     data = DataFolder(settings.data)
-    check_all([find_nginx, lambda: check_socket_path(data), lambda: check_folders(settings)])
+    check_all(
+        [
+            find_nginx,
+            lambda: check_socket_path(data),
+            lambda: check_folders(settings),
+            lambda: check_tls(settings),
+        ]
+    )
     make_data_folder(data)
     _hold_serve_lock(data)
     for program, patience_seconds in _STOP_SECONDS.items():
@@ -76,6 +84,7 @@ def become_supervisor(settings: Settings) -> NoReturn:
 
 def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
     """Render nginx' configuration and turn into its master."""
+    check_tls(settings)
     data = _start_program("nginx", settings, replace)
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")

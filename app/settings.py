@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 CHECKOUT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+DAY_SECONDS = 24 * 60 * 60
 INDEX_CHILD_BYTES = 48 * MIB  # one a running job while its video is indexed; it decodes next to nothing
 
 
@@ -26,6 +28,17 @@ def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
+
+
+def _networks(value: Any) -> Any:
+    """Addresses and networks; a wrong one is told by its text, which the type's own message leaves out."""
+    items = _split(value)
+    try:
+        return tuple(ip_network(item, strict=False) for item in items)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; addresses or networks, such as 10.0.0.0/8, separated by commas"
+        ) from error
 
 
 class Settings(BaseSettings):
@@ -54,6 +67,41 @@ class Settings(BaseSettings):
     http_threads: int = Field(
         128, ge=4, le=1024, description="threads a process; more than the requests that nginx lets wait"
     )
+    max_connections: int = Field(
+        8192, ge=256, le=65536, description="connections that nginx takes, of clients and to the HTTP workers"
+    )
+    client_connections: int = Field(
+        256, ge=1, description="requests of one client address at a time, probes apart; beyond it 503"
+    )
+    client_long_requests: int = Field(
+        48,
+        ge=1,
+        description="of these, uploads, waiting requests and event streams; half of all that there may be, "
+        "so that one address cannot take every thread",
+    )
+    client_header_seconds: int = Field(
+        15, ge=1, description="a client has so long for a request's headers, all together"
+    )
+    client_idle_seconds: int = Field(
+        60, ge=1, description="a client that neither sends nor takes a byte for so long is cut off"
+    )
+    max_wait_seconds: int = Field(
+        30 * DAY_SECONDS,
+        ge=1,
+        le=30 * DAY_SECONDS,
+        description="a request waits so long for its answer at most; then it gets a 202, and its job goes on",
+    )
+    trusted_proxies: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
+    ] = Field(
+        (),
+        description="addresses or networks of proxies in front, whose X-Forwarded-For names the client; "
+        "comma-separated",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="certificate and its chain, PEM; with it the port speaks HTTPS alone"
+    )
+    tls_key: Path | None = Field(None, description="the certificate's private key, PEM, not encrypted")
     attach: bool = Field(
         True, description="a video posted again with equal options gets the job that it had, not a new one"
     )
@@ -133,7 +181,7 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="the least that the log on stdout shows"
     )
 
-    @field_validator("data", "models", mode="after")
+    @field_validator("data", "models", "tls_certificate", "tls_key", mode="after")
     @classmethod
     def _make_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else _absolute(value)
@@ -142,6 +190,12 @@ class Settings(BaseSettings):
     @classmethod
     def _make_all_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(_absolute(folder) for folder in value)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("FRAMEBOX_TLS_CERTIFICATE and FRAMEBOX_TLS_KEY go together: one is missing")
+        return self
 
     @model_validator(mode="after")
     def _budgets_fit(self) -> Self:

@@ -112,7 +112,7 @@ install_requirements() { # FILE, then the files that it includes
 
 case "${1:-}" in
 serve) commands=(nginx) ;;
-test) commands=(nginx ffmpeg strace curl) ;;
+test) commands=(nginx ffmpeg strace curl openssl) ;;
 *) fail "usage: deploy/prepare.sh serve|test" ;;
 esac
 

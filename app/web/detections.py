@@ -97,7 +97,7 @@ class DetectionViews:
         job = wait_for_end(
             self._service.watcher,
             job,
-            seconds=preference.wait_seconds,
+            seconds=self._wait_seconds(preference),
             is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
         )
         if job.state.is_final and preference.wait_seconds != 0:
@@ -110,6 +110,10 @@ class DetectionViews:
         if not is_own:
             response.headers["Framebox-Attached"] = "true"
         return response
+
+    def _wait_seconds(self, preference: Preference) -> float:
+        longest = self._service.limits.max_wait_seconds
+        return longest if preference.wait_seconds is None else min(preference.wait_seconds, longest)
 
 
 def _discard_rest_afterwards(response: Response) -> Response:

@@ -21,6 +21,7 @@ class WebLimits:
 
     max_upload_bytes: int
     max_active_jobs: int
+    max_wait_seconds: float  # of a request for its answer
     default_model: str
     attach: bool  # a request that does not say gets an equal job's answer
     version: str  # of this release

@@ -337,7 +337,8 @@ def test_uploads_are_written_to_disk_once_and_never_held(tmp_path: Path):
 def test_as_many_uploads_as_nginx_lets_in_stay_within_the_memory_budget(tmp_path: Path):
     data, settings = os.urandom(6 * 1024 * 1024), Settings()
     uploads = settings.http_threads * 3 // 4
-    with running_instance(tmp_path) as instance, ThreadPoolExecutor(uploads) as threads:
+    all_of_them = {"CLIENT_LONG_REQUESTS": str(uploads)}
+    with running_instance(tmp_path, **all_of_them) as instance, ThreadPoolExecutor(uploads) as threads:
         workers = psutil.Process(instance.programs["gunicorn"].pid).children()
         answers = threads.map(lambda _: _post(instance, data, ASYNC).status_code, range(uploads))
         assert set(answers) == {202}

@@ -43,7 +43,12 @@ class WebInstance:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}"
+
+    @property
+    def certificate(self) -> str | None:
+        """What the instance shows, where it speaks HTTPS; requests' `verify`."""
+        return self.settings.get("TLS_CERTIFICATE")
 
     @property
     def folder(self) -> DataFolder:
@@ -103,7 +108,7 @@ class WebInstance:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
-                if requests.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if requests.get(f"{self.url}/readyz", timeout=5, verify=self.certificate).status_code == 200:
                     return
             except requests.ConnectionError:
                 pass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.health import ask_web, look_up_engine, reachable, wait_for_instance
+from app.health import Address, ask_web, look_up_engine, reachable, wait_for_instance
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
 
@@ -57,7 +57,7 @@ def test_workers_that_do_not_listen_are_not_healthy(data: DataFolder) -> None:
 
 
 def test_waiting_ends_at_its_deadline(data: DataFolder) -> None:
-    ready, answer = wait_for_instance("127.0.0.1", 9, data, deadline_seconds=0)
+    ready, answer = wait_for_instance(Address("127.0.0.1", 9), data, deadline_seconds=0)
     assert not ready
     assert answer
 

@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from certificates import make_certificate
 
 from app.errors import FrameboxError
 from app.nginx import TEMPLATE, render_nginx_conf
-from app.settings import Settings, SettingsFault
+from app.settings import CHECKOUT, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
 
@@ -53,6 +54,86 @@ def test_fewer_requests_may_wait_than_a_worker_has_threads(tmp_path: Path):
         limits = {int(limit) for limit in re.findall(r"limit_conn long_requests (\d+);", text)}
         assert len(limits) == 1
         assert 1 <= limits.pop() < threads
+
+
+def test_the_limits_and_times_for_clients_come_from_the_settings(tmp_path: Path):
+    folder = DataFolder(tmp_path)
+    folder.create()
+    given = {"client_long_requests": 7, "client_connections": 77, "max_connections": 400}
+    times = {"client_header_seconds": 11, "client_idle_seconds": 222, "max_wait_seconds": 3333}
+    text = render_nginx_conf(Settings(data=tmp_path, **given, **times))
+    _check(folder, text)
+    assert set(re.findall(r"limit_conn long_requests_of_client (\d+);", text)) == {"7"}
+    assert set(re.findall(r"limit_conn requests_of_client (\d+);", text)) == {"77"}
+    assert re.findall(r"worker_connections (\d+);", text) == ["100"]
+    assert re.findall(r"client_header_timeout (\d+)s;", text) == ["11"]
+    assert re.findall(r"(?:client_body|send)_timeout (\d+)s;", text)[:2] == ["222", "222"]
+    assert set(re.findall(r"proxy_read_timeout (\d{3,})s;", text)) == {
+        "3393"
+    }  # the application ends it first
+
+
+def test_no_limit_of_the_template_is_written_in_it_twice():
+    """Sizes and numbers of requests are words that the settings fill in."""
+    template = TEMPLATE.read_text()
+    bodies = set(re.findall(r"client_max_body_size ([^;]+);", template))
+    ours_to_compare, refused = "0", "1"
+    assert bodies == {"@SMALL_BODY_BYTES@", "@MAX_UPLOAD_BYTES@", ours_to_compare, refused}
+    assert not re.findall(r"limit_conn \w+ \d+;", template)
+    assert not re.findall(r"(?:client_body|client_header|^ *send)_timeout \d", template)
+
+
+def test_long_requests_of_one_client_leave_threads_for_others():
+    settings = Settings()
+    assert settings.client_long_requests <= (settings.http_threads - settings.http_threads // 4) // 2
+
+
+def test_probes_have_no_limits(tmp_path: Path):
+    text = render_nginx_conf(Settings(data=tmp_path))
+    for probe in ("/livez", "/readyz"):
+        (block,) = re.findall(rf"location = {probe} \{{[^}}]*\}}", text)
+        assert "limit_conn" not in block
+
+
+def test_nginx_keeps_idle_connections_for_less_long_than_gunicorn(tmp_path: Path):
+    upstream = re.search(
+        r"upstream http_workers \{.*?keepalive_timeout (\d+)s;", TEMPLATE.read_text(), re.DOTALL
+    )
+    gunicorn = re.search(r"^keepalive = (\d+)", (CHECKOUT / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert upstream is not None
+    assert gunicorn is not None
+    assert int(upstream[1]) < int(gunicorn[1])
+
+
+def test_only_proxies_that_are_trusted_may_name_the_client(tmp_path: Path):
+    folder = DataFolder(tmp_path)
+    folder.create()
+    assert "real_ip" not in render_nginx_conf(Settings(data=tmp_path))
+    text = render_nginx_conf(load_settings(data=tmp_path, trusted_proxies="10.0.0.0/8, 192.0.2.7,::1"))
+    _check(folder, text)
+    assert re.findall(r"set_real_ip_from (\S+);", text) == ["10.0.0.0/8", "192.0.2.7/32", "::1/128"]
+
+
+@pytest.mark.parametrize("wrong", ["10.0.0.0/33", "proxy.example", "10.0.0.1;"])
+def test_a_trusted_proxy_is_an_address_or_a_network(wrong: str):
+    with pytest.raises(SettingsFault, match=r"FRAMEBOX_TRUSTED_PROXIES: .*separated by commas"):
+        load_settings(trusted_proxies=f"10.0.0.0/8,{wrong}")
+
+
+@pytest.mark.parametrize("name", ["plain", "with spaces", 'quo"ted', "semi;colon{}#"])
+def test_nginx_accepts_tls_with_files_of_any_name(tmp_path: Path, name: str):
+    folder = DataFolder(tmp_path)
+    folder.create()
+    made = make_certificate(tmp_path, name)
+    text = render_nginx_conf(Settings(data=tmp_path, tls_certificate=made.certificate, tls_key=made.key))
+    _check(folder, text)
+    assert "listen 0.0.0.0:8080 ssl " in text
+    assert "ssl_protocols TLSv1.2 TLSv1.3;" in text
+
+
+def test_a_certificate_whose_path_nginx_cannot_write_is_a_fault_of_that_setting(tmp_path: Path):
+    with pytest.raises(SettingsFault, match="FRAMEBOX_TLS_KEY"):
+        render_nginx_conf(Settings(data=tmp_path, tls_certificate="/a.pem", tls_key="/$b.pem"))
 
 
 def test_every_word_of_the_template_is_filled_in(tmp_path: Path):
