@@ -173,6 +173,11 @@ class PacketReader:
         self._pushed_back: Packet[VideoStream] | None = None
         self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
 
+    @property
+    def descriptor(self) -> int:
+        """The video's, for reading by position: its offset is the container's."""
+        return self._options.descriptor
+
     def close(self) -> None:
         self.container.close()
 

@@ -11,13 +11,17 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from app.video.limits import VideoLimits
 
 _MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
 _MAX_INNER_BOXES = 200_000
-_TABLE_BYTES = 64 * 1024 * 1024  # of one table that is added up
+_BLOCK_ENTRIES = 16384  # of a table, read at a time: tables of long videos take hundreds of megabytes
+_STTS = np.dtype([("samples", ">u4"), ("ticks", ">u4")])
 _CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
 _ENCRYPTED = frozenset((b"encv", b"pssh", b"sinf"))
 _FIRST_BOXES = frozenset(
@@ -55,29 +59,39 @@ class Box(NamedTuple):
     depth: int
 
 
+class Table(NamedTuple):
+    """Where a table's entries lie; the box ends where it ends, whatever `entries` says."""
+
+    start: int  # bytes into the file
+    end: int
+    entries: int  # as declared
+
+
 @dataclass(slots=True)
 class Track:
     """One track of an MP4, as far as it is counted."""
 
     handler: bytes = b""
     samples: int = 0
+    sample_bytes: int = 0  # of each; 0 where a table tells
     chunks: int = 0
-    timing: list[tuple[int, int]] = field(default_factory=list)  # stts: (samples, ticks of each)
-    offsets: list[tuple[int, int]] = field(default_factory=list)  # ctts: (samples, ticks)
+    descriptions: int = 0
+    tables: dict[bytes, Table] = field(default_factory=dict)  # by their boxes' names
+    ticks: float = 0.0  # of all samples together
+    is_tick_each: bool = False  # one entry of stts says that every sample lasts one tick
     ticks_a_second: int = 0
     edits: list[int] = field(default_factory=list)  # elst: durations in the movie's ticks
 
     def counted(self, movie_ticks_a_second: int) -> int:
         """Index entries that FFmpeg makes: one a sample and edit, or one a chunk of uncompressed sound."""
-        if self.handler == b"soun" and len(self.timing) == 1 and self.timing[0][1] == 1:
+        if self.handler == b"soun" and self.is_tick_each:
             return self.chunks
         if len(self.edits) < 2:
             return self.samples
-        ticks = sum(count * length for count, length in self.timing)
-        shown = sum(self._share(edit, movie_ticks_a_second, ticks) for edit in self.edits)
+        shown = sum(self._share(edit, movie_ticks_a_second, self.ticks) for edit in self.edits)
         return round(shown * self.samples) + len(self.edits)
 
-    def _share(self, edit: int, movie_ticks_a_second: int, ticks: int) -> float:
+    def _share(self, edit: int, movie_ticks_a_second: int, ticks: float) -> float:
         """How much of the track an edit shows, at most, in [0, 1]. One without a duration shows all."""
         if not edit or not ticks or not movie_ticks_a_second:
             return 1.0
@@ -112,6 +126,20 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
     elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
         header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
     return header
+
+
+def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the entries of `table` that are in its box and in the file, in blocks, as arrays of `layout`."""
+    left = min(table.entries, (table.end - table.start) // layout.itemsize)
+    at = table.start
+    while left > 0:
+        data = os.pread(descriptor, min(left, _BLOCK_ENTRIES) * layout.itemsize, at)
+        block = np.frombuffer(data, dtype=layout, count=len(data) // layout.itemsize)
+        if not len(block):
+            return
+        yield block
+        left -= len(block)
+        at += len(block) * layout.itemsize
 
 
 class _Mp4Reader:
@@ -183,29 +211,39 @@ class _Mp4Reader:
     def _read_table(self, box: Box, track: Track) -> None:
         match box.kind:
             case b"hdlr":
-                track.handler = os.pread(self._descriptor, 4, box.start + 8)
+                if not track.handler:  # MOV has one more, of the data, after it
+                    track.handler = os.pread(self._descriptor, 4, box.start + 8)
             case b"stsz" | b"stz2":
                 track.samples = self._number(box.start + 8)
+                track.sample_bytes = self._number(box.start + 4)
+                self._note_table(box, track, head_bytes=12)
             case b"stco" | b"co64":
                 track.chunks = self._number(box.start + 4)
+                self._note_table(box, track)
             case b"stts":
-                track.timing = self._pairs(box)
+                self._note_table(box, track)
+                self._read_timing(track)
+            case b"ctts" | b"stsc":
+                self._note_table(box, track)
             case b"mdhd":
                 track.ticks_a_second = self._time_scale(box)
             case b"elst":
                 track.edits = self._edits(box)
-            case b"ctts":
-                track.offsets = [(count, _signed(ticks)) for count, ticks in self._pairs(box)]
             case b"stsd":
+                track.descriptions = self._number(box.start + 4)
                 kind = os.pread(self._descriptor, 8, box.start + 8)[4:]
                 self._header.is_encrypted |= kind in _ENCRYPTED
 
-    def _pairs(self, box: Box) -> list[tuple[int, int]]:
-        count = min(self._number(box.start + 4), (box.end - box.start - 8) // 8)
-        if count * 8 > _TABLE_BYTES:
-            raise HeaderOverLimit("max_frames", self._limits.max_frames, count)
-        data = os.pread(self._descriptor, max(count, 0) * 8, box.start + 8)
-        return list(struct.iter_unpack(">II", data[: len(data) // 8 * 8]))
+    def _note_table(self, box: Box, track: Track, *, head_bytes: int = 8) -> None:
+        table = Table(box.start + head_bytes, box.end, self._number(box.start + head_bytes - 4))
+        track.tables[box.kind] = table
+
+    def _read_timing(self, track: Track) -> None:
+        table = track.tables[b"stts"]
+        track.ticks = 0.0
+        for block in read_table(self._descriptor, table, _STTS):
+            track.ticks += float((block["samples"].astype(np.float64) * block["ticks"]).sum())
+            track.is_tick_each = table.entries == 1 and int(block["ticks"][0]) == 1
 
     def _time_scale(self, box: Box) -> int:
         version = self._number(box.start) >> 24
@@ -235,10 +273,6 @@ class _Mp4Reader:
     def _check(self, name: str, limit: int, value: int) -> None:
         if value > limit:
             raise HeaderOverLimit(name, limit, value)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value & 0x80000000 else value
 
 
 def _matroska_end(descriptor: int) -> int | None:

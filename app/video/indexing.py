@@ -14,10 +14,10 @@ from av.video.stream import VideoStream
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, check_size
 from app.video.facts import VideoFacts
-from app.video.keyframes import KeyframeReader
+from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
-from app.video.movie_index import SampleTiming
+from app.video.movie_index import MovieIndex
 from app.video.picture import clockwise_rotation, displayed_size
 from app.video.planner import PacketFlag, PacketRecord
 
@@ -39,27 +39,41 @@ class Indexer:
         self._keyframes = KeyframeReader(context.name, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
+        self._has_told_facts = False
         self._last_pts: int | None = None
-        self._timing = SampleTiming(reader)
+        self._movie = MovieIndex(reader, self._keyframes)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
         frame = self._find_first_frame()
         self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
-        if frame.width * frame.height > _LARGE_PICTURE_PIXELS:
-            del frame
-            self._start_without_decoder()
+        self._has_told_facts = True
+        is_large = frame.width * frame.height > _LARGE_PICTURE_PIXELS
+        del frame
+        if self._movie.can_replace_reading:
+            self._take_from_header(is_large=is_large)
+        else:
+            self._read_on(is_large=is_large)
+        lost = max(0, len(self._movie) - self._ordinal)
+        for record in self._movie.records_lost_from(self._ordinal):
+            self._add(record)
         self._send_records()
+        self._channel.send(Message.INDEX_END, self._end(lost).pack())
+
+    def _take_from_header(self, *, is_large: bool) -> None:
+        if is_large:
+            self._reader.reopen()
+        for record in self._movie.records_from(self._ordinal):
+            self._add(record)
+            self._note_pts(record.pts)
+        if not self._movie.can_replace_reading:
+            self._read_on(is_large=True)
+
+    def _read_on(self, *, is_large: bool) -> None:
+        if is_large:
+            self._start_without_decoder()
         while (packet := self._reader.read()) is not None:
             self._record(packet)
-            if len(self._records) == _RECORDS_A_MESSAGE:
-                self._send_records()
-        missing = self._timing.records_from(self._ordinal)
-        for first in range(0, len(missing), _RECORDS_A_MESSAGE):
-            self._send_records()
-            self._records = missing[first : first + _RECORDS_A_MESSAGE]
-        self._send_records()
-        self._channel.send(Message.INDEX_END, self._end().pack())
 
     def _find_first_frame(self) -> VideoFrame:
         context = self._reader.stream.codec_context
@@ -110,22 +124,29 @@ class Indexer:
         flags = PacketFlag(0)
         if packet.is_keyframe:
             flags |= PacketFlag.KEY
-            if self._keyframes.is_clean_entry(bytes(data[: 256 * 1024])):
+            if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
                 flags |= PacketFlag.CLEAN
         if packet.is_discard or self._keyframes.is_hidden(bytes(data[:4]) + bytes(data[-1:])):
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
-        self._records.append(
-            PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
-        )
-        self._timing.check(self._ordinal, packet)
-        if packet.pts is not None:
-            self._last_pts = packet.pts if self._last_pts is None else max(packet.pts, self._last_pts)
+        record = PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
+        self._add(record)
+        self._movie.check(record)
+        self._note_pts(packet.pts)
+
+    def _note_pts(self, pts: int | None) -> None:
+        if pts is not None:
+            self._last_pts = pts if self._last_pts is None else max(pts, self._last_pts)
+
+    def _add(self, record: PacketRecord) -> None:
+        self._records.append(record)
         self._ordinal += 1
         if self._ordinal > self._limits.max_frames:
             raise VideoRefused(
                 Fault(FaultCode.OVER_LIMIT, "max_frames", self._limits.max_frames, self._ordinal)
             )
+        if self._has_told_facts and len(self._records) == _RECORDS_A_MESSAGE:
+            self._send_records()
 
     def _send_records(self) -> None:
         if self._records:
@@ -160,9 +181,8 @@ class Indexer:
             return container.duration / av.time_base
         return None
 
-    def _end(self) -> IndexEnd:
+    def _end(self, lost: int) -> IndexEnd:
         reader = self._reader
-        lost = max(0, len(reader.stream.index_entries) - self._ordinal) if self._timing.is_movie else 0
         truncated = reader.header.is_cut_short or lost > 0 or self._ends_early()
         return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _H264_IDR, _H264_SEI = 5, 6
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
-_SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
+SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
 
 
 class NalReader:
@@ -26,14 +26,17 @@ class NalReader:
             if len(extradata) > at:
                 self._length_bytes = (extradata[at] & 3) + 1
 
-    def units(self, data: bytes) -> Iterator[bytes]:
-        return self._by_length(data) if self._length_bytes else _by_start_code(data)
+    def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
+        """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
+        return self._by_length(data, packet_bytes) if self._length_bytes else _by_start_code(data)
 
-    def _by_length(self, data: bytes) -> Iterator[bytes]:
+    def _by_length(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         at = 0
         while at + self._length_bytes < len(data):
             start = at + self._length_bytes
             at = start + int.from_bytes(data[at:start], "big")
+            if at > packet_bytes:
+                return  # damage: FFmpeg does not read such a unit either
             yield data[start:at]
 
 
@@ -52,18 +55,31 @@ class KeyframeReader:
         self._codec = codec
         self._nals = NalReader(codec, extradata)
 
-    def is_clean_entry(self, packet: bytes) -> bool:
-        """Whether every frame shown after this keyframe decodes without what came before it."""
-        head = packet[:_SEARCHED_BYTES]
+    def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
+        """Whether every frame shown after this keyframe decodes without what came before it.
+
+        `packet` may be the first part of a packet of `packet_bytes`.
+        """
         if self._codec == "h264":
-            return any(_is_h264_entry(unit) for unit in self._nals.units(head))
+            return any(_is_h264_entry(unit) for unit in self._head_units(packet, packet_bytes))
         if self._codec == "hevc":
-            return any(unit and (unit[0] >> 1) & 63 in _HEVC_IRAP for unit in self._nals.units(head))
+            return any(_is_hevc_entry(unit) for unit in self._head_units(packet, packet_bytes))
         if self._codec == "vp8":
             return bool(packet) and not packet[0] & 1
         if self._codec == "vp9":
             return bool(packet) and _vp9_frame(packet).is_key
         return True
+
+    def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
+        """Whether FFmpeg takes this packet for a keyframe, clean or not, if the container does."""
+        if self._codec == "h264":
+            units = self._head_units(packet, packet_bytes)
+            return any(_is_h264_entry(unit) or _h264_recovery(unit) is not None for unit in units)
+        return self.is_clean_entry(packet, packet_bytes)
+
+    def _head_units(self, packet: bytes, packet_bytes: int | None) -> Iterator[bytes]:
+        whole = len(packet) if packet_bytes is None else packet_bytes
+        return self._nals.units(packet[:SEARCHED_BYTES], whole)
 
     def is_hidden(self, packet: bytes) -> bool:
         """Whether the packet holds no frame that is shown: a reference that later frames alone use."""
@@ -78,22 +94,25 @@ class KeyframeReader:
 
 
 def _is_h264_entry(unit: bytes) -> bool:
-    if not unit:
-        return False
-    kind = unit[0] & 31
-    return kind == _H264_IDR or (kind == _H264_SEI and _recovers_at_once(unit[1:]))
+    return bool(unit) and (unit[0] & 31 == _H264_IDR or bool(_h264_recovery(unit)))
 
 
-def _recovers_at_once(sei: bytes) -> bool:
-    """Whether a recovery point with recovery_frame_cnt 0 (one set bit in ue(v)) is among the messages."""
-    at = 0
+def _is_hevc_entry(unit: bytes) -> bool:
+    return bool(unit) and (unit[0] >> 1) & 63 in _HEVC_IRAP
+
+
+def _h264_recovery(unit: bytes) -> bool | None:
+    """Whether the unit's recovery point is here: recovery_frame_cnt 0, a set bit in ue(v). None: no such."""
+    if not unit or unit[0] & 31 != _H264_SEI:
+        return None
+    sei, at = unit[1:], 0
     while at + 1 < len(sei):
         kind, at = _sei_number(sei, at)
         size, at = _sei_number(sei, at)
         if kind == _SEI_RECOVERY_POINT and at < len(sei):
             return bool(sei[at] & 0x80)
         at += size
-    return False
+    return None
 
 
 def _sei_number(sei: bytes, at: int) -> tuple[int, int]:

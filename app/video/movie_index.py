@@ -1,73 +1,144 @@
-"""In the child: the sample tables of an MP4 tell of frames whose data is not in the file."""
+"""In the child: the packets of an MP4 or MOV by its header, without reading them.
+
+FFmpeg has the whole index once it has read the header: positions, sizes, decoding times after edit lists, and
+which packets are keyframes or not shown. Presentation follows by the composition offsets of the file's own
+tables and one shift for the whole track. All this is trusted as long as it agrees: with every packet that was
+read to get at a first frame, with the file's own tables entry by entry, and with the bytes of the keyframes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-from av.packet import Packet
-from av.video.stream import VideoStream
+from av.index import IndexEntries, IndexEntry
 
 from app.video.container import PacketReader
-from app.video.headers import Header
+from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.planner import PacketFlag, PacketRecord
+from app.video.sample_table import Sample, has_plain_tables, read_samples
+
+# Codecs whose packets come out of FFmpeg as they lie in the file, one a sample, with the container's flags or
+# with those that the first bytes tell.
+_TOLD_BY_BYTES = frozenset(("h264", "hevc"))
+_EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
+_CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
+_FIRST_BYTES = 4096  # of a keyframe, where it mostly tells what it is
+_ENTRIES_AT_A_TIME = 4096
 
 
-class SampleTiming:
-    """Time stamps from the sample tables, trusted only if they equal those of every packet that was read.
+class MovieIndex:
+    """The records of packets that need not be read. `check` the packets that were, in order, before."""
 
-    FFmpeg's index gives each sample's decoding time after edit lists; presentation follows by the
-    composition offsets and one shift for the whole track.
-    """
-
-    def __init__(self, reader: PacketReader) -> None:
-        header = reader.header
-        self._reader = reader  # which may open its stream anew
-        self._offsets = _offsets_of(reader.stream, header)
-        self._shift: int | None = None
+    def __init__(self, reader: PacketReader, keyframes: KeyframeReader) -> None:
+        header, stream = reader.header, reader.stream
+        track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = bool(header.tracks) and not header.fragment_samples
-        self._is_trusted = self.is_movie
+        self._reader = reader  # which may open its stream anew
+        self._keyframes = keyframes
+        self._codec = stream.codec_context.name
+        self._knows_flags = self._codec in _CODECS
+        self._is_trusted = False
+        self._samples: Iterator[Sample] = iter(())
+        self._shift: int | None = None  # from a sample's composition to a packet's pts, in ticks
+        if self.is_movie and track is not None and has_plain_tables(reader.descriptor, track):
+            self._is_trusted = True
+            self._samples = read_samples(reader.descriptor, track)
 
-    def check(self, ordinal: int, packet: Packet[VideoStream]) -> None:
-        """Compare with a packet as it was read; they come in the index's order."""
+    def __len__(self) -> int:
+        """Packets of which the header tells, whether they are in the file or not."""
+        return len(self._entries) if self.is_movie else 0
+
+    @property
+    def can_replace_reading(self) -> bool:
+        """Whether the records of the packets that come next can be had without them."""
+        return self._is_trusted and self._knows_flags and self._shift is not None
+
+    def check(self, packet: PacketRecord) -> None:
+        """Compare with a packet as it was read. Trust goes where they differ."""
         if not self._is_trusted:
             return
-        offset = next(self._offsets, None)
-        if offset is None or packet.pts is None or packet.dts is None:
+        entries = self._entries
+        if packet.ordinal >= len(entries) or packet.pts is None or packet.dts is None:
             self._is_trusted = False
             return
-        shift = packet.pts - packet.dts - offset
+        entry = entries[packet.ordinal]
+        sample = self._sample_of(entry)
+        if sample is None:
+            return
         if self._shift is None:
-            self._shift = shift
-        entries = self._reader.stream.index_entries
-        is_same = ordinal < len(entries) and entries[ordinal].timestamp == packet.dts
-        self._is_trusted = is_same and shift == self._shift
+            self._shift = packet.pts - packet.dts - sample.offset_ticks
+        told = self._record(packet.ordinal, entry, sample.offset_ticks)
+        self._is_trusted = told._replace(flags=packet.flags) == packet
+        self._knows_flags &= told.flags == packet.flags
 
-    def records_from(self, ordinal: int) -> list[PacketRecord]:
-        """Return the records of the samples from `ordinal` on; none if the tables cannot be trusted."""
-        if not self._is_trusted or self._shift is None:
-            return []
-        records = []
-        entries = self._reader.stream.index_entries
-        for number in range(ordinal, len(entries)):
-            entry, offset = entries[number], next(self._offsets, None)
-            if offset is None:
-                break
+    def records_from(self, ordinal: int) -> Iterator[PacketRecord]:
+        """Yield the records of the packets from `ordinal` on, up to the last that the file holds.
+
+        Where something does not agree they end early, and `can_replace_reading` is no more: go on reading.
+        """
+        for number, entry in self._entries_from(ordinal):
+            if entry.pos >= self._file_bytes:
+                return
+            sample = self._sample_of(entry)
+            if sample is None:
+                return
+            yield self._record(number, entry, sample.offset_ticks)
+            if entry.pos + entry.size > self._file_bytes:
+                return
+
+    def records_lost_from(self, ordinal: int) -> Iterator[PacketRecord]:
+        """Yield the records of the packets from `ordinal` on, which the file does not hold.
+
+        None if the header cannot be trusted.
+        """
+        for number, entry in self._entries_from(ordinal):
+            sample = self._sample_of(entry)
+            if sample is None or self._shift is None:
+                return
             flags = PacketFlag.KEY | PacketFlag.CLEAN if entry.is_keyframe else PacketFlag(0)
-            if entry.is_discard:
-                flags |= PacketFlag.DISCARD
-            pts = entry.timestamp + offset + self._shift
-            records.append(PacketRecord(number, pts, entry.timestamp, entry.pos, entry.size, flags))
-        return records
+            flags |= PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
+            pts = entry.timestamp + sample.offset_ticks + self._shift
+            yield PacketRecord(number, pts, entry.timestamp, entry.pos, entry.size, flags)
 
+    @property
+    def _entries(self) -> IndexEntries:
+        return self._reader.stream.index_entries
 
-def _offsets_of(stream: VideoStream, header: Header) -> Iterator[int]:
-    """The composition offset of each sample, in ticks, in decoding order."""
-    if stream.index >= len(header.tracks):
-        return
-    track = header.tracks[stream.index]
-    if not track.offsets:
-        for _ in range(track.samples):
-            yield 0
-    for count, ticks in track.offsets:
-        for _ in range(count):
-            yield ticks
+    @property
+    def _file_bytes(self) -> int:
+        return self._reader.header.file_bytes
+
+    def _entries_from(self, ordinal: int) -> Iterator[tuple[int, IndexEntry]]:
+        entries = self._entries
+        for first in range(ordinal, len(entries), _ENTRIES_AT_A_TIME):
+            yield from enumerate(entries[first : first + _ENTRIES_AT_A_TIME], first)
+
+    def _sample_of(self, entry: IndexEntry) -> Sample | None:
+        """Return the next sample that is `entry`'s, for edit lists leave out some. None ends all trust."""
+        if self._is_trusted and entry.size > 0:
+            for sample in self._samples:
+                if (sample.position, sample.size_bytes) == (entry.pos, entry.size):
+                    return sample
+        self._is_trusted = False
+        return None
+
+    def _record(self, ordinal: int, entry: IndexEntry, offset_ticks: int) -> PacketRecord:
+        pts = entry.timestamp + offset_ticks + (self._shift or 0)
+        size = max(0, min(entry.size, self._file_bytes - entry.pos))
+        flags = PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
+        if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
+            flags |= self._key_flags(entry.pos, size)
+        return PacketRecord(ordinal, pts, entry.timestamp, entry.pos, size, flags)
+
+    def _key_flags(self, position: int, size: int) -> PacketFlag:
+        if self._codec not in _TOLD_BY_BYTES:
+            return PacketFlag.KEY | PacketFlag.CLEAN
+        head = b""
+        for length in (_FIRST_BYTES, SEARCHED_BYTES):
+            head = os.pread(self._reader.descriptor, min(length, size), position)
+            if self._keyframes.is_clean_entry(head, size):
+                return PacketFlag.KEY | PacketFlag.CLEAN
+            if length >= size:
+                break
+        return PacketFlag.KEY if self._keyframes.is_any_entry(head, size) else PacketFlag(0)
