@@ -127,7 +127,9 @@ DOUBTFUL = {
 
 
 @pytest.mark.parametrize("name", sorted(DOUBTFUL))
-def test_a_doubtful_header_changes_nothing_that_reading_tells(name: str, clips: ClipFolder, tmp_path: Path) -> None:
+def test_a_doubtful_header_changes_nothing_that_reading_tells(
+    name: str, clips: ClipFolder, tmp_path: Path
+) -> None:
     data, video = bytearray(clips.get("h264_sound.mov").read_bytes()), tmp_path / "doubtful.mov"
     DOUBTFUL[name](data)
     video.write_bytes(data)
