@@ -16,6 +16,7 @@ from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.settings import Settings
@@ -45,7 +46,7 @@ def create_engine(settings: Settings) -> Engine:
         devices=settings.devices or _all_devices(),
         load=lambda name, device: load_detector(name, device=device, models_folder=settings.models),
     )
-    decoders = _decoders(settings)
+    decoders, meter = _decoders(settings), FrameMeter()
     engine = Engine(
         data=data,
         store=store,
@@ -57,7 +58,7 @@ def create_engine(settings: Settings) -> Engine:
         runner=LocalRunner(
             slots=settings.decoders,
             express_slots=settings.express_decoders,
-            run=partial(_run_segment, decoders, models, _clock(metrics), metrics),
+            run=partial(_run_segment, decoders, models, _clock(metrics), metrics, meter),
         ),
         retention=Retention(
             data,
@@ -75,6 +76,7 @@ def create_engine(settings: Settings) -> Engine:
             model_call_seconds=settings.model_call_seconds,
         ),
         metrics=metrics,
+        meter=meter,
     )
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
@@ -113,6 +115,7 @@ def _run_segment(
     models: ModelPool,
     clock: PhaseClock,
     metrics: Metrics,
+    meter: FrameMeter,
     task: SegmentTask,
     cancelled: Cancelled,
 ) -> SegmentOutcome:
@@ -123,6 +126,7 @@ def _run_segment(
         device=models.get(task.model).least_busy(),
         cancelled=cancelled,
         clock=clock,
+        advance=partial(meter.add, task.job_id),
     )
     metrics.frames_analysed.inc(outcome.analysed)
     metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()

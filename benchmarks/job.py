@@ -72,6 +72,7 @@ class Bench:
             device=self._models.get(task.model).least_busy(),
             cancelled=cancelled,
             clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
+            advance=lambda _frames: None,
         )
 
     def _decoders(self) -> DecoderPool:

@@ -36,6 +36,7 @@ from app.pipeline.detect_video import (
     Observe,
     detect_video,
 )
+from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.runner import Runner
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
@@ -77,6 +78,8 @@ class _RunningJob:
     job: Job
     cancel: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
+    pace: Pace = field(default_factory=Pace)
+    progress: DetectionProgress | None = None  # None: not begun
 
 
 class Engine:
@@ -96,7 +99,9 @@ class Engine:
         retention: Retention,
         limits: EngineLimits,
         metrics: Metrics,
+        meter: FrameMeter,
     ) -> None:
+        self._meter = meter
         self._retention = retention
         self._data = data
         self._store = store
@@ -194,10 +199,23 @@ class Engine:
         self._claim()
         now = time.monotonic()
         if now >= self._next_heartbeat:
-            self._store.report_engine(self._epoch, ready=True)
+            self._store.report_engine(self._epoch, ready=True, seconds_left=self._seconds_left(now))
             self._next_heartbeat = now + HEARTBEAT_SECONDS
         if now >= self._next_retention and not self._retention.remove_old():
             self._next_retention = now + RETENTION_SECONDS
+
+    def _seconds_left(self, now: float) -> dict[str, float]:
+        """How long each running job will take at its pace, where that can be told."""
+        estimates: dict[str, float] = {}
+        for job_id, running in self._running.items():
+            frames, progress = self._meter.of(job_id), running.progress
+            running.pace.note(frames, now)
+            if progress is None or progress.frames_total is None:
+                continue
+            seconds = running.pace.seconds_for(progress.frames_total - progress.frames_resumed - frames)
+            if seconds is not None:
+                estimates[job_id] = max(0.0, seconds)
+        return estimates
 
     def _claim(self) -> None:
         while len(self._running) < self._limits.running_jobs and not self._stop.is_set():
@@ -288,11 +306,12 @@ class Engine:
                 self._metrics.jobs_ended.labels(state).inc()
                 _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
             finally:
+                self._meter.forget(job.id)
                 self._store.close()
 
     def _detect(self, running: _RunningJob) -> JobState:
         job = running.job
-        account = _Account(self._store, job.id, self._epoch)
+        account = _Account(self._store, running, self._epoch)
         try:
             with open_video(job, self._data, self._ingest) as video:
                 detect_video(
@@ -397,9 +416,9 @@ def _checking(video: OpenVideo, observe: Observe) -> Observe:
 class _Account:
     """What a job's run last said of itself, written down now and then."""
 
-    def __init__(self, store: JobStore, job_id: str, epoch: int) -> None:
+    def __init__(self, store: JobStore, running: _RunningJob, epoch: int) -> None:
         self._store = store
-        self._job_id = job_id
+        self._running = running
         self._epoch = epoch
         self._next_write = 0.0
         self.progress: Progress | None = None
@@ -410,6 +429,7 @@ class _Account:
             progress.frames_done, progress.frames_total, progress.segments_done, progress.segments_total
         )
         self.report = report.to_json()
+        self._running.progress = progress
         if time.monotonic() >= self._next_write:
-            self._store.update(self._job_id, self._epoch, self.progress, self.report)
+            self._store.update(self._running.job.id, self._epoch, self.progress, self.report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS

@@ -78,6 +78,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the engine last thought of a running job's end."""
+
+    seconds_left: float
+    made_at: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One row of the store, as read. Times are Unix seconds."""
 
@@ -96,6 +104,7 @@ class Job:
     report: dict[str, Any] | None  # facts about video, model, completeness, document; grows while it runs
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
+    estimate: Estimate | None = None  # of this run's end
 
 
 @dataclass(frozen=True, slots=True)

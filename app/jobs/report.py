@@ -76,11 +76,9 @@ def _fraction(job: Job) -> float | None:
 
 
 def _seconds_left(job: Job, now: float) -> float | None:
-    """What is left at the pace since the job's start: an estimate, too long after a resume."""
-    fraction = _fraction(job)
-    if job.state is not JobState.RUNNING or job.started_at is None or not fraction:
+    if job.state is not JobState.RUNNING or job.estimate is None:
         return None
-    return round(max(0.0, now - job.started_at) * (1 - fraction) / fraction, 1)
+    return round(max(0.0, job.estimate.seconds_left - max(0.0, now - job.estimate.made_at)), 1)
 
 
 def _rfc3339(unix_seconds: float | None) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
 from app.jobs.job import (
     EngineStatus,
+    Estimate,
     Job,
     JobRequest,
     JobState,
@@ -94,8 +95,14 @@ ALTER TABLE jobs ADD COLUMN source_identity TEXT;
 CREATE INDEX jobs_by_address ON jobs (source_address) WHERE source_address IS NOT NULL;
 """
 
+_ESTIMATES = """
+ALTER TABLE jobs ADD COLUMN seconds_left REAL;
+-- when the engine thought so
+ALTER TABLE jobs ADD COLUMN estimated_at REAL;
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES)
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -138,6 +145,7 @@ def _job(row: sqlite3.Row) -> Job:
         report=orjson.loads(row["report"]) if row["report"] else None,
         priority=Priority(row["priority"]),
         waiting=Waiting(row["waiting"]) if row["waiting"] else None,
+        estimate=None if row["seconds_left"] is None else Estimate(row["seconds_left"], row["estimated_at"]),
     )
 
 
@@ -389,19 +397,36 @@ class JobStore:
             (epoch,) = connection.execute("SELECT epoch FROM engine").fetchone()
         return int(epoch)
 
-    def report_engine(self, epoch: int, *, ready: bool, models: Any = None, sandbox: Any = None) -> None:
-        """Say that the engine of `epoch` lives; `models` and `sandbox` stay as they were if None."""
+    def report_engine(
+        self,
+        epoch: int,
+        *,
+        ready: bool,
+        models: Any = None,
+        sandbox: Any = None,
+        seconds_left: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say that the engine of `epoch` lives, and how long its jobs will take, by their ids.
+
+        What is None stays as it was.
+        """
+        now = time.time()
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE engine SET ready = ?, heartbeat_at = ?, "
                 "models = coalesce(?, models), sandbox = coalesce(?, sandbox) WHERE epoch = ?",
                 (
                     ready,
-                    time.time(),
+                    now,
                     None if models is None else _json(models),
                     None if sandbox is None else _json(sandbox),
                     epoch,
                 ),
+            )
+            connection.executemany(
+                "UPDATE jobs SET seconds_left = ?, estimated_at = ? "
+                "WHERE id = ? AND epoch = ? AND state = 'running'",
+                [(seconds, now, job_id, epoch) for job_id, seconds in (seconds_left or {}).items()],
             )
 
     def claim(self, epoch: int, priorities: Sequence[Priority] = tuple(Priority)) -> Job | None:
@@ -413,7 +438,7 @@ class JobStore:
             with self._transaction() as connection:
                 row = connection.execute(
                     """
-                    UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL,
+                    UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL, seconds_left = NULL,
                                     started_at = coalesce(started_at, ?)
                     WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued' AND priority = ?)
                     RETURNING *

@@ -61,6 +61,7 @@ class DetectionProgress:
     """How far a video is. Totals are None until its index is whole."""
 
     frames_done: int = 0
+    frames_resumed: int = 0  # of those, what an earlier run had done
     frames_total: int | None = None
     segments_done: int = 0
     segments_total: int | None = None
@@ -99,7 +100,8 @@ def detect_video(
     """Write the document of `request`; whole and durable when this returns.
 
     The same video, model, options and kind of device give the same bytes, whatever was interrupted before.
-    `observe` is called in this thread after every segment. Raises DetectionCancelled once `cancelled()`;
+    `observe` is called in this thread once the video is open and after every segment; what it is given goes
+    on changing. Raises DetectionCancelled once `cancelled()`;
     a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
     """
     try:
@@ -146,8 +148,9 @@ class _Run:
         with self._feed() as feed:
             facts = feed.facts()
             self._report.video = _video_report(facts)
+            self._observe(self._progress, self._report)
             for outcome in self._run_segments(feed, facts):
-                self._take(outcome, feed)
+                self._take(outcome)
             summary = feed.summary()
         self._report.video |= _video_summary(summary)
         self._report.completeness = self._completeness(summary, feed)
@@ -170,7 +173,8 @@ class _Run:
 
     @contextmanager
     def _feed(self) -> Iterator[_SegmentFeed]:
-        feed = _SegmentFeed(self._open_index, name=f"index-{self._request.job_id[:8]}")
+        name = f"index-{self._request.job_id[:8]}"
+        feed = _SegmentFeed(self._open_index, self._progress, name=name)
         feed.start()
         try:
             yield feed
@@ -205,6 +209,7 @@ class _Run:
         outcome = finished_segment(task)
         if outcome is None:
             return self._runner.submit(task, self._must_stop, is_urgent=self._request.is_urgent)
+        self._progress.frames_resumed += outcome.frames_done
         future: Future[SegmentOutcome] = Future()
         future.set_result(outcome)
         return future
@@ -257,15 +262,12 @@ class _Run:
 
     # ---- the account
 
-    def _take(self, outcome: SegmentOutcome, feed: _SegmentFeed) -> None:
+    def _take(self, outcome: SegmentOutcome) -> None:
         self._parts.append(outcome.part)
         self._digest.add(outcome.part)
         self._tally.add(analysed=outcome.analysed, corrupt=outcome.corrupt, undecodable=outcome.undecodable)
         self._progress.frames_done = self._tally.analysed + self._tally.undecodable
         self._progress.segments_done += 1
-        if feed.is_whole:
-            self._progress.frames_total = feed.frames_wanted
-            self._progress.segments_total = feed.segment_count
         self._observe(self._progress, self._report)
 
     def _completeness(self, summary: IndexSummary, feed: _SegmentFeed) -> dict[str, Any]:
@@ -304,8 +306,11 @@ class _SegmentFeed:
     index's decoder child is free for other work as soon as the index is whole.
     """
 
-    def __init__(self, open_index: Callable[[], IndexSession], *, name: str) -> None:
+    def __init__(
+        self, open_index: Callable[[], IndexSession], progress: DetectionProgress, *, name: str
+    ) -> None:
         self._open_index = open_index
+        self._progress = progress  # gets its totals as soon as they are known
         self._segments: deque[Segment] = deque()
         self._changed = threading.Condition()
         self._facts: VideoFacts | None = None
@@ -320,10 +325,6 @@ class _SegmentFeed:
 
     def join(self) -> None:
         self._thread.join()
-
-    @property
-    def is_whole(self) -> bool:
-        return self._summary is not None
 
     def facts(self) -> VideoFacts:
         """Wait for the container to be read. Raises what the index says of the video."""
@@ -366,6 +367,8 @@ class _SegmentFeed:
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: its reader raises it
             self._tell(fault=error)
         else:
+            self._progress.frames_total = self.frames_wanted
+            self._progress.segments_total = self.segment_count
             self._tell(summary=summary)
 
     def _add(self, segment: Segment) -> None:

@@ -60,6 +60,11 @@ class SegmentOutcome:
     corrupt: int
     undecodable: tuple[FrameRange, ...]
 
+    @property
+    def frames_done(self) -> int:
+        """Frames that are analysed, or known to be undecodable."""
+        return self.analysed + sum(gap.frame_count for gap in self.undecodable)
+
 
 def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
     """Return what an earlier run of `task` left behind; None if that is absent, torn, or of another plan."""
@@ -74,11 +79,18 @@ def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
 
 
 def run_segment(
-    task: SegmentTask, *, decoders: DecoderPool, device: Device, cancelled: Cancelled, clock: PhaseClock
+    task: SegmentTask,
+    *,
+    decoders: DecoderPool,
+    device: Device,
+    cancelled: Cancelled,
+    clock: PhaseClock,
+    advance: Callable[[int], None],
 ) -> SegmentOutcome:
     """Decode and analyse `task`; its part is whole and durable when this returns.
 
-    Raises what the decoder or the model say of the video; OSError if the disk does not take the part.
+    `advance` is told of frames as they are dealt with. Raises what the decoder or the model say of the
+    video; OSError if the disk does not take the part.
     """
     store = PartStore(task.parts_folder)
     with (
@@ -98,7 +110,9 @@ def run_segment(
                 with clock.phase("encode"):
                     _write_batch(writer, batch, found, task.rules)
                 analysed += len(found)
+                advance(len(found))
         outcome = session.outcome
+        advance(sum(gap.last - gap.first + 1 for gap in outcome.undecodable))
         writer.finish(
             {
                 "plan": _plan(task),

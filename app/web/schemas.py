@@ -37,7 +37,7 @@ class Progress(_Shape):
     segments_done: int
     segments_total: int | None
     fraction: float | None = Field(ge=0, le=1)
-    seconds_left: float | None = Field(description="an estimate, while the job runs")
+    seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
 
 
 class Source(_Shape):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from app.jobs.job import Job, JobState, Progress, VideoSource
+from app.jobs.job import Estimate, Job, JobState, Progress, VideoSource
 from app.jobs.report import event_id, public_report
 from app.pipeline.options import DetectionOptions
 
@@ -24,6 +24,7 @@ JOB = Job(
     cancel_requested=False,
     problem=None,
     report={"video": {"codec": "h264"}},
+    estimate=Estimate(35.0, 1_000_015.5),
 )
 
 
@@ -40,14 +41,25 @@ def test_a_running_job_tells_how_far_it_is_and_how_long_it_may_take():
     assert "result" not in report["links"]
 
 
-@pytest.mark.parametrize("progress", [Progress(), Progress(0, 100), Progress(5, None), Progress(0, 0)])
-def test_an_unknown_end_gives_no_estimate(progress: Progress):
-    report = public_report(dataclasses.replace(JOB, progress=progress), now=1_000_020.5)
-    assert report["progress"]["seconds_left"] is None
+@pytest.mark.parametrize(
+    "job",
+    [
+        dataclasses.replace(JOB, estimate=None),
+        dataclasses.replace(JOB, state=JobState.QUEUED),
+        dataclasses.replace(JOB, state=JobState.FAILED),
+    ],
+)
+def test_an_unknown_end_gives_no_estimate(job: Job):
+    assert public_report(job, now=1_000_020.5)["progress"]["seconds_left"] is None
 
 
-def test_a_clock_that_went_back_gives_no_negative_time():
-    assert public_report(JOB, now=0.0)["progress"]["seconds_left"] == 0.0
+def test_time_that_passed_since_the_estimate_is_taken_off_it():
+    assert public_report(JOB, now=1_000_040.5)["progress"]["seconds_left"] == 10.0
+    assert public_report(JOB, now=1_000_090.5)["progress"]["seconds_left"] == 0.0
+
+
+def test_a_clock_that_went_back_changes_no_estimate():
+    assert public_report(JOB, now=0.0)["progress"]["seconds_left"] == 35.0
 
 
 def test_a_succeeded_job_is_whole_and_links_its_result():

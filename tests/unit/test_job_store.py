@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from app.errors import JobIsActive, JobNotFound
 from app.jobs.job import JobRequest, JobState, Priority, Progress, VideoSource, Waiting
-from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
+from app.jobs.store import _STEPS, SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 from app.storage.space import is_disk_full
@@ -210,3 +211,48 @@ def test_a_database_without_room_changes_nothing_and_goes_on_when_there_is(store
     assert store.get(job_id).state is JobState.QUEUED
     connection.execute("PRAGMA max_page_count = 100000")
     assert add(store) in store.ids()
+
+
+def test_an_estimate_lasts_as_long_as_the_run_that_it_was_made_in(store: JobStore) -> None:
+    job_id = add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.report_engine(epoch, ready=True, seconds_left={job_id: 5.0})
+    assert store.get(job_id).estimate is None  # not running yet
+    store.claim(epoch)
+    store.report_engine(epoch, ready=True, seconds_left={job_id: 42.0})
+    estimate = store.get(job_id).estimate
+    assert estimate is not None
+    assert (estimate.seconds_left, estimate.made_at) == (42.0, store.engine_status().heartbeat_at)
+    store.report_engine(epoch + 1, ready=True, seconds_left={job_id: 1.0})  # not that engine's job
+    assert store.get(job_id).estimate == estimate
+    store.claim(store.begin_epoch(pid=2))
+    assert store.get(job_id).estimate is None
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_jobs_of_every_older_release_go_on(tmp_path: Path, version: int) -> None:
+    """One is queued, one was running when that release's engine ended, one has ended."""
+    database = tmp_path / "old.sqlite3"
+    ids = {state: new_job_id() for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)}
+    with closing(sqlite3.connect(database, isolation_level=None)) as old:
+        for step in _STEPS[:version]:
+            old.executescript(step)
+        old.execute(f"PRAGMA user_version = {version}")
+        for state, job_id in ids.items():
+            old.execute(
+                "INSERT INTO jobs (id, state, epoch, request_id, model, options, source_bytes, "
+                "source_sha256, created_at, frames_done, frames_total, report) "
+                "VALUES (?, ?, 7, 'r', 'none', '{}', 123, ?, 1.0, 40, 100, '{}')",
+                (job_id, state, "ab" * 32),
+            )
+        old.execute("UPDATE engine SET epoch = 7")
+    store = JobStore(database)
+    store.create()
+    epoch = store.begin_epoch(pid=1)
+    assert epoch == 8
+    taken = [store.claim(epoch), store.claim(epoch)]
+    assert [job.id for job in taken if job] == [ids[JobState.QUEUED], ids[JobState.RUNNING]]
+    assert taken[1] is not None
+    assert taken[1].progress == Progress(40, 100)
+    assert store.get(ids[JobState.SUCCEEDED]).state is JobState.SUCCEEDED
+    store.create()  # once is enough
