@@ -124,5 +124,5 @@ mapfile -t packages < <(missing_packages "${commands[@]}")
 environment_works || make_environment
 case "$1" in
 serve) install_requirements requirements.txt ;;
-test) install_requirements requirements-dev.txt requirements-onnx.txt requirements.txt ;;
+test) install_requirements requirements-dev.txt requirements-onnx.txt requirements-huggingface.txt requirements.txt ;;
 esac

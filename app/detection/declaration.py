@@ -1,13 +1,21 @@
 """What a model file says of itself, or its administrator in ``framebox.toml`` beside it.
 
-``framebox.toml``, every line optional where the file's own metadata says it:
+``framebox.toml``, every line optional where the file's own metadata, or the format, says it:
 
     labels = ["person", "car"]    # in the order of the network's classes
     input = [640, 640]            # width, height
-    layout = "yolo"               # yolo, yolo-objectness, end-to-end
+    batch = 1                     # the only batch that the network takes
+    layout = "yolo"               # yolo, yolo-objectness, end-to-end, detr, detr-sigmoid, torchvision
+    boxes = "centre-size"         # centre-size, corner-size, corners
+    coordinates = "pixels"        # pixels, fractions
     resize = "letterbox"          # letterbox, letterbox-centre, stretch
+    white = 1.0                   # what a white pixel is; 255 for a network of numbers from 0 to 255
+    mean = [0.485, 0.456, 0.406]  # taken off after that
+    std = [0.229, 0.224, 0.225]   # divided by after that
+    channels = "rgb"              # rgb, bgr
     min_score = 0.25              # where a request names none
     max_overlap = 0.45            # of boxes of one class that both stay
+    max_boxes = 300               # a frame
 """
 
 from __future__ import annotations
@@ -15,13 +23,20 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.detection.layouts import FLOOR_SCORE, Layout
+from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, BoxFormat, Coordinates, Layout, Reading
+from app.detection.network_input import Channels, NetworkInput, PixelRules
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault
+
+MOST_BOXES = 1000
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Declaration(BaseModel):
@@ -30,34 +45,88 @@ class Declaration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
-    input: tuple[int, int]  # width, height
+    input: tuple[Side, Side]  # width, height
+    batch: int | None = Field(default=None, ge=1, le=1024)
     layout: Layout = Layout.YOLO
+    boxes: BoxFormat | None = None  # None: as is usual with the layout
+    coordinates: Coordinates | None = None
     resize: ResizePolicy = ResizePolicy.LETTERBOX
+    white: float = Field(default=1.0, gt=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    channels: Channels = Channels.RGB
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
     max_overlap: float = Field(default=0.45, gt=0, le=1)
+    max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
 
     @property
     def input_size(self) -> InputSize:
         return InputSize(*self.input, policy=self.resize)
 
+    @property
+    def reading(self) -> Reading:
+        return Reading(
+            layout=self.layout,
+            class_count=len(self.labels),
+            max_overlap=self.max_overlap,
+            max_boxes=self.max_boxes,
+            box_format=self.boxes,
+            coordinates=self.coordinates,
+        )
+
+    @property
+    def pixels(self) -> PixelRules:
+        return PixelRules(white=self.white, mean=self.mean, std=self.std, channels=self.channels)
+
 
 def read_declaration(
-    name: str, metadata: Mapping[str, object], overrides: Mapping[str, object]
+    name: str,
+    metadata: Mapping[str, object],
+    overrides: Mapping[str, object],
+    takes: NetworkInput | None = None,
 ) -> Declaration:
     """Return what holds of model `name`: `overrides` (framebox.toml) first, then the file's own metadata.
 
     `metadata` is what Ultralytics' exporter writes: ``names``, ``imgsz`` (height, width), ``task``; values
-    are JSON or Python literals, or text of either. Raises ModelFault saying what to write for what is
-    missing or wrong.
+    are JSON or Python literals, or text of either. `takes` is what the file tells of the network's input.
+    Raises ModelFault saying what to write for what is missing or wrong.
     """
-    known = {**_from_metadata(name, metadata), **overrides}
+    takes = takes or NetworkInput()
+    known = {**_from_input(takes), **_from_metadata(name, metadata), **overrides}
     try:
-        return Declaration.model_validate(known)
+        declaration = Declaration.model_validate(known)
     except ValidationError as error:
         faults = "; ".join(_explain(fault) for fault in error.errors())
         raise ModelFault(
             f"Model {name!r} does not say what its output means: {faults}. Write it in framebox.toml."
         ) from error
+    _check_against_input(name, declaration, takes)
+    return declaration
+
+
+def _from_input(takes: NetworkInput) -> dict[str, object]:
+    return {} if takes.size is None else {"input": takes.size}
+
+
+def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
+    """Raises ModelFault for a declaration that the network's own file contradicts."""
+    width, height = declaration.input
+    fixed = (takes.width or width, takes.height or height)
+    if fixed != declaration.input:
+        raise ModelFault(
+            f"Model {name!r} takes pictures {fixed[0]} wide and {fixed[1]} high, but input = "
+            f"[{width}, {height}] is declared. Write input = [{fixed[0]}, {fixed[1]}] in framebox.toml."
+        )
+    if takes.batch is not None and declaration.batch not in (None, takes.batch):
+        raise ModelFault(
+            f"Model {name!r} takes {takes.batch} pictures at a time, but batch = {declaration.batch} is "
+            f"declared. Write batch = {takes.batch} in framebox.toml, or leave it out."
+        )
+    if takes.dtype is torch.uint8 and not declaration.pixels.are_plain:
+        raise ModelFault(
+            f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
+            "std out of framebox.toml."
+        )
 
 
 def _explain(fault: Any) -> str:

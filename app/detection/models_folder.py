@@ -1,8 +1,8 @@
 """The administrator's models: what lies in one folder, and nothing else, is ever loaded.
 
-A model is a file, ``<name>.pt2`` or ``<name>.onnx``, or a folder ``<name>`` that holds one such file and,
-where the file does not say what its output means, a ``framebox.toml`` (see ``declaration.py``).
-A ``<name>.toml`` beside the file does as well.
+A model is a file, ``<name>.pt2``, ``.onnx``, ``.torchscript`` or ``.pt``, or a folder ``<name>`` that holds
+one such file and, where the file does not say what its output means, a ``framebox.toml`` (see
+``declaration.py``). A ``<name>.toml`` beside the file does as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from types import MappingProxyType
 
 from app.detection.declaration import read_declaration
 from app.detection.detector import Detector
-from app.detection.network import Network, NetworkDetector, check_at_load
+from app.detection.network import Network, NetworkDetector, NetworkRules, check_at_load
 from app.detection.onnx import load_onnx
 from app.detection.pt2 import load_pt2
+from app.detection.torchscript import load_torchscript
 from app.errors import ModelFault
 
-REVISION = 1  # of all that turns a network's output into boxes; raised when it changes a box
+REVISION = 2  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -30,7 +31,9 @@ DECLARATION_FILE = "framebox.toml"
 
 Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
 
-FORMATS: Mapping[str, Loader] = MappingProxyType({".pt2": load_pt2, ".onnx": load_onnx})
+FORMATS: Mapping[str, Loader] = MappingProxyType(
+    {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,19 @@ def load_model(name: str, files: ModelFiles, device: str) -> Detector:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelFault(f"The declaration of model {name!r} is no TOML: {error}.") from error
     network, metadata = FORMATS[files.network.suffix](name, content, device)
+    declaration = read_declaration(name, metadata, overrides, network.takes)
     detector = NetworkDetector(
         network,
-        read_declaration(name, metadata, overrides),
+        NetworkRules(
+            fitting=declaration.input_size,
+            pixels=declaration.pixels,
+            reading=declaration.reading,
+            batch=network.takes.batch or declaration.batch,
+        ),
         name=name,
         fingerprint=_fingerprint(content, declared),
+        class_names=declaration.labels,
+        default_min_score=declaration.min_score,
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )

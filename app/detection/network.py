@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from app.detection.declaration import Declaration
 from app.detection.detector import Detections
-from app.detection.layouts import Candidates, Layout, read_output
+from app.detection.layouts import Candidates, Columns, Layout, Reading, fitting_layouts, read_columns, select
+from app.detection.network_input import NetworkInput, PixelRules, hand_over
+from app.detection.outputs import describe_output, first_tensor
+from app.detection.resize import Fitting
 from app.errors import ModelFault
 
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
@@ -22,82 +25,130 @@ class Network(Protocol):
     """A loaded network, on its device: pictures in, raw output out."""
 
     @property
-    def fixed_batch(self) -> int | None:
-        """The only batch that it takes, or None if it takes any."""
+    def takes(self) -> NetworkInput: ...
+
+    def run(self, pictures: Tensor) -> object:
+        """Return the output for `pictures`, as `takes` wants them: tensors, in lists, tuples or by name."""
         ...
 
-    def run(self, pictures: Tensor) -> Tensor:
-        """Return the output for `pictures`, (n, 3, height, width) float32 RGB in [0, 1], on its device."""
-        ...
+
+@dataclass(frozen=True, slots=True)
+class NetworkRules:
+    """What goes into a network and what comes out of it means: all that a declaration says but its labels."""
+
+    fitting: Fitting
+    pixels: PixelRules
+    reading: Reading
+    batch: int | None  # the only one that the network takes
 
 
 class NetworkDetector:
-    """A network with a declaration of what its numbers mean. Fulfils Detector."""
+    """A network, and the rules for what its numbers mean. Fulfils Detector."""
 
     def __init__(
         self,
         network: Network,
-        declaration: Declaration,
+        rules: NetworkRules,
         *,
         name: str,
         fingerprint: str,
+        class_names: Sequence[str],
+        default_min_score: float,
         device: str,
         batch_size: int,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
         self.device = device
-        self.class_names: Sequence[str] = declaration.labels
-        self.default_min_score = declaration.min_score
-        self.batch_size = network.fixed_batch or batch_size
-        self.precision = "float32"
+        self.class_names = class_names
+        self.default_min_score = default_min_score
+        self.batch_size = rules.batch or batch_size
+        self.precision = _precision(network.takes)
         self._network = network
-        self._declaration = declaration
-        self._input = declaration.input_size
+        self._rules = rules
 
     @property
     def layout(self) -> Layout:
-        return self._declaration.layout
+        return self._rules.reading.layout
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        return self._input.frame_size(width, height)
+        return self._rules.fitting.frame_size(width, height)
 
     def detect(self, frames: Tensor) -> list[Detections]:
         n, height, width, _ = frames.shape
-        output = self.output(frames)
-        self._check(output, n)
-        found = read_output(output, self._declaration.layout, max_overlap=self._declaration.max_overlap)
+        columns = self.columns(self.output(frames), n)
+        placement = self._rules.fitting.place(width, height)
+        found = select(columns, self._rules.reading, (placement.input_width, placement.input_height))
         self._check_boxes(found)
-        boxes = self._input.boxes_to_frame(found.boxes_xyxy, width, height)
+        boxes = self._rules.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
         return _split(Candidates(boxes, found.scores, found.class_ids, found.valid))
 
-    def output(self, frames: Tensor) -> Tensor:
+    def output(self, frames: Tensor) -> object:
         """Return what the network itself puts out for `frames`, unread and unchecked."""
-        pictures = self._input.fill(frames, self.device)
-        missing = (self._network.fixed_batch or 0) - len(pictures)
+        pictures = self._rules.fitting.fill(frames, self.device)
+        missing = (self._rules.batch or 0) - len(pictures)
         if missing > 0:
             pictures = torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)])
-        return self._network.run(pictures)[: len(frames)]
+        output = self._network.run(hand_over(pictures, self._network.takes, self._rules.pixels))
+        return _without_filling(output, len(frames)) if missing > 0 else output
 
-    def _check(self, output: Tensor, frame_count: int) -> None:
-        layout, class_count = self._declaration.layout, len(self.class_names)
-        shape = tuple(output.shape)
-        if shape[:1] != (frame_count,) or not layout.fits(shape, class_count):
-            raise ModelFault(
-                f"Model {self.name!r} gives {shape} for {frame_count} frames, but layout {layout.value!r} "
-                f"with {class_count} labels is {layout.describe(class_count)}. Write the right layout and "
-                "labels in framebox.toml."
-            )
-        if not bool(output.sum().isfinite()):  # one pass: NaN and infinity both survive a sum
+    def columns(self, output: object, frame_count: int) -> Columns:
+        """Return what `output` holds. Raises ModelFault if it is not as declared, or not finite."""
+        columns = read_columns(output, self._rules.reading, frame_count)
+        if columns is None:
+            raise ModelFault(self._mismatch(output, frame_count))
+        # One pass over each: NaN and infinity both survive a sum.
+        if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.")
+        return columns
+
+    def _mismatch(self, output: object, frame_count: int) -> str:
+        class_count = len(self.class_names)
+        fitting = [layout.value for layout in fitting_layouts(output, class_count, frame_count)]
+        advice = "Write the right layout and labels in framebox.toml"
+        first = first_tensor(output)
+        if fitting:
+            advice += f"; by its shape it could be {' or '.join(map(repr, fitting))}"
+        elif frame_count > 1 and first is not None and first.shape[:1] == (1,):
+            advice = "If it takes one picture at a time, write batch = 1 in framebox.toml"
+        return (
+            f"Model {self.name!r} gives {describe_output(output)} for {frame_count} frames, but layout "
+            f"{self.layout.value!r} with {class_count} labels is {self.layout.describe(class_count)}. "
+            f"{advice}."
+        )
 
     def _check_boxes(self, found: Candidates) -> None:
         is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1)
         if bool((is_inverted & found.valid).any()):
             raise ModelFault(
                 f"Model {self.name!r} gives boxes whose right or bottom edge lies before their left or top "
-                f"edge; layout {self._declaration.layout.value!r} in framebox.toml is not its own."
+                f"edge; layout {self.layout.value!r} or boxes in framebox.toml is not its own."
             )
+        is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
+        if bool((is_unknown & found.valid).any()):
+            classes = found.class_ids[is_unknown & found.valid]
+            raise ModelFault(
+                f"Model {self.name!r} gives class {int(classes[0])}, but has {len(self.class_names)} labels, "
+                "which are counted from 0. Write all labels in framebox.toml."
+            )
+
+
+def _precision(takes: NetworkInput) -> str:
+    """Return what the network computes in; one that takes bytes does not tell, and is taken for float32."""
+    return "float32" if takes.dtype is torch.uint8 else str(takes.dtype).removeprefix("torch.")
+
+
+def _without_filling(output: object, count: int) -> object:
+    """Return `output` without what belongs to the pictures that only fill a batch up."""
+    if isinstance(output, Tensor):
+        return output[:count]
+    if isinstance(output, Mapping):
+        return {name: _without_filling(value, count) for name, value in output.items()}
+    if isinstance(output, list) and output and all(isinstance(value, Mapping) for value in output):
+        return output[:count]  # one a frame
+    if isinstance(output, list | tuple):
+        return type(output)(_without_filling(value, count) for value in output)
+    return output
 
 
 def _split(found: Candidates) -> list[Detections]:
@@ -114,27 +165,67 @@ def _split(found: Candidates) -> list[Detections]:
 def check_at_load(detector: NetworkDetector) -> None:
     """Run a picture through the network, twice and in batches of 1 and 2, and compare what comes out.
 
-    Raises ModelFault for a model whose output is not as declared, or not the same each time.
+    Raises ModelFault for a model that fails, whose output is not as declared, or not the same each time.
     """
     picture = _golden_picture(*detector.frame_size(1280, 720))
     pair = torch.stack([picture] * min(2, detector.batch_size))
     with torch.inference_mode():
-        detector.detect(pair)  # raises if the declaration does not fit
+        _check_it_runs(detector, picture, pair)
         alone, again, together = (
-            _comparable(detector.output(frames), detector.layout)
-            for frames in (picture[None], picture[None], pair)
+            _comparable(detector, frames) for frames in (picture[None], picture[None], pair)
         )
     if not torch.equal(alone, again):
         raise ModelFault(f"Model {detector.name!r} gives other numbers for the same picture each time.")
-    if not torch.allclose(alone, together[-1:], atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE):
+    together = together[-1:]
+    is_alike = alone.shape == together.shape and torch.allclose(
+        alone, together, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
+    )
+    if not is_alike:
         raise ModelFault(
             f"Model {detector.name!r} gives other numbers in a batch than for one picture alone."
         )
 
 
-def _comparable(output: Tensor, layout: Layout) -> Tensor:
-    """Return what has to be equal: all of it, but where the network sorts its boxes, equals may swap."""
-    return output[..., 4] if layout is Layout.END_TO_END else output
+def _check_it_runs(detector: NetworkDetector, picture: Tensor, pair: Tensor) -> None:
+    """Raises ModelFault if it fails, or if what it gives is not as declared."""
+    fault = _failure(detector, pair)
+    if fault is None:
+        return
+    if len(pair) > 1 and _failure(detector, picture[None]) is None:
+        advice = "It takes one picture at a time: write batch = 1 in framebox.toml"
+    else:
+        advice = "Write the input that it was made for in framebox.toml"
+    raise ModelFault(
+        f"Model {detector.name!r} fails on a batch of {len(pair)}: {reason(fault)}. {advice}."
+    ) from fault
+
+
+def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
+    """Return what the network raises; what it gives and should not is raised here."""
+    try:
+        detector.detect(frames)
+    except (ModelFault, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises
+        return error
+    return None
+
+
+def reason(error: Exception) -> str:
+    """Return the class of an error that a model's runtime raised, and the last line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[-1][:200].rstrip(".") if lines else ""
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def _comparable(detector: NetworkDetector, frames: Tensor) -> Tensor:
+    """Return what has to be equal: all of a dense output, of sorted boxes the scores: equals may swap."""
+    output = detector.output(frames)
+    columns = detector.columns(output, len(frames))
+    dense = first_tensor(output)
+    if detector.layout in (Layout.YOLO, Layout.YOLO_OBJECTNESS) and dense is not None:
+        return dense
+    return columns.scores.sort(dim=1, descending=True).values
 
 
 def _golden_picture(width: int, height: int) -> Tensor:

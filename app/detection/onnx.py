@@ -1,58 +1,99 @@
-"""Models of ONNX: files ``*.onnx``, run by onnxruntime on the CPU."""
+"""Models of ONNX: files ``*.onnx``, run by onnxruntime on the CPU or a CUDA device.
+
+Pictures and output are bound where they lie: on a GPU no frame comes back to the host.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
+from app.detection.network_input import NetworkInput, picture_input
 from app.errors import ModelFault
+
+_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "tensor(float)": torch.float32,
+        "tensor(float16)": torch.float16,
+        "tensor(uint8)": torch.uint8,
+    }
+)
+_ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
+    {torch.float32: 1, torch.uint8: 2, torch.float16: 10}  # onnx.TensorProto.DataType
+)
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxNetwork:
-    """A session of onnxruntime. Fulfils Network."""
+    """A session of onnxruntime on one device. Fulfils Network."""
 
     session: Any
     input_name: str
-    output_name: str
-    fixed_batch: int | None
+    output_names: tuple[str, ...]
+    takes: NetworkInput
+    device: torch.device
 
-    def run(self, pictures: Tensor) -> Tensor:
-        (output,) = self.session.run([self.output_name], {self.input_name: pictures.contiguous().numpy()})
-        return torch.from_numpy(output)
+    def run(self, pictures: Tensor) -> dict[str, Tensor]:
+        pictures = pictures.contiguous()
+        place = (self.device.type, self.device.index or 0)
+        binding = self.session.io_binding()
+        binding.bind_input(
+            self.input_name, *place, _ONNX_TYPES[pictures.dtype], list(pictures.shape), pictures.data_ptr()
+        )
+        for name in self.output_names:
+            binding.bind_output(name, *place)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime works in a stream of its own
+        self.session.run_with_iobinding(binding)
+        outputs = zip(self.output_names, binding.get_outputs(), strict=True)
+        return {name: from_dlpack(value) for name, value in outputs}
 
 
 def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict[str, object]]:
     """Return the network and its metadata.
 
-    Raises ModelFault for what is no network for RGB pictures, for a device that is not the CPU, and, naming
-    the requirement file, where onnxruntime is not installed.
+    Raises ModelFault for what is no network for RGB pictures, and, naming the requirement file or the
+    package, where onnxruntime is not installed or cannot use the device.
     """
-    if device != "cpu":
-        raise ModelFault(f"Model {name!r} is an ONNX file, which runs on the CPU alone; export it as .pt2.")
     runtime = _onnxruntime(name)
+    place = torch.device(device)
+    providers = _providers(name, runtime, place)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen classes of its own
         raise ModelFault(f"Model {name!r} cannot be read as ONNX: {type(error).__name__}.") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-        seen = ", ".join(f"{node.shape} {node.type}" for node in inputs)
-        raise ModelFault(f"Model {name!r} takes {seen}; what is served takes (n, 3, height, width) float.")
-    batch = inputs[0].shape[0]
-    network = OnnxNetwork(
-        session, inputs[0].name, session.get_outputs()[0].name, batch if isinstance(batch, int) else None
-    )
+    if len(inputs) != 1:
+        seen = ", ".join(f"{node.name} {node.shape} {node.type}" for node in inputs)
+        raise ModelFault(
+            f"Model {name!r} takes {len(inputs)} inputs: {seen}; what is served takes pictures alone."
+        )
+    takes = picture_input(name, inputs[0].shape, _TYPES.get(inputs[0].type))
+    output_names = tuple(node.name for node in session.get_outputs())
+    network = OnnxNetwork(session, inputs[0].name, output_names, takes, place)
     return network, dict(session.get_modelmeta().custom_metadata_map)
+
+
+def _providers(name: str, runtime: ModuleType, device: torch.device) -> list[Any]:
+    if device.type == "cpu":
+        return ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
+        return [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+    raise ModelFault(
+        f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {device.type}; install "
+        "onnxruntime-gpu in its place, or export the model as .pt2."
+    )
 
 
 def _onnxruntime(name: str) -> ModuleType:
@@ -60,7 +101,7 @@ def _onnxruntime(name: str) -> ModuleType:
         import onnxruntime  # noqa: PLC0415 - optional, and large
     except ImportError as error:
         raise ModelFault(
-            f"Model {name!r} is an ONNX file; to serve it, install the packages of requirements-onnx.txt."
+            f"Model {name!r} is an ONNX file; to serve it, pip install -r requirements-onnx.txt."
         ) from error
     runtime: ModuleType = onnxruntime
     return runtime

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
+from app.detection.network_input import NetworkInput, picture_input
 from app.errors import ModelFault
 
 METADATA_FILE = "config.json"
@@ -23,15 +24,10 @@ class Pt2Network:
     """An exported program on its device. Fulfils Network."""
 
     module: torch.nn.Module
-    fixed_batch: int | None
+    takes: NetworkInput
 
-    def run(self, pictures: Tensor) -> Tensor:
-        output = self.module(pictures)
-        if isinstance(output, list | tuple):
-            output = output[0]
-        if not isinstance(output, Tensor):
-            raise ModelFault(f"The network returns a {type(output).__name__}, not a tensor.")
-        return output
+    def run(self, pictures: Tensor) -> object:
+        return self.module(pictures)
 
 
 def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[str, object]]:
@@ -45,28 +41,29 @@ def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[s
         ) from error
     if device != "cpu":
         program = move_to_device_pass(program, device)
-    batch = _batch(name, program)
+    takes = _takes(name, program)
     module: torch.nn.Module = program.module()
     for weights in module.parameters():
         if weights.ndim == 4:  # convolutions run half as fast again with the channels last
             weights.data = weights.data.contiguous(memory_format=torch.channels_last)
-    return Pt2Network(module, batch), _metadata(name, extra_files[METADATA_FILE])
+    return Pt2Network(module, takes), json_metadata(name, extra_files[METADATA_FILE])
 
 
-def _batch(name: str, program: torch.export.ExportedProgram) -> int | None:
-    """Return the batch that the program was exported for, None for any."""
+def _takes(name: str, program: torch.export.ExportedProgram) -> NetworkInput:
     inputs = set(program.graph_signature.user_inputs)
     values = [
         node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
     ]
-    if len(values) != 1 or values[0].ndim != 4 or values[0].shape[1] != 3 or values[0].dtype != torch.float32:
-        seen = ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in values)
-        raise ModelFault(f"Model {name!r} takes {seen}; what is served takes (n, 3, height, width) float32.")
-    batch = values[0].shape[0]
-    return batch if isinstance(batch, int) else None
+    if len(values) == 1:
+        return picture_input(name, values[0].shape, values[0].dtype)
+    seen = ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in values)
+    raise ModelFault(
+        f"Model {name!r} takes {len(values)} inputs: {seen}; what is served takes pictures alone."
+    )
 
 
-def _metadata(name: str, text: str | bytes) -> dict[str, object]:
+def json_metadata(name: str, text: str | bytes) -> dict[str, object]:
+    """Return the metadata that an exporter wrote as JSON. Raises ModelFault if they are something else."""
     if not text:
         return {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,26 +38,16 @@ class Placement:
     top: int
     width: int
     height: int
+    input_width: int
+    input_height: int
 
 
-@dataclass(frozen=True, slots=True)
-class InputSize:
-    """The size of a network's input, and how frames fill it."""
+class Fitting(ABC):
+    """How frames become a network's input, and boxes come back."""
 
-    width: int
-    height: int
-    policy: ResizePolicy
-
+    @abstractmethod
     def place(self, width: int, height: int) -> Placement:
         """Return where a `width` × `height` frame comes to lie."""
-        if self.policy is ResizePolicy.STRETCH:
-            return Placement(0, 0, self.width, self.height)
-        scale = min(self.width / width, self.height / height)
-        scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
-        if self.policy is ResizePolicy.LETTERBOX:
-            return Placement(0, 0, scaled_width, scaled_height)
-        left, top = (self.width - scaled_width) // 2, (self.height - scaled_height) // 2
-        return Placement(left, top, scaled_width, scaled_height)
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the size at which frames are best given: as they are placed, but never enlarged."""
@@ -70,7 +61,7 @@ class InputSize:
         """
         n, height, width, _ = frames.shape
         placement = self.place(width, height)
-        canvas = torch.full((n, self.height, self.width, 3), FILL, device=device)
+        canvas = torch.full((n, placement.input_height, placement.input_width, 3), FILL, device=device)
         bottom, right = placement.top + placement.height, placement.left + placement.width
         region = canvas[:, placement.top : bottom, placement.left : right]
         pictures = frames.to(device)
@@ -87,6 +78,59 @@ class InputSize:
         scale = boxes_xyxy.new_tensor([width / placement.width, height / placement.height] * 2)
         limits = boxes_xyxy.new_tensor([width, height] * 2)
         return torch.minimum(((boxes_xyxy - corner) * scale).clamp(min=0), limits)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize(Fitting):
+    """An input of one size, and how frames fill it."""
+
+    width: int
+    height: int
+    policy: ResizePolicy
+
+    def place(self, width: int, height: int) -> Placement:
+        if self.policy is ResizePolicy.STRETCH:
+            return Placement(0, 0, self.width, self.height, self.width, self.height)
+        scale = min(self.width / width, self.height / height)
+        scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
+        left = top = 0
+        if self.policy is ResizePolicy.LETTERBOX_CENTRE:
+            left, top = (self.width - scaled_width) // 2, (self.height - scaled_height) // 2
+        return Placement(left, top, scaled_width, scaled_height, self.width, self.height)
+
+
+@dataclass(frozen=True, slots=True)
+class ShortSide(Fitting):
+    """An input of its frame's shape: the shorter side has one length, unless the longer gets too long."""
+
+    short: int
+    longest: int
+    multiple: int = 1  # of which both sides are cut down to be
+
+    def place(self, width: int, height: int) -> Placement:
+        if not self._is_scaled(width, height):
+            width, height = self._scaled_size(width, height)
+        return Placement(0, 0, width, height, width, height)
+
+    def _is_scaled(self, width: int, height: int) -> bool:
+        """Whether a frame has come out of `_scaled_size`: rounding must not move it another time."""
+        smaller, larger = min(width, height), max(width, height)
+        is_whole = width % self.multiple == height % self.multiple == 0
+        is_inside = smaller <= self.short and larger <= self.longest
+        is_large = smaller > self.short - self.multiple or larger > self.longest - self.multiple - 1
+        return is_whole and is_inside and is_large
+
+    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        smaller, larger = min(width, height), max(width, height)
+        wanted: float = self.short
+        if larger / smaller * self.short > self.longest:
+            wanted = self.longest * smaller / larger
+        short, long = round(wanted), int(wanted * larger / smaller)
+        sides = (short, long) if width < height else (long, short)
+        cut_width, cut_height = (
+            max(self.multiple, min(side, self.longest) // self.multiple * self.multiple) for side in sides
+        )
+        return cut_width, cut_height
 
 
 def _scaled(pictures: Tensor, placement: Placement) -> Tensor:

@@ -104,7 +104,7 @@ def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
     assert machine.logged() == [pip_line("requirements.txt")]
 
 
-@pytest.mark.parametrize("changed", ["requirements.txt", "requirements-onnx.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("changed", [f"requirements{of}.txt" for of in ("", "-onnx", "-huggingface", "-dev")])
 def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> None:
     assert machine.prepare("test").returncode == 0
     with (machine.checkout / changed).open("a") as requirements:

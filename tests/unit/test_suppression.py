@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, read_output
+from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Candidates, Layout, Reading, read_columns, select
 from app.detection.suppression import overlaps, suppress
 
 
@@ -94,8 +94,16 @@ def plain_reading(frame: np.ndarray, max_overlap: float) -> list[tuple[float, ..
     return [tuple(float(value) for value in rows[i]) for i in kept]
 
 
+def read_output(output: torch.Tensor, layout: Layout, *, class_count: int, max_overlap: float) -> Candidates:
+    reading = Reading(layout, class_count, max_overlap=max_overlap)
+    columns = read_columns(output, reading, len(output))
+    assert columns is not None
+    return select(columns, reading, (100, 100))
+
+
 def rows_of(output: torch.Tensor, layout: Layout, frame: int, max_overlap: float) -> list[tuple[float, ...]]:
-    found = read_output(output, layout, max_overlap=max_overlap)
+    classes = {Layout.YOLO: output.shape[1] - 4, Layout.YOLO_OBJECTNESS: output.shape[2] - 5}.get(layout, 3)
+    found = read_output(output, layout, class_count=classes, max_overlap=max_overlap)
     valid = found.valid[frame]
     table = torch.cat(
         [
@@ -133,7 +141,7 @@ def test_objectness_scales_the_class_scores() -> None:
 
 
 def test_an_empty_picture_gives_no_row() -> None:
-    found = read_output(torch.zeros(3, 7, 20), Layout.YOLO, max_overlap=0.45)
+    found = read_output(torch.zeros(3, 7, 20), Layout.YOLO, class_count=3, max_overlap=0.45)
     assert found.boxes_xyxy.shape == (3, 0, 4)
 
 

@@ -1,0 +1,85 @@
+"""Models of TorchScript: files ``*.torchscript``, or ``*.pt`` that ``torch.jit.save`` wrote.
+
+Such a file is a program: loading it runs what it holds. It comes from the administrator's folder alone.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.jit._fuser import optimized_execution
+
+from app.detection.network_input import NetworkInput
+from app.detection.pt2 import json_metadata
+from app.errors import ModelFault
+
+METADATA_FILE = "config.txt"  # where Ultralytics' exporter puts it
+
+
+@dataclass(frozen=True, slots=True)
+class TorchScriptNetwork:
+    """A script on its device. Fulfils Network."""
+
+    module: torch.jit.ScriptModule
+    takes: NetworkInput
+
+    def run(self, pictures: Tensor) -> object:
+        # The optimiser rewrites a script after its first calls; the same picture could give other digits.
+        with optimized_execution(False):
+            return self.module(pictures)
+
+
+def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScriptNetwork, dict[str, object]]:
+    """Return the network and its metadata. Raises ModelFault for what is no script, and says what it is."""
+    _check_archive(name, content)
+    extra_files = {METADATA_FILE: ""}
+    try:
+        with _deprecation_accepted():
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(content), map_location=device, _extra_files=extra_files
+            )
+    except Exception as error:  # torch raises whatever its parsers meet
+        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: {type(error).__name__}.") from error
+    metadata = json_metadata(name, extra_files[METADATA_FILE])
+    return TorchScriptNetwork(module.eval(), _takes(module, metadata)), metadata
+
+
+def _check_archive(name: str, content: bytes) -> None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            inner = {file.partition("/")[2] for file in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is no archive.") from error
+    if "constants.pkl" in inner:
+        return
+    if any(file.startswith("models/") for file in inner):
+        raise ModelFault(f"Model {name!r} is of torch.export; give its file the suffix .pt2.")
+    raise ModelFault(
+        f"Model {name!r} is a pickle of torch.save, which is not opened: it holds no network, and may run "
+        "any code. Export the network, for instance with: yolo export model=<file>.pt format=torchscript"
+    )
+
+
+def _takes(module: torch.jit.ScriptModule, metadata: dict[str, object]) -> NetworkInput:
+    """Return what is known of the input: a script does not tell, but its weights have a type."""
+    types = [weights.dtype for weights in module.parameters() if weights.is_floating_point()]
+    batch = metadata.get("batch")  # traced for it, so it takes no other
+    return NetworkInput(
+        batch=batch if isinstance(batch, int) and batch > 0 else None,
+        dtype=types[0] if types else torch.float32,
+    )
+
+
+@contextmanager
+def _deprecation_accepted() -> Iterator[None]:
+    """TorchScript is deprecated, but it is what people have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
+        yield
