@@ -50,6 +50,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,
             max_wait_seconds=settings.max_wait_seconds,
+            compress=settings.compress,
             default_model=settings.model,
             attach=settings.attach,
             version=VERSION,

@@ -45,6 +45,20 @@ _ADMIT = _FORWARDED | {
     "Framebox-Upload-Encoding": "$http_transfer_encoding",
 }
 
+# Of the application's answer that names a document, what nginx would else drop.
+_DOCUMENT_HEADERS = (
+    "ETag",
+    "Vary",
+    "Repr-Digest",
+    "Unencoded-Digest",
+    "Link",
+    "Framebox-Job",
+    "Framebox-Frames",
+    "Framebox-Complete",
+    "Preference-Applied",
+    "Framebox-Attached",
+)
+
 _TOO_MANY_REQUESTS = (
     "Too many requests are under way, of this address or of all; with Prefer: respond-async none waits."
 )
@@ -79,6 +93,7 @@ def render_nginx_conf(settings: Settings) -> str:
             8, (f"proxy_set_header {name} {value};" for name, value in _FORWARDED.items())
         ),
         "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
+        "DOCUMENT_HEADERS": _lines(12, _document_headers()),
         "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),
         "UPLOAD_ERROR_PAGES": _lines(12, _upload_error_pages(faults)),
         "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
@@ -190,6 +205,17 @@ def _user_line() -> str:
 def _listen(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{host}:{settings.port}{' ssl' if settings.tls_certificate else ''}"
+
+
+def _document_headers() -> list[str]:
+    passed_on = [
+        f"add_header {name} $upstream_http_{name.lower().replace('-', '_')};" for name in _DOCUMENT_HEADERS
+    ]
+    return [
+        "etag off;   # the application's is the document's digest",
+        *passed_on,
+        "add_header X-Request-ID $request_id;",
+    ]
 
 
 def _tls(settings: Settings) -> list[str]:

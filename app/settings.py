@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         le=30 * DAY_SECONDS,
         description="a request waits so long for its answer at most; then it gets a 202, and its job goes on",
     )
+    compress: bool = Field(
+        True, description="documents go out compressed (gzip) to clients that accept it; costs CPU"
+    )
     trusted_proxies: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
     ] = Field(

@@ -1,4 +1,8 @@
-"""A job's document on its way out: sent by the kernel, through nginx or without it."""
+"""A job's document on its way out: sent by the kernel, through nginx or without it.
+
+nginx compresses for clients that accept it. What goes out then is another representation of the document
+(RFC 9110, 8.8.3.3; RFC 9530): it has no ranges, a weak ETag, and no digest but that of what it unpacks to.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ from app.web.service import Service
 
 ACCEL_HEADER = "Framebox-Accel"  # set by nginx alone, which takes it from every client
 ACCEL_PREFIX = "/_results/"  # nginx's internal location of the jobs' folders
+COMPRESSED_PREFIX = "/_compressed/"  # the same, through gzip
+COMPRESS_FROM_BYTES = 64 * 1024  # below, less is gained than a length and ranges are worth
 
 
 def send_end(job: Job, document_format: DocumentFormat, service: Service) -> Response:
@@ -54,15 +60,25 @@ def job_headers(job: Job) -> dict[str, str]:
 def _send_document(job: Job, document_format: DocumentFormat, service: Service) -> Response:
     form = service.forms.get(job, document_format)
     media_type = MEDIA_TYPES[document_format]
+    digest = f"sha-256=:{base64.b64encode(bytes.fromhex(form.sha256)).decode()}:"
     headers = job_headers(job) | {
         "Cache-Control": "private, no-cache",
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(form.sha256)).decode()}:",
+        "Unencoded-Digest": digest,
         "Content-Disposition": f'inline; filename="{job.id}.{_suffix(document_format)}"',
     }
-    if ACCEL_HEADER in request.headers:
-        response = _hand_to_nginx(form, media_type, service.folder.jobs)
+    is_through_nginx = ACCEL_HEADER in request.headers
+    varies = is_through_nginx and service.limits.compress and _size_bytes(form) >= COMPRESS_FROM_BYTES
+    if varies:
+        headers["Vary"] = "Accept-Encoding"
+    if varies and _wants_gzip():
+        response = _hand_to_nginx(form, media_type, service.folder.jobs, is_compressed=True)
     else:
-        response = send_file(form.path, mimetype=media_type, etag=form.sha256, conditional=True)
+        headers["Repr-Digest"] = digest
+        response = (
+            _hand_to_nginx(form, media_type, service.folder.jobs, is_compressed=False)
+            if is_through_nginx
+            else send_file(form.path, mimetype=media_type, etag=form.sha256, conditional=True)
+        )
     if response.status_code == 412:
         response.close()
         raise PreconditionFailed("The document is not the one that the request is about.")
@@ -70,16 +86,37 @@ def _send_document(job: Job, document_format: DocumentFormat, service: Service) 
     return response
 
 
-def _hand_to_nginx(form: Form, media_type: str, root: Path) -> Response:
+def _hand_to_nginx(form: Form, media_type: str, root: Path, *, is_compressed: bool) -> Response:
     """nginx sends the file, whole or by ranges; whether the client has it already is for us to say."""
     response = Response(mimetype=media_type)
+    response.automatically_set_content_length = False  # nginx knows it, or nobody does
     response.headers["Content-Type"] = media_type
-    response.set_etag(form.sha256)
+    response.set_etag(form.sha256, weak=is_compressed)
     if request.method in ("GET", "HEAD"):
         response.make_conditional(request.environ)
-    if response.status_code == 200:
-        response.headers["X-Accel-Redirect"] = f"{ACCEL_PREFIX}{form.path.relative_to(root)}"
+    if response.status_code != 200:
+        return response
+    if is_compressed and request.method == "HEAD":  # nginx compresses no HEAD: it would tell the wrong length
+        response.headers["Content-Encoding"] = "gzip"
+        return response
+    prefix = COMPRESSED_PREFIX if is_compressed else ACCEL_PREFIX
+    response.headers["X-Accel-Redirect"] = f"{prefix}{form.path.relative_to(root)}"
     return response
+
+
+def _wants_gzip() -> bool:
+    """Whether the client takes gzip, and the whole document: who asks for a range resumes the plain one."""
+    accepted = dict(request.accept_encodings)
+    quality = accepted.get("gzip", 0.0)
+    return "Range" not in request.headers and 0.0 < quality >= accepted.get("identity", 0.0)
+
+
+def _size_bytes(form: Form) -> int:
+    """0 if it was deleted meanwhile, which nginx will tell."""
+    try:
+        return form.path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _suffix(document_format: DocumentFormat) -> str:

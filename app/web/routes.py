@@ -96,7 +96,8 @@ _ATTACH = Parameter(
 _DOCUMENT = Answer(
     200,
     "The document: every analysed frame and its boxes. Headers: Framebox-Job, Framebox-Frames, "
-    "Framebox-Complete, Framebox-Attached, ETag, Repr-Digest, Link.",
+    "Framebox-Complete, Framebox-Attached, ETag, Repr-Digest, Unencoded-Digest, Link. Compressed, without "
+    "length and Repr-Digest, if Accept-Encoding has gzip and it is 64 KiB or more.",
     tuple(dict.fromkeys(MEDIA_TYPES.values())),
     schemas.Document,
 )

@@ -22,6 +22,7 @@ class WebLimits:
     max_upload_bytes: int
     max_active_jobs: int
     max_wait_seconds: float  # of a request for its answer
+    compress: bool  # documents, for clients that accept it
     default_model: str
     attach: bool  # a request that does not say gets an equal job's answer
     version: str  # of this release
