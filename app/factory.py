@@ -10,6 +10,7 @@ from app.jobs.watcher import JobWatcher
 from app.logs import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings, load_settings
+from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
@@ -33,15 +34,23 @@ def create_app(settings: Settings | None = None) -> Flask:
     folder.create()
     store = JobStore(folder.database)
     store.create()
-    space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=settings.min_free_bytes)
+    bodies = BodyFolders(folder)
+    space = SpaceLedger(
+        folder.space_ledger,
+        folder.root,
+        min_free_bytes=settings.min_free_bytes,
+        body_sizes=bodies.sizes,
+    )
     spool = Spool(folder, space)
     remove_leftovers(folder, spool, store)
     remove_forms_cut_short(folder)
+    bodies.remove_leftovers()
     service = Service(
         folder=folder,
         store=store,
         watcher=JobWatcher(store),
         spool=spool,
+        bodies=bodies,
         space=space,
         ingest=Ingest(settings.ingest),
         forms=FormMaker(folder, store, space),

@@ -13,6 +13,7 @@ from pathlib import Path
 from app import errors
 from app.errors import FrameboxError
 from app.settings import CHECKOUT, MIB, Settings, SettingsFault
+from app.storage.bodies import FOLDER_NAMES
 from app.storage.data_folder import DataFolder
 
 TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
@@ -35,6 +36,8 @@ _FORWARDED = {
     "Framebox-Upload-Uri": '""',
     "Framebox-Upload-Length": '""',
     "Framebox-Upload-Encoding": '""',
+    "Framebox-Upload-Spooled": '""',
+    "Framebox-Body-File": '""',
 }
 _ADMIT = _FORWARDED | {
     "Content-Length": '""',
@@ -43,7 +46,25 @@ _ADMIT = _FORWARDED | {
     "Framebox-Upload-Uri": "$request_uri",
     "Framebox-Upload-Length": "$http_content_length",
     "Framebox-Upload-Encoding": "$http_transfer_encoding",
+    "Framebox-Upload-Spooled": "$is_spooled",
 }
+_BODY = _FORWARDED | {
+    "Content-Length": '""',
+    "Transfer-Encoding": '""',
+    "Framebox-Upload-Length": "$http_content_length",
+    "Framebox-Body-File": "$request_body_file",
+}
+
+# Refusals are literals of nginx: only those leave the body unread and reach every client.
+_ADMISSION = (
+    "auth_request /_admit;",
+    "auth_request_set $refusal_status $upstream_http_framebox_refusal_status;",
+    "auth_request_set $refusal_code $upstream_http_framebox_refusal_code;",
+    "auth_request_set $refusal_problem $upstream_http_framebox_refusal_problem;",
+    "auth_request_set $refusal_retry_after $upstream_http_retry_after;",
+    "auth_request_set $refusal_allow $upstream_http_allow;",
+    "auth_request_set $earlier_job $upstream_http_framebox_earlier_job;",
+)
 
 # Of the application's answer that names a document, what nginx would else drop.
 _DOCUMENT_HEADERS = (
@@ -94,8 +115,14 @@ def render_nginx_conf(settings: Settings) -> str:
         ),
         "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
         "DOCUMENT_HEADERS": _lines(12, _document_headers()),
+        "ADMISSION": _lines(12, _ADMISSION),
+        "BODY_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _BODY.items())),
+        "BODY_FOLDERS": _lines(12, (line for name in FOLDER_NAMES for line in _body_location(folder, name))),
         "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),
         "UPLOAD_ERROR_PAGES": _lines(12, _upload_error_pages(faults)),
+        "BODY_ERROR_PAGES": _lines(
+            12, _upload_error_pages(fault for fault in faults if fault.nginx_status != 500)
+        ),
         "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
         "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
     }
@@ -182,8 +209,18 @@ def _error_page(fault: _Fault) -> str:
     return f"error_page {fault.nginx_status} ={fault.error.status} {fault.address};"
 
 
-def _upload_error_pages(faults: list[_Fault]) -> list[str]:
+def _body_location(folder: DataFolder, name: str) -> list[str]:
+    return [
+        f"location = /_body/{name} {{",
+        f'    client_body_temp_path "{_quotable(folder.bodies / name)}";',
+        "    proxy_pass http://http_workers/_internal/body;",
+        "}",
+    ]
+
+
+def _upload_error_pages(some_faults: Iterable[_Fault]) -> list[str]:
     """A location with one error_page of its own inherits none: it repeats them, with its own 413."""
+    faults = [*some_faults]
     special = {fault.nginx_status for fault in faults if fault.place}
     chosen = (fault for fault in faults if fault.place or fault.nginx_status not in special)
     return [_error_page(fault) for fault in chosen]

@@ -10,11 +10,11 @@ from app.jobs.job import Job, JobRequest, SourceKind, VideoSource
 from app.jobs.store import JobStore
 from app.storage.data_folder import JOB_ID, DataFolder, new_job_id
 from app.storage.ingest import Ingest
-from app.storage.spool import Spool, Upload, remove_unowned
+from app.storage.spool import ReceivedUpload, Spool, remove_unowned
 
 
 def accept_job(
-    upload: Upload,
+    upload: ReceivedUpload,
     *,
     spool: Spool,
     folder: DataFolder,
@@ -26,7 +26,8 @@ def accept_job(
 
     Returns the job that the request was given before, if its key or its content and options had one: then
     the upload is dropped. Raises IdempotencyConflict. Call it while the upload is still held (inside
-    `Spool.receive`), so that no clean-up takes the folder for a leftover before the record is there.
+    `Spool.receive` or `Spool.take`), so that no clean-up takes the folder for a leftover before the record
+    is there.
     """
     source = VideoSource(upload.size_bytes, upload.sha256, video_name[:255] if video_name else None)
     earlier = store.attach(request, source, size_bytes=upload.size_bytes)

@@ -4,6 +4,7 @@
   framebox.sqlite3          the jobs' records
   locks/<program>.lock      held (flock) by the one serve, engine, web, nginx of this folder
   incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
+  bodies/<xx>/<digits>      a body that nginx writes to disk by itself: see bodies.py
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
@@ -43,6 +44,10 @@ class DataFolder:
     @property
     def incoming(self) -> Path:
         return self.root / "incoming"
+
+    @property
+    def bodies(self) -> Path:
+        return self.root / "bodies"
 
     @property
     def jobs(self) -> Path:
@@ -90,7 +95,7 @@ class DataFolder:
     def create(self) -> None:
         """Make the folders that are missing, readable by this user alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.incoming, self.jobs, self.locks, self.run, self.metrics, self.nginx):
+        for folder in (self.incoming, self.bodies, self.jobs, self.locks, self.run, self.metrics, self.nginx):
             folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(self.root)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import BinaryIO
 
 from app.failpoints import fail_point
 
+_SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2)
+
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: a rename is only safe once its folder is synced."""
@@ -19,6 +22,16 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_write_back(descriptor: int, offset: int = 0, size_bytes: int = 0) -> None:
+    """Let the kernel begin to write the file's dirty pages of that range, 0 bytes meaning to its end.
+
+    A hint: nothing is waited for, and nothing is promised.
+    """
+    call = ctypes.CDLL(None, use_errno=True).sync_file_range
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    call(descriptor, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
 
 
 def make_folder(folder: Path) -> None:

@@ -2,6 +2,11 @@
 
 A promise bridges the time between an upload's admission and the moment its space is taken on disk. It is
 kept in a small SQLite file which all HTTP workers share, and which may be lost: promises end by themselves.
+
+The space of a body that nginx writes by itself is never taken at once, and nginx tells nobody when its
+client goes. Such a promise therefore names the folder in which the body's file grows: it holds while there is
+a file, less what has been written. A folder may have more promises than files, some of them of clients that
+have gone; then the largest ones hold, so that too much is kept free rather than too little.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -74,12 +79,14 @@ class SpaceLedger:
         folder: Path,
         *,
         min_free_bytes: int,
+        body_sizes: Callable[[str], Sequence[int]] = lambda _folder: (),
         measure: Callable[[Path], int] = free_bytes,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._folder = folder
         self._min_free_bytes = min_free_bytes
+        self._body_sizes = body_sizes
         self._measure = measure
         self._clock = clock
 
@@ -88,9 +95,10 @@ class SpaceLedger:
         with self._transaction() as connection:
             return self._available(connection, but_for="")
 
-    def reserve(self, key: str, size_bytes: int, *, seconds: float) -> None:
+    def reserve(self, key: str, size_bytes: int, *, seconds: float, body_folder: str = "") -> None:
         """Promise `size_bytes` to `key` for `seconds`, in place of what it was promised before.
 
+        With the name of a `body_folder` it holds on while a file in there may be the body's.
         Raises InsufficientStorage if the disk would be left with less than its minimum.
         """
         with self._no_room_told(size_bytes), self._transaction() as connection:
@@ -101,20 +109,44 @@ class SpaceLedger:
                     {"needed_bytes": size_bytes, "available_bytes": max(available, 0)},
                 )
             connection.execute(
-                "INSERT OR REPLACE INTO promises VALUES (?, ?, ?)", (key, size_bytes, self._clock() + seconds)
+                "INSERT OR REPLACE INTO space_promises VALUES (?, ?, ?, ?)",
+                (key, size_bytes, self._clock() + seconds, body_folder),
             )
 
     def release(self, key: str) -> None:
         """Take back what was promised to `key`, if anything was."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM promises WHERE key = ?", (key,))
+            connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
 
     def _available(self, connection: sqlite3.Connection, *, but_for: str) -> int:
-        connection.execute("DELETE FROM promises WHERE expires_at < ?", (self._clock(),))
+        connection.execute(
+            "DELETE FROM space_promises WHERE expires_at < ? AND body_folder = ''", (self._clock(),)
+        )
         (promised,) = connection.execute(
-            "SELECT coalesce(sum(size_bytes), 0) FROM promises WHERE key <> ?", (but_for,)
+            "SELECT coalesce(sum(size_bytes), 0) FROM space_promises WHERE key <> ? AND body_folder = ''",
+            (but_for,),
         ).fetchone()
-        return self._measure(self._folder) - int(promised) - self._min_free_bytes
+        folders = connection.execute(
+            "SELECT DISTINCT body_folder FROM space_promises WHERE body_folder <> ''"
+        )
+        coming = sum(self._coming_bytes(connection, folder, but_for) for (folder,) in folders.fetchall())
+        # What is written meanwhile must not count as free: so the disk is measured last.
+        return self._measure(self._folder) - int(promised) - coming - self._min_free_bytes
+
+    def _coming_bytes(self, connection: sqlite3.Connection, body_folder: str, but_for: str) -> int:
+        """What the bodies in `body_folder` may still grow by, at most; forgets promises that are nobody's."""
+        sizes = sorted(self._body_sizes(body_folder))
+        rows = connection.execute(
+            "SELECT key, size_bytes, expires_at < ? FROM space_promises WHERE body_folder = ? AND key <> ? "
+            "ORDER BY size_bytes DESC",
+            (self._clock(), body_folder, but_for),
+        ).fetchall()
+        young = [int(size) for _key, size, is_old in rows if not is_old]
+        old = [(key, int(size)) for key, size, is_old in rows if is_old]
+        for key, _size in old[len(sizes) :]:
+            connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
+        held = [*young, *(size for _key, size in old[: len(sizes)])]
+        return max(0, sum(held) - sum(sizes[: len(held)]))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -122,8 +154,8 @@ class SpaceLedger:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS promises "
-                "(key TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, expires_at REAL NOT NULL) STRICT"
+                "CREATE TABLE IF NOT EXISTS space_promises (key TEXT PRIMARY KEY, "
+                "size_bytes INTEGER NOT NULL, expires_at REAL NOT NULL, body_folder TEXT NOT NULL) STRICT"
             )
             try:
                 yield connection

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from app.errors import InsufficientStorage
 from app.failpoints import fail_point
+from app.storage.bodies import SpooledBody
 from app.storage.data_folder import DataFolder
 from app.storage.durable import fsync_folder
 from app.storage.space import SpaceLedger
@@ -109,6 +111,43 @@ class Upload:
             ) from error
 
 
+class ReceivedUpload(Protocol):
+    """An upload that is whole, in its folder in ``incoming/``: what `app.jobs.intake` makes a job of."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def finish(self) -> None:
+        """Make the bytes durable. Raises InsufficientStorage."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBody:
+    """A body that nginx wrote, taken into its upload's folder."""
+
+    job_id: str
+    body: SpooledBody
+
+    @property
+    def size_bytes(self) -> int:
+        return self.body.size_bytes
+
+    @property
+    def sha256(self) -> str:
+        return self.body.sha256
+
+    def finish(self) -> None:
+        """Make the bytes durable."""
+        fail_point("upload_received")
+        os.fsync(self.body.descriptor)
+
+
 class Spool:
     """Where uploads arrive in one data folder. Safe to use from many threads and processes at once."""
 
@@ -139,7 +178,25 @@ class Spool:
                 self._space.release(key)
                 shutil.rmtree(arriving, ignore_errors=True)
 
-    def publish(self, upload: Upload) -> None:
+    @contextmanager
+    def take(self, job_id: str, *, key: str, body: SpooledBody) -> Iterator[TakenBody]:
+        """Yield an upload whose bytes nginx has written; what the block has not published is removed then.
+
+        Raises IncompleteBody if nginx has removed it.
+        """
+        arriving = self._folder.incoming / job_id
+        with _owned_folder(arriving):
+            try:
+                self._space.release(
+                    key
+                )  # its bytes are on disk, and no longer where the promise looks for them
+                body.move_to(arriving / "video")
+                body.start_write_back()
+                yield TakenBody(job_id, body)
+            finally:
+                shutil.rmtree(arriving, ignore_errors=True)
+
+    def publish(self, upload: ReceivedUpload) -> None:
         """Make a finished upload the video of its job, durably. The job's record does not exist yet."""
         arriving, job_folder = self._folder.incoming / upload.job_id, self._folder.job(upload.job_id)
         fsync_folder(arriving)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -54,12 +54,26 @@ class Admission:
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
-def admit(head: UploadHead, service: Service, *, key: str) -> Admission:
+def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
     """Check an upload by its head alone and promise it disk space under `key`, the request's id.
 
-    Raises the FrameboxError that the caller is to be told: InvalidOption, UnsupportedMediaType, EmptyBody,
+    `body_folder` names the folder in which nginx writes the body by itself, if it does. Raises the
+    FrameboxError that the caller is to be told: InvalidOption, UnsupportedMediaType, EmptyBody,
     BodyTooLarge, IdempotencyConflict, TooManyJobs, EngineUnavailable or InsufficientStorage.
     """
+    admission = examine(head, service, key=key)
+    if admission.earlier is None:
+        _check_queue(service)
+    if admission.earlier is None or admission.body_kind is BodyKind.NAMED:
+        _check_length(head, _limit_bytes(admission.body_kind, service.limits))
+        size_bytes = head.content_length or 0
+        service.space.reserve(key, size_bytes, seconds=PROMISE_SECONDS, body_folder=body_folder)
+        return replace(admission, earlier=None)  # what a short body names is compared too
+    return admission
+
+
+def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
+    """What `admit` tells, of an upload that has come already: it asks for no room and refuses no queue."""
     options = parse_options(head.query)
     models = service.store.engine_status().models
     model = check_model(options.detection, models, service.limits.default_model)
@@ -67,12 +81,6 @@ def admit(head: UploadHead, service: Service, *, key: str) -> Admission:
     body_kind, boundary = _body_kind(head.content_type)
     size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
     earlier = service.store.attach(request, None, size_bytes=size_bytes)
-    if earlier is None:
-        _check_queue(service)
-    if earlier is None or body_kind is BodyKind.NAMED:
-        _check_length(head, _limit_bytes(body_kind, service.limits))
-        service.space.reserve(key, head.content_length or 0, seconds=PROMISE_SECONDS)
-        earlier = None  # what a short body names is compared too
     return Admission(options, request, body_kind, boundary, earlier)
 
 
@@ -132,6 +140,7 @@ def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:
     if content_type is None:
         return BodyKind.RAW, b""
     media_type, parameters = parse_options_header(content_type)
+    media_type = media_type.lower()
     if media_type.startswith("video/") or media_type == "application/octet-stream":
         return BodyKind.RAW, b""
     if media_type == "application/json":

@@ -63,6 +63,8 @@ def _views(service: Service) -> dict[str, Callable[..., Response]]:
         "show_dashboard": pages.dashboard,
         "admit_upload": internal.admit,
         "answer_again": detections.attached,
+        "create_from_body": detections.create_from_body,
+        "tell_unspooled": detections.tell_unspooled,
     }
 
 

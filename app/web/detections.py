@@ -8,13 +8,22 @@ from functools import partial
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
-from app.errors import EngineUnavailable, FrameboxError
+from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError
 from app.jobs.intake import accept_job
 from app.jobs.job import Job
 from app.jobs.report import public_report
 from app.storage.data_folder import new_job_id
-from app.storage.spool import Upload
-from app.web.admission import Admission, BodyKind, UploadHead, admit, upload_head, upload_head_of_nginx
+from app.storage.space import free_bytes
+from app.storage.spool import ReceivedUpload, Upload
+from app.web.admission import (
+    Admission,
+    BodyKind,
+    UploadHead,
+    admit,
+    examine,
+    upload_head,
+    upload_head_of_nginx,
+)
 from app.web.body import body_pieces, discard_rest, receive_multipart, receive_raw
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
@@ -64,19 +73,62 @@ class DetectionViews:
         finally:
             self._service.space.release(g.request_id)
 
+    def create_from_body(self) -> Response:
+        """Take the video that nginx has written to disk, queue its job, wait as long as wanted, answer."""
+        preference = parse_prefer(request.headers.get("Prefer"))
+        try:
+            head = upload_head(request.args.items(multi=True), request.headers, prefix="Framebox-Upload-")
+            admission = examine(head, self._service, key=g.request_id)
+            job = self._take(head, admission)  # a known key's too: the content has come, and is compared
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            raise
+        finally:
+            self._service.space.release(g.request_id)
+        return self._answer(job, admission, preference)
+
+    def tell_unspooled(self) -> Response:
+        """Say why nginx could not write a body: it knows that itself, but tells it to its log alone."""
+        needed_bytes = upload_head_of_nginx(request.headers).content_length or 0
+        self._service.space.release(g.request_id)
+        if free_bytes(self._service.folder.root) >= needed_bytes:
+            raise InternalError("The body could not be written to disk.")
+        self._service.metrics.uploads.labels(outcome=InsufficientStorage.code).inc()
+        raise InsufficientStorage(
+            "The disk ran full while the body came.",
+            {"needed_bytes": needed_bytes, "available_bytes": max(0, self._service.space.available_bytes())},
+        )
+
+    def _take(self, head: UploadHead, admission: Admission) -> Job:
+        """nginx removes the body with the request where it is not taken."""
+        service = self._service
+        if admission.body_kind is not BodyKind.RAW or not head.content_length:
+            raise ValueError("nginx writes raw bodies of known length alone")
+        named = request.headers.get("Framebox-Body-File", "")
+        with (
+            service.bodies.open(named, request_id=g.request_id, expected_bytes=head.content_length) as body,
+            service.spool.take(new_job_id(), key=g.request_id, body=body) as upload,
+        ):
+            service.metrics.upload_bytes.inc(upload.size_bytes)
+            return self._make_job(upload, admission, None)
+
+    def _make_job(self, upload: ReceivedUpload, admission: Admission, video_name: str | None) -> Job:
+        service = self._service
+        return accept_job(
+            upload,
+            spool=service.spool,
+            folder=service.folder,
+            store=service.store,
+            request=admission.request,
+            video_name=video_name,
+        )
+
     def _receive(self, head: UploadHead, admission: Admission) -> Job:
         service, job_id = self._service, new_job_id()
         with service.spool.receive(job_id, key=g.request_id, expected_bytes=head.content_length) as upload:
             video_name = self._read_body(admission, head, upload)
             service.metrics.upload_bytes.inc(upload.size_bytes)
-            return accept_job(
-                upload,
-                spool=service.spool,
-                folder=service.folder,
-                store=service.store,
-                request=admission.request,
-                video_name=video_name,
-            )
+            return self._make_job(upload, admission, video_name)
 
     def _read_body(self, admission: Admission, head: UploadHead, upload: Upload) -> str | None:
         pieces = body_pieces(

@@ -12,6 +12,7 @@ import json
 from flask import Response, g, request
 
 from app.errors import FrameboxError, MethodNotAllowed
+from app.storage.bodies import folder_name
 from app.web.admission import admit, upload_head_of_nginx
 from app.web.service import Service
 
@@ -24,7 +25,9 @@ class InternalViews:
         head = upload_head_of_nginx(request.headers)
         try:
             _check_method(request.headers.get("Framebox-Upload-Method", "POST"))
-            admission = admit(head, self._service, key=g.request_id)
+            spooled = request.headers.get("Framebox-Upload-Spooled", "")
+            body_folder = folder_name(g.request_id) if spooled else ""
+            admission = admit(head, self._service, key=g.request_id, body_folder=body_folder)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             return _refusal(error)

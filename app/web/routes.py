@@ -274,4 +274,6 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/", "show_dashboard", "The jobs at a glance.", answers=(Answer(200, "A page.", (HTML,)),)),
     Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
     Route("GET", "/_internal/again", "answer_again", "nginx asks for the answer to a key that is known."),
+    Route("POST", "/_internal/body", "create_from_body", "nginx has written a video to disk by itself."),
+    Route("GET", "/_internal/unspooled", "tell_unspooled", "nginx asks why it could not write a video."),
 )

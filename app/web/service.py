@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.metrics import Metrics
+from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
@@ -36,6 +37,7 @@ class Service:
     store: JobStore
     watcher: JobWatcher
     spool: Spool
+    bodies: BodyFolders
     space: SpaceLedger
     ingest: Ingest
     forms: FormMaker

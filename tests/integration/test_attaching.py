@@ -165,10 +165,11 @@ def test_a_key_of_another_request_is_refused(
 
 def test_two_requests_with_one_key_at_the_same_time_make_one_job(instance: WebInstance, key: str) -> None:
     """The second is under way before the first has its job; with another video it is refused."""
-    head = head_with_key(key, len(ORDERS))
+    head = head_with_key(key, len(ORDERS), "Expect: 100-continue")
     with socket.create_connection(("127.0.0.1", instance.port), timeout=SECONDS) as slow:
-        slow.sendall(head + b"x")
-        wait_until(lambda: [*instance.folder.incoming.iterdir()])
+        slow.sendall(head)
+        assert RawAnswer(slow.recv(65536)).continued
+        slow.sendall(b"x")
         first = post(instance, ORDERS, Idempotency_Key=key)
         assert first.status_code == 200
         slow.sendall(b"y" * (len(ORDERS) - 1))

@@ -301,7 +301,7 @@ def test_a_killed_worker_loses_no_job_and_leaves_no_upload(tmp_path: Path):
         waiting = threads.submit(_post, instance, hold.orders())
         _wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
         job_id = _get(instance, "/v1/jobs").json()["jobs"][0]["id"]
-        half = post_head("", "video/mp4", "Content-Length: 1000000") + b"\r\n" + bytes(500_000)
+        half = post_head("", "video/mp4", "Transfer-Encoding: chunked") + b"\r\nfff\r\n" + bytes(500)
         with socket.create_connection(("127.0.0.1", instance.port), timeout=SECONDS) as upload:
             upload.sendall(half)
             _wait_until(lambda: [*instance.folder.incoming.iterdir()])

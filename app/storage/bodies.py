@@ -1,0 +1,165 @@
+"""Bodies that nginx writes to disk by itself: where they lie, which one a request may name, what nginx left.
+
+``bodies/<xx>/<ten digits>``: nginx numbers its files as it likes, but the folder has the first two digits of
+the request's id. So a request can only ever name a file among the few of its own folder, and a promise of
+disk space knows where its bytes arrive.
+
+nginx holds a file open for writing as long as its request lives, and removes it at the request's end unless
+the application has moved it away. A file that nobody has open for writing was left by a killed nginx.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from app.errors import IncompleteBody
+from app.storage.data_folder import DataFolder
+from app.storage.digests import file_digests
+from app.storage.durable import start_write_back
+
+SETTLED_SECONDS = 10.0  # between a file's creation and the moment it counts as open: microseconds, in truth
+FOLDER_NAMES = tuple(f"{number:02x}" for number in range(256))
+_FILE_NAME = re.compile(r"[0-9]{10}")
+
+
+class BodyFault(Exception):
+    """What was named is no body of this request. A fault of ours or a forgery; the text is for the log."""
+
+
+@dataclass(frozen=True)
+class SpooledBody:
+    """A whole body, open for reading. Its file has no other user but the nginx that wrote it."""
+
+    path: Path
+    descriptor: int
+    size_bytes: int
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest; read from the file when first asked for."""
+        return file_digests(self.descriptor, ("sha256",))["sha256"].hex()
+
+    def start_write_back(self) -> None:
+        """Let the kernel begin to write the file to disk: a later fsync has less to wait for."""
+        start_write_back(self.descriptor)
+
+    def move_to(self, target: Path) -> None:
+        """Take the file from nginx, which does not mind. Raises IncompleteBody if it is there no more."""
+        try:
+            self.path.rename(target)
+        except FileNotFoundError as error:
+            raise _gone() from error
+        if not os.path.samestat(os.fstat(self.descriptor), target.stat(follow_symlinks=False)):
+            raise BodyFault("the body was exchanged")
+
+
+class BodyFolders:
+    """The folders in which nginx writes. Safe to use from many threads and processes at once."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self._root = folder.bodies
+
+    def sizes(self, name: str) -> list[int]:
+        """Bytes of each body that lies or grows in the folder of that name."""
+        return [status.st_size for _path, status in self._files(name)]
+
+    @contextmanager
+    def open(self, named: str, *, request_id: str, expected_bytes: int) -> Iterator[SpooledBody]:
+        """Yield the body that nginx says it wrote for this request.
+
+        Raises BodyFault unless `named` is a whole file of nginx' own in this request's folder, IncompleteBody
+        if it is there no more: nginx removes it when the client goes.
+        """
+        folder, _, name = named.rpartition("/")
+        expected = self._root / folder_name(request_id)
+        if folder != str(expected) or not _FILE_NAME.fullmatch(name):
+            raise BodyFault("the path is none of this request's")
+        with closing_descriptor(_open_file(expected, name)) as descriptor:
+            _check_own(os.fstat(descriptor), expected_bytes)
+            yield SpooledBody(expected / name, descriptor, expected_bytes)
+
+    def remove_leftovers(self) -> int:
+        """Remove what a killed nginx left, never a body under way; return how many files."""
+        files = ((path, status) for name in FOLDER_NAMES for path, status in self._files(name))
+        return sum(_remove_unless_written(path, status) for path, status in files)
+
+    def remove_all(self) -> None:
+        """Remove every body. The caller knows that no nginx of this data folder lives."""
+        for name in FOLDER_NAMES:
+            for path, _status in self._files(name):
+                path.unlink(missing_ok=True)
+
+    def _files(self, name: str) -> Iterator[tuple[Path, os.stat_result]]:
+        with suppress(FileNotFoundError), os.scandir(self._root / name) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # its request has just ended
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        yield Path(entry.path), status
+
+
+def folder_name(request_id: str) -> str:
+    """The name of the folder in which nginx writes the body of the request with that id."""
+    return request_id[:2]
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[int]:
+    """Yield `descriptor` and close it."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_file(folder: Path, name: str) -> int:
+    """No link is followed, neither the file nor its folder."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with closing_descriptor(os.open(folder, flags | os.O_DIRECTORY)) as directory:
+            return os.open(name, flags | os.O_NONBLOCK, dir_fd=directory)
+    except FileNotFoundError as error:
+        raise _gone() from error
+    except OSError as error:
+        raise BodyFault("the file cannot be opened") from error
+
+
+def _gone() -> IncompleteBody:
+    return IncompleteBody("The client went before its body was taken up.")
+
+
+def _check_own(status: os.stat_result, expected_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BodyFault("it is no regular file")
+    if status.st_nlink != 1:
+        raise BodyFault("the file has another name, or none")
+    if status.st_uid != os.geteuid():
+        raise BodyFault("the file is another user's")
+    if status.st_size != expected_bytes:
+        raise BodyFault("the file is not as long as the body")
+
+
+def _remove_unless_written(path: Path, status: os.stat_result) -> bool:
+    """The kernel grants a read lease only on a file that no process has open for writing, in no container."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with closing_descriptor(descriptor):
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError:
+            return False  # it is being written, or this file system has no leases
+        if time.time() - status.st_mtime < SETTLED_SECONDS:
+            return False
+        path.unlink(missing_ok=True)
+        return True
