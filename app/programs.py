@@ -35,6 +35,7 @@ from app.preflight import (
 from app.processes import LockHeld, die_with_parent, take_lock, take_over_lock
 from app.restarts import pause_before_start
 from app.settings import CHECKOUT, Settings
+from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 
 # The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace for
@@ -86,6 +87,7 @@ def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
     """Render nginx' configuration and turn into its master."""
     check_tls(settings)
     data = _start_program("nginx", settings, replace)
+    BodyFolders(data).remove_all()  # of an earlier nginx: its lock is ours
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
     _execute(find_nginx(), "-e", "stderr", "-p", str(data.run), "-c", str(configuration))

@@ -88,15 +88,18 @@ class DetectionViews:
         return self._answer(job, admission, preference)
 
     def tell_unspooled(self) -> Response:
-        """Say why nginx could not write a body: it knows that itself, but tells it to its log alone."""
+        """Say why nginx could not write a body: it tells that to its log alone.
+
+        Nothing is written here: a full disk has no room for it. The promise ends with the body's file.
+        """
         needed_bytes = upload_head_of_nginx(request.headers).content_length or 0
-        self._service.space.release(g.request_id)
-        if free_bytes(self._service.folder.root) >= needed_bytes:
+        available_bytes = free_bytes(self._service.folder.root)
+        if available_bytes >= needed_bytes:
             raise InternalError("The body could not be written to disk.")
         self._service.metrics.uploads.labels(outcome=InsufficientStorage.code).inc()
         raise InsufficientStorage(
             "The disk ran full while the body came.",
-            {"needed_bytes": needed_bytes, "available_bytes": max(0, self._service.space.available_bytes())},
+            {"needed_bytes": needed_bytes, "available_bytes": available_bytes},
         )
 
     def _take(self, head: UploadHead, admission: Admission) -> Job:

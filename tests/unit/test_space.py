@@ -76,3 +76,79 @@ def test_a_promise_ends_by_release_or_by_time(tmp_path: Path):
 
 def test_free_bytes_are_those_of_the_file_system(tmp_path: Path):
     assert 0 < free_bytes(tmp_path) < 1 << 60
+
+
+class Bodies:
+    """Folders of growing files, by name."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, list[int]] = {}
+
+    def __call__(self, name: str) -> list[int]:
+        return self.sizes.get(name, [])
+
+
+def _ledger_of_bodies(folder: Path, bodies: Bodies, clock: Clock) -> SpaceLedger:
+    """On a disk of 1000 bytes, of which the bodies take theirs."""
+
+    def measure(_: Path) -> int:
+        return 1000 - sum(map(sum, bodies.sizes.values()))
+
+    database = folder / "space.sqlite3"
+    return SpaceLedger(database, folder, min_free_bytes=0, body_sizes=bodies, measure=measure, clock=clock)
+
+
+def test_the_promise_for_a_body_holds_as_long_as_its_file_grows(tmp_path: Path):
+    bodies, clock = Bodies(), Clock()
+    ledger = _ledger_of_bodies(tmp_path, bodies, clock)
+    ledger.reserve("a", 600, seconds=10, body_folder="aa")
+    assert ledger.available_bytes() == 400
+    for written in (1, 300, 600):
+        bodies.sizes["aa"] = [written]
+        clock.now += 3600.0
+        assert ledger.available_bytes() == 400
+    ledger.release("a")
+    assert ledger.available_bytes() == 400
+
+
+def test_the_promise_for_a_body_whose_client_went_ends(tmp_path: Path):
+    bodies, clock = Bodies(), Clock()
+    ledger = _ledger_of_bodies(tmp_path, bodies, clock)
+    ledger.reserve("a", 600, seconds=10, body_folder="aa")
+    bodies.sizes["aa"] = [100]
+    clock.now += 3600.0
+    assert ledger.available_bytes() == 400
+    bodies.sizes["aa"] = []
+    assert ledger.available_bytes() == 1000
+
+
+def test_of_a_folders_promises_the_largest_hold_for_its_files(tmp_path: Path):
+    """Whose file it is cannot be told: too much is kept free rather than too little."""
+    bodies, clock = Bodies(), Clock()
+    ledger = _ledger_of_bodies(tmp_path, bodies, clock)
+    for key, size in (("a", 50), ("b", 300), ("c", 200)):
+        ledger.reserve(key, size, seconds=10, body_folder="aa")
+    clock.now += 3600.0
+    bodies.sizes["aa"] = [40, 20]
+    assert ledger.available_bytes() == 1000 - 60 - (300 + 200 - 60)
+    bodies.sizes["aa"] = [40]
+    assert ledger.available_bytes() == 1000 - 40 - (300 - 40)
+
+
+def test_a_file_without_a_promise_lessens_no_other(tmp_path: Path):
+    bodies, clock = Bodies(), Clock()
+    ledger = _ledger_of_bodies(tmp_path, bodies, clock)
+    bodies.sizes["aa"] = [200, 10]
+    ledger.reserve("a", 300, seconds=10, body_folder="aa")
+    assert ledger.available_bytes() == 1000 - 210 - (300 - 10)
+
+
+def test_what_a_body_folder_promises_counts_against_other_uploads(tmp_path: Path):
+    bodies, clock = Bodies(), Clock()
+    ledger = _ledger_of_bodies(tmp_path, bodies, clock)
+    ledger.reserve("a", 600, seconds=10, body_folder="aa")
+    with pytest.raises(InsufficientStorage):
+        ledger.reserve("b", 600, seconds=10, body_folder="bb")
+    with pytest.raises(InsufficientStorage):
+        ledger.reserve("c", 600, seconds=10)
+    ledger.reserve("d", 400, seconds=10)
