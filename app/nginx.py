@@ -212,7 +212,7 @@ def _error_page(fault: _Fault) -> str:
 def _body_location(folder: DataFolder, name: str) -> list[str]:
     return [
         f"location = /_body/{name} {{",
-        f'    client_body_temp_path "{_quotable(folder.bodies / name)}";',
+        f'    client_body_temp_path "{_quotable("FRAMEBOX_DATA", folder.bodies / name)}";',
         "    proxy_pass http://http_workers/_internal/body;",
         "}",
     ]
