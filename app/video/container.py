@@ -12,6 +12,7 @@ import av
 import av.subtitles.codeccontext  # PyAV imports these three as a container asks for them, which is too late
 import av.subtitles.stream
 import av.subtitles.subtitle
+import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
@@ -141,6 +142,15 @@ def prepare_decoder(stream: VideoStream, options: OpenOptions) -> None:
     context.options = {"max_pixels": str(options.limits.max_pixels)}
     context.thread_count = options.threads
     context.thread_type = ThreadType.FRAME if options.threads > 1 else ThreadType.NONE
+
+
+def has_room(byte_count: int) -> bool:
+    """Whether so much more memory can be had: FFmpeg calls a lack of it damage, or the end of the file."""
+    try:
+        np.empty(byte_count, dtype=np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 class Channel(Protocol):

@@ -8,7 +8,6 @@ next entry of the segment; what lies between is reported. Every step leaves less
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,8 +16,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import InternalError
-from app.video.faults import error_of
+from app.video.deaths import Deaths
+from app.video.faults import error_of, memory_reason
 from app.video.messages import (
     BatchMessage,
     Command,
@@ -36,7 +35,6 @@ from app.video.segments import Entry, Segment
 Cancelled = Callable[[], bool]
 
 _MAX_DEATHS = 12  # of children, a segment
-_MAX_KILLED_BY_OTHERS = 8  # a segment; beyond it the kernel may kill for memory that the video takes
 _MAX_SKIPPED = 3  # packets left out, from one entry
 _SECONDS_A_PACKET = 4.0  # that a decoder may take on average, a very large picture on a busy machine
 _PACKETS_READ_A_SECOND = 500
@@ -54,6 +52,11 @@ _HAS_PICTURE = (FrameStatus.DECODED, FrameStatus.CORRUPT)
 
 class ChildSource(Protocol):
     """Where a session gets its children, ready to be told what to do."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The address space that a child may take."""
+        ...
 
     def acquire(self, *, threads: int | None, cancelled: Cancelled) -> ChildProcess: ...
     def give_back(self, child: ChildProcess) -> None: ...
@@ -136,6 +139,7 @@ class DecodeSession:
         self._statuses = np.zeros(segment.frame_count, dtype=np.uint8)
         self._next_rank = 0  # the first frame that is neither delivered nor given up
         self._deaths = Deaths()
+        self._has_starved = False  # a child ended for want of memory
         self._outcome: DecodeOutcome | None = None
         self._batches = self._decode_segment()
 
@@ -212,8 +216,9 @@ class DecodeSession:
         if fault.code is FaultCode.ENTRY_NOT_FOUND:
             raise ChildDied("does not find the place to begin")
         if fault.code is FaultCode.OUT_OF_MEMORY:
+            self._has_starved = True
             raise ChildDied("needs more memory than it may take")
-        raise error_of(fault)
+        raise error_of(fault, memory_bytes=self._source.memory_bytes)
 
     def _batch(self, child: ChildProcess, request: DecodeRequest, message: BatchMessage) -> FrameBatch:
         self._check_batch(request, message)
@@ -314,13 +319,12 @@ class DecodeSession:
     def _after_death(self, request: DecodeRequest) -> DecodeRequest | None:
         child, self._child = self._child, None
         if child is None:  # none could be had
-            self._deaths.count_failed_start()
+            self._deaths.wait_after_failed_start(self._cancelled)
             return request
         fed = request.entry.ordinal + child.packets_fed if child.packets_fed else None
-        by_others = child.was_killed_by_others()
+        is_excused = self._deaths.is_excused(child)
         child.close()
         self._held.clear()
-        is_excused = by_others and self._deaths.is_excused()
         poison = None if is_excused else self._deaths.note(fed, child.threads)
         if self._deaths.total > _MAX_DEATHS:
             return None
@@ -360,57 +364,18 @@ class DecodeSession:
         segment, statuses = self._segment, self._statuses
         if self._deaths.total > _MAX_DEATHS:
             self._give_up(len(statuses))
+        if self._has_starved:
+            statuses[statuses == FrameStatus.SKIPPED] = FrameStatus.OUT_OF_MEMORY
+        reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
         corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
         return DecodeOutcome(
             frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
-            undecodable=_ranges(segment.first_frame_id, missing, statuses),
-            corrupt=_ranges(segment.first_frame_id, corrupt, statuses),
+            undecodable=_ranges(segment.first_frame_id, missing, statuses, reasons),
+            corrupt=_ranges(segment.first_frame_id, corrupt, statuses, reasons),
         )
-
-
-class Deaths:
-    """The children that a segment has cost, and where they died."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.threads: int | None = None  # None: as many as usual; after a first death, one
-        self._failed_starts = 0
-        self._by_others = 0
-        self._at: Counter[int | None] = Counter()
-        self._last: tuple[int | None, int] = (None, 0)
-
-    def count_failed_start(self) -> None:
-        """Raises InternalError if no child can be had at all."""
-        self._failed_starts += 1
-        if self._failed_starts > 2:
-            raise InternalError("No decoder could be started.")
-
-    def is_excused(self) -> bool:
-        """Take note of a child that others killed: not the video's fault, unless it goes on and on."""
-        self._by_others += 1
-        return self._by_others <= _MAX_KILLED_BY_OTHERS
-
-    def note(self, fed: int | None, threads: int) -> int | None:
-        """Take note of a death after packet `fed` - 1, and return that packet if it has killed twice.
-
-        Several threads work on several packets at once: there the packet is one of the last few.
-        """
-        self.total += 1
-        self.threads = 1
-        previous, previous_threads = self._last
-        self._last = (fed, threads)
-        self._at[fed] += 1
-        if fed is None:
-            return -1 if self._at[None] > 1 else None
-        is_near = (
-            previous is not None and previous_threads > 1 and 0 <= previous - fed <= 2 * previous_threads
-        )
-        if self._at[fed] > 1 or is_near:
-            return fed - 1
-        return None
 
 
 class _Deadline:
@@ -423,12 +388,15 @@ class _Deadline:
 
 
 def _ranges(
-    first_frame_id: int, mask: npt.NDArray[np.bool_], statuses: npt.NDArray[np.uint8]
+    first_frame_id: int,
+    mask: npt.NDArray[np.bool_],
+    statuses: npt.NDArray[np.uint8],
+    reasons: dict[FrameStatus, str],
 ) -> tuple[FrameRange, ...]:
     ranges: list[FrameRange] = []
     for rank in np.flatnonzero(mask).tolist():
         frame_id = first_frame_id + rank
-        reason = REASONS.get(FrameStatus(int(statuses[rank])), "")
+        reason = reasons.get(FrameStatus(int(statuses[rank])), "")
         last = ranges[-1] if ranges else None
         if last is not None and last.last == frame_id - 1 and last.reason == reason:
             ranges[-1] = replace(last, last=frame_id)

@@ -122,6 +122,11 @@ class DecoderPool:
         return dict(self._sandbox)
 
     @property
+    def memory_bytes(self) -> int:
+        """The address space that a child may take, its ring apart."""
+        return self._settings.memory_bytes
+
+    @property
     def identity(self) -> str:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
         versions = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
@@ -251,6 +256,7 @@ class _Source:
     def __init__(self, pool: DecoderPool, video: Path) -> None:
         self._pool = pool
         self._video = video
+        self.memory_bytes = pool.memory_bytes
 
     def acquire(self, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
         return self._pool.acquire(self._video, threads=threads, cancelled=cancelled)

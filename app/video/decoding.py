@@ -12,13 +12,14 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from app.video.container import Channel, PacketReader
+from app.video.container import Channel, PacketReader, has_room
 from app.video.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 from app.video.picture import PictureMaker, displayed_size
 from app.video.serial import SerialDecoder
 
 _MOST_WAITING = 8  # frames
 _WAITING_BYTES = 64 * 1024 * 1024
+_MOST_BYTES_A_PIXEL = 4  # of common formats: 4:2:2 at 10 bits
 _HAS_COME = (FrameStatus.DECODED, FrameStatus.CORRUPT, FrameStatus.OUT_OF_ORDER)
 
 
@@ -140,9 +141,9 @@ class _Account:
             pass  # given up: it came too late, or never
         self._writer.add_picture(self._waiting.pop(rank), rank)
 
-    def mark_absent(self) -> None:
-        """Take note that the file has no data for the frames of which nothing was seen."""
-        self.statuses[self.statuses == FrameStatus.NOT_SEEN] = FrameStatus.NO_PACKET
+    def mark_absent(self, status: FrameStatus) -> None:
+        """Take note of why there is no data of the frames of which nothing was seen."""
+        self.statuses[self.statuses == FrameStatus.NOT_SEEN] = status
 
     def finish(self) -> None:
         while self._waiting:
@@ -169,7 +170,7 @@ class MatchingDecoder:
             self._reader.stream.codec_context.flush_buffers()
             self._feed_all()
         else:
-            self._account.mark_absent()
+            self._account.mark_absent(FrameStatus.NO_PACKET)
         self._pass_over_references_of_none(is_unwanted=False)
         self._account.finish()
 
@@ -178,7 +179,7 @@ class MatchingDecoder:
         while count < self._request.packet_count and self._account.left:
             packet = self._reader.read()
             if packet is None:
-                self._account.mark_absent()
+                self._account.mark_absent(self._unless_starved(FrameStatus.NO_PACKET))
                 break
             count += 1
             self._channel.show_fed(count)
@@ -206,13 +207,29 @@ class MatchingDecoder:
         try:
             frames = self._reader.stream.codec_context.decode(packet)
         except MemoryError:
-            raise
+            self._give_up(rank, FrameStatus.OUT_OF_MEMORY)
+            return
         except (av.FFmpegError, OSError, ValueError):
-            if rank >= 0:
-                self._account.statuses[rank] = FrameStatus.REJECTED
+            self._give_up(rank, self._unless_starved(FrameStatus.REJECTED))
             return
         for frame in frames:
             self._account.take(frame, self._rank(frame.pts))
+
+    def _unless_starved(self, status: FrameStatus) -> FrameStatus:
+        """Return `status`, or OUT_OF_MEMORY where there is no room for one more picture."""
+        context = self._reader.stream.codec_context
+        return (
+            status
+            if has_room(context.width * context.height * _MOST_BYTES_A_PIXEL)
+            else FrameStatus.OUT_OF_MEMORY
+        )
+
+    def _give_up(self, rank: int, status: FrameStatus) -> None:
+        """Note why no frame came. Raises MemoryError where fewer threads may do with the memory there is."""
+        if status is FrameStatus.OUT_OF_MEMORY and self._reader.stream.codec_context.thread_count > 1:
+            raise MemoryError
+        if rank >= 0:
+            self._account.statuses[rank] = status
 
     def _rank(self, pts: int | None) -> int:
         """The position of a time stamp among the request's frames; -1 if it is none of them."""

@@ -17,8 +17,11 @@ CONTAINERS = (
 )
 
 
-def error_of(fault: Fault) -> FrameboxError:
-    """Return the error for the caller; no names or paths of ours are in it."""
+def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
+    """Return the error for the caller; no names or paths of ours are in it.
+
+    `memory_bytes` is what the child might take.
+    """
     match fault.code:
         case FaultCode.NO_VIDEO_STREAM:
             return NoVideoStream("The file holds no video stream.")
@@ -30,13 +33,18 @@ def error_of(fault: Fault) -> FrameboxError:
             return over_limit(fault.limit, fault.limit_value, fault.value)
         case FaultCode.OUT_OF_MEMORY:
             return VideoOverLimit(
-                "The video needs more memory to decode than a decoder may take.",
-                {"limit": "decoder_memory_bytes"},
+                f"The video needs more memory to decode than a decoder may take, {memory_bytes} bytes.",
+                {"limit": "decoder_memory_bytes", "limit_value": memory_bytes},
             )
         case _:
             return UnsupportedVideo(
                 "The bytes are no video that this service reads.", {"allowed": CONTAINERS}
             )
+
+
+def memory_reason(memory_bytes: int) -> str:
+    """Why a frame could not be decoded for want of memory, for the report."""
+    return f"the decoder needs more memory than FRAMEBOX_DECODER_MEMORY_BYTES={memory_bytes}"
 
 
 def over_limit(name: str, limit: int, value: int) -> VideoOverLimit:

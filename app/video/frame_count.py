@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.video.decode_session import Cancelled, ChildSource, Deaths
+from app.video.deaths import Deaths
+from app.video.decode_session import Cancelled, ChildSource
 from app.video.faults import error_of
 from app.video.messages import (
     Command,
@@ -59,7 +60,7 @@ class FrameCount:
                 self.end = IndexEnd.unpack(payload)
                 return
             if kind is Message.FAULT:
-                raise error_of(Fault.unpack(payload))
+                raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
             if kind is not Message.FRAMES:
                 raise DecoderProtocolError("an answer to another question")
             stamps = list(unpack_frames(payload))
@@ -71,10 +72,11 @@ class FrameCount:
     def _bury(self) -> None:
         child = self._child
         if child is None:
-            self._deaths.count_failed_start()
+            self._deaths.wait_after_failed_start(self._cancelled)
             return
         fed = self._entry.ordinal + child.packets_fed if child.packets_fed else None
-        poison = self._deaths.note(fed, child.threads)
+        is_excused = self._deaths.is_excused(child)
+        poison = None if is_excused else self._deaths.note(fed, child.threads)
         self.close()
         if poison is not None and poison >= self._entry.ordinal:
             self.skipped = (*self.skipped, poison)

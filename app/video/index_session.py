@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import UnusableVideo
+from app.video.deaths import Deaths
 from app.video.decode_session import Cancelled, ChildSource
 from app.video.facts import IndexSummary, VideoFacts
 from app.video.faults import error_of, over_limit
@@ -59,7 +60,7 @@ class IndexSession:
         self._child: ChildProcess | None = None
         self._packets = 0  # records taken
         self._child_packets = 0  # of these, given by the present child
-        self._deaths = 0
+        self._deaths = Deaths()
         self._end: IndexEnd | None = None
         self._is_counted = False  # frames were counted, for their time stamps do not tell them apart
         self._notes: list[str] = []
@@ -111,17 +112,26 @@ class IndexSession:
         self._child.send(Command.INDEX)
         kind, payload = self._child.receive(self._cancelled)
         if kind is Message.FAULT:
-            raise error_of(Fault.unpack(payload))
+            raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
         if kind is not Message.FACTS:
             raise DecoderProtocolError("an index without facts")
         return unpack_facts(payload)
 
     def _bury(self, error: Exception) -> None:
         """Raises UnusableVideo if the video has killed too many children."""
-        self.close()
-        self._deaths += 1
-        if self._deaths > _MAX_DEATHS:
+        if not self._may_try_again():
             raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
+
+    def _may_try_again(self) -> bool:
+        """Close the child that died, or wait if there was none to be had."""
+        child = self._child
+        if child is None:
+            self._deaths.wait_after_failed_start(self._cancelled)
+            return True
+        if not self._deaths.is_excused(child):
+            self._deaths.note(None, child.threads)
+        self.close()
+        return self._deaths.total <= _MAX_DEATHS
 
     def _plan(self) -> Iterator[Segment]:
         try:
@@ -182,7 +192,7 @@ class IndexSession:
             self._end = IndexEnd.unpack(payload)
             return []
         if kind is Message.FAULT:
-            raise error_of(Fault.unpack(payload))
+            raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
         if kind is not Message.PACKETS:
             raise DecoderProtocolError("an answer to another question")
         records = unpack_packets(payload, self._child_packets)
@@ -194,16 +204,14 @@ class IndexSession:
         return fresh
 
     def _start_again(self) -> bool:
-        self.close()
-        self._deaths += 1
-        if self._deaths > _MAX_DEATHS:
-            return False
-        try:
-            self._start_child()
-        except (ChildDied, DecoderProtocolError):
-            return self._start_again()
-        self._child_packets = 0
-        return True
+        while self._may_try_again():
+            try:
+                self._start_child()
+            except (ChildDied, DecoderProtocolError):
+                continue
+            self._child_packets = 0
+            return True
+        return False
 
     def _within_limits(self, segment: Segment) -> Segment:
         pixels = self.facts.width * self.facts.height * self._numbering.frames

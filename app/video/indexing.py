@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video import messages
-from app.video.container import Channel, PacketReader, VideoRefused, check_size
+from app.video.container import Channel, PacketReader, VideoRefused, check_size, has_room
 from app.video.facts import VideoFacts
 from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
@@ -25,6 +25,7 @@ _RECORDS_A_MESSAGE = 512
 _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
 _PACKETS_ASKED_FOR_A_SIZE = 20
 _LARGE_PICTURE_PIXELS = 1920 * 1088
+_ROOM_TO_READ_BYTES = 4 * 1024 * 1024  # beside packets; with less, the end of the file may be none
 _TOO_LARGE = re.compile(r"Picture size (\d{1,9})x(\d{1,9}) exceeds")
 
 
@@ -72,8 +73,12 @@ class Indexer:
     def _read_on(self, *, is_large: bool) -> None:
         if is_large:
             self._start_without_decoder()
+        largest_bytes = 0
         while (packet := self._reader.read()) is not None:
             self._record(packet)
+            largest_bytes = max(largest_bytes, packet.size)
+        if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
+            raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
 
     def _find_first_frame(self) -> VideoFrame:
         context = self._reader.stream.codec_context
@@ -91,6 +96,8 @@ class Indexer:
                 return frames[0]
             if packet is None:
                 break
+        if not has_room(context.width * context.height * 4):
+            raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
         self._refuse_if_too_large()
         is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
         code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE

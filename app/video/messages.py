@@ -59,8 +59,9 @@ class FrameStatus(IntEnum):
     REJECTED = 3  # the decoder refused its packet
     NOT_SHOWN = 4  # its packet was taken, but no picture came of it
     NO_PACKET = 5  # the container holds no data for it
-    OUT_OF_ORDER = 7  # decoded, after frames that are shown later
     SKIPPED = 6  # its packet was left out, for it had crashed decoders
+    OUT_OF_ORDER = 7  # decoded, after frames that are shown later
+    OUT_OF_MEMORY = 8  # its packet needs more memory than the decoder may take
 
 
 class FaultCode(IntEnum):

@@ -7,7 +7,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -45,8 +46,27 @@ class ChildSettings:
     main: Callable[[ChildPlan], None] = run_child
 
 
+@contextmanager
+def _faults_that_pass() -> Iterator[None]:
+    """Raise ChildDied for want of descriptors or memory, or of the server process. A missing video stays."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, EOFError) as error:
+        raise ChildDied("could not be started") from error
+
+
+def _owned_by(owner: ExitStack, descriptor: int) -> int:
+    owner.callback(os.close, descriptor)
+    return descriptor
+
+
 class ChildProcess:
-    """One decoder child with one video. Not shared between threads, `kill` apart."""
+    """One decoder child with one video. Not shared between threads, `kill` apart.
+
+    Making it raises ChildDied where it cannot be started now, and OSError if the video cannot be opened.
+    """
 
     def __init__(
         self,
@@ -61,12 +81,16 @@ class ChildProcess:
         self._stall_seconds = settings.stall_seconds
         self._buffer = bytearray()
         self._has_ended = False
-        video_descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
-        ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
-        commands_in, self._commands = os.pipe()
-        self._messages, messages_out = os.pipe()
-        given = (video_descriptor, commands_in, messages_out, ring_descriptor)
-        try:
+        with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
+            video_descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
+            ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
+            _owned_by(given, ring_descriptor)
+            commands_in, self._commands = os.pipe()
+            _owned_by(given, commands_in)
+            _owned_by(kept, self._commands)
+            self._messages, messages_out = os.pipe()
+            _owned_by(kept, self._messages)
+            _owned_by(given, messages_out)
             plan = ChildPlan(
                 video=Descriptor(video_descriptor),
                 commands=Descriptor(commands_in),
@@ -83,13 +107,7 @@ class ChildProcess:
                     target=settings.main, args=(plan,), name="decoder", daemon=True
                 )
                 self._process.start()
-        except BaseException:
-            os.close(self._commands)
-            os.close(self._messages)
-            raise
-        finally:
-            for number in given:
-                os.close(number)
+            kept.pop_all()
         os.set_blocking(self._commands, False)
 
     @property

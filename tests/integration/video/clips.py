@@ -95,6 +95,7 @@ RECIPES: dict[str, Recipe] = {
     "joined.ts": _joined("h264.ts", "h264.ts"),
     "cut_start.ts": _tail("h264.ts", 188 * 150),
     "other_size.ts": ["-vf", "scale=192:108", *H264],
+    "large.mp4": ["-vf", "scale=1920:1080", *H264, "-preset", "ultrafast", "-refs", "8", "-frames:v", "24"],
     "size_change.ts": _joined("h264.ts", "other_size.ts"),
 }
 

@@ -28,11 +28,12 @@ from faulty_child import (
 )
 from reading import MIB, never, read_video, same_frames
 
+from app.errors import VideoOverLimit
 from app.video.child import ChildPlan
 from app.video.decoder import DecoderPool, DecodingCancelled
 from app.video.limits import VideoLimits
 from app.video.messages import Message, unpack_frames
-from app.video.process import ChildProcess
+from app.video.process import ChildDied, ChildProcess
 
 DEADLINE_SECONDS = 20.0
 
@@ -60,7 +61,8 @@ def test_a_packet_that_kills_decoders_costs_itself_alone(
     with pool_of(child, threads=threads) as faulty:
         damaged = read_video(faulty, video, segment_frames=20)
     assert [(gap.first, gap.last) for gap in damaged.undecodable] == [(POISON, POISON)]
-    assert "crashed or stalled" in damaged.undecodable[0].reason
+    is_starved = child is hoarding_child
+    assert ("memory" if is_starved else "crashed or stalled") in damaged.undecodable[0].reason
     expected = [frame for frame in intact.frames if frame.frame_id != POISON]
     assert same_frames(damaged.frames, expected)
 
@@ -75,6 +77,24 @@ def test_frames_that_are_counted_survive_a_packet_that_kills_decoders(
     assert [frame.frame_id for frame in damaged.frames] == list(range(len(damaged.frames)))
     intact = read_video(pool, video, segment_frames=10)
     assert same_frames(damaged.frames[:20], intact.frames[:20])
+
+
+def test_frames_that_need_more_memory_name_the_limit(clips: ClipFolder) -> None:
+    with DecoderPool(limits=VideoLimits(), memory_bytes=24 * MIB, ring_bytes=4 * MIB) as small:
+        video = read_video(small, clips.get("large.mp4"), frame_size=(64, 36))
+    assert 0 < len(video.frames) < 24
+    assert len(video.frames) + video.undecodable_count == 24
+    limit = f"FRAMEBOX_DECODER_MEMORY_BYTES={24 * MIB}"
+    assert {gap.reason for gap in video.undecodable} == {f"the decoder needs more memory than {limit}"}
+
+
+def test_a_video_whose_first_frame_needs_more_memory_is_refused_by_the_limit(clips: ClipFolder) -> None:
+    with (
+        DecoderPool(limits=VideoLimits(), memory_bytes=4 * MIB, ring_bytes=4 * MIB) as small,
+        pytest.raises(VideoOverLimit) as refused,
+    ):
+        read_video(small, clips.get("large.mp4"), frame_size=(64, 36))
+    assert refused.value.extensions == {"limit": "decoder_memory_bytes", "limit_value": 4 * MIB}
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
@@ -121,6 +141,53 @@ class KillingPool(DecoderPool):
             self.kills_left -= 1
             child.kill()
         return child
+
+
+class BarrenPool(DecoderPool):
+    """Has no children for a while, as a machine without memory, descriptors or processes left."""
+
+    failures_left = 4
+
+    def acquire(self, video: Path, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
+        if self.failures_left:
+            self.failures_left -= 1
+            raise ChildDied("could not be started")
+        return super().acquire(video, threads=threads, cancelled=cancelled)
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.h264"])
+def test_a_want_of_children_that_passes_costs_no_frame(name: str, clips: ClipFolder) -> None:
+    with BarrenPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as barren:
+        with barren.index(clips.get(name), segment_frames=20, cancelled=never) as index:
+            barren.failures_left = 4
+            segments = list(index)
+        barren.failures_left = 4
+        with barren.decode(
+            clips.get(name), index.facts, segments[0], frame_size=(128, 72), batch_size=4, cancelled=never
+        ) as session:
+            for batch in session:
+                batch.release()
+            assert session.outcome.frames_decoded == segments[0].frame_count
+
+
+def test_waiting_for_a_child_ends_when_the_job_does(clips: ClipFolder) -> None:
+    with BarrenPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as barren:
+        barren.failures_left = 1000
+        with pytest.raises(DecodingCancelled):
+            barren.index(
+                clips.get("h264.mp4"), segment_frames=20, cancelled=lambda: barren.failures_left < 997
+            )
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.h264"])
+def test_killing_children_that_index_changes_nothing(name: str, clips: ClipFolder) -> None:
+    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
+    with KillingPool(**settings) as killing:
+        with killing.index(clips.get(name), segment_frames=10, cancelled=never) as index:
+            segments = list(index)
+        assert killing.kills_left == 0
+        assert sum(segment.frame_count for segment in segments) == 50
+        assert not index.summary.truncated
 
 
 def test_killing_children_at_one_place_again_and_again_changes_nothing(
