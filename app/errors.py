@@ -5,7 +5,8 @@
     ├── EmptyBody            400 empty_body              ├── NotReady             503 not_ready
     ├── IncompleteBody       400 incomplete_body         ├── Busy                 503 busy
     ├── MalformedBody        400 malformed_body          ├── InsufficientStorage  507 insufficient_storage
-    ├── BadRequest           400 bad_request             ├── UnusableVideo        422
+    ├── DigestMismatch       400 digest_mismatch         ├── UnusableVideo        422
+    ├── BadRequest           400 bad_request             │   │
     ├── InvalidSource        400 invalid_source          │   ├── NoVideoStream        no_video_stream
     ├── RouteNotFound        404 not_found               │   │
     ├── JobNotFound          404 job_not_found           │   ├── EncryptedVideo       encrypted
@@ -85,6 +86,12 @@ class IncompleteBody(FrameboxError):
 
 class MalformedBody(FrameboxError):
     code, status, title = "malformed_body", 400, "Malformed body"
+
+
+class DigestMismatch(FrameboxError):
+    """The body is not as announced. Extensions: ``header``, ``algorithm``, ``expected``, ``received``."""
+
+    code, status, title = "digest_mismatch", 400, "Digest does not match"
 
 
 class BadRequest(FrameboxError):

@@ -15,10 +15,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import IncompleteBody
@@ -35,18 +34,29 @@ class BodyFault(Exception):
     """What was named is no body of this request. A fault of ours or a forgery; the text is for the log."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpooledBody:
     """A whole body, open for reading. Its file has no other user but the nginx that wrote it."""
 
     path: Path
     descriptor: int
     size_bytes: int
+    _known: dict[str, bytes] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hex digest; read from the file when first asked for."""
-        return file_digests(self.descriptor, ("sha256",))["sha256"].hex()
+        return self.digests(("sha256",))["sha256"].hex()
+
+    def digests(self, algorithms: Sequence[str]) -> dict[str, bytes]:
+        """The digests that are known, by hashlib's names, `algorithms` among them; one pass finds them all.
+
+        SHA-256 is found with any other: it will be asked for.
+        """
+        missing = {*algorithms, "sha256"} - self._known.keys() if algorithms else set()
+        if missing:
+            self._known |= file_digests(self.descriptor, missing)
+        return self._known
 
     def start_write_back(self) -> None:
         """Let the kernel begin to write the file to disk: a later fsync has less to wait for."""

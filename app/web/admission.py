@@ -14,6 +14,7 @@ from werkzeug.http import parse_options_header
 
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
 from app.jobs.job import Job, JobRequest, JobState, Priority
+from app.web.digests import ExpectedDigest, expected_digests
 from app.web.options import Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
@@ -40,6 +41,7 @@ class UploadHead:
     content_length: int | None
     chunked: bool
     idempotency_key: str | None
+    headers: Headers  # those that say what the body's digest is are among them
     waits: bool  # for the answer: see Preference
 
 
@@ -51,6 +53,7 @@ class Admission:
     request: JobRequest
     body_kind: BodyKind
     boundary: bytes  # of a multipart body; else empty
+    digests: tuple[ExpectedDigest, ...]  # what the client says that the body's are
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
@@ -81,7 +84,7 @@ def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
     body_kind, boundary = _body_kind(head.content_type)
     size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
     earlier = service.store.attach(request, None, size_bytes=size_bytes)
-    return Admission(options, request, body_kind, boundary, earlier)
+    return Admission(options, request, body_kind, boundary, expected_digests(head.headers), earlier)
 
 
 def upload_head(query: Iterable[tuple[str, str]], headers: Headers, *, prefix: str) -> UploadHead:
@@ -93,6 +96,7 @@ def upload_head(query: Iterable[tuple[str, str]], headers: Headers, *, prefix: s
         int(length) if length.isascii() and length.isdigit() else None,
         "chunked" in headers.get(f"{_ENCODING.get(prefix, prefix)}Encoding", "").lower(),
         headers.get("Idempotency-Key"),
+        headers,
         parse_prefer(headers.get("Prefer")).wait_seconds != 0,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from flask import Response, after_this_request, g, request
@@ -25,6 +26,7 @@ from app.web.admission import (
     upload_head_of_nginx,
 )
 from app.web.body import body_pieces, discard_rest, receive_multipart, receive_raw
+from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
@@ -66,9 +68,7 @@ class DetectionViews:
         if admission.body_kind is not BodyKind.NAMED:
             return self._receive(head, admission)
         try:
-            pieces = body_pieces(
-                request.stream, expected_bytes=head.content_length, limit_bytes=JSON_BODY_BYTES
-            )
+            pieces = self._pieces(admission, head, limit_bytes=JSON_BODY_BYTES)
             return self._named.accept(parse_source(b"".join(pieces), self._named.kinds), admission.request)
         finally:
             self._service.space.release(g.request_id)
@@ -113,6 +113,7 @@ class DetectionViews:
             service.spool.take(new_job_id(), key=g.request_id, body=body) as upload,
         ):
             service.metrics.upload_bytes.inc(upload.size_bytes)
+            check_digests(admission.digests, body.digests(algorithm_names(admission.digests)))
             return self._make_job(upload, admission, None)
 
     def _make_job(self, upload: ReceivedUpload, admission: Admission, video_name: str | None) -> Job:
@@ -133,12 +134,12 @@ class DetectionViews:
             service.metrics.upload_bytes.inc(upload.size_bytes)
             return self._make_job(upload, admission, video_name)
 
+    def _pieces(self, admission: Admission, head: UploadHead, *, limit_bytes: int) -> Iterator[bytes]:
+        pieces = body_pieces(request.stream, expected_bytes=head.content_length, limit_bytes=limit_bytes)
+        return checked_pieces(pieces, admission.digests)
+
     def _read_body(self, admission: Admission, head: UploadHead, upload: Upload) -> str | None:
-        pieces = body_pieces(
-            request.stream,
-            expected_bytes=head.content_length,
-            limit_bytes=self._service.limits.max_upload_bytes,
-        )
+        pieces = self._pieces(admission, head, limit_bytes=self._service.limits.max_upload_bytes)
         if admission.body_kind is BodyKind.MULTIPART:
             return receive_multipart(pieces, admission.boundary, upload)
         receive_raw(pieces, upload)

@@ -81,6 +81,16 @@ _KEY = Parameter(
     "Names the request: sent again with its key it is answered by the same job, and its body is not read.",
     {"type": "string", "minLength": 1, "maxLength": 255},
 )
+_DIGESTS = tuple(
+    Parameter(
+        name,
+        "header",
+        f"{what} as `sha-256=:BASE64:` or `sha-512=:BASE64:` (RFC 9530); of a form, that of the whole form. "
+        "A body that is another is refused, and nothing of it is kept.",
+        _TEXT,
+    )
+    for name, what in (("Repr-Digest", "The body's digest"), ("Content-Digest", "The same"))
+)
 _PRIORITY = Parameter(
     "priority",
     "query",
@@ -116,6 +126,7 @@ _UPLOAD_ERRORS = (
     errors.EmptyBody,
     errors.IncompleteBody,
     errors.MalformedBody,
+    errors.DigestMismatch,
     errors.InvalidSource,
     errors.JobWasCancelled,
     errors.IdempotencyConflict,
@@ -140,7 +151,7 @@ ROUTES: tuple[Route, ...] = (
             Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),
         ),
         errors=(*_UPLOAD_ERRORS, *_VIDEO_ERRORS),
-        parameters=(_FORMAT, _PRIORITY, _ATTACH, _PREFER, _KEY),
+        parameters=(_FORMAT, _PRIORITY, _ATTACH, _PREFER, _KEY, *_DIGESTS),
         takes_video=True,
         takes_options=True,
     ),

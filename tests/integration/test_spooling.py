@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import http.client
 import os
 import signal
@@ -338,3 +340,68 @@ def test_a_disk_that_runs_full_under_a_body_is_told_with_numbers_and_nothing_is_
             f"{instance.url}/v1/detections", data=b"{}", headers=headers, timeout=SECONDS
         )
         assert answered.status_code == 202
+
+
+# ---- digests that the client sends
+
+
+def _digest(name: str, body: bytes) -> str:
+    label = {"sha256": "sha-256", "sha512": "sha-512"}[name]
+    return f"{label}=:{base64.b64encode(hashlib.new(name, body).digest()).decode()}:"
+
+
+def _form(video: bytes) -> bytes:
+    return b'--b\r\nContent-Disposition: form-data; name="video"\r\n\r\n' + video + b"\r\n--b--\r\n"
+
+
+@pytest.fixture(params=["raw", "chunked", "form"])
+def post(instance: WebInstance, request: pytest.FixtureRequest) -> Callable[..., requests.Response]:
+    """Post a body in one of three ways; `digested` says of what the digest is to be."""
+
+    def post(video: bytes, header: str, *algorithms: str, digested: bytes | None = None) -> requests.Response:
+        is_form = request.param == "form"
+        body = _form(video) if is_form else video
+        content_type = "multipart/form-data; boundary=b" if is_form else "video/mp4"
+        digests = ", ".join(_digest(name, body if digested is None else digested) for name in algorithms)
+        return requests.post(
+            f"{instance.url}/v1/detections",
+            data=iter([body[:7], body[7:]]) if request.param == "chunked" else body,
+            headers={"Content-Type": content_type, header: digests},
+            timeout=SECONDS,
+        )
+
+    return post
+
+
+@pytest.mark.parametrize("header", ["Repr-Digest", "Content-Digest"])
+@pytest.mark.parametrize("algorithms", [("sha256",), ("sha512",), ("sha512", "sha256")])
+def test_a_body_with_its_digest_is_taken(
+    instance: WebInstance, post: Callable[..., requests.Response], header: str, algorithms: tuple[str, ...]
+):
+    video = b'{"frames": 2}  '
+    answer = post(video, header, *algorithms)
+    assert (answer.status_code, answer.content) == (200, b"".join(document(2)))
+    report = requests.get(f"{instance.url}/v1/jobs/{answer.headers['Framebox-Job']}", timeout=SECONDS).json()
+    assert report["source"]["sha256"] == hashlib.sha256(video).hexdigest()
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_body_with_another_digest_is_refused_and_makes_no_job(
+    instance: WebInstance, post: Callable[..., requests.Response], algorithm: str
+):
+    before = {path.name for path in instance.folder.jobs.iterdir()}
+    answer = post(b'{"frames": 2}', "Repr-Digest", algorithm, digested=b"another")
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["header"]) == (400, "digest_mismatch", "Repr-Digest")
+    assert {path.name for path in instance.folder.jobs.iterdir()} == before
+    assert not [*instance.folder.incoming.iterdir()]
+    wait_until(lambda: not files(instance))
+
+
+def test_what_is_no_digest_is_refused_before_the_body(instance: WebInstance):
+    head = post_head(
+        "", "video/mp4", "Content-Length: 1000", "Expect: 100-continue", "Repr-Digest: sha-256=abc"
+    )
+    answer = exchange(instance.port, head + b"\r\n")
+    assert (answer.status, answer.continued) == (400, False)
+    assert (answer.problem["code"], answer.problem["parameter"]) == ("invalid_option", "Repr-Digest")
