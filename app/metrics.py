@@ -109,7 +109,8 @@ def retire_counters(pid: int | None = None) -> None:
     """Add the counters of a process that has ended to the file of all that did; None: of all of this program.
 
     Each would leave its files behind, and a program may be started again for ever. One caller at a time, who
-    knows that they have ended. Does nothing on a full disk.
+    knows that they have ended. The file of all is made when a program first starts: on a disk that is full
+    later, the room of those that ended is then free for those that follow.
     """
     if FOLDER_VARIABLE not in os.environ:
         return
@@ -118,9 +119,8 @@ def retire_counters(pid: int | None = None) -> None:
         total = folder / f"{kind}_0.db"
         ended = [path for path in folder.glob(f"{kind}_{'*' if pid is None else pid}.db") if path != total]
         try:
-            if ended:
-                _take_room_of(total)
-        except OSError:
+            _take_room_of(total)
+        except OSError:  # the disk was full from the start
             return
         for path in ended:
             _add_counters(path, total)

@@ -12,9 +12,10 @@ import psutil
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests" / "e2e"))
 
+from crash_disk import CrashDisk  # noqa: E402
 from instance import Instance, make_clip, repeat_clip  # noqa: E402
 
-__all__ = ["CHECKOUT", "Instance", "make_clip", "repeat_clip"]
+__all__ = ["CHECKOUT", "CrashDisk", "Instance", "make_clip", "repeat_clip"]
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written
 _AT_REST = ("framebox.sqlite3", "framebox.sqlite3-wal", "framebox.sqlite3-shm", "ballast")

@@ -22,10 +22,10 @@ fail() {
 
 have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 
-missing_packages() { # the Debian packages of the commands named that are not there
-    local command
-    for command in "$@"; do
-        have "$command" || printf '%s\n' "$command"
+missing_packages() { # COMMAND or COMMAND:PACKAGE…: the Debian packages of those that are not there
+    local word
+    for word in "$@"; do
+        have "${word%%:*}" || printf '%s\n' "${word##*:}"
     done
 }
 
@@ -112,7 +112,7 @@ install_requirements() { # FILE, then the files that it includes
 
 case "${1:-}" in
 serve) commands=(nginx) ;;
-test) commands=(nginx ffmpeg strace curl openssl) ;;
+test) commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs) ;;
 *) fail "usage: deploy/prepare.sh serve|test" ;;
 esac
 

@@ -24,6 +24,7 @@ from app.video.messages import Command, DecoderProtocolError, Message, Ready
 _POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
 _END_SECONDS = 10.0  # for a killed child to be gone
+_PARENT_IS_GONE = 255  # what multiprocessing takes for an exit status where the child's server has died
 
 
 class DecodingCancelled(Exception):
@@ -199,11 +200,11 @@ class ChildProcess:
         self._process.kill()
 
     def was_killed_by_others(self) -> bool:
-        """Whether the child ended by itself of a SIGKILL, which is never its own: no fault of its video's."""
+        """Whether the child ended of a SIGKILL, or with its parent: neither is a fault of its video's."""
         if not self._has_ended:
             return False
         self._process.join(_REAP_SECONDS)
-        return self._process.exitcode == -signal.SIGKILL
+        return self._process.exitcode in (-signal.SIGKILL, _PARENT_IS_GONE)
 
     def close(self) -> None:
         """Kill the child and return when it is gone."""

@@ -67,7 +67,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Everything is there but .venv: python3, nginx, ffmpeg, strace, curl, openssl."""
+    """Everything is there but .venv: python3, nginx, ffmpeg, strace, curl, openssl, mkfs.btrfs."""
     machine = Machine(tmp_path)
     (machine.checkout / "deploy").mkdir(parents=True)
     machine.programs.mkdir()
@@ -78,7 +78,7 @@ def machine(tmp_path: Path) -> Machine:
         found = shutil.which(tool)
         assert found is not None
         (machine.programs / tool).symlink_to(found)
-    for name in ("nginx", "ffmpeg", "strace", "curl", "openssl"):
+    for name in ("nginx", "ffmpeg", "strace", "curl", "openssl", "mkfs.btrfs"):
         machine.add(name, "#!/bin/sh\n")
     machine.add_python()
     return machine
@@ -98,7 +98,7 @@ def test_the_first_start_makes_the_environment_and_the_second_does_nothing(machi
 
 
 def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
-    for name in ("ffmpeg", "strace", "curl", "openssl"):
+    for name in ("ffmpeg", "strace", "curl", "openssl", "mkfs.btrfs"):
         (machine.programs / name).unlink()
     assert machine.prepare("serve").returncode == 0
     assert machine.logged() == [pip_line("requirements.txt")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from app.video.child import ChildPlan
 from app.video.decoder import DecoderPool, DecodingCancelled
 from app.video.limits import VideoLimits
 from app.video.messages import Message, unpack_frames
-from app.video.process import ChildDied, ChildProcess
+from app.video.process import ChildDied, ChildProcess, ChildSettings
 
 DEADLINE_SECONDS = 20.0
 
@@ -139,8 +140,11 @@ class KillingPool(DecoderPool):
         child = super().acquire(video, threads=threads, cancelled=cancelled)
         if self.kills_left:
             self.kills_left -= 1
-            child.kill()
+            self.strike(child)
         return child
+
+    def strike(self, child: ChildProcess) -> None:
+        child.kill()
 
 
 class BarrenPool(DecoderPool):
@@ -190,8 +194,16 @@ def test_killing_children_that_index_changes_nothing(name: str, clips: ClipFolde
         assert not index.summary.truncated
 
 
+class OrphaningPool(KillingPool):
+    """Kills the server that the children are forked from; they end with it."""
+
+    def strike(self, child: ChildProcess) -> None:
+        psutil.Process(child.pid).parent().kill()  # not waited for: that is multiprocessing's to do
+
+
+@pytest.mark.parametrize("killing_pool", [KillingPool, OrphaningPool])
 def test_killing_children_at_one_place_again_and_again_changes_nothing(
-    clips: ClipFolder, pool: DecoderPool
+    killing_pool: type[KillingPool], clips: ClipFolder, pool: DecoderPool
 ) -> None:
     video = clips.get("h264.mp4")
     with pool.index(video, segment_frames=10**6, cancelled=never) as index:
@@ -199,7 +211,7 @@ def test_killing_children_at_one_place_again_and_again_changes_nothing(
         facts = index.facts
     settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
     with (
-        KillingPool(**settings) as killing,
+        killing_pool(**settings) as killing,
         killing.decode(video, facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session,
     ):
         ids = []
@@ -209,6 +221,36 @@ def test_killing_children_at_one_place_again_and_again_changes_nothing(
         assert killing.kills_left == 0
         assert not session.outcome.undecodable
     assert ids == list(range(50))
+
+
+class DyingServer:
+    """Stands in for multiprocessing's context while its server dies: no child comes of it."""
+
+    def __init__(self, fault: Exception) -> None:
+        self._fault = fault
+
+    def Process(self, **_: object) -> DyingServer:  # noqa: N802 - the context's name
+        return self
+
+    def start(self) -> None:
+        raise self._fault
+
+
+@pytest.mark.parametrize("fault", [EOFError, ConnectionRefusedError, BrokenPipeError])
+def test_a_child_that_could_not_be_forked_has_died_and_leaves_no_descriptor(
+    fault: type[Exception], clips: ClipFolder
+) -> None:
+    settings = ChildSettings(VideoLimits(), 512 * MIB, 4 * MIB, stall_seconds=1.0, require_sandbox=True)
+    video = clips.get("h264.mp4")
+
+    def fail_to_start() -> None:
+        with pytest.raises(ChildDied):
+            ChildProcess(DyingServer(fault()), video, settings, threads=1, start_lock=threading.Lock())
+
+    before = psutil.Process().num_fds()
+    fail_to_start()
+    gc.collect()  # the traceback held the child that was not to be
+    assert psutil.Process().num_fds() == before
 
 
 def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
