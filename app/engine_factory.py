@@ -22,6 +22,8 @@ from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, Seg
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
+from app.storage.space import SpaceLedger
+from app.storage.uploads import UploadLimits, Uploads
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
 
@@ -67,6 +69,7 @@ def create_engine(settings: Settings) -> Engine:
                 keep_seconds=settings.keep_days * 86400.0,
                 keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
             ),
+            _uploads(settings, data),
         ),
         limits=EngineLimits(
             running_jobs=settings.running_jobs,
@@ -81,6 +84,11 @@ def create_engine(settings: Settings) -> Engine:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
     return engine
+
+
+def _uploads(settings: Settings, data: DataFolder) -> Uploads:
+    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
+    return Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads))
 
 
 def _all_devices() -> tuple[str, ...]:

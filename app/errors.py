@@ -212,6 +212,58 @@ class SourceChanged(FrameboxError):
     code, status, title = "source_changed", 422, "Source has changed"
 
 
+class UploadIsFinal(FrameboxError):
+    """A PATCH to an upload that was joined from others."""
+
+    code, status, title = "upload_is_final", 403, "Upload is final"
+
+
+class UploadNotFound(FrameboxError):
+    code, status, title = "upload_not_found", 404, "No such upload"
+
+
+class UploadUnfinished(FrameboxError):
+    """Extensions: ``offset_bytes``, ``length_bytes`` (null: not told yet)."""
+
+    code, status, title = "upload_unfinished", 409, "Upload is not finished"
+
+
+class OffsetMismatch(FrameboxError):
+    """Extensions: ``offset_bytes``, where the upload stands."""
+
+    code, status, title = "upload_offset_mismatch", 409, "Not the upload's offset"
+
+
+class UploadGone(FrameboxError):
+    """The upload has expired, or was used. Extensions: ``instance``, what it became."""
+
+    code, status, title = "upload_gone", 410, "Upload is gone"
+
+
+class UnsupportedTusVersion(FrameboxError):
+    """Extensions: ``allowed``."""
+
+    code, status, title = "tus_version", 412, "Another version of tus"
+
+
+class UploadLocked(FrameboxError):
+    """Another request writes to the upload, and did not stop. Extensions: ``retry_after_seconds``."""
+
+    code, status, title = "upload_locked", 423, "Upload is locked"
+
+
+class ChecksumMismatch(FrameboxError):
+    """The body is not what its Upload-Checksum says; nothing of it was kept. Extensions: ``offset_bytes``."""
+
+    code, status, title = "checksum_mismatch", 460, "Checksum mismatch"
+
+
+class TooManyUploads(FrameboxError):
+    """Extensions: ``limit``, ``retry_after_seconds``."""
+
+    code, status, title = "too_many_uploads", 429, "Too many uploads"
+
+
 class TooManyJobs(FrameboxError):
     """Extensions: ``limit``, ``retry_after_seconds``."""
 

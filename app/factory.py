@@ -15,6 +15,7 @@ from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
+from app.storage.uploads import UploadLimits, Uploads
 from app.web.application import create_web_app
 from app.web.forms import FormMaker, remove_forms_cut_short
 from app.web.service import Service, WebLimits
@@ -45,6 +46,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     remove_leftovers(folder, spool, store)
     remove_forms_cut_short(folder)
     bodies.remove_leftovers()
+    uploads = Uploads(
+        folder, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)
+    )
+    uploads.recover()
     service = Service(
         folder=folder,
         store=store,
@@ -53,6 +58,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         bodies=bodies,
         space=space,
         ingest=Ingest(settings.ingest),
+        uploads=uploads,
         forms=FormMaker(folder, store, space),
         metrics=Metrics(),
         limits=WebLimits(
@@ -61,6 +67,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             max_wait_seconds=settings.max_wait_seconds,
             compress=settings.compress,
             default_model=settings.model,
+            cors_origins=settings.cors_origins,
             attach=settings.attach,
             version=VERSION,
         ),

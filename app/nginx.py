@@ -57,12 +57,13 @@ _BODY = _FORWARDED | {
 
 # Refusals are literals of nginx: only those leave the body unread and reach every client.
 _ADMISSION = (
-    "auth_request /_admit;",
     "auth_request_set $refusal_status $upstream_http_framebox_refusal_status;",
     "auth_request_set $refusal_code $upstream_http_framebox_refusal_code;",
     "auth_request_set $refusal_problem $upstream_http_framebox_refusal_problem;",
     "auth_request_set $refusal_retry_after $upstream_http_retry_after;",
     "auth_request_set $refusal_allow $upstream_http_allow;",
+    "auth_request_set $refusal_tus $upstream_http_tus_resumable;",
+    "auth_request_set $refusal_origin $upstream_http_access_control_allow_origin;",
     "auth_request_set $earlier_job $upstream_http_framebox_earlier_job;",
 )
 
@@ -91,7 +92,7 @@ _CIPHERS = (
 )
 
 # Every status with which the application may refuse an upload: nginx' `return` takes literal ones only.
-_REFUSAL_STATUSES = (400, 404, 405, 411, 413, 415, 422, 429, 500, 503, 507)
+_REFUSAL_STATUSES = (400, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 429, 500, 503, 507)
 
 
 def render_nginx_conf(settings: Settings) -> str:
@@ -115,7 +116,8 @@ def render_nginx_conf(settings: Settings) -> str:
         ),
         "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
         "DOCUMENT_HEADERS": _lines(12, _document_headers()),
-        "ADMISSION": _lines(12, _ADMISSION),
+        "ADMISSION": _lines(12, ("auth_request /_admit;", *_ADMISSION)),
+        "UPLOADS_ADMISSION": _lines(12, ("auth_request /_admit_upload;", *_ADMISSION)),
         "BODY_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _BODY.items())),
         "BODY_FOLDERS": _lines(12, (line for name in FOLDER_NAMES for line in _body_location(folder, name))),
         "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),

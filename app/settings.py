@@ -63,6 +63,17 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         110_000_000_000, ge=1, description="largest body; 100 GB and a margin for a multipart envelope"
     )
+    max_open_uploads: int = Field(
+        1000, ge=1, description="resumable uploads at a time, each with its room on the disk; beyond it 429"
+    )
+    keep_upload_hours: float = Field(
+        24.0, gt=0, description="a resumable upload is kept so long after its last byte"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (),
+        description="origins whose pages may upload (tus in a browser), such as https://app.example; "
+        "comma-separated, * for all",
+    )
     http_workers: int = Field(2, ge=1, le=16, description="gunicorn processes")
     http_threads: int = Field(
         128, ge=4, le=1024, description="threads a process; more than the requests that nginx lets wait"

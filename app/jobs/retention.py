@@ -12,6 +12,7 @@ from app.failpoints import fail_point
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
 from app.storage.space import free_bytes
+from app.storage.uploads import Uploads
 
 FETCH_SECONDS = 300.0  # whoever waits for an answer has so long to fetch it, however full the disk
 _AT_ONCE = 20  # jobs removed a call, so that the caller's loop goes on in between
@@ -31,6 +32,7 @@ class Retention:
         data: DataFolder,
         store: JobStore,
         limits: RetentionLimits,
+        uploads: Uploads,
         *,
         measure: Callable[[Path], int] = free_bytes,
         clock: Callable[[], float] = time.time,
@@ -38,15 +40,17 @@ class Retention:
         self._data = data
         self._store = store
         self._limits = limits
+        self._uploads = uploads
         self._measure = measure
         self._clock = clock
 
     def remove_old(self) -> int:
         """Remove some of what is too old, and then of what the disk has no room for; return how many jobs.
 
-        Call it again and again: it does a little at a time.
+        Abandoned uploads go too. Call it again and again: it does a little at a time.
         """
         old = self._store.oldest_ended(before=self._clock() - self._limits.keep_seconds, limit=_AT_ONCE)
+        self._uploads.remove_expired()
         return sum(map(self._remove, old)) + self._make_room()
 
     def _make_room(self) -> int:

@@ -5,6 +5,7 @@
   locks/<program>.lock      held (flock) by the one serve, engine, web, nginx of this folder
   incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
   bodies/<xx>/<digits>      a body that nginx writes to disk by itself: see bodies.py
+  uploads/<id>/             a resumable upload: see uploads.py
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
@@ -48,6 +49,10 @@ class DataFolder:
     @property
     def bodies(self) -> Path:
         return self.root / "bodies"
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
 
     @property
     def jobs(self) -> Path:
@@ -95,7 +100,16 @@ class DataFolder:
     def create(self) -> None:
         """Make the folders that are missing, readable by this user alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.incoming, self.bodies, self.jobs, self.locks, self.run, self.metrics, self.nginx):
+        for folder in (
+            self.incoming,
+            self.bodies,
+            self.uploads,
+            self.jobs,
+            self.locks,
+            self.run,
+            self.metrics,
+            self.nginx,
+        ):
             folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(self.root)
 
@@ -109,6 +123,12 @@ class DataFolder:
         if not JOB_ID.fullmatch(job_id):
             raise ValueError("not a job id")
         return self.jobs / job_id
+
+    def upload(self, upload_id: str) -> Path:
+        """The resumable upload's folder. ValueError if `upload_id` is no id: it may come from a URL."""
+        if not JOB_ID.fullmatch(upload_id):
+            raise ValueError("not an upload id")
+        return self.uploads / upload_id
 
     def video(self, job_id: str) -> Path:
         return self.job(job_id) / "video"

@@ -113,6 +113,19 @@ class SpaceLedger:
                 (key, size_bytes, self._clock() + seconds, body_folder),
             )
 
+    @contextmanager
+    def disk_full_told(self, needed_bytes: int) -> Iterator[None]:
+        """Raise InsufficientStorage, with what is left, where the block finds no room to write."""
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            available = max(self.available_bytes(), 0)
+            raise InsufficientStorage(
+                "The disk is full.", {"needed_bytes": needed_bytes, "available_bytes": available}
+            ) from error
+
     def release(self, key: str) -> None:
         """Take back what was promised to `key`, if anything was."""
         with self._transaction() as connection:

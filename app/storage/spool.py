@@ -7,7 +7,6 @@ process dies: a folder whose lock can be had belongs to nobody.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -22,6 +21,7 @@ from typing import Protocol
 
 from app.errors import InsufficientStorage
 from app.failpoints import fail_point
+from app.storage.allocation import allocate
 from app.storage.bodies import SpooledBody
 from app.storage.data_folder import DataFolder
 from app.storage.durable import fsync_folder
@@ -30,9 +30,7 @@ from app.storage.space import SpaceLedger
 SYNC_BYTES = 64 * 1024 * 1024  # dirty pages an upload leaves at most; smaller steps cost speed
 _PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
 _LOCK_SECONDS = 0.05  # between two tries to hold a folder
-_FALLOC_FL_KEEP_SIZE = 0x01  # fallocate(2): take the blocks, leave the size
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(slots=True)
@@ -82,7 +80,7 @@ class Upload:
         self._promise()
         if self.expected_bytes is not None:
             with self._no_room_told():
-                self._allocated = _allocate(self._descriptor, self.expected_bytes)
+                self._allocated = allocate(self._descriptor, self.expected_bytes)
         if self._allocated:
             self._space.release(self.key)
 
@@ -292,15 +290,3 @@ def _make_owned(folder: Path) -> int:
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
-
-
-def _allocate(descriptor: int, size_bytes: int) -> bool:
-    """Take `size_bytes` of disk for an empty file whose size stays 0; False where that cannot be done."""
-    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _CANNOT_ALLOCATE:
-        return False
-    raise OSError(code, os.strerror(code))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from werkzeug.datastructures import Headers
@@ -66,7 +65,7 @@ def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = ""
     """
     admission = examine(head, service, key=key)
     if admission.earlier is None:
-        _check_queue(service)
+        check_queue(service)
     if admission.earlier is None or admission.body_kind is BodyKind.NAMED:
         _check_length(head, _limit_bytes(admission.body_kind, service.limits))
         size_bytes = head.content_length or 0
@@ -77,10 +76,7 @@ def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = ""
 
 def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
     """What `admit` tells, of an upload that has come already: it asks for no room and refuses no queue."""
-    options = parse_options(head.query)
-    models = service.store.engine_status().models
-    model = check_model(options.detection, models, service.limits.default_model)
-    request = _job_request(head, options, model, service.limits, request_id=key, models=models)
+    options, request = _job_request(head, service, request_id=key)
     body_kind, boundary = _body_kind(head.content_type)
     size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
     earlier = service.store.attach(request, None, size_bytes=size_bytes)
@@ -107,18 +103,22 @@ def upload_head_of_nginx(headers: Headers) -> UploadHead:
     return upload_head(parse_qsl(query, keep_blank_values=True), headers, prefix="Framebox-Upload-")
 
 
-def _job_request(
-    head: UploadHead,
-    options: RequestOptions,
-    model: str,
-    limits: WebLimits,
-    *,
-    request_id: str,
-    models: Sequence[Mapping[str, Any]],
-) -> JobRequest:
+def queued_request(query: Iterable[tuple[str, str]], service: Service, *, request_id: str) -> JobRequest:
+    """The request for a job that nobody waits for, of a query string's pairs.
+
+    Raises InvalidOption, EngineUnavailable.
+    """
+    head = UploadHead(tuple(query), None, None, chunked=False, idempotency_key=None, waits=False)
+    return _job_request(head, service, request_id=request_id)[1]
+
+
+def _job_request(head: UploadHead, service: Service, *, request_id: str) -> tuple[RequestOptions, JobRequest]:
     """Who waits for the answer is served first, unless the request says otherwise."""
+    options, limits = parse_options(head.query), service.limits
+    models = service.store.engine_status().models
+    model = check_model(options.detection, models, limits.default_model)
     usual = Priority.INTERACTIVE if head.waits else Priority.BATCH
-    return JobRequest(
+    return options, JobRequest(
         request_id=request_id,
         model=model,
         options=options.detection,
@@ -177,7 +177,8 @@ def body_too_large(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is longer than {limit_bytes} bytes.", {"limit_bytes": limit_bytes})
 
 
-def _check_queue(service: Service) -> None:
+def check_queue(service: Service) -> None:
+    """Raise TooManyJobs if there may be no more."""
     counts = service.store.counts()
     limit = service.limits.max_active_jobs
     if counts[JobState.QUEUED] + counts[JobState.RUNNING] >= limit:

@@ -22,11 +22,18 @@ from app.web.probes import ProbeViews
 from app.web.problems import register_error_handlers
 from app.web.routes import ROUTES
 from app.web.service import Service
+from app.web.uploads import UploadViews
 
 _log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._-]{1,128}")
-_QUIET = ("is_alive", "is_ready", "get_metrics", "admit_upload")  # asked every few seconds, or twice
+_QUIET = (
+    "is_alive",
+    "is_ready",
+    "get_metrics",
+    "admit_upload",
+    "admit_upload_body",
+)  # asked every few seconds, or twice
 
 
 def create_web_app(service: Service) -> Flask:
@@ -34,8 +41,15 @@ def create_web_app(service: Service) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.extensions["framebox"] = service
     views = _views(service)
+    answers_options = {route.rule for route in ROUTES if route.method == "OPTIONS"}
     for route in ROUTES:
-        app.add_url_rule(route.rule, endpoint=route.name, view_func=views[route.name], methods=[route.method])
+        app.add_url_rule(
+            route.rule,
+            endpoint=route.name,
+            view_func=views[route.name],
+            methods=[route.method],
+            provide_automatic_options=(route.rule not in answers_options),
+        )
     register_error_handlers(app)
     app.before_request(_begin)
     app.after_request(_Finish(service.metrics))
@@ -46,7 +60,16 @@ def _views(service: Service) -> dict[str, Callable[..., Response]]:
     """The view of each route, by the route's name."""
     detections, jobs, events = DetectionViews(service), JobViews(service), EventViews(service)
     probes, pages, internal = ProbeViews(service), PageViews(service), InternalViews(service)
+    uploads = UploadViews(service)
     return {
+        "create_upload": uploads.serve,
+        "describe_uploads": uploads.serve,
+        "describe_upload": uploads.serve,
+        "get_upload": uploads.serve,
+        "append_to_upload": uploads.serve,
+        "remove_upload": uploads.serve,
+        "override_method": uploads.serve,
+        "admit_upload_body": internal.admit_upload_body,
         "create_detection": detections.create,
         "list_jobs": jobs.list,
         "get_job": jobs.report,

@@ -50,10 +50,10 @@ class DetectionViews:
             job = admission.earlier or self._accept(head, admission)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
-            after_this_request(_discard_rest_afterwards)
+            after_this_request(discard_rest_afterwards)
             raise
         if admission.earlier is not None:
-            after_this_request(_discard_rest_afterwards)
+            after_this_request(discard_rest_afterwards)
         return self._answer(job, admission, preference)
 
     def attached(self) -> Response:
@@ -172,7 +172,7 @@ class DetectionViews:
         return longest if preference.wait_seconds is None else min(preference.wait_seconds, longest)
 
 
-def _discard_rest_afterwards(response: Response) -> Response:
+def discard_rest_afterwards(response: Response) -> Response:
     """The answer goes out first; then what the client still sends is read and dropped."""
     stream, connection = request.stream, request.environ.get("gunicorn.socket")
     response.call_on_close(partial(discard_rest, stream, connection, seconds=_DISCARD_SECONDS))

@@ -14,7 +14,10 @@ from flask import Response, g, request
 from app.errors import FrameboxError, MethodNotAllowed
 from app.storage.bodies import folder_name
 from app.web.admission import admit, upload_head_of_nginx
+from app.web.cors import cors_headers
 from app.web.service import Service
+from app.web.tus import VERSION
+from app.web.upload_head import admit_upload_body, head_of_nginx
 
 
 class InternalViews:
@@ -33,6 +36,19 @@ class InternalViews:
             return _refusal(error)
         if admission.earlier is not None and not head.chunked:  # nginx would read a chunked body first
             return Response(status=403, headers={"Framebox-Earlier-Job": admission.earlier.id})
+        return Response(status=204)
+
+    def admit_upload_body(self) -> Response:
+        """The same for ``/v1/uploads``: may this part of a resumable upload be sent?"""
+        try:
+            admit_upload_body(head_of_nginx(request.headers), self._service, key=g.request_id)
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            response = _refusal(error)
+            response.headers["Tus-Resumable"] = VERSION
+            origin, allowed = request.headers.get("Origin"), self._service.limits.cors_origins
+            response.headers.update(cors_headers(origin, allowed, is_preflight=False))
+            return response
         return Response(status=204)
 
 

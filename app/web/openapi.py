@@ -13,7 +13,9 @@ from app.pipeline.options import DetectionOptions
 from app.web.problems import PROBLEM_TYPE
 from app.web.routes import JSON, NAMED_KINDS, ROUTES, Answer, Parameter, Route
 from app.web.schemas import SHAPES
+from app.web.tus import CHUNK_TYPE
 
+_RAW = {"schema": {"type": "string", "format": "binary"}}
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -79,6 +81,8 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["parameters"] = [_parameter(parameter) for parameter in parameters]
     if route.takes_video:
         operation["requestBody"] = _video_body()
+    if route.takes_chunk:
+        operation["requestBody"] = {"content": {CHUNK_TYPE: _RAW}}
     return operation
 
 
@@ -109,7 +113,7 @@ def _problems(errors: Sequence[type[FrameboxError]]) -> Iterator[tuple[str, dict
 
 
 def _video_body() -> dict[str, Any]:
-    raw = {"schema": {"type": "string", "format": "binary"}}
+    raw = _RAW
     form = {
         "schema": {
             "type": "object",

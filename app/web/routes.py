@@ -49,6 +49,7 @@ class Route:
     errors: tuple[type[FrameboxError], ...] = ()
     parameters: tuple[Parameter, ...] = ()
     takes_video: bool = False
+    takes_chunk: bool = False  # of a resumable upload
     takes_options: bool = False  # those of DetectionOptions, in the query string
 
     @property
@@ -140,6 +141,35 @@ _UPLOAD_ERRORS = (
     errors.InsufficientStorage,
 )
 
+_BYTES = {"type": "integer", "minimum": 0}
+_UPLOAD_ID = Parameter(
+    "upload_id", "path", "The upload's id.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+)
+_TUS = Parameter(
+    "Tus-Resumable", "header", "The version of tus: 1.0.0.", {"type": "string", "const": "1.0.0"}
+)
+_CHECKSUM = Parameter(
+    "Upload-Checksum", "header", "`sha256`, `sha1` or `md5`, a space, and the body's digest in base64.", _TEXT
+)
+_ONE_UPLOAD_ERRORS = (
+    errors.UploadNotFound,
+    errors.UploadGone,
+    errors.UnsupportedTusVersion,
+    errors.UploadLocked,
+    errors.TooManyJobs,
+)
+_TUS_ERRORS = (
+    errors.InvalidOption,
+    errors.IncompleteBody,
+    errors.EmptyBody,
+    errors.UnsupportedTusVersion,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.ChecksumMismatch,
+    errors.Busy,
+    errors.InsufficientStorage,
+)
+
 ROUTES: tuple[Route, ...] = (
     Route(
         "POST",
@@ -154,6 +184,126 @@ ROUTES: tuple[Route, ...] = (
         parameters=(_FORMAT, _PRIORITY, _ATTACH, _PREFER, _KEY, *_DIGESTS),
         takes_video=True,
         takes_options=True,
+    ),
+    Route(
+        "POST",
+        "/v1/uploads",
+        "create_upload",
+        "Begin a resumable upload (tus 1.0.0), or join finished parts to one.",
+        answers=(
+            Answer(
+                201,
+                "The upload; its address is in Location. Headers: Upload-Expires, Upload-Offset; "
+                "Framebox-Job and Link, if it is a job already.",
+                (),
+            ),
+        ),
+        errors=(
+            *_TUS_ERRORS,
+            errors.EngineUnavailable,
+            errors.UploadUnfinished,
+            errors.TooManyUploads,
+        ),
+        parameters=(
+            _TUS,
+            Parameter("Upload-Length", "header", "The length in bytes.", _BYTES),
+            Parameter("Upload-Defer-Length", "header", "`1`: the length is told later.", _TEXT),
+            Parameter(
+                "Upload-Metadata",
+                "header",
+                "Pairs of a key and a value in base64. `filename`: the video's name. `detect`: options "
+                "such as `model=hog-people&stride=10`, or empty; the job starts with the last byte.",
+                _TEXT,
+            ),
+            Parameter(
+                "Upload-Concat",
+                "header",
+                "`partial`: a part of another upload. `final;` and the parts' addresses: join them.",
+                _TEXT,
+            ),
+            _CHECKSUM,
+        ),
+        takes_chunk=True,
+    ),
+    Route(
+        "OPTIONS",
+        "/v1/uploads",
+        "describe_uploads",
+        "What of tus there is: versions, extensions, the largest upload.",
+        answers=(
+            Answer(204, "Headers: Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm.", ()),
+        ),
+    ),
+    Route(
+        "HEAD",
+        "/v1/uploads/<upload_id>",
+        "get_upload",
+        "How far an upload is. A request that still writes to it is stopped.",
+        answers=(
+            Answer(
+                200,
+                "Headers: Upload-Offset, Upload-Length, Upload-Expires, Upload-Metadata, Upload-Concat; "
+                "Framebox-Job and Link once it has become a job.",
+                (),
+            ),
+        ),
+        errors=_ONE_UPLOAD_ERRORS,
+        parameters=(_UPLOAD_ID, _TUS),
+    ),
+    Route(
+        "PATCH",
+        "/v1/uploads/<upload_id>",
+        "append_to_upload",
+        "Go on with an upload. Whatever arrives of the body is kept.",
+        answers=(
+            Answer(
+                204,
+                "Headers: Upload-Offset, Upload-Expires; Framebox-Job and Link once it has become a job.",
+                (),
+            ),
+        ),
+        errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
+        parameters=(
+            _UPLOAD_ID,
+            _TUS,
+            Parameter("Upload-Offset", "header", "Where the body begins: the upload's offset.", _BYTES),
+            Parameter("Upload-Length", "header", "The length, if it was not told before.", _BYTES),
+            _CHECKSUM,
+        ),
+        takes_chunk=True,
+    ),
+    Route(
+        "DELETE",
+        "/v1/uploads/<upload_id>",
+        "remove_upload",
+        "Give an upload up. A job that it has become goes on.",
+        answers=(Answer(204, "It is gone.", ()),),
+        errors=_ONE_UPLOAD_ERRORS,
+        parameters=(_UPLOAD_ID, _TUS),
+    ),
+    Route(
+        "POST",
+        "/v1/uploads/<upload_id>",
+        "override_method",
+        "For clients that cannot send PATCH, HEAD or DELETE: X-HTTP-Method-Override names the method.",
+        answers=(Answer(204, "As the method that is named.", ()),),
+        errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
+        parameters=(
+            _UPLOAD_ID,
+            _TUS,
+            Parameter("X-HTTP-Method-Override", "header", "The method.", _TEXT),
+        ),
+        takes_chunk=True,
+    ),
+    Route(
+        "OPTIONS",
+        "/v1/uploads/<upload_id>",
+        "describe_upload",
+        "As for all uploads.",
+        answers=(
+            Answer(204, "Headers: Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm.", ()),
+        ),
+        parameters=(_UPLOAD_ID,),
     ),
     Route(
         "GET",
@@ -284,6 +434,12 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/", "show_dashboard", "The jobs at a glance.", answers=(Answer(200, "A page.", (HTML,)),)),
     Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
+    Route(
+        "GET",
+        "/_internal/admit-upload",
+        "admit_upload_body",
+        "nginx asks the same about a part of an upload.",
+    ),
     Route("GET", "/_internal/again", "answer_again", "nginx asks for the answer to a key that is known."),
     Route("POST", "/_internal/body", "create_from_body", "nginx has written a video to disk by itself."),
     Route("GET", "/_internal/unspooled", "tell_unspooled", "nginx asks why it could not write a video."),

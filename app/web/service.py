@@ -13,6 +13,7 @@ from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
+from app.storage.uploads import Uploads
 from app.web.forms import FormMaker
 
 
@@ -25,6 +26,7 @@ class WebLimits:
     max_wait_seconds: float  # of a request for its answer
     compress: bool  # documents, for clients that accept it
     default_model: str
+    cors_origins: tuple[str, ...]  # whose pages may upload
     attach: bool  # a request that does not say gets an equal job's answer
     version: str  # of this release
 
@@ -40,6 +42,7 @@ class Service:
     bodies: BodyFolders
     space: SpaceLedger
     ingest: Ingest
+    uploads: Uploads
     forms: FormMaker
     metrics: Metrics
     limits: WebLimits

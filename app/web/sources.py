@@ -10,7 +10,10 @@ import orjson
 from app.errors import InvalidSource, MalformedBody
 from app.jobs.intake import accept_ingested
 from app.jobs.job import Job, JobRequest, SourceKind
+from app.jobs.resumed import accept_resumed
+from app.storage.uploads import HeldUpload
 from app.web.service import Service
+from app.web.tus import NAME_KEYS, metadata_text, parse_metadata
 
 JSON_BODY_BYTES = 64 * 1024  # of a body at most: an address, however long its signature, is far below
 _LONGEST_VALUE = 8192  # characters
@@ -52,6 +55,7 @@ class NamedVideos:
         self._service = service
         self._accept_kind: dict[SourceKind, Callable[[str, JobRequest], Job]] = {
             SourceKind.PATH: self._accept_path,
+            SourceKind.UPLOAD: self._accept_upload,
         }
 
     @property
@@ -72,6 +76,23 @@ class NamedVideos:
             store=service.store,
             request=request,
         )
+
+    def _accept_upload(self, upload_id: str, request: JobRequest) -> Job:
+        with self._service.uploads.hold(upload_id) as held:
+            return accept_upload(held, request, self._service)
+
+
+def accept_upload(held: HeldUpload, request: JobRequest, service: Service) -> Job:
+    """Make a whole upload, held by the caller, the video of a job: see `accept_resumed`."""
+    metadata = parse_metadata(held.facts().about.metadata)
+    return accept_resumed(
+        held,
+        spool=service.spool,
+        folder=service.folder,
+        store=service.store,
+        request=request,
+        video_name=metadata_text(metadata, *NAME_KEYS),
+    )
 
 
 def _listed(kinds: Sequence[SourceKind]) -> str:

@@ -12,6 +12,8 @@ from app.jobs.retention import FETCH_SECONDS, Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.space import SpaceLedger
+from app.storage.uploads import UploadLimits, Uploads
 
 DAY = 86400.0
 RESULT_BYTES = 100
@@ -49,7 +51,9 @@ def disk(folder: DataFolder) -> Disk:
 
 def retention(folder: DataFolder, store: JobStore, disk: Disk, *, now: float, free: int = 0) -> Retention:
     limits = RetentionLimits(keep_seconds=10 * DAY, keep_free_bytes=free)
-    return Retention(folder, store, limits, measure=disk, clock=lambda: now)
+    space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
+    uploads = Uploads(folder, space, UploadLimits(keep_seconds=DAY, max_open=10), clock=lambda: now)
+    return Retention(folder, store, limits, uploads, measure=disk, clock=lambda: now)
 
 
 def add(folder: DataFolder, store: JobStore, *, ended_at: float | None) -> str:

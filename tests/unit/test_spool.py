@@ -156,7 +156,7 @@ def test_short_writes_are_completed(spool, folder, store, monkeypatch):
 
 
 def test_a_file_system_without_allocation_keeps_the_promise_up(folder, spool, space, monkeypatch):
-    monkeypatch.setattr(spool_module, "_allocate", lambda *_: False)
+    monkeypatch.setattr(spool_module, "allocate", lambda *_: False)
     monkeypatch.setattr(spool_module, "SYNC_BYTES", MIB)
     free = space.available_bytes()
     with spool.receive(new_job_id(), key="k", expected_bytes=1 << 30) as upload:

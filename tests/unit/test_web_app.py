@@ -98,10 +98,12 @@ def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
 
 
 def test_every_route_is_described_and_every_description_is_served(app: Flask):
+    automatic = {"HEAD", "OPTIONS"}  # Flask answers them wherever nobody else does
     served = {
         (method, openapi_path(rule.rule))
         for rule in app.url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}
+        for method in rule.methods
+        if method not in automatic or rule.rule.startswith("/v1/uploads")
         if not rule.rule.startswith("/_internal")
     }
     paths = openapi_document("1")["paths"]

@@ -1,0 +1,133 @@
+"""Joining uploads that were sent in parallel into one.
+
+The first part's file becomes the whole's by a rename, and the others are appended to it by the kernel
+(copy_file_range), a step at a time; what is durable in the whole is given back in the part. On a file
+system that shares blocks between files (XFS, btrfs) an append at a block's start writes nothing; on others,
+such as ext4, all parts but the first are written a second time. Room is needed for one step.
+
+The whole's id is made from those of its parts in their order. So a request that is sent again finds the
+upload that it made, and goes on where a crash has stopped it: the whole's size says how far it came.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from app.errors import InvalidOption, UploadGone, UploadUnfinished
+from app.failpoints import fail_point
+from app.storage.allocation import give_back_front
+from app.storage.durable import fsync_folder
+from app.storage.space import SpaceLedger
+from app.storage.upload_writer import BLOCK_BYTES
+from app.storage.uploads import About, HeldUpload, UploadFacts, Uploads
+
+_STEP_BYTES = 64 * 1024 * 1024
+_PROMISE_SECONDS = 3600.0
+_NO_COPY_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def joined_id(parts: Sequence[str]) -> str:
+    """The id of the upload that `parts` are joined to, in this order: as hard to guess as theirs."""
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def join_uploads(uploads: Uploads, space: SpaceLedger, about: About) -> UploadFacts:
+    """Make one upload of the finished uploads `about.parts`, in this order; return it, whole and durable.
+
+    The parts stay known, without their bytes. Called again it does what is left to do. Raises UploadNotFound,
+    UploadUnfinished, UploadGone if a part was used for something else, InvalidOption for what is no part,
+    InsufficientStorage, UploadLocked.
+    """
+    final_id = joined_id(about.parts)
+    with ExitStack() as stack:
+        held = {part: stack.enter_context(uploads.hold(part)) for part in sorted(about.parts)}
+        parts = [held[part] for part in about.parts]  # locked in one order, joined in another
+        lengths = [_length(part.settle(), final_id) for part in parts]
+        final = stack.enter_context(uploads.hold_new(final_id, replace(about, length_bytes=sum(lengths))))
+        if not final.facts().is_spent:
+            _join(final, parts, lengths, space)
+        return final.facts()
+
+
+def _length(part: UploadFacts, final_id: str) -> int:
+    """The part's length, if it may be joined."""
+    if part.about.concat != "partial":
+        raise InvalidOption(
+            f"Upload-Concat: {part.id} was not created as a part.",
+            {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
+        )
+    if part.about.final_id not in (None, final_id):
+        raise UploadGone(
+            f"The part {part.id} has been used.", {"instance": f"/v1/uploads/{part.about.final_id}"}
+        )
+    if not part.is_whole:
+        raise UploadUnfinished(
+            f"The part {part.id} is not finished.",
+            {"offset_bytes": part.offset_bytes, "length_bytes": part.about.length_bytes},
+        )
+    return part.offset_bytes
+
+
+def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int], space: SpaceLedger) -> None:
+    if not final.video.exists() and not parts[0].video.exists():
+        final.remove()
+        raise UploadGone("The parts have been used, and what they were joined to is gone.")
+    for part in parts:  # from here on they are good for nothing else
+        if part.facts().about.final_id is None:
+            part.tell(final_id=final.id)
+    fail_point("parts_claimed")
+    if not final.video.exists():
+        parts[0].video.rename(final.video)
+        fsync_folder(final.video.parent)
+        fsync_folder(parts[0].video.parent)
+    fail_point("first_part_moved")
+    parts[0].drop_bytes()
+    key, start = f"join {final.id}", 0
+    space.reserve(key, min(_STEP_BYTES, sum(lengths)), seconds=_PROMISE_SECONDS)
+    try:
+        for part, length in zip(parts, lengths, strict=True):
+            with space.disk_full_told(length):
+                _append(part.video, final.video, start, length)
+            part.drop_bytes()
+            start += length
+    finally:
+        space.release(key)
+
+
+def _append(source: Path, destination: Path, start: int, length: int) -> None:
+    """Append what `destination` lacks of the `length` bytes of `source`, which belong at `start`."""
+    if not source.exists() or not length:
+        return
+    reading = os.open(source, os.O_RDWR | os.O_CLOEXEC)
+    writing = os.open(destination, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        done = os.fstat(writing).st_size - start
+        while done < length:
+            to_block = -(start + done) % BLOCK_BYTES or _STEP_BYTES  # why: see upload_writer.py
+            count = min(to_block, length - done)
+            done += _copy(reading, writing, done, start + done, count)
+            os.fdatasync(writing)
+            fail_point("step_joined")
+            give_back_front(reading, done)
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+def _copy(source: int, destination: int, source_offset: int, offset: int, count: int) -> int:
+    try:
+        copied = os.copy_file_range(source, destination, count, source_offset, offset)
+    except OSError as error:
+        if error.errno not in _NO_COPY_HERE:
+            raise
+        os.lseek(destination, offset, os.SEEK_SET)
+        copied = os.sendfile(destination, source, source_offset, count)
+    if not copied:
+        raise OSError(errno.EIO, "a part ended before its length")
+    return copied

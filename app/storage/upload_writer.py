@@ -1,0 +1,73 @@
+"""Appending to a file so that a power cut leaves what was written, from the start and without gaps.
+
+A file system may make a file's new size durable before the bytes that it counts. Where whole blocks are
+missing it knows of them as holes (`bytes_before_hole`); of a block that was begun earlier it does not. So a
+write ends at the end of a block, and the rest of a block that an earlier request began is made durable before
+anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+BLOCK_BYTES = 4096  # what the file systems of machines with pages of this size fill at once
+SYNC_BYTES = 64 * 1024 * 1024  # dirty pages that an upload leaves at most
+
+
+class UploadWriter:
+    """Appends to the file `descriptor`, which has O_APPEND and is `size_bytes` long.
+
+    `on_sync` is called with the size whenever so much is durable.
+    """
+
+    def __init__(self, descriptor: int, size_bytes: int, on_sync: Callable[[int], None]) -> None:
+        self.size_bytes = size_bytes  # with what is still held back
+        self._descriptor = descriptor
+        self._on_sync = on_sync
+        self._begun = -size_bytes % BLOCK_BYTES  # bytes missing in the last block
+        self._held = b""
+        self._unsynced_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Append `data`; up to a block of it may be held back until `finish`. Raises OSError."""
+        self.size_bytes += len(data)
+        view = memoryview(data)
+        if self._begun:
+            view = self._end_block(view)
+        held_next = (len(self._held) + len(view)) % BLOCK_BYTES
+        if len(self._held) + len(view) < BLOCK_BYTES:
+            self._held += view
+            return
+        self._put(self._held, view[: len(view) - held_next])
+        self._held = bytes(view[len(view) - held_next :])
+        if self._unsynced_bytes >= SYNC_BYTES:
+            self._sync()
+
+    def finish(self) -> None:
+        """Make all of it durable. Raises OSError."""
+        held, self._held = self._held, b""
+        self._put(held)
+        self._sync()
+
+    def _end_block(self, view: memoryview) -> memoryview:
+        end = min(self._begun, len(view))
+        self._put(view[:end])
+        self._begun -= end
+        os.fdatasync(self._descriptor)
+        return view[end:]
+
+    def _put(self, *pieces: bytes | memoryview) -> None:
+        rest = [memoryview(piece) for piece in pieces if len(piece)]
+        while rest:  # a write near a full disk may be short
+            written = os.writev(self._descriptor, rest)
+            self._unsynced_bytes += written
+            while rest and written >= len(rest[0]):
+                written -= len(rest.pop(0))
+            if rest:
+                rest[0] = rest[0][written:]
+
+    def _sync(self) -> None:
+        os.fdatasync(self._descriptor)
+        self._unsynced_bytes = 0
+        self._on_sync(self.size_bytes - len(self._held))
