@@ -76,7 +76,9 @@ def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = ""
 
 def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
     """What `admit` tells, of an upload that has come already: it asks for no room and refuses no queue."""
-    options, request = _job_request(head, service, request_id=key)
+    options = parse_options(head.query)
+    own_key = _parse_key(head.idempotency_key)
+    request = _job_request(options, service, request_id=key, idempotency_key=own_key, waits=head.waits)
     body_kind, boundary = _body_kind(head.content_type)
     size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
     earlier = service.store.attach(request, None, size_bytes=size_bytes)
@@ -108,24 +110,26 @@ def queued_request(query: Iterable[tuple[str, str]], service: Service, *, reques
 
     Raises InvalidOption, EngineUnavailable.
     """
-    head = UploadHead(tuple(query), None, None, chunked=False, idempotency_key=None, waits=False)
-    return _job_request(head, service, request_id=request_id)[1]
+    return _job_request(
+        parse_options(query), service, request_id=request_id, idempotency_key=None, waits=False
+    )
 
 
-def _job_request(head: UploadHead, service: Service, *, request_id: str) -> tuple[RequestOptions, JobRequest]:
+def _job_request(
+    options: RequestOptions, service: Service, *, request_id: str, idempotency_key: str | None, waits: bool
+) -> JobRequest:
     """Who waits for the answer is served first, unless the request says otherwise."""
-    options, limits = parse_options(head.query), service.limits
     models = service.store.engine_status().models
-    model = check_model(options.detection, models, limits.default_model)
-    usual = Priority.INTERACTIVE if head.waits else Priority.BATCH
-    return options, JobRequest(
+    model = check_model(options.detection, models, service.limits.default_model)
+    usual = Priority.INTERACTIVE if waits else Priority.BATCH
+    return JobRequest(
         request_id=request_id,
         model=model,
         options=options.detection,
         priority=options.priority or usual,
-        idempotency_key=_parse_key(head.idempotency_key),
+        idempotency_key=idempotency_key,
         model_sha256=next((found.get("sha256") for found in models if found["name"] == model), None),
-        may_attach=limits.attach if options.attach is None else options.attach,
+        may_attach=service.limits.attach if options.attach is None else options.attach,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +33,17 @@ def points_in_source() -> list[str]:
 
 # Not met by a job that is posted, runs and is fetched: see the test of its own.
 ELSEWHERE = {"job_forgotten", "empty_job_made"}
+OF_UPLOADS = {
+    "upload_created",
+    "chunk_received",
+    "chunk_durable",
+    "parts_claimed",
+    "first_part_moved",
+    "step_joined",
+    "upload_linked",
+    "upload_accepted",
+    "upload_spent",
+}
 
 
 class Armed:
@@ -105,7 +118,7 @@ def leftovers(instance: Instance, job_id: str) -> list[str]:
     return found + [path.name for path in (data / "incoming").iterdir()] + sorted(unknown)
 
 
-@pytest.mark.parametrize("point", [name for name in points_in_source() if name not in ELSEWHERE])
+@pytest.mark.parametrize("point", [name for name in points_in_source() if name not in ELSEWHERE | OF_UPLOADS])
 def test_a_kill_at_a_durable_step_changes_nothing(
     instance: Instance, armed: Armed, video: Path, undisturbed: bytes, point: str
 ) -> None:
@@ -122,6 +135,65 @@ def test_a_kill_before_the_record_of_a_named_video_changes_nothing(
         return requests.post(url, json={"path": video.name}, headers=headers, timeout=60)
 
     check_kill(instance, armed, "empty_job_made", undisturbed, post)
+
+
+@pytest.mark.parametrize("point", sorted(OF_UPLOADS))
+def test_a_kill_while_a_video_comes_in_parts_changes_nothing(
+    instance: Instance, armed: Armed, video: Path, undisturbed: bytes, point: str
+) -> None:
+    instance.wait(instance.is_ready, SECONDS, "ready")
+    before = job_ids(instance)
+    mark = armed.arm(point)
+    job_id = PartsClient(instance).send(video.read_bytes(), parts=2)
+    assert not mark.exists()
+    assert instance.wait_for_end(job_id)["state"] == "succeeded"
+    assert instance.result(job_id) == undisturbed
+    assert job_ids(instance) - before == {job_id}
+    instance.wait(lambda: not leftovers(instance, job_id), 20, f"a tidy folder after {point}")
+
+
+class PartsClient:
+    """Sends a video in parallel parts (tus), each request again and again until it is answered."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._uploads = f"{instance.url}/v1/uploads"
+
+    def send(self, video: bytes, *, parts: int) -> str:
+        """Return the id of the job that the video became."""
+        cuts = [len(video) * number // parts for number in range(parts + 1)]
+        pieces = [video[start:end] for start, end in pairwise(cuts)]
+        addresses = [self._send_part(piece) for piece in pieces]
+        detect = f"detect {b64encode(b'attach=false').decode()}"
+        headers = {"Upload-Concat": f"final;{' '.join(addresses)}", "Upload-Metadata": detect}
+        return str(self._ask("POST", self._uploads, headers).headers["Framebox-Job"])
+
+    def _send_part(self, piece: bytes) -> str:
+        headers = {"Upload-Concat": "partial", "Upload-Length": str(len(piece))}
+        address = self._instance.url + self._ask("POST", self._uploads, headers).headers["Location"]
+        while (offset := int(self._ask("HEAD", address, {}).headers["Upload-Offset"])) < len(piece):
+            with contextlib.suppress(AssertionError):  # then it is asked how far it came
+                self._ask("PATCH", address, {"Upload-Offset": str(offset)}, piece[offset:], seconds=0)
+        return address
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        data: bytes | None = None,
+        seconds: float = SECONDS,
+    ) -> requests.Response:
+        deadline = time.monotonic() + seconds
+        sent = headers | {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+        while True:
+            with contextlib.suppress(requests.RequestException):
+                answer = requests.request(method, url, headers=sent, data=data, timeout=30)
+                if answer.ok:
+                    return answer
+                assert answer.status_code in (409, 423, 502, 503), answer.text
+            assert time.monotonic() < deadline, self._instance.tail()
+            time.sleep(0.1)
 
 
 def check_kill(instance: Instance, armed: Armed, point: str, undisturbed: bytes, post: Post) -> None:
