@@ -8,15 +8,16 @@
     ├── DigestMismatch       400 digest_mismatch         ├── UnusableVideo        422
     ├── BadRequest           400 bad_request             │   │
     ├── InvalidSource        400 invalid_source          │   ├── NoVideoStream        no_video_stream
-    ├── RouteNotFound        404 not_found               │   │
-    ├── JobNotFound          404 job_not_found           │   ├── EncryptedVideo       encrypted
-    ├── MethodNotAllowed     405 method_not_allowed      │   ├── NothingDecodable     nothing_decodable
-    ├── ResultNotReady       409 result_not_ready        │   ├── VideoOverLimit       over_limit
-    ├── JobWasCancelled      409 job_cancelled           │   └── DamagedVideo         damaged
-    ├── JobIsActive          409 job_active              ├── ModelFault           500 model_fault
-    ├── LengthRequired       411 length_required         ├── InternalError        500 internal_error
-    ├── PreconditionFailed   412 precondition_failed     ├── BadGateway           502 bad_gateway
-    ├── BodyTooLarge         413 too_large               └── GatewayTimeout       504 gateway_timeout
+    ├── RouteNotFound        404 not_found               │   ├── EncryptedVideo       encrypted
+    ├── JobNotFound          404 job_not_found           │   ├── NothingDecodable     nothing_decodable
+    ├── MethodNotAllowed     405 method_not_allowed      │   ├── VideoOverLimit       over_limit
+    ├── UploadTooSlow        408 upload_too_slow         │   └── DamagedVideo         damaged
+    ├── ResultNotReady       409 result_not_ready        ├── ModelFault           500 model_fault
+    ├── JobWasCancelled      409 job_cancelled           ├── InternalError        500 internal_error
+    ├── JobIsActive          409 job_active              ├── BadGateway           502 bad_gateway
+    ├── LengthRequired       411 length_required         └── GatewayTimeout       504 gateway_timeout
+    ├── PreconditionFailed   412 precondition_failed
+    ├── BodyTooLarge         413 too_large
     ├── AddressTooLong       414 address_too_long
     ├── UnsupportedVideo     415 unsupported_video
     ├── UnsupportedMediaType 415 unsupported_media_type
@@ -116,6 +117,12 @@ class JobNotFound(FrameboxError):
 
 class MethodNotAllowed(FrameboxError):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class UploadTooSlow(FrameboxError):
+    """Extensions: ``min_bytes_per_second``, ``received_bytes``, ``expected_bytes``."""
+
+    code, status, title = "upload_too_slow", 408, "Upload too slow"
 
 
 class ResultNotReady(FrameboxError):

@@ -18,6 +18,7 @@ from app.storage.spool import Spool
 from app.storage.uploads import UploadLimits, Uploads
 from app.web.application import create_web_app
 from app.web.forms import FormMaker, remove_forms_cut_short
+from app.web.pace import PaceKeeper, PaceRule
 from app.web.service import Service, WebLimits
 
 VERSION = "0.1.0"  # as in pyproject.toml
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         uploads=uploads,
         forms=FormMaker(folder, store, space),
         metrics=Metrics(),
+        pace=PaceKeeper(PaceRule(settings.min_upload_bytes_per_second, settings.upload_pace_seconds)),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,

@@ -96,6 +96,14 @@ class Settings(BaseSettings):
     client_idle_seconds: int = Field(
         60, ge=1, description="a client that neither sends nor takes a byte for so long is cut off"
     )
+    min_upload_bytes_per_second: int = Field(
+        2048,
+        ge=0,
+        description="an upload that the application reads is cut off (408) below this pace; 0: never",
+    )
+    upload_pace_seconds: float = Field(
+        300.0, gt=0, description="over which that pace is averaged; at least the time of 512 KiB"
+    )
     max_wait_seconds: int = Field(
         30 * DAY_SECONDS,
         ge=1,

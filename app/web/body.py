@@ -5,16 +5,17 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import IO
 
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
-from app.errors import EmptyBody, IncompleteBody, InvalidOption, MalformedBody
+from app.errors import EmptyBody, IncompleteBody, InvalidOption, MalformedBody, UploadTooSlow
 from app.storage.spool import Upload
 from app.web.admission import body_too_large
+from app.web.pace import PaceRule, UploadPace
 
 # Exactly what gunicorn receives at a time (gunicorn.conf.py): smaller reads copy the rest of its buffer again
 # each time. An upload costs a worker five times as much; 90 at once took 230 MiB each with a mebibyte, and
@@ -25,14 +26,33 @@ _AFTER_BOUNDARY_BYTES = 128  # dashes, padding and a line break
 _PARTS = 20
 
 
-def body_pieces(stream: IO[bytes], *, expected_bytes: int | None, limit_bytes: int) -> Iterator[bytes]:
+def body_pieces(
+    stream: IO[bytes],
+    *,
+    expected_bytes: int | None,
+    limit_bytes: int,
+    watch: AbstractContextManager[UploadPace | None] | None = None,
+) -> Iterator[bytes]:
     """Yield the body, in pieces of READ_BYTES but for the last.
 
     `expected_bytes` is the Content-Length; None for a chunked body, which the server ends.
-    Raises IncompleteBody if the client sent less or broke off, BodyTooLarge beyond `limit_bytes`.
+    Raises IncompleteBody if the client sent less or broke off, BodyTooLarge beyond `limit_bytes`,
+    UploadTooSlow if `watch`, made by `PaceKeeper.watch` for pieces of READ_BYTES, has cut it off.
     """
+    with watch or nullcontext() as pace:
+        try:
+            yield from _pieces(stream, pace, expected_bytes=expected_bytes, limit_bytes=limit_bytes)
+        except IncompleteBody as error:
+            if pace is not None and pace.was_cut:
+                raise _too_slow(pace.rule, error) from error
+            raise
+
+
+def _pieces(
+    stream: IO[bytes], pace: UploadPace | None, *, expected_bytes: int | None, limit_bytes: int
+) -> Iterator[bytes]:
     received = 0
-    while piece := _read(stream, received, expected_bytes):
+    while piece := _read_in_time(stream, pace, received, expected_bytes):
         received += len(piece)
         if received > limit_bytes:
             raise body_too_large(limit_bytes)
@@ -146,6 +166,17 @@ class _MultipartReader:
         self.video_name = part.filename if isinstance(part, File) else None
 
 
+def _read_in_time(
+    stream: IO[bytes], pace: UploadPace | None, received: int, expected_bytes: int | None
+) -> bytes:
+    if pace is None:
+        return _read(stream, received, expected_bytes)
+    with pace.reading():
+        piece = _read(stream, received, expected_bytes)
+    pace.count(len(piece))
+    return piece
+
+
 def _read(stream: IO[bytes], received: int, expected_bytes: int | None) -> bytes:
     try:
         return stream.read(READ_BYTES)
@@ -155,6 +186,13 @@ def _read(stream: IO[bytes], received: int, expected_bytes: int | None) -> bytes
         BadRequest,
     ) as error:  # the connection broke, or the chunks make no sense
         raise _incomplete(received, expected_bytes) from error
+
+
+def _too_slow(rule: PaceRule, error: IncompleteBody) -> UploadTooSlow:
+    return UploadTooSlow(
+        f"The body came at less than {rule.bytes_per_second} bytes a second for minutes; try again.",
+        {"min_bytes_per_second": rule.bytes_per_second, **error.extensions},
+    )
 
 
 def _incomplete(received: int, expected_bytes: int | None) -> IncompleteBody:

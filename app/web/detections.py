@@ -25,7 +25,7 @@ from app.web.admission import (
     upload_head,
     upload_head_of_nginx,
 )
-from app.web.body import body_pieces, discard_rest, receive_multipart, receive_raw
+from app.web.body import READ_BYTES, body_pieces, discard_rest, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.preferences import Preference, parse_prefer
 from app.web.results import job_headers, json_response, send_end
@@ -135,7 +135,13 @@ class DetectionViews:
             return self._make_job(upload, admission, video_name)
 
     def _pieces(self, admission: Admission, head: UploadHead, *, limit_bytes: int) -> Iterator[bytes]:
-        pieces = body_pieces(request.stream, expected_bytes=head.content_length, limit_bytes=limit_bytes)
+        connection = request.environ.get("gunicorn.socket")
+        pieces = body_pieces(
+            request.stream,
+            expected_bytes=head.content_length,
+            limit_bytes=limit_bytes,
+            watch=self._service.pace.watch(connection, piece_bytes=READ_BYTES),
+        )
         return checked_pieces(pieces, admission.digests)
 
     def _read_body(self, admission: Admission, head: UploadHead, upload: Upload) -> str | None:

@@ -128,6 +128,7 @@ _UPLOAD_ERRORS = (
     errors.IncompleteBody,
     errors.MalformedBody,
     errors.DigestMismatch,
+    errors.UploadTooSlow,
     errors.InvalidSource,
     errors.JobWasCancelled,
     errors.IdempotencyConflict,

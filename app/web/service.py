@@ -15,6 +15,7 @@ from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.storage.uploads import Uploads
 from app.web.forms import FormMaker
+from app.web.pace import PaceKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +46,6 @@ class Service:
     uploads: Uploads
     forms: FormMaker
     metrics: Metrics
+    pace: PaceKeeper
     limits: WebLimits
     stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end

@@ -18,7 +18,7 @@ from app.storage.checksum import ALGORITHMS
 from app.storage.joining import join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
 from app.web.admission import check_queue, queued_request
-from app.web.body import body_pieces
+from app.web.body import READ_BYTES, body_pieces
 from app.web.cors import cors_headers
 from app.web.detections import discard_rest_afterwards
 from app.web.results import job_headers
@@ -143,7 +143,12 @@ class UploadViews:
 
     def _read_body(self, held: HeldUpload, patch: Patch, limit_bytes: int) -> None:
         connection = request.environ.get("gunicorn.socket")
-        pieces = body_pieces(request.stream, expected_bytes=patch.body_bytes, limit_bytes=limit_bytes)
+        pieces = body_pieces(
+            request.stream,
+            expected_bytes=patch.body_bytes,
+            limit_bytes=limit_bytes,
+            watch=self._service.pace.watch(connection, piece_bytes=READ_BYTES),
+        )
         was_rung_for = threading.Event()
         try:
             held.append(pieces, patch.checksum, on_ring=partial(_stop_reading, connection, was_rung_for))
