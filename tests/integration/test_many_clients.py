@@ -1,0 +1,243 @@
+"""Slow, stalled and hostile clients by the hundred: whoever behaves is served as if they were not there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from double_engine import document
+from raw_http import exchange, post_head
+from web_instance import WebInstance, running_instance
+
+SECONDS = 30.0
+VIDEO = {"Content-Type": "video/mp4"}
+FORM = "multipart/form-data; boundary=b"
+FORM_START = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
+DRIP_SECONDS = 0.5
+CLIENT_LIMIT = 10  # requests of an address that hold a thread
+
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+class Crowd:
+    """Clients on an event loop of its own, each from an address of 127.0.0.0/8; counts what they see."""
+
+    def __init__(self, port: int) -> None:
+        self.connected = 0
+        self.answers: list[bytes] = []  # the first line of each
+        self._port = port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="crowd")
+        self._thread.start()
+        self._tasks: list[Any] = []
+
+    def add(self, behaviour: Behaviour, count: int, host: int) -> None:
+        """Let `count` clients of the address 127.0.0.`host` behave so."""
+        for _ in range(count):
+            client = self._client(behaviour, f"127.0.0.{host}")
+            self._tasks.append(asyncio.run_coroutine_threadsafe(client, self._loop))
+
+    async def _client(self, behaviour: Behaviour, address: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(address, 0))
+        self.connected += 1
+        answer = asyncio.ensure_future(self._take_answer(reader))
+        try:
+            with contextlib.suppress(ConnectionError):  # it was cut off
+                await behaviour(reader, writer)
+        finally:
+            answer.cancel()
+            writer.close()
+
+    async def _take_answer(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.answers.append(await reader.readline())
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result(SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(SECONDS)
+        self._loop.close()
+
+    async def _drain(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextmanager
+def crowd_at(instance: WebInstance) -> Iterator[Crowd]:
+    crowd = Crowd(instance.port)
+    try:
+        yield crowd
+    finally:
+        crowd.close()
+
+
+async def _drip(writer: asyncio.StreamWriter, head: bytes) -> None:
+    """A byte now and then, for ever."""
+    writer.write(head)
+    while True:
+        await writer.drain()
+        await asyncio.sleep(DRIP_SECONDS)
+        writer.write(b"x")
+
+
+async def slow_raw_body(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await _drip(writer, post_head("", "video/mp4", "Content-Length: 1000000") + b"\r\n")
+
+
+async def slow_form(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await _drip(writer, post_head("", FORM, "Content-Length: 1000000") + b"\r\n" + FORM_START)
+
+
+async def stalled_form(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(post_head("", FORM, "Content-Length: 1000000") + b"\r\n" + FORM_START)
+    await asyncio.sleep(3600)
+
+
+async def slow_headers(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await _drip(writer, b"GET /v1/jobs HTTP/1.1\r\nX-Slow: ")
+
+
+def reader_of(path: str) -> Behaviour:
+    async def slow_reader(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Asks for a large answer and takes next to nothing of it."""
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await asyncio.sleep(3600)
+
+    return slow_reader
+
+
+def wait_until(is_true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def post(instance: WebInstance, data: bytes, **options: Any) -> requests.Response:
+    return requests.post(
+        f"{instance.url}/v1/detections", data=data, headers=VIDEO, timeout=SECONDS, **options
+    )
+
+
+def nothing_arrives(instance: WebInstance) -> bool:
+    """No upload is under way, neither the application's nor nginx' own."""
+    bodies = [path for path in instance.folder.bodies.rglob("*") if path.is_file()]
+    return not bodies and not [*instance.folder.incoming.iterdir()]
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebInstance]:
+    settings = {"CLIENT_LONG_REQUESTS": str(CLIENT_LIMIT), "CLIENT_CONNECTIONS": "200"}
+    with running_instance(tmp_path_factory.mktemp("crowd"), **settings) as instance:
+        yield instance
+
+
+def test_five_hundred_who_hardly_move_hold_nobody_up(instance: WebInstance):
+    job_id = post(instance, b'{"frames": 200000}').headers["Framebox-Job"]  # ten megabytes of answer
+    with crowd_at(instance) as crowd:
+        crowd.add(slow_raw_body, 100, host=2)
+        crowd.add(slow_form, 100, host=3)
+        crowd.add(stalled_form, 50, host=4)
+        crowd.add(slow_headers, 100, host=5)
+        crowd.add(reader_of(f"/v1/jobs/{job_id}/result"), 150, host=6)
+        refused = 3 * CLIENT_LIMIT
+        wait_until(lambda: crowd.connected == 500 and len(crowd.answers) >= 250 - refused)
+        for _ in range(20):
+            assert requests.get(f"{instance.url}/readyz", timeout=SECONDS).status_code == 200
+        large = os.urandom(20_000_000)
+        assert post(instance, large).status_code == 200
+        form = {"video": ("v", b'{"frames": 7}')}
+        answer = requests.post(f"{instance.url}/v1/detections", files=form, timeout=SECONDS)
+        assert answer.content == b"".join(document(7))
+        assert not [line for line in crowd.answers if line and not line.startswith(b"HTTP/1.1 503 ")]
+    wait_until(lambda: nothing_arrives(instance))
+
+
+def test_one_address_cannot_take_all_places_and_is_told_so(instance: WebInstance):
+    with crowd_at(instance) as crowd:
+        crowd.add(slow_form, CLIENT_LIMIT, host=1)
+        wait_until(lambda: len([*instance.folder.incoming.iterdir()]) == CLIENT_LIMIT)
+        refused = exchange(instance.port, post_head("", "video/mp4", "Content-Length: 3") + b"\r\nabc")
+        assert (refused.status, refused.problem["code"]) == (503, "busy")
+        assert "this address" in refused.problem["detail"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert requests.get(f"{instance.url}/v1/jobs", timeout=SECONDS).ok, "what holds no thread is served"
+        other = requests.Session()
+        other.mount("http://", _From("127.0.0.7"))
+        assert other.post(f"{instance.url}/v1/detections", data=b"{}", headers=VIDEO, timeout=SECONDS).ok
+    wait_until(lambda: nothing_arrives(instance))
+    assert post(instance, b"{}").ok, "the places are free again"
+
+
+class _From(requests.adapters.HTTPAdapter):
+    """Connects from an address of its own."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options, source_address=(self._address, 0))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "head"),
+    [
+        (slow_form, post_head("", FORM, "Content-Length: 1000000") + b"\r\n" + FORM_START),
+        (None, post_head("", "video/mp4", "Transfer-Encoding: chunked") + b"\r\n" + b"1\r\nx\r\n" * 3),
+    ],
+    ids=["drips", "stalls in the middle of chunks"],
+)
+def test_an_upload_below_the_minimum_pace_is_cut_off_and_told(tmp_path: Any, behaviour: Any, head: bytes):
+    pace = {"MIN_UPLOAD_BYTES_PER_SECOND": "1000000", "UPLOAD_PACE_SECONDS": "1"}
+    with running_instance(tmp_path, **pace) as instance:
+        if behaviour:
+            with crowd_at(instance) as crowd:
+                crowd.add(behaviour, 1, host=1)
+                answer = exchange(instance.port, head)
+                wait_until(lambda: nothing_arrives(instance))
+        else:
+            answer = exchange(instance.port, head)
+        assert (answer.status, answer.problem["code"]) == (408, "upload_too_slow")
+        assert answer.problem["min_bytes_per_second"] == 1_000_000
+        wait_until(lambda: nothing_arrives(instance))
+        fast = requests.post(
+            f"{instance.url}/v1/detections", files={"video": ("v", bytes(30_000_000))}, timeout=SECONDS
+        )
+        assert fast.status_code == 200, json.dumps(fast.json())
+
+
+def test_a_client_behind_a_trusted_proxy_is_known_by_the_address_that_the_proxy_names(tmp_path: Any):
+    settings = {"CLIENT_LONG_REQUESTS": "1", "TRUSTED_PROXIES": "127.0.0.1"}
+    with running_instance(tmp_path, **settings) as instance:
+        hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
+        url, waiting = f"{instance.url}/v1/detections", {**VIDEO, "X-Forwarded-For": "203.0.113.1"}
+        waiter = threading.Thread(
+            target=requests.post, args=(url,), kwargs={"data": hold, "headers": waiting, "timeout": SECONDS}
+        )
+        waiter.start()
+        wait_until(lambda: requests.get(f"{instance.url}/v1/jobs", timeout=SECONDS).json()["jobs"])
+        again = requests.post(url, data=b"{}", headers=waiting, timeout=SECONDS)
+        forged = requests.post(
+            url, data=b"{}", headers=VIDEO | {"X-Forwarded-For": "198.51.100.7, 203.0.113.1"}, timeout=SECONDS
+        )
+        assert (again.status_code, forged.status_code) == (503, 503)
+        asynchronous = {**VIDEO, "Prefer": "respond-async", "X-Forwarded-For": "203.0.113.2"}
+        assert requests.post(url, data=b"{}", headers=asynchronous, timeout=SECONDS).status_code == 202
+        (tmp_path / "go").touch()
+        waiter.join(SECONDS)
