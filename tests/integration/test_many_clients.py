@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,7 +204,7 @@ class _From(requests.adapters.HTTPAdapter):
     ],
     ids=["drips", "stalls in the middle of chunks"],
 )
-def test_an_upload_below_the_minimum_pace_is_cut_off_and_told(tmp_path: Any, behaviour: Any, head: bytes):
+def test_an_upload_below_the_minimum_pace_is_cut_off_and_told(tmp_path: Path, behaviour: Any, head: bytes):
     pace = {"MIN_UPLOAD_BYTES_PER_SECOND": "1000000", "UPLOAD_PACE_SECONDS": "1"}
     with running_instance(tmp_path, **pace) as instance:
         if behaviour:
@@ -222,7 +223,24 @@ def test_an_upload_below_the_minimum_pace_is_cut_off_and_told(tmp_path: Any, beh
         assert fast.status_code == 200, json.dumps(fast.json())
 
 
-def test_a_client_behind_a_trusted_proxy_is_known_by_the_address_that_the_proxy_names(tmp_path: Any):
+def test_a_resumable_upload_that_is_cut_off_keeps_what_has_come(tmp_path: Path):
+    pace = {"MIN_UPLOAD_BYTES_PER_SECOND": "1000000", "UPLOAD_PACE_SECONDS": "1"}
+    tus = {"Tus-Resumable": "1.0.0"}
+    with running_instance(tmp_path, **pace) as instance:
+        creation = tus | {"Upload-Length": "1000000"}
+        made = requests.post(f"{instance.url}/v1/uploads", headers=creation, timeout=SECONDS)
+        address = made.headers["Location"]
+        head = (
+            f"PATCH {address} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+            "Content-Type: application/offset+octet-stream\r\nContent-Length: 1000000\r\n\r\n"
+        )
+        answer = exchange(instance.port, head.encode() + bytes(300_000))
+        assert (answer.status, answer.problem["code"]) == (408, "upload_too_slow")
+        known = requests.head(f"{instance.url}{address}", headers=tus, timeout=SECONDS)
+        assert known.headers["Upload-Offset"] == "300000"
+
+
+def test_a_client_behind_a_trusted_proxy_is_known_by_the_address_that_the_proxy_names(tmp_path: Path):
     settings = {"CLIENT_LONG_REQUESTS": "1", "TRUSTED_PROXIES": "127.0.0.1"}
     with running_instance(tmp_path, **settings) as instance:
         hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
