@@ -8,11 +8,14 @@ Follow a video from the socket to the answer:
 ``pipeline/``   One video to one document; read ``pipeline/detect_video.py`` first.
 ``video/``      File to frames: index, segments, the sandboxed decoder child.
 ``detection/``  Frames to boxes: the Detector protocol, the detectors, the device's owner thread.
+``egress/``     Requests to other servers: which addresses, over which connections.
+``courier/``    Fetches videos that a request names by URL, and tells callers' servers that jobs ended.
 ``client/``     A client for other services and for the command line.
 
 Imports point down only, and not sideways between two names of one step:
-``errors logs metrics processes failpoints restarts`` < ``storage video detection`` < ``pipeline`` < ``jobs``
-< ``web`` < ``settings`` < ``factory engine_factory nginx preflight health client`` < ``programs`` < ``cli``.
-What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py`` and
-``engine_factory.py``.
+``errors logs metrics processes failpoints restarts`` < ``storage video detection egress`` < ``pipeline``
+< ``jobs`` < ``web courier`` < ``settings``
+< ``factory engine_factory courier_factory nginx preflight health client`` < ``programs`` < ``cli``.
+What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py``,
+``engine_factory.py`` and ``courier_factory.py``.
 """

@@ -1,0 +1,1 @@
+"""The way out to other servers: to which addresses, over which connections. Nothing else opens one."""
