@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# One image for the three programs of an instance; docker-compose.yml runs each as a service of its own.
-# Without compose the image runs all three under supervisord, as `make serve` does.
+# One image for the four programs of an instance; docker-compose.yml runs each as a service of its own.
+# Without compose the image runs all four under supervisord, as `make serve` does.
 
 FROM python:3.11-slim-bookworm AS packages
 WORKDIR /opt/framebox

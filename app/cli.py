@@ -1,6 +1,6 @@
 """The command line, ``python -m app COMMAND``, and with it what runs as which process.
 
-`serve` runs a whole instance; `nginx`, `web` and `engine` are its three programs, one process tree each.
+`serve` runs a whole instance; `nginx`, `web`, `engine` and `courier` are its programs, one process tree each.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from signal import SIGTERM
 
 from app.client.framebox import Framebox, Refused
-from app.health import Address, ask_instance, ask_web, look_up_engine, wait_for_instance
+from app.health import Address, ask_instance, ask_web, look_up_courier, look_up_engine, wait_for_instance
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
 from app.processes import die_with_parent
-from app.programs import become_nginx, become_supervisor, become_web, prepare_engine
+from app.programs import become_nginx, become_supervisor, become_web, prepare_courier, prepare_engine
 from app.settings import MIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve(settings: Settings, _: Namespace) -> int:
-    """run the service until Ctrl-C: nginx, the HTTP workers and the engine"""
+    """run the service until Ctrl-C: nginx, the HTTP workers, the engine and the courier"""
     become_supervisor(settings)
 
 
@@ -59,6 +59,15 @@ def engine(settings: Settings, chosen: Namespace) -> int:
     from app.engine_factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
 
     create_engine(settings).run()
+    return 0
+
+
+def courier(settings: Settings, chosen: Namespace) -> int:
+    """run the courier alone: it fetches videos from URLs and delivers callbacks"""
+    prepare_courier(settings, replace=chosen.replace)
+    from app.courier_factory import create_courier  # noqa: PLC0415 - reads a variable that is set just above
+
+    create_courier(settings).run()
     return 0
 
 
@@ -92,6 +101,11 @@ def health_web(settings: Settings, _: Namespace) -> int:
 def health_engine(settings: Settings, _: Namespace) -> int:
     """look up what the engine last said of itself"""
     return _tell_health(look_up_engine(DataFolder(settings.data)))
+
+
+def health_courier(settings: Settings, _: Namespace) -> int:
+    """look up when the courier last said that it lives"""
+    return _tell_health(look_up_courier(DataFolder(settings.data)))
 
 
 def _tell_health(verdict: tuple[bool, str]) -> int:
@@ -148,11 +162,13 @@ _COMMANDS: tuple[Command, ...] = (
     nginx,
     web,
     engine,
+    courier,
     check_config,
     render_nginx,
     health,
     health_web,
     health_engine,
+    health_courier,
     announce,
     detect,
 )
@@ -171,7 +187,7 @@ def _parser() -> ArgumentParser:
         parser_of_command.set_defaults(command=command)
         if command is detect:
             _add_detect_arguments(parser_of_command)
-        if command in (nginx, web, engine):
+        if command in (nginx, web, engine, courier):
             parser_of_command.add_argument(
                 "--replace",
                 action="store_true",

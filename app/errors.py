@@ -25,6 +25,8 @@
     ├── IdempotencyConflict  422 idempotency_conflict
     ├── SourceNotFound       422 source_not_found
     ├── SourceChanged        422 source_changed
+    ├── SourceRefused        422 source_refused
+    ├── SourceUnreachable    502 source_unreachable
     └── TooManyJobs          429 too_many_jobs
 
 An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
@@ -269,6 +271,18 @@ class TooManyUploads(FrameboxError):
     """Extensions: ``limit``, ``retry_after_seconds``."""
 
     code, status, title = "too_many_uploads", 429, "Too many uploads"
+
+
+class SourceRefused(FrameboxError):
+    """The video's URL, or what its server answered, may not be used. Extensions: ``source_status``."""
+
+    code, status, title = "source_refused", 422, "Source refused"
+
+
+class SourceUnreachable(FrameboxError):
+    """The video could not be fetched, however often that was tried. Extensions: ``source_status``."""
+
+    code, status, title = "source_unreachable", 502, "Source unreachable"
 
 
 class TooManyJobs(FrameboxError):

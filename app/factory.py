@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from app.egress.addresses import AddressRules
 from app.jobs.intake import remove_leftovers
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
@@ -72,6 +73,8 @@ def create_app(settings: Settings | None = None) -> Flask:
             cors_origins=settings.cors_origins,
             attach=settings.attach,
             version=VERSION,
+            addresses=AddressRules(settings.allowed_hosts),
+            callbacks=bool(settings.webhook_secret),
         ),
     )
     return create_web_app(service)

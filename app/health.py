@@ -17,6 +17,7 @@ EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listene
 _ASK_EVERY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
 _SILENT_ENGINE_SECONDS = 10.0
+_SILENT_COURIER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,17 @@ def look_up_engine(data: DataFolder) -> tuple[bool, str]:
     silent_seconds = time.time() - status.heartbeat_at
     ready = status.ready and silent_seconds < _SILENT_ENGINE_SECONDS
     return ready, f"ready: {status.ready}, last heard of {silent_seconds:.0f} s ago"
+
+
+def look_up_courier(data: DataFolder) -> tuple[bool, str]:
+    """Look up when the courier last said that it lives."""
+    if not data.database.exists():
+        return False, "no courier has started on this data folder yet"
+    try:
+        silent_seconds = time.time() - JobStore(data.database).courier_heartbeat_at()
+    except sqlite3.OperationalError as error:
+        return False, f"the database cannot be read: {error}"
+    return silent_seconds < _SILENT_COURIER_SECONDS, f"last heard of {silent_seconds:.0f} s ago"
 
 
 def wait_for_instance(address: Address, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:

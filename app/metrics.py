@@ -42,6 +42,15 @@ class Metrics:
             "uploads", "Uploads by outcome: accepted, or an error's code.", "outcome"
         )
         self.upload_bytes = self._counter("upload_bytes", "Bytes of video written to the spool.")
+        self.fetches = self._counter(
+            "fetches",
+            "Videos fetched from URLs, by outcome: fetched, not_wanted, or an error's code.",
+            "outcome",
+        )
+        self.fetched_bytes = self._counter("fetched_bytes", "Bytes of video received from URLs.")
+        self.deliveries = self._counter(
+            "deliveries", "Attempts to deliver callbacks, by outcome: delivered, failed, given_up.", "outcome"
+        )
         self.jobs_ended = self._counter("jobs_ended", "Jobs that ended, by their final state.", "state")
         self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
         self.batch_seconds = Histogram(

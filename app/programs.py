@@ -1,11 +1,12 @@
 """The programs of an instance, and how this process becomes one of them.
 
     serve ─▶ supervisord ─┬─▶ engine     python -m app engine
+                          ├─▶ courier    python -m app courier
                           ├─▶ web        python -m app web    ─▶ gunicorn
                           ├─▶ nginx      python -m app nginx  ─▶ nginx
                           └─▶ announce   says once that the service answers, and ends
 
-In containers the same three commands run as three services, without `serve`.
+In containers the same four commands run as four services, without `serve`.
 A data folder has one of each: a program holds its lock there for as long as it, or a process that it left
 behind, lives. The supervisor's programs *replace*: they end such orphans, since it runs no two of a kind.
 """
@@ -40,7 +41,9 @@ from app.storage.data_folder import DataFolder
 
 # The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace for
 # requests and segments under way, and a little. nginx has none: its workers stop at once, or have no master.
-_STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0}
+_STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0, "courier": 30.0}
+
+_EXECUTED = ("nginx", "web")  # turn into another program, which has to inherit the lock
 
 # Read by prometheus-client as it is imported: so nothing that this module imports may import that.
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -109,13 +112,19 @@ def prepare_engine(settings: Settings, *, replace: bool) -> None:
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 
+def prepare_courier(settings: Settings, *, replace: bool) -> None:
+    """Make this process the courier's, as far as the system sees it; nothing is loaded yet."""
+    data = _start_program("courier", settings, replace)
+    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "courier")
+
+
 def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
     die_with_parent(signal.SIGTERM)
     data = DataFolder(settings.data)
     data.create()
     if replace:  # under the supervisor, which starts a program again at once, however often it ends
         pause_before_start(data.starts(name))
-    os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name != "engine")
+    os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name in _EXECUTED)
     return data
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.egress.addresses import parse_allowed
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
@@ -39,6 +42,15 @@ def _networks(value: Any) -> Any:
         raise ValueError(
             f"{error}; addresses or networks, such as 10.0.0.0/8, separated by commas"
         ) from error
+
+
+def _check_secret(secret: str) -> None:
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and then 24 to 64 bytes in base64")
 
 
 class Settings(BaseSettings):
@@ -140,6 +152,25 @@ class Settings(BaseSettings):
         description="with less room on the disk, the oldest jobs that ended go before their time",
     )
 
+    # -- other servers
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (),
+        description="internal servers that {'url': …} and callbacks may reach, by http too and on any port: "
+        "host names, addresses, networks (CIDR); comma-separated. All others must be public",
+    )
+    ca_file: Path | None = Field(
+        None, description="certificates (PEM) of an authority of your own, believed beside the public ones"
+    )
+    webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (),
+        description="what callbacks are signed with: whsec_ and 24 to 64 bytes in base64; several, "
+        "comma-separated, while receivers change from one to the next. Without it there are no callbacks",
+    )
+    fetches: int = Field(4, ge=1, le=16, description="videos fetched from URLs at a time")
+    fetch_hours: float = Field(
+        24.0, gt=0, description="a video that has not come from its URL by then fails its job"
+    )
+
     # -- engine
     running_jobs: int = Field(
         8, ge=1, le=64, description="jobs that share the devices at a time, segment by segment"
@@ -203,7 +234,21 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="the least that the log on stdout shows"
     )
 
-    @field_validator("data", "models", "tls_certificate", "tls_key", mode="after")
+    @field_validator("allowed_hosts", mode="after")
+    @classmethod
+    def _name_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            parse_allowed(entry)
+        return value
+
+    @field_validator("webhook_secret", mode="after")
+    @classmethod
+    def _are_secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            _check_secret(secret.get_secret_value())
+        return value
+
+    @field_validator("data", "models", "tls_certificate", "tls_key", "ca_file", mode="after")
     @classmethod
     def _make_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else _absolute(value)
@@ -236,6 +281,7 @@ class Settings(BaseSettings):
         return {
             "nginx": 64 * MIB,
             "http workers": self.http_workers * 128 * MIB,
+            "courier": 64 * MIB,
             "engine": self.engine_memory_bytes,
             "decoders": segments * self.decoder_memory_bytes,
             "rings": segments * self.ring_bytes,

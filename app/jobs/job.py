@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -36,6 +36,7 @@ class Waiting(StrEnum):
     """Why a queued job is not taken up, beyond that others are before it."""
 
     DISK_SPACE = "disk_space"
+    SOURCE = "source"  # its video is being fetched
 
 
 class SourceKind(StrEnum):
@@ -43,30 +44,64 @@ class SourceKind(StrEnum):
 
     UPLOAD = "upload"  # it was sent, and lies in the job's folder until the job ends
     PATH = "path"  # it is a file of an ingest folder, and is read there
+    URL = "url"  # it is fetched from another server, and then lies in the job's folder
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSource:
     """A job's video."""
 
-    size_bytes: int
+    size_bytes: int | None  # None: not known before it is fetched
     sha256: str | None  # hex, of the bytes received; None: nobody has read them all
     name: str | None  # the client's file name, as given, at most 255 characters; for display alone
     kind: SourceKind = SourceKind.UPLOAD
-    address: str | None = None  # of what was not uploaded, as given
+    address: str | None = None  # of what was not uploaded, as given; of a URL without its query
     identity: FileIdentity | None = None  # of a file that is read where it lies
+    received_bytes: int | None = None  # of what is fetched, so far and for good
+    address_sha256: str | None = None  # hex, of a whole URL
+    url: str | None = field(default=None, repr=False, compare=False)  # whole; None when read from the store
 
     @property
     def claim(self) -> str | None:
         """What a request says that its video is: what it names, or the digest of what it sent."""
-        return self.sha256 if self.address is None else f"{self.kind} {self.address}"
+        return self.sha256 if self.address is None else f"{self.kind} {self.address_sha256 or self.address}"
 
     def is_same_video(self, other: VideoSource) -> bool:
-        """Whether both are known to be the same bytes."""
+        """Whether both are known to be the same bytes: of what is yet to be fetched nobody knows."""
         if self.sha256 is not None or other.sha256 is not None:
             return self.sha256 == other.sha256
         named = (self.kind, self.address, self.identity)
         return self.identity is not None and named == (other.kind, other.address, other.identity)
+
+
+class DeliveryState(StrEnum):
+    """pending → delivered | given_up."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """Where a job's end is to be told."""
+
+    url: str = field(repr=False)  # whole
+    shown: str  # without the query, in which secrets are
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far the telling of a job's end is, to one server. Times are Unix seconds."""
+
+    id: str  # the same for every attempt: the header webhook-id
+    shown: str  # the address without its query
+    state: DeliveryState
+    attempts: int
+    last_status: int | None  # what the server answered, if it did
+    last_error: str | None
+    next_at: float | None  # of the next attempt; None before the job's end, and when there will be none
+    delivered_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +140,7 @@ class Job:
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
+    deliveries: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +154,7 @@ class JobRequest:
     idempotency_key: str | None = None
     model_sha256: str | None = None  # of the model that the engine has now; None: not known
     may_attach: bool = False  # an equal job's answer will do
+    callback: Callback | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from app.jobs.job import Job, JobState
+from app.jobs.job import Delivery, Job, JobState
 
 _ENGINE_MEMBERS = ("video", "model", "completeness", "document")
 
@@ -33,11 +33,20 @@ def public_report(job: Job, *, now: float) -> dict[str, Any]:
             "address": job.source.address,
             "bytes": job.source.size_bytes,
             "sha256": job.source.sha256,
+            "received_bytes": job.source.received_bytes,
         },
         **{member: found.get(member) for member in _ENGINE_MEMBERS},
         "problem": job.problem,
+        "callbacks": [_callback(delivery) for delivery in job.deliveries],
         "links": job_links(job),
     }
+
+
+def callback_report(job: Job) -> dict[str, Any]:
+    """The report of a job that has ended, as a callback carries it: the same bytes in every attempt."""
+    report = public_report(job, now=job.finished_at or 0.0)
+    del report["callbacks"]
+    return report
 
 
 def job_links(job: Job) -> dict[str, str]:
@@ -53,7 +62,21 @@ def event_id(job: Job) -> str:
     cancelling = "c" if job.cancel_requested else ""
     waiting = f"-{job.waiting}" if job.waiting else ""
     state = f"{job.state}{cancelling}{waiting}"
-    return f"{state}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
+    received = "" if job.source.received_bytes is None else f"-{job.source.received_bytes}"
+    return f"{state}{received}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
+
+
+def _callback(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "id": delivery.id,
+        "address": delivery.shown,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "last_status": delivery.last_status,
+        "last_error": delivery.last_error,
+        "next_attempt_at": _rfc3339(delivery.next_at),
+        "delivered_at": _rfc3339(delivery.delivered_at),
+    }
 
 
 def _progress(job: Job, now: float) -> dict[str, Any]:

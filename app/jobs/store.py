@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from app.errors import JobIsActive, JobNotFound, Problem
 from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
 from app.jobs.job import (
+    Delivery,
+    DeliveryState,
     EngineStatus,
     Estimate,
     Job,
@@ -33,6 +35,7 @@ from app.jobs.job import (
     Waiting,
 )
 from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import new_job_id
 from app.storage.ingest import FileIdentity
 
 _SCHEMA = """
@@ -101,9 +104,60 @@ ALTER TABLE jobs ADD COLUMN seconds_left REAL;
 ALTER TABLE jobs ADD COLUMN estimated_at REAL;
 """
 
+_COURIER = """
+-- of a whole URL, hex
+ALTER TABLE jobs ADD COLUMN source_address_sha256 TEXT;
+-- bytes that were fetched and are durable
+ALTER TABLE jobs ADD COLUMN source_received INTEGER;
+-- 0: the video is still to be fetched, and the job is not to be taken up
+ALTER TABLE jobs ADD COLUMN source_ready INTEGER NOT NULL DEFAULT 1;
+DROP INDEX jobs_by_state;
+CREATE INDEX jobs_by_state ON jobs (state, source_ready, priority, sequence);
+-- what is needed to fetch a video, and forgotten when it is there: a URL may be a secret
+CREATE TABLE fetches (
+    job_id   TEXT PRIMARY KEY,
+    url      TEXT NOT NULL,
+    etag     TEXT,
+    modified TEXT
+) STRICT;
+CREATE TABLE deliveries (
+    id           TEXT PRIMARY KEY,
+    job_id       TEXT NOT NULL,
+    url          TEXT NOT NULL,
+    shown        TEXT NOT NULL,
+    state        TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'given_up')),
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    last_status  INTEGER,
+    last_error   TEXT,
+    next_at      REAL,
+    delivered_at REAL,
+    UNIQUE (job_id, url)
+) STRICT;
+CREATE INDEX deliveries_due ON deliveries (next_at) WHERE state = 'pending';
+CREATE TRIGGER job_end_is_told AFTER UPDATE OF state ON jobs
+    WHEN NEW.state IN ('succeeded', 'failed', 'cancelled') AND OLD.state IN ('queued', 'running')
+    BEGIN UPDATE deliveries SET next_at = NEW.finished_at WHERE job_id = NEW.id AND state = 'pending'; END;
+CREATE TABLE courier (
+    only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
+    heartbeat_at REAL NOT NULL
+) STRICT;
+INSERT INTO courier VALUES (1, 0);
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER)
 SCHEMA_VERSION = len(_STEPS)
+
+HOLD_SECONDS = 3 * 86400.0  # a job is kept for its callback no longer than this after its end
+
+# A job with its callbacks, of which few have any.
+_SELECT_JOB = """
+SELECT jobs.*, (
+    SELECT json_group_array(
+        json_array(id, shown, state, attempts, last_status, last_error, next_at, delivered_at)
+    ) FROM deliveries WHERE job_id = jobs.id
+) AS deliveries FROM jobs
+"""
 
 
 class LeaseLost(Exception):
@@ -117,13 +171,20 @@ def _json(value: Any) -> str:
 def _source(row: sqlite3.Row) -> VideoSource:
     identity = row["source_identity"]
     return VideoSource(
-        row["source_bytes"],
-        row["source_sha256"] or None,  # the column is of a time when every video had one
+        row["source_bytes"] if row["source_bytes"] >= 0 else None,
+        row["source_sha256"] or None,  # the columns are of a time when every video had both
         row["source_name"],
         SourceKind(row["source_kind"]),
         row["source_address"],
         FileIdentity(**orjson.loads(identity)) if identity else None,
+        row["source_received"],
+        row["source_address_sha256"],
     )
+
+
+def _deliveries(row: sqlite3.Row) -> tuple[Delivery, ...]:
+    found = orjson.loads(row["deliveries"]) if "deliveries" in row.keys() else []  # noqa: SIM118 - of values
+    return tuple(Delivery(id_, shown, DeliveryState(state), *rest) for id_, shown, state, *rest in found)
 
 
 def _job(row: sqlite3.Row) -> Job:
@@ -146,6 +207,7 @@ def _job(row: sqlite3.Row) -> Job:
         priority=Priority(row["priority"]),
         waiting=Waiting(row["waiting"]) if row["waiting"] else None,
         estimate=None if row["seconds_left"] is None else Estimate(row["seconds_left"], row["estimated_at"]),
+        deliveries=_deliveries(row),
     )
 
 
@@ -184,6 +246,7 @@ def _equal_job(connection: sqlite3.Connection, request: JobRequest, source: Vide
 def _give_again(connection: sqlite3.Connection, job: Job, request: JobRequest) -> None:
     """A job that somebody now waits for is no longer in no hurry, and is kept as long as a new one."""
     _remember_key(connection, request, job.id)
+    _remember_callback(connection, request, job.id, due_at=time.time() if job.state.is_final else None)
     connection.execute("UPDATE jobs SET used_at = ? WHERE id = ?", (time.time(), job.id))
     if request.priority is Priority.INTERACTIVE:
         connection.execute("UPDATE jobs SET priority = 'interactive' WHERE id = ?", (job.id,))
@@ -192,6 +255,22 @@ def _give_again(connection: sqlite3.Connection, job: Job, request: JobRequest) -
 def _remember_key(connection: sqlite3.Connection, request: JobRequest, job_id: str) -> None:
     if request.idempotency_key is not None:
         connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (request.idempotency_key, job_id))
+
+
+def _remember_callback(
+    connection: sqlite3.Connection, request: JobRequest, job_id: str, *, due_at: float | None = None
+) -> None:
+    """The same request again is told once. `due_at`: of a job that has ended; else its end will say."""
+    if request.callback is not None:
+        connection.execute(
+            "INSERT OR IGNORE INTO deliveries (id, job_id, url, shown, next_at) VALUES (?, ?, ?, ?, ?)",
+            (f"msg_{new_job_id()}", job_id, request.callback.url, request.callback.shown, due_at),
+        )
+
+
+def _forget(connection: sqlite3.Connection, job_id: str) -> None:
+    for table in ("keys", "fetches", "deliveries"):
+        connection.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
 
 
 class JobStore:
@@ -247,31 +326,39 @@ class JobStore:
                 connection.execute("ROLLBACK")
             raise
 
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction, for the modules that keep further tables in this database."""
+        return self._transaction()
+
+    def reading(self) -> sqlite3.Connection:
+        """The calling thread's connection, for those modules: to read with."""
+        return self._connect()
+
     # ---- asked by anyone
 
     def get(self, job_id: str) -> Job:
         return self._get(self._connect(), job_id)
 
     def _get(self, connection: sqlite3.Connection, job_id: str) -> Job:
-        row = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        row = connection.execute(f"{_SELECT_JOB} WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             raise JobNotFound(f"There is no job {job_id!r}.")
         return _job(row)
 
     def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
         """Return the jobs of `job_ids` that there are, by id."""
-        query = "SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+        query = f"{_SELECT_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608 - a constant
         rows = self._connect().execute(query, (_json([*job_ids]),))
         return {row["id"]: _job(row) for row in rows}
 
     def list(self, *, state: JobState | None = None, limit: int = 50, before: str | None = None) -> list[Job]:
         """Return at most `limit` jobs, newest first; `before` is the id of the last job already seen."""
-        query = """
-            SELECT * FROM jobs
+        query = f"""
+            {_SELECT_JOB}
             WHERE (:state IS NULL OR state = :state)
               AND (:before IS NULL OR sequence < (SELECT sequence FROM jobs WHERE id = :before))
             ORDER BY sequence DESC LIMIT :limit
-        """
+        """  # noqa: S608 - a constant
         values = {"state": state, "before": before, "limit": limit}
         return [_job(row) for row in self._connect().execute(query, values)]
 
@@ -299,6 +386,16 @@ class JobStore:
             sandbox=orjson.loads(row["sandbox"]),
         )
 
+    def courier_heartbeat_at(self) -> float:
+        """When the courier last said that it lives, Unix seconds; 0 if it never did."""
+        (heartbeat_at,) = self._connect().execute("SELECT heartbeat_at FROM courier").fetchone()
+        return float(heartbeat_at)
+
+    def report_courier(self) -> None:
+        """Say that the courier lives."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE courier SET heartbeat_at = ?", (time.time(),))
+
     # ---- the web side
 
     def add(self, job_id: str, request: JobRequest, source: VideoSource) -> Job:
@@ -316,15 +413,16 @@ class JobStore:
                 """
                 INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256,
                                   source_name, created_at, priority, source_kind, source_address,
-                                  source_identity)
-                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                                  source_identity, source_address_sha256, source_received, source_ready,
+                                  waiting)
+                VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
                     job_id,
                     request.request_id,
                     request.model,
                     request.options.model_dump_json(exclude_defaults=True),
-                    source.size_bytes,
+                    -1 if source.size_bytes is None else source.size_bytes,
                     source.sha256 or "",
                     source.name,
                     time.time(),
@@ -332,9 +430,16 @@ class JobStore:
                     source.kind,
                     source.address,
                     None if source.identity is None else _json(source.identity),
+                    source.address_sha256,
+                    source.received_bytes,
+                    source.url is None,
+                    None if source.url is None else Waiting.SOURCE,
                 ),
             )
+            if source.url is not None:
+                connection.execute("INSERT INTO fetches (job_id, url) VALUES (?, ?)", (job_id, source.url))
             _remember_key(connection, request, job_id)
+            _remember_callback(connection, request, job_id)
             return self._get(connection, job_id)
 
     def attach(
@@ -365,6 +470,11 @@ class JobStore:
                 (time.time(), job_id),
             )
             connection.execute(
+                "DELETE FROM fetches WHERE job_id IN "
+                "(SELECT id FROM jobs WHERE id = ? AND state = 'cancelled')",
+                (job_id,),
+            )
+            connection.execute(
                 "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (job_id,)
             )
         return self.get(job_id)
@@ -376,7 +486,7 @@ class JobStore:
                 "DELETE FROM jobs WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')", (job_id,)
             ).rowcount
             if deleted:
-                connection.execute("DELETE FROM keys WHERE job_id = ?", (job_id,))
+                _forget(connection, job_id)
         if not deleted:
             job = self.get(job_id)
             raise JobIsActive(f"Job {job_id} is {job.state}; it can be deleted once it has ended.")
@@ -440,7 +550,10 @@ class JobStore:
                     """
                     UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL, seconds_left = NULL,
                                     started_at = coalesce(started_at, ?)
-                    WHERE sequence = (SELECT min(sequence) FROM jobs WHERE state = 'queued' AND priority = ?)
+                    WHERE sequence = (
+                        SELECT min(sequence) FROM jobs
+                        WHERE state = 'queued' AND source_ready = 1 AND priority = ?
+                    )
                     RETURNING *
                     """,
                     (epoch, time.time(), priority),
@@ -455,21 +568,28 @@ class JobStore:
 
     def say_waiting(self, waiting: Waiting | None) -> None:
         """Say of all queued jobs why they are not taken up; None: they are."""
-        query = "SELECT 1 FROM jobs WHERE state = 'queued' AND waiting IS NOT ? LIMIT 1"
+        queued = "state = 'queued' AND source_ready = 1"
+        query = f"SELECT 1 FROM jobs WHERE {queued} AND waiting IS NOT ? LIMIT 1"  # noqa: S608 - a constant
         if self._connect().execute(query, (waiting,)).fetchone() is None:
             return
         with self._transaction() as connection:
-            connection.execute("UPDATE jobs SET waiting = ? WHERE state = 'queued'", (waiting,))
+            connection.execute(f"UPDATE jobs SET waiting = ? WHERE {queued}", (waiting,))  # noqa: S608 - as above
 
     def oldest_ended(self, *, before: float, limit: int) -> tuple[str, ...]:
-        """The ids of jobs that ended and were last given to anybody before that time, oldest first."""
+        """The ids of jobs that ended and were last given to anybody before that time, oldest first.
+
+        A job whose end is still to be told is not among them, unless that takes longer than HOLD_SECONDS.
+        """
         rows = self._connect().execute(
             """
             SELECT id FROM jobs
             WHERE state IN ('succeeded', 'failed', 'cancelled') AND max(finished_at, coalesce(used_at, 0)) < ?
+              AND NOT (finished_at > ? AND EXISTS (
+                  SELECT 1 FROM deliveries WHERE job_id = jobs.id AND deliveries.state = 'pending'
+              ))
             ORDER BY max(finished_at, coalesce(used_at, 0)) LIMIT ?
             """,
-            (before, limit),
+            (before, time.time() - HOLD_SECONDS, limit),
         )
         return tuple(row["id"] for row in rows)
 

@@ -7,6 +7,7 @@
   bodies/<xx>/<digits>      a body that nginx writes to disk by itself: see bodies.py
   uploads/<id>/             a resumable upload: see uploads.py
   jobs/<id>/video           the spooled video, whole
+  jobs/<id>/video.partial   a video that is being fetched
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
   ballast                   room for the records on a full disk
@@ -133,6 +134,9 @@ class DataFolder:
     def video(self, job_id: str) -> Path:
         return self.job(job_id) / "video"
 
+    def partial_video(self, job_id: str) -> Path:
+        return self.job(job_id) / "video.partial"
+
     def parts(self, job_id: str) -> Path:
         return self.job(job_id) / "parts"
 
@@ -150,6 +154,7 @@ class DataFolder:
         self.remove_parts(job_id)
         fail_point("parts_removed")
         self.video(job_id).unlink(missing_ok=True)
+        self.partial_video(job_id).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
         """Remove the job's folder with all that is in it; absent is fine."""

@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl, urlsplit
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header
 
+from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
-from app.jobs.job import Job, JobRequest, JobState, Priority
+from app.jobs.job import Callback, Job, JobRequest, JobState, Priority
 from app.web.digests import ExpectedDigest, expected_digests
-from app.web.options import Fault, RequestOptions, check_model, invalid_options, parse_options
+from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
 from app.web.sources import JSON_BODY_BYTES
@@ -130,7 +131,20 @@ def _job_request(
         idempotency_key=idempotency_key,
         model_sha256=next((found.get("sha256") for found in models if found["name"] == model), None),
         may_attach=service.limits.attach if options.attach is None else options.attach,
+        callback=_parse_callback(options.callback, service.limits),
     )
+
+
+def _parse_callback(url: str | None, limits: WebLimits) -> Callback | None:
+    if url is None:
+        return None
+    if not limits.callbacks:
+        nothing = "none: the service has no secret to sign with, FRAMEBOX_WEBHOOK_SECRET"
+        raise invalid_options([Fault(CALLBACK, "cannot be asked for", nothing)])
+    try:
+        return Callback(url, parse_target(url, limits.addresses).shown)
+    except TargetRefused as refusal:
+        raise invalid_options([Fault(CALLBACK, refusal.reason, refusal.allowed)]) from refusal
 
 
 def _parse_key(header: str | None) -> str | None:

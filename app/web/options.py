@@ -18,6 +18,7 @@ REQUEST_OPTIONS: Mapping[str, Sequence[str]] = {
     "priority": [*Priority],
     "attach": ["true", "false"],
 }
+CALLBACK = "callback"
 _VALUE_SHOWN = 80  # characters of a caller's own text that an answer repeats
 
 
@@ -29,6 +30,7 @@ class RequestOptions:
     format: DocumentFormat
     priority: Priority | None  # None: not said
     attach: bool | None  # None: not said
+    callback: str | None = None  # an address, not yet looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Fault:
 
 def option_names() -> list[str]:
     """Every option that a detection takes."""
-    return [*DetectionOptions.model_fields, *REQUEST_OPTIONS]
+    return [*DetectionOptions.model_fields, *REQUEST_OPTIONS, CALLBACK]
 
 
 def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
@@ -57,6 +59,7 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
             faults.append(Fault(name, "given more than once", "one value"))
         values[name] = value
     chosen = {name: _parse_choice(name, values.pop(name, None), faults) for name in REQUEST_OPTIONS}
+    callback = values.pop(CALLBACK, None)
     try:
         detection = DetectionOptions.model_validate(values)
     except ValidationError as error:
@@ -68,6 +71,7 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
         DocumentFormat(chosen["format"] or DocumentFormat.PAIRS),
         Priority(chosen["priority"]) if chosen["priority"] else None,
         chosen["attach"] == "true" if chosen["attach"] else None,
+        callback,
     )
 
 

@@ -29,9 +29,15 @@ class ProbeViews:
     def ready(self) -> Response:
         """200 if a job posted now would be run; else a problem document that tells why not."""
         engine, available = self._service.store.engine_status(), self._service.space.available_bytes()
-        age = _heartbeat_age(engine)
+        age = _heartbeat_age(engine.heartbeat_at)
+        courier_age = _heartbeat_age(self._service.store.courier_heartbeat_at())
         checks = {
             "engine": {"ready": engine.ready, "heartbeat_age_seconds": age},
+            # It is no reason to turn uploads away: what needs the courier waits for it.
+            "courier": {
+                "ready": courier_age is not None and courier_age <= HEARTBEAT_LIMIT_SECONDS,
+                "heartbeat_age_seconds": courier_age,
+            },
             "disk": {"available_bytes": max(available, 0)},
             "sandbox": engine.sandbox,
             "models": [model["name"] for model in engine.models],
@@ -52,9 +58,9 @@ class ProbeViews:
         return json_response({"default": self._service.limits.default_model, "models": models})
 
 
-def _heartbeat_age(engine: EngineStatus) -> float | None:
-    """Seconds since the engine last said that it lives; None if none ever did."""
-    return round(max(0.0, time.time() - engine.heartbeat_at), 1) if engine.heartbeat_at else None
+def _heartbeat_age(heartbeat_at: float) -> float | None:
+    """Seconds since a program last said that it lives; None if it never did."""
+    return round(max(0.0, time.time() - heartbeat_at), 1) if heartbeat_at else None
 
 
 def _reasons(engine: EngineStatus, age: float | None, available_bytes: int) -> Iterator[str]:
@@ -81,12 +87,15 @@ class _InstanceCollector(Collector):
         yield jobs
         engine = self._service.store.engine_status()
         yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(_is_ready(engine)))
+        age = _heartbeat_age(self._service.store.courier_heartbeat_at())
+        is_alive = age is not None and age <= HEARTBEAT_LIMIT_SECONDS
+        yield _gauge("framebox_courier_ready", "1 while the courier lives.", float(is_alive))
         available = self._service.space.available_bytes()
         yield _gauge("framebox_disk_available_bytes", "Room left for uploads.", float(available))
 
 
 def _is_ready(engine: EngineStatus) -> bool:
-    age = _heartbeat_age(engine)
+    age = _heartbeat_age(engine.heartbeat_at)
     return engine.ready and age is not None and age <= HEARTBEAT_LIMIT_SECONDS
 
 

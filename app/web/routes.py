@@ -60,6 +60,7 @@ class Route:
 # What a JSON body may name in place of the video.
 NAMED_KINDS: dict[SourceKind, str] = {
     SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read where it lies",
+    SourceKind.URL: "https; the video is fetched, with pauses and goes as it takes, and the job waits for it",
 }
 
 _TEXT = {"type": "string"}
@@ -104,6 +105,12 @@ _ATTACH = Parameter(
     "Whether the job of an equal video with equal options will do, or a new run is wanted.",
     {"type": "string", "enum": ["true", "false"]},
 )
+_CALLBACK = Parameter(
+    "callback",
+    "query",
+    "An https address to which the report is posted when the job has ended, signed as Standard Webhooks.",
+    {"type": "string", "format": "uri"},
+)
 _DOCUMENT = Answer(
     200,
     "The document: every analysed frame and its boxes. Headers: Framebox-Job, Framebox-Frames, "
@@ -122,6 +129,7 @@ _VIDEO_ERRORS = (
     errors.DamagedVideo,
     errors.ModelFault,
 )
+_FETCH_ERRORS = (errors.SourceRefused, errors.SourceUnreachable)
 _UPLOAD_ERRORS = (
     errors.InvalidOption,
     errors.EmptyBody,
@@ -181,8 +189,8 @@ ROUTES: tuple[Route, ...] = (
             _DOCUMENT,
             Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),
         ),
-        errors=(*_UPLOAD_ERRORS, *_VIDEO_ERRORS),
-        parameters=(_FORMAT, _PRIORITY, _ATTACH, _PREFER, _KEY, *_DIGESTS),
+        errors=(*_UPLOAD_ERRORS, *_FETCH_ERRORS, *_VIDEO_ERRORS),
+        parameters=(_FORMAT, _PRIORITY, _ATTACH, _CALLBACK, _PREFER, _KEY, *_DIGESTS),
         takes_video=True,
         takes_options=True,
     ),
@@ -367,6 +375,9 @@ ROUTES: tuple[Route, ...] = (
             errors.JobWasCancelled,
             errors.PreconditionFailed,
             errors.RangeNotSatisfiable,
+            errors.SourceNotFound,
+            errors.SourceChanged,
+            *_FETCH_ERRORS,
             *_VIDEO_ERRORS,
         ),
         parameters=(_JOB_ID, _FORMAT),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from app.jobs.job import JobState, Priority, SourceKind, Waiting
+from app.jobs.job import DeliveryState, JobState, Priority, SourceKind, Waiting
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -43,9 +43,25 @@ class Progress(_Shape):
 class Source(_Shape):
     kind: SourceKind
     name: str | None = Field(description="the client's file name, of a form")
-    address: str | None = Field(description="of a video that was not uploaded: the path, as it was given")
-    bytes: int
-    sha256: Sha256 | None = Field(description="null where the video is read where it lies")
+    address: str | None = Field(
+        description="of a video that was not uploaded: its path, or its URL without the query"
+    )
+    bytes: int | None = Field(description="null while the video is being fetched, and its size is not known")
+    sha256: Sha256 | None = Field(description="null where the video is read where it lies, or not yet there")
+    received_bytes: int | None = Field(description="of a video that is fetched from a URL, so far")
+
+
+class CallbackReport(_Shape):
+    """How far the telling of a job's end is."""
+
+    id: str = Field(description="the header webhook-id, the same in every attempt")
+    address: str = Field(description="without the query")
+    state: DeliveryState
+    attempts: int
+    last_status: int | None = Field(description="what the receiver answered last, if it did")
+    last_error: str | None
+    next_attempt_at: datetime | None
+    delivered_at: datetime | None
 
 
 class Links(_Shape):
@@ -89,6 +105,7 @@ class JobReport(_Shape):
     )
     document: dict[str, Any] | None = Field(description="bytes and sha256 of the pairs")
     problem: dict[str, Any] | None = Field(description="why the job failed")
+    callbacks: list[CallbackReport] = Field(description="where the job's end is told, and how far that is")
     links: Links
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from app.egress.addresses import AddressRules
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.metrics import Metrics
@@ -30,6 +31,8 @@ class WebLimits:
     cors_origins: tuple[str, ...]  # whose pages may upload
     attach: bool  # a request that does not say gets an equal job's answer
     version: str  # of this release
+    addresses: AddressRules = field(default_factory=AddressRules)  # of other servers
+    callbacks: bool = False  # there is a secret to sign them with
 
 
 @dataclass(frozen=True, slots=True)

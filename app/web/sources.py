@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 import orjson
 
+from app.egress.targets import TargetRefused, parse_target
 from app.errors import InvalidSource, MalformedBody
-from app.jobs.intake import accept_ingested
-from app.jobs.job import Job, JobRequest, SourceKind
+from app.jobs.intake import accept_ingested, accept_named
+from app.jobs.job import Job, JobRequest, SourceKind, VideoSource
 from app.jobs.resumed import accept_resumed
 from app.storage.uploads import HeldUpload
 from app.web.service import Service
@@ -56,6 +60,7 @@ class NamedVideos:
         self._accept_kind: dict[SourceKind, Callable[[str, JobRequest], Job]] = {
             SourceKind.PATH: self._accept_path,
             SourceKind.UPLOAD: self._accept_upload,
+            SourceKind.URL: self._accept_url,
         }
 
     @property
@@ -75,6 +80,28 @@ class NamedVideos:
             folder=service.folder,
             store=service.store,
             request=request,
+        )
+
+    def _accept_url(self, url: str, request: JobRequest) -> Job:
+        service = self._service
+        try:
+            target = parse_target(url, service.limits.addresses)
+        except TargetRefused as refusal:
+            told = {"parameter": SourceKind.URL, "allowed": refusal.allowed}
+            raise InvalidSource(f"url: {refusal.reason}.", told) from refusal
+        name = PurePosixPath(unquote(target.resource.partition("?")[0])).name or None
+        source = VideoSource(
+            size_bytes=None,
+            sha256=None,
+            name=name and name[:255],
+            kind=SourceKind.URL,
+            address=target.shown,
+            received_bytes=0,
+            address_sha256=hashlib.sha256(url.encode()).hexdigest(),
+            url=url,
+        )
+        return accept_named(
+            source, spool=service.spool, folder=service.folder, store=service.store, request=request
         )
 
     def _accept_upload(self, upload_id: str, request: JobRequest) -> Job:

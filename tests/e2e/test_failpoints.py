@@ -31,7 +31,7 @@ def points_in_source() -> list[str]:
     return sorted(names)
 
 
-# Not met by a job that is posted, runs and is fetched: see the test of its own.
+# Not met by a job that is posted, runs and is fetched: each has a test of its own.
 ELSEWHERE = {"job_forgotten", "empty_job_made"}
 OF_UPLOADS = {
     "upload_created",
@@ -43,6 +43,14 @@ OF_UPLOADS = {
     "upload_linked",
     "upload_accepted",
     "upload_spent",
+}
+OF_THE_COURIER = {  # tests/integration/test_courier.py
+    "fetch_synced",
+    "fetch_durable",
+    "fetch_renamed",
+    "fetch_completed",
+    "delivery_begun",
+    "delivery_answered",
 }
 
 
@@ -118,7 +126,10 @@ def leftovers(instance: Instance, job_id: str) -> list[str]:
     return found + [path.name for path in (data / "incoming").iterdir()] + sorted(unknown)
 
 
-@pytest.mark.parametrize("point", [name for name in points_in_source() if name not in ELSEWHERE | OF_UPLOADS])
+NOT_HERE = ELSEWHERE | OF_UPLOADS | OF_THE_COURIER
+
+
+@pytest.mark.parametrize("point", [name for name in points_in_source() if name not in NOT_HERE])
 def test_a_kill_at_a_durable_step_changes_nothing(
     instance: Instance, armed: Armed, video: Path, undisturbed: bytes, point: str
 ) -> None:

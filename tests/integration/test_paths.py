@@ -82,6 +82,7 @@ def test_a_file_is_read_where_it_lies_and_stays_there(instance: WebInstance, vid
         "address": str(video),
         "bytes": video.stat().st_size,
         "sha256": None,
+        "received_bytes": None,
     }
     assert [path.name for path in instance.folder.job(job_id).iterdir()] == ["result.pairs"]
     assert requests.delete(f"{instance.url}/v1/jobs/{job_id}", timeout=SECONDS).status_code == 204

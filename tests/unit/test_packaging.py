@@ -50,6 +50,7 @@ def test_each_container_has_the_memory_that_its_program_may_take(services: dict[
     homes = {
         "nginx": "nginx",
         "http workers": "web",
+        "courier": "courier",
         "engine": "engine",
         "decoders": "engine",
         "rings": "engine",
@@ -71,7 +72,10 @@ def test_no_container_has_more_rights_than_it_needs(services: dict[str, Any]) ->
         assert service["restart"] == "unless-stopped"
         assert "privileged" not in service
         assert "cap_add" not in service
-    assert [name for name, service in services.items() if "network_mode" not in service] == ["nginx"]
+    assert [name for name, service in services.items() if "network_mode" not in service] == [
+        "nginx",
+        "courier",
+    ]
 
 
 def test_the_override_for_machines_without_a_gpu_takes_the_reservation_away(services: dict[str, Any]) -> None:
@@ -136,11 +140,11 @@ def test_the_commands_import_neither_torch_nor_prometheus_client() -> None:
     assert shown.stdout == "[]\n"
 
 
-def test_the_supervisor_runs_the_three_programs_for_ever() -> None:
+def test_the_supervisor_runs_the_programs_for_ever() -> None:
     conf = configparser.RawConfigParser(inline_comment_prefixes=(";",))
     conf.read(CHECKOUT / "deploy" / "supervisord.conf")
     known = app_commands()
-    for name in ("engine", "web", "nginx"):
+    for name in ("engine", "courier", "web", "nginx"):
         program = conf[f"program:{name}"]
         command = shlex.split(program["command"])
         assert command[:3] == ["python3", "-m", "app"]

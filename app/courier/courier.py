@@ -1,0 +1,130 @@
+"""The courier's loop: what is to be fetched or delivered is given a thread each, a few at a time.
+
+One a data folder: whoever makes it holds the folder's courier lock. All that it knows is in the database and
+on disk, so that it may end at any moment; the next one goes on.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from app.courier.deliverer import Deliverer
+from app.courier.fetcher import Fetcher
+from app.jobs.deliveries import DeliveryStore
+from app.jobs.fetches import FetchStore
+from app.jobs.store import JobStore
+from app.storage.space import is_disk_full
+
+TICK_SECONDS = 0.2
+HEARTBEAT_SECONDS = 1.0
+NO_ROOM_SECONDS = 5.0
+DELIVERIES_AT_ONCE = 8  # of which DeliveryStore gives one receiver half
+STOP_SECONDS = 20.0  # an attempt under way has so long to end; it is made again otherwise
+
+_log = structlog.get_logger()
+
+
+class Courier:
+    """Runs until it is told to stop."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        fetches: FetchStore,
+        deliveries: DeliveryStore,
+        fetcher: Fetcher,
+        deliverer: Deliverer | None,
+        fetches_at_once: int,
+        stop: threading.Event,
+    ) -> None:
+        """`deliverer` is None where there is no secret to sign with: then callbacks wait."""
+        self._store = store
+        self._fetches = fetches
+        self._deliveries = deliveries
+        self._fetcher = fetcher
+        self._deliverer = deliverer
+        self._fetches_at_once = fetches_at_once
+        self._stop = stop
+        self._fetching: dict[str, threading.Thread] = {}
+        self._delivering: dict[str, threading.Thread] = {}
+        self._next_heartbeat = 0.0
+
+    def run(self) -> None:
+        """Fetch and deliver until the stop event is set."""
+        _log.info("courier ready", fetches=self._fetches_at_once, delivers=self._deliverer is not None)
+        try:
+            while not self._stop.wait(TICK_SECONDS):
+                self._tick()
+            self._join()
+        finally:
+            self._store.close()
+
+    def _tick(self) -> None:
+        try:
+            self._beat()
+            self._start_fetches()
+            self._start_deliveries()
+        except sqlite3.Error as error:
+            if not is_disk_full(error):
+                raise
+            _log.warning("no room on disk for the courier's records", exc_info=True)
+            self._stop.wait(NO_ROOM_SECONDS)
+
+    def _beat(self) -> None:
+        if time.monotonic() >= self._next_heartbeat:
+            self._store.report_courier()
+            self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+
+    def _start_fetches(self) -> None:
+        _forget_ended(self._fetching)
+        if len(self._fetching) >= self._fetches_at_once:
+            return
+        for job_id in self._fetches.wanted(2 * self._fetches_at_once):
+            if job_id not in self._fetching and len(self._fetching) < self._fetches_at_once:
+                self._fetching[job_id] = self._start(
+                    f"fetch-{job_id[:8]}", job_id, partial(self._fetcher.fetch, job_id)
+                )
+
+    def _start_deliveries(self) -> None:
+        _forget_ended(self._delivering)
+        if self._deliverer is None or len(self._delivering) >= DELIVERIES_AT_ONCE:
+            return
+        for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
+            if due.id not in self._delivering and len(self._delivering) < DELIVERIES_AT_ONCE:
+                self._delivering[due.id] = self._start(
+                    f"deliver-{due.id[4:12]}", due.job_id, partial(self._deliverer.deliver, due)
+                )
+
+    def _start(self, name: str, job_id: str, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=self._work, args=(job_id, work), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self, job_id: str, work: Callable[[], None]) -> None:
+        """One thread's work. A fault of ours is logged, and the work is taken up again after a pause."""
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - the thread's boundary: it is logged, and the next tick tries again
+                _log.exception("courier's work failed")
+                self._stop.wait(NO_ROOM_SECONDS)
+            finally:
+                self._store.close()
+
+    def _join(self) -> None:
+        """Fetches stop by themselves, at the next piece; deliveries end with their attempt."""
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in (*self._fetching.values(), *self._delivering.values()):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _forget_ended(threads: dict[str, threading.Thread]) -> None:
+    for key in [key for key, thread in threads.items() if not thread.is_alive()]:
+        del threads[key]

@@ -1,0 +1,339 @@
+"""Fetches one video from its URL: in as many goes as it takes, and never two states of it in one file.
+
+What is there is durable, and goes on after any end of this process: the bytes in the job's folder, how many
+of them count, and what the server said of them (its entity tag) in the job's record.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+from urllib3.response import HTTPResponse
+
+from app.courier.answers import Received, SourceAnswer, Verdict, judge
+from app.courier.retry import retry_after_seconds
+from app.egress.connection import Outbound, Unreachable, read_piece
+from app.egress.targets import Target, TargetRefused, parse_target
+from app.errors import (
+    BodyTooLarge,
+    EmptyBody,
+    FrameboxError,
+    InsufficientStorage,
+    SourceChanged,
+    SourceRefused,
+    SourceUnreachable,
+)
+from app.failpoints import fail_point
+from app.jobs.fetches import Fetch, FetchStore
+from app.jobs.job import Waiting
+from app.metrics import Metrics
+from app.storage.data_folder import DataFolder
+from app.storage.partial import PartialVideo, open_partial
+from app.storage.space import SpaceLedger
+
+_log = structlog.get_logger()
+
+READ_BYTES = 256 * 1024
+SYNC_SECONDS = 2.0  # what came in so long is fetched again after a kill, at most
+SYNC_BYTES = 64 * 1024 * 1024
+NO_ROOM_SECONDS = 5.0
+PACE_SECONDS = 60.0  # a server that sends less than PACE_BYTES in so long counts as gone
+PACE_BYTES = 64 * 1024
+MOST_RETRY_AFTER_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """How much, how long and how often."""
+
+    max_bytes: int  # a video
+    max_seconds: float = 86_400.0  # from the job's acceptance to the last byte
+    failures: int = 12  # in a row, none of which brought the fetch further than it ever was: some 5 minutes
+    changes: int = 3  # times that the video may change under way
+    first_pause_seconds: float = 0.2  # after a failure; doubled with each in a row
+    longest_pause_seconds: float = 60.0
+
+
+class _NotWanted(Exception):
+    """The job was cancelled or deleted meanwhile."""
+
+
+class _Stopped(Exception):
+    """This process is to end; the next one goes on."""
+
+
+class _TryLater(Exception):
+    """The server is there, and cannot answer now."""
+
+    def __init__(self, status: int, seconds: float) -> None:
+        super().__init__(status, seconds)
+        self.status = status
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one fetch in this process."""
+
+    fetch: Fetch
+    target: Target
+    partial: PartialVideo
+    expected_bytes: int | None
+    etag: str | None
+    modified: str | None
+    farthest_bytes: int = 0  # that it ever came to
+    failures: int = 0
+    changes: int = 0
+    last_fault: str = ""
+    last_status: int | None = None
+    synced_bytes: int = 0
+    synced_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.expected_bytes is not None and self.partial.size_bytes == self.expected_bytes
+
+    def received(self) -> Received:
+        return Received(self.partial.size_bytes, self.expected_bytes, self.etag, self.modified)
+
+
+class Fetcher:
+    """Fetches videos, each call one. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        *,
+        data: DataFolder,
+        fetches: FetchStore,
+        space: SpaceLedger,
+        outbound: Outbound,
+        limits: FetchLimits,
+        metrics: Metrics,
+        stop: threading.Event,
+    ) -> None:
+        self._data = data
+        self._fetches = fetches
+        self._space = space
+        self._outbound = outbound
+        self._limits = limits
+        self._metrics = metrics
+        self._stop = stop
+
+    def fetch(self, job_id: str) -> None:
+        """Bring the job's video to its place, or fail the job; or return early, if this process is to stop.
+
+        Does nothing for a job that was cancelled or deleted, but to remove what was fetched of its video.
+        """
+        fetch = self._fetches.get(job_id)
+        if fetch is None:
+            return
+        try:
+            outcome = self._end(fetch)
+        except (_NotWanted, FileNotFoundError):  # its folder went with it
+            self._remove(job_id)
+            outcome = "not_wanted"
+        except _Stopped:
+            return
+        self._metrics.fetches.labels(outcome).inc()
+        _log.info("fetch ended", outcome=outcome)
+
+    def _end(self, fetch: Fetch) -> str:
+        try:
+            self._bring(fetch)
+        except FrameboxError as error:
+            if not self._fetches.fail(fetch.job_id, error):
+                raise _NotWanted from error
+            _log.warning("video not fetched", code=error.code, detail=error.detail)
+            self._remove(fetch.job_id)
+            return error.code
+        return "fetched"
+
+    def _remove(self, job_id: str) -> None:
+        with suppress(FileNotFoundError):
+            self._data.remove_inputs(job_id)
+
+    def _bring(self, fetch: Fetch) -> None:
+        video = self._data.video(fetch.job_id)
+        with open_partial(
+            self._data.partial_video(fetch.job_id),
+            video=video,
+            durable_bytes=fetch.received_bytes,
+            key=f"fetch-{fetch.job_id}",
+            space=self._space,
+        ) as partial:
+            run = _Run(fetch, self._target(fetch), partial, fetch.expected_bytes, fetch.etag, fetch.modified)
+            run.farthest_bytes = run.synced_bytes = partial.size_bytes
+            while not run.is_whole:
+                self._go(run)
+            self._sync(run, is_all=True)
+            partial.publish(video)
+            if not self._fetches.complete(fetch.job_id, partial.sha256):
+                raise _NotWanted
+            fail_point("fetch_completed")
+
+    def _target(self, fetch: Fetch) -> Target:
+        try:
+            return parse_target(fetch.url, self._outbound.rules)
+        except TargetRefused as refusal:  # the rules have changed since it was accepted
+            raise _refused(refusal) from refusal
+
+    # ---- one go after the other
+
+    def _go(self, run: _Run) -> None:
+        """Try once; wait before the next try. Raises the error that ends the fetch."""
+        self._check_time(run)
+        try:
+            self._try(run)
+        except TargetRefused as refusal:
+            raise _refused(refusal) from refusal
+        except InsufficientStorage:
+            self._wait_for_room(run)
+        except Unreachable as fault:
+            self._keep(run)
+            self._count_failure(run, str(fault), None, 0.0)
+        except _TryLater as later:
+            self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
+
+    def _try(self, run: _Run) -> None:
+        asked = run.received()
+        with self._outbound.request("GET", run.target, headers=asked.headers()) as response:
+            answer = judge(response.status, response.headers, asked)
+            if answer.verdict is Verdict.LATER:
+                raise _TryLater(response.status, retry_after_seconds(response.headers.get("Retry-After")))
+            if answer.verdict is Verdict.ENDLESS:
+                raise Unreachable("it does not say how long the video is")
+            if answer.verdict is Verdict.CHANGED:
+                self._start_over(run)
+                return
+            if answer.verdict is Verdict.FROM_START:
+                self._begin(run, answer)
+            self._receive(run, response)
+
+    def _begin(self, run: _Run, answer: SourceAnswer) -> None:
+        """Take an answer that starts with the first byte; drop what there is from an earlier one."""
+        if run.partial.size_bytes and (answer.etag, answer.expected_bytes) != (run.etag, run.expected_bytes):
+            self._count_change(run)
+        run.partial.start_over()
+        run.synced_bytes = 0
+        run.expected_bytes, run.etag, run.modified = answer.expected_bytes, answer.etag, answer.modified
+        if answer.expected_bytes == 0:
+            raise EmptyBody("The video at the URL is empty.")
+        self._check_size(answer.expected_bytes or 0)
+        if not self._fetches.begin(
+            run.fetch.job_id, expected_bytes=answer.expected_bytes, etag=answer.etag, modified=answer.modified
+        ):
+            raise _NotWanted
+
+    def _start_over(self, run: _Run) -> None:
+        self._count_change(run)
+        run.partial.start_over()
+        run.synced_bytes, run.expected_bytes = 0, None
+        run.etag = run.modified = None
+        if not self._fetches.begin(run.fetch.job_id, expected_bytes=None, etag=None, modified=None):
+            raise _NotWanted
+
+    def _receive(self, run: _Run, response: HTTPResponse) -> None:
+        run.partial.reserve(run.expected_bytes)
+        for piece in self._pieces(response):
+            coming = run.partial.size_bytes + len(piece)
+            if run.expected_bytes is not None and coming > run.expected_bytes:
+                raise Unreachable("it sends more than it said")
+            self._check_size(coming)
+            run.partial.write(piece)
+            self._metrics.fetched_bytes.inc(len(piece))
+            self._sync_now_and_then(run)
+        if run.expected_bytes is None:
+            if not run.partial.size_bytes:
+                raise EmptyBody("The video at the URL is empty.")
+            run.expected_bytes = run.partial.size_bytes
+        elif not run.is_whole:
+            raise Unreachable("it sent less than it said")
+
+    def _pieces(self, response: HTTPResponse) -> Iterator[bytes]:
+        """Yield the body as it comes. Raises Unreachable if it breaks off or is too slow, _Stopped."""
+        began, received = time.monotonic(), 0
+        while piece := read_piece(response, READ_BYTES):
+            yield piece
+            if self._stop.is_set():
+                raise _Stopped
+            received += len(piece)
+            if time.monotonic() - began >= PACE_SECONDS:
+                if received < PACE_BYTES:
+                    raise Unreachable("it sends next to nothing")
+                began, received = time.monotonic(), 0
+
+    # ---- what is durable
+
+    def _sync_now_and_then(self, run: _Run) -> None:
+        unsynced = run.partial.size_bytes - run.synced_bytes
+        if unsynced >= SYNC_BYTES or time.monotonic() - run.synced_at >= SYNC_SECONDS:
+            self._sync(run)
+            self._check_time(run)
+
+    def _sync(self, run: _Run, *, is_all: bool = False) -> None:
+        run.partial.sync()
+        if not self._fetches.progress(run.fetch.job_id, run.partial.size_bytes, is_all=is_all):
+            raise _NotWanted
+        run.synced_bytes, run.synced_at = run.partial.size_bytes, time.monotonic()
+        run.partial.reserve(run.expected_bytes)
+
+    def _keep(self, run: _Run) -> None:
+        """Make what came durable before a pause; a full disk is for the next try to see."""
+        with suppress(InsufficientStorage):
+            self._sync(run)
+
+    # ---- when to give up
+
+    def _count_failure(self, run: _Run, fault: str, status: int | None, least_seconds: float) -> None:
+        """Wait before the next try; the longer, the more tries in a row brought nothing new."""
+        run.last_fault, run.last_status = fault, status
+        if run.partial.size_bytes > run.farthest_bytes:
+            run.farthest_bytes, run.failures = run.partial.size_bytes, 0
+        run.failures += 1
+        if run.failures > self._limits.failures:
+            raise _unreachable(run, f"{run.failures} tries in a row brought nothing")
+        pause = min(
+            self._limits.first_pause_seconds * 2 ** (run.failures - 1), self._limits.longest_pause_seconds
+        )
+        _log.info("fetch interrupted", fault=fault, received_bytes=run.partial.size_bytes)
+        self._pause(max(pause * random.uniform(0.8, 1.2), min(least_seconds, MOST_RETRY_AFTER_SECONDS)))  # noqa: S311
+
+    def _count_change(self, run: _Run) -> None:
+        run.changes += 1
+        if run.changes > self._limits.changes:
+            raise SourceChanged("The video at the URL changes faster than it can be fetched.")
+
+    def _check_size(self, size_bytes: int) -> None:
+        limit = self._limits.max_bytes
+        if size_bytes > limit:
+            raise BodyTooLarge(f"The video is longer than {limit} bytes.", {"limit_bytes": limit})
+
+    def _check_time(self, run: _Run) -> None:
+        if time.time() - run.fetch.created_at > self._limits.max_seconds:
+            raise _unreachable(run, f"it was not there after {self._limits.max_seconds:.0f} seconds")
+
+    def _wait_for_room(self, run: _Run) -> None:
+        _log.warning("no room on disk; the fetch waits")
+        if not self._fetches.say_waiting(run.fetch.job_id, Waiting.DISK_SPACE):
+            raise _NotWanted
+        self._pause(NO_ROOM_SECONDS)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise _Stopped
+
+
+def _refused(refusal: TargetRefused) -> SourceRefused:
+    return SourceRefused(f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed})
+
+
+def _unreachable(run: _Run, why: str) -> SourceUnreachable:
+    last = f" At last: {run.last_fault}." if run.last_fault else ""
+    told = {} if run.last_status is None else {"source_status": run.last_status}
+    return SourceUnreachable(f"The video could not be fetched: {why}.{last}", told)

@@ -1,0 +1,64 @@
+"""Builds the courier from the settings."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from app.courier.courier import Courier
+from app.courier.deliverer import Deliverer
+from app.courier.fetcher import Fetcher, FetchLimits
+from app.egress.addresses import AddressRules
+from app.egress.connection import Outbound, make_trust
+from app.jobs.deliveries import DeliveryStore
+from app.jobs.fetches import FetchStore
+from app.jobs.store import JobStore
+from app.logs import configure_logging
+from app.metrics import Metrics
+from app.settings import Settings
+from app.storage.data_folder import DataFolder
+from app.storage.space import SpaceLedger
+
+
+def create_courier(settings: Settings) -> Courier:
+    """Return the courier of this data folder, ready to `run`; SIGTERM and SIGINT stop it.
+
+    Call it in the main thread of a process that holds the data folder's courier lock.
+    """
+    configure_logging("courier", settings.log_level)
+    data = DataFolder(settings.data)
+    data.create()
+    store = JobStore(data.database)
+    store.create()
+    metrics, stop = Metrics(), threading.Event()
+    outbound = Outbound(AddressRules(settings.allowed_hosts), make_trust(settings.ca_file))
+    fetches, deliveries = FetchStore(store), DeliveryStore(store)
+    courier = Courier(
+        store=store,
+        fetches=fetches,
+        deliveries=deliveries,
+        fetcher=Fetcher(
+            data=data,
+            fetches=fetches,
+            space=SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes),
+            outbound=outbound,
+            limits=FetchLimits(settings.max_upload_bytes, max_seconds=settings.fetch_hours * 3600.0),
+            metrics=metrics,
+            stop=stop,
+        ),
+        deliverer=_deliverer(settings, store, deliveries, outbound, metrics),
+        fetches_at_once=settings.fetches,
+        stop=stop,
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda _number, _frame: stop.set())
+    return courier
+
+
+def _deliverer(
+    settings: Settings, store: JobStore, deliveries: DeliveryStore, outbound: Outbound, metrics: Metrics
+) -> Deliverer | None:
+    secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
+    if not secrets:
+        return None
+    return Deliverer(store=store, deliveries=deliveries, outbound=outbound, secrets=secrets, metrics=metrics)
