@@ -21,6 +21,7 @@ from app.web.application import create_web_app
 from app.web.forms import FormMaker, remove_forms_cut_short
 from app.web.pace import PaceKeeper, PaceRule
 from app.web.service import Service, WebLimits
+from app.web.waiting import WaitingPlaces
 
 VERSION = "0.1.0"  # as in pyproject.toml
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         forms=FormMaker(folder, store, space),
         metrics=Metrics(),
         pace=PaceKeeper(PaceRule(settings.min_upload_bytes_per_second, settings.upload_pace_seconds)),
+        places=WaitingPlaces(settings.http_threads // 4),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,

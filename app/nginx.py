@@ -139,7 +139,8 @@ def _limits(settings: Settings) -> dict[str, str]:
         "WORKER_FILES": connections * _FILES_A_CONNECTION,
         "MAX_UPLOAD_BYTES": settings.max_upload_bytes,
         "SMALL_BODY_BYTES": _SMALL_BODY_BYTES,
-        "LONG_REQUESTS": settings.http_threads - settings.http_threads // 4,
+        "LONG_REQUESTS": settings.http_threads // 2,  # see app/web/waiting.py
+        "RAW_UPLOADS": settings.max_raw_uploads,
         "CLIENT_LONG_REQUESTS": settings.client_long_requests,
         "CLIENT_CONNECTIONS": settings.client_connections,
         "CLIENT_HEADER_SECONDS": settings.client_header_seconds,

@@ -88,10 +88,19 @@ class Settings(BaseSettings):
     )
     http_workers: int = Field(2, ge=1, le=16, description="gunicorn processes")
     http_threads: int = Field(
-        128, ge=4, le=1024, description="threads a process; more than the requests that nginx lets wait"
+        192,
+        ge=4,
+        le=1024,
+        description="threads a process; half of them for uploads that the application reads and for event "
+        "streams, a quarter for requests that wait for their answers",
     )
     max_connections: int = Field(
         8192, ge=256, le=65536, description="connections that nginx takes, of clients and to the HTTP workers"
+    )
+    max_raw_uploads: int = Field(
+        256,
+        ge=1,
+        description="raw uploads of known length at a time; nginx writes them, and they hold no thread",
     )
     client_connections: int = Field(
         256, ge=1, description="requests of one client address at a time, probes apart; beyond it 503"

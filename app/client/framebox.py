@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import requests
 
 _CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1024 * 1024
+_REPORT_SECONDS = 60.0
+_ASK_EVERY_SECONDS = 1.0
 
 
 class Refused(Exception):
@@ -75,14 +78,26 @@ class Framebox:
         Raises Refused for what the service refuses, OSError (requests' errors are) where it is not reached.
         """
         with video.open("rb") as body, self._post(body, options) as response:
-            if not response.ok:
-                raise Refused(_problem(response))
-            yield Answer(
-                job_id=response.headers["Framebox-Job"],
-                complete=response.headers["Framebox-Complete"] == "true",
-                frame_count=int(response.headers["Framebox-Frames"]),
-                response=response,
-            )
+            if response.status_code != requests.codes.accepted:
+                yield _answer(response)
+                return
+            report = response.json()
+        with self._collect(report, options.get("format")) as response:
+            yield _answer(response)
+
+    def _collect(self, report: dict[str, Any], document_format: str | float | None) -> requests.Response:
+        """Wait for the job of a request that the service did not let wait."""
+        address = f"{self._url}{report['links']['self']}"
+        while report["state"] in ("queued", "running"):
+            time.sleep(_ASK_EVERY_SECONDS)
+            asked = self._session.get(address, timeout=(_CONNECT_SECONDS, _REPORT_SECONDS))
+            if not asked.ok:
+                raise Refused(_problem(asked))
+            report = asked.json()
+        options = {} if document_format is None else {"format": document_format}
+        return self._session.get(
+            f"{address}/result", params=options, stream=True, timeout=(_CONNECT_SECONDS, None)
+        )
 
     def _post(self, body: Any, options: dict[str, str | float]) -> requests.Response:
         return self._session.post(
@@ -93,6 +108,17 @@ class Framebox:
             stream=True,
             timeout=(_CONNECT_SECONDS, None),  # the answer may take hours
         )
+
+
+def _answer(response: requests.Response) -> Answer:
+    if not response.ok:
+        raise Refused(_problem(response))
+    return Answer(
+        job_id=response.headers["Framebox-Job"],
+        complete=response.headers["Framebox-Complete"] == "true",
+        frame_count=int(response.headers["Framebox-Frames"]),
+        response=response,
+    )
 
 
 def _box(box: dict[str, Any]) -> Box:

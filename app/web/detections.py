@@ -156,12 +156,13 @@ class DetectionViews:
         self._service.metrics.uploads.labels(outcome="accepted" if is_own else "attached").inc()
         bind_contextvars(job_id=job.id)
         connection = request.environ.get("gunicorn.socket")
-        job = wait_for_end(
-            self._service.watcher,
-            job,
-            seconds=self._wait_seconds(preference),
-            is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
-        )
+        with self._service.places.take() as may_wait:
+            job = wait_for_end(
+                self._service.watcher,
+                job,
+                seconds=self._wait_seconds(preference) if may_wait else 0.0,
+                is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
+            )
         if job.state.is_final and preference.wait_seconds != 0:
             response = send_end(job, admission.options.format, self._service)
         else:

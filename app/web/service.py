@@ -17,6 +17,7 @@ from app.storage.spool import Spool
 from app.storage.uploads import Uploads
 from app.web.forms import FormMaker
 from app.web.pace import PaceKeeper
+from app.web.waiting import WaitingPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +51,6 @@ class Service:
     forms: FormMaker
     metrics: Metrics
     pace: PaceKeeper
+    places: WaitingPlaces
     limits: WebLimits
     stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end

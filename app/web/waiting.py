@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.jobs.job import Job
 from app.jobs.watcher import JobWatcher
 
 _GLANCE_SECONDS = 1.0  # how often a waiting request looks whether anybody still waits for its answer
+
+
+class WaitingPlaces:
+    """How many requests of a process may wait at a time: each holds a thread, and some must stay free."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.BoundedSemaphore(count)
+
+    @contextmanager
+    def take(self) -> Iterator[bool]:
+        """Hold a place until the block ends; False if there is none."""
+        has_place = self._free.acquire(blocking=False)
+        try:
+            yield has_place
+        finally:
+            if has_place:
+                self._free.release()
 
 
 def wait_for_end(
