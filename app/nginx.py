@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app import errors
 from app.errors import FrameboxError
-from app.settings import CHECKOUT, MIB, Settings, SettingsFault
+from app.settings import BODY_BUFFER_BYTES, CHECKOUT, MIB, Settings, SettingsFault
 from app.storage.bodies import FOLDER_NAMES
 from app.storage.data_folder import DataFolder
 
@@ -139,6 +139,7 @@ def _limits(settings: Settings) -> dict[str, str]:
         "WORKER_FILES": connections * _FILES_A_CONNECTION,
         "MAX_UPLOAD_BYTES": settings.max_upload_bytes,
         "SMALL_BODY_BYTES": _SMALL_BODY_BYTES,
+        "BODY_BUFFER_BYTES": BODY_BUFFER_BYTES,
         "LONG_REQUESTS": settings.http_threads // 2,  # see app/web/waiting.py
         "RAW_UPLOADS": settings.max_raw_uploads,
         "CLIENT_LONG_REQUESTS": settings.client_long_requests,

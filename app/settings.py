@@ -16,6 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_SECONDS = 24 * 60 * 60
+BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that it writes
 INDEX_CHILD_BYTES = 48 * MIB  # one a running job while its video is indexed; it decodes next to nothing
 
 
@@ -98,7 +99,7 @@ class Settings(BaseSettings):
         8192, ge=256, le=65536, description="connections that nginx takes, of clients and to the HTTP workers"
     )
     max_raw_uploads: int = Field(
-        256,
+        192,
         ge=1,
         description="raw uploads of known length at a time; nginx writes them, and they hold no thread",
     )
@@ -288,7 +289,7 @@ class Settings(BaseSettings):
         """Bytes of host memory that each part of the instance may take at most."""
         segments = self.decoders + self.express_decoders  # at a time
         return {
-            "nginx": 64 * MIB,
+            "nginx": 48 * MIB + self.max_raw_uploads * BODY_BUFFER_BYTES,
             "http workers": self.http_workers * 128 * MIB,
             "courier": 64 * MIB,
             "engine": self.engine_memory_bytes,

@@ -187,7 +187,11 @@ ROUTES: tuple[Route, ...] = (
         "Send a video, or JSON that names one; get the boxes of every frame.",
         answers=(
             _DOCUMENT,
-            Answer(202, "The job's report; its address is in Location.", shape=schemas.JobReport),
+            Answer(
+                202,
+                "The job's report; its address is in Location. Also where too many wait already.",
+                shape=schemas.JobReport,
+            ),
         ),
         errors=(*_UPLOAD_ERRORS, *_FETCH_ERRORS, *_VIDEO_ERRORS),
         parameters=(_FORMAT, _PRIORITY, _ATTACH, _CALLBACK, _PREFER, _KEY, *_DIGESTS),

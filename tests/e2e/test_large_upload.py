@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from instance import CHECKOUT, Instance, repeat_clip
+from instance import CHECKOUT, Instance, make_clip, repeat_clip
 from memory_group import MIB, MemoryGroup
 from sparse_video import stretch_video
 
 LIMIT_BYTES = 768 * MIB
 VIDEO_BYTES = 1000 * MIB
 OPTIONS = {"model": "hog-people", "max_side": 320}
+
+
+def test_the_stretched_video_has_the_small_one_s_frames(tmp_path: Path) -> None:
+    small = make_clip(tmp_path / "small.mp4", frames=60)
+    stretch_video(small, tmp_path / "large.mp4", size_bytes=10_000_000_000)
+    assert _frame_digests(tmp_path / "large.mp4") == _frame_digests(small)
+    assert (tmp_path / "large.mp4").stat().st_blocks * 512 < 10_000_000
+
+
+def _frame_digests(video: Path) -> list[str]:
+    command = ["ffmpeg", "-v", "error", "-i", str(video), "-f", "framemd5", "-"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    digests = [line for line in shown.splitlines() if not line.startswith("#")]
+    assert len(digests) == 60
+    return digests
 
 
 @pytest.mark.parametrize("memory_group", [LIMIT_BYTES], indirect=True)
