@@ -169,12 +169,9 @@ class DeviceThread:
         # The number is each thread's own; a new one begins with what whichever thread set last.
         torch.set_num_threads(self._torch_threads)
         while (batch := self._next_batch()) is not None:
-            if not batch.future.set_running_or_notify_cancel():
-                continue
-            if self._lost is not None:
-                batch.future.set_exception(DeviceLost(*self._lost.args))
-            else:
+            if batch.future.set_running_or_notify_cancel():
                 self._answer(batch)
+            del batch  # its frames are a decoder's memory, which this thread would hold while it waits
 
     def _next_batch(self) -> _Batch | None:
         with self._changed:
@@ -187,10 +184,14 @@ class DeviceThread:
             return batch
 
     def _answer(self, batch: _Batch) -> None:
+        if self._lost is not None:
+            batch.future.set_exception(DeviceLost(*self._lost.args))
+            return
         try:
             detections = self._detect(batch.frames)
         except Exception as error:  # noqa: BLE001 - the model's boundary: whatever it raises is its batch's end
             batch.future.set_exception(self._fault(error))
+            del batch  # else the error holds this frame, the frame its future, and that the error: for long
         else:
             batch.future.set_result(detections)
 

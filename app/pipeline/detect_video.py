@@ -182,7 +182,7 @@ class _Run:
             self._abort.set()
             raise
         finally:
-            feed.join()
+            feed.close()
 
     # ---- segments
 
@@ -223,6 +223,8 @@ class _Run:
             if self._is_cancelled():
                 raise DetectionCancelled from error
             raise
+        finally:
+            del future  # else its error holds this frame, and this frame the error, with a decoder's memory
         if self._is_cancelled():
             raise DetectionCancelled
         return outcome
@@ -323,8 +325,10 @@ class _SegmentFeed:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self) -> None:
+    def close(self) -> None:
+        """Wait for the thread, and let go of a fault, whose traceback holds the decoder's memory and this."""
         self._thread.join()
+        self._fault = None
 
     def facts(self) -> VideoFacts:
         """Wait for the container to be read. Raises what the index says of the video."""

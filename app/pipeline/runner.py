@@ -126,6 +126,7 @@ class LocalRunner:
                 self._execute(queued)
             finally:
                 self._end_turn(queued.job_id)
+                del queued  # while this thread waits for the next one, nobody needs what came of it
 
     def _execute(self, queued: _Queued) -> None:
         if not queued.future.set_running_or_notify_cancel():
@@ -134,6 +135,7 @@ class LocalRunner:
             outcome = self._run(queued.task, queued.cancelled)
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: the job gets it
             queued.future.set_exception(error)
+            del queued  # else the error holds this frame, the frame its future, and that the error: for long
         else:
             queued.future.set_result(outcome)
 

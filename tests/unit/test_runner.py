@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
@@ -114,3 +116,28 @@ def test_urgent_jobs_come_first_and_the_others_are_not_starved(recorder: Recorde
             future.result(DEADLINE)
     order = [name.partition("-")[0][0] for name in recorder.ran]
     assert "".join(order) == "uuupuuupup"
+
+
+class Memory:
+    """What a segment holds while it runs."""
+
+
+def test_a_segment_that_failed_lets_go_of_its_memory_at_once() -> None:
+    """Not only when the garbage collector comes by: it may be a ring of a hundred mebibytes."""
+    held: list[weakref.ref[Memory]] = []
+
+    def fail(task: Task, _cancelled: object) -> str:
+        memory = Memory()
+        held.append(weakref.ref(memory))
+        raise ValueError(task.name)
+
+    gc.disable()
+    try:
+        with LocalRunner(slots=1, run=fail) as runner:
+            with pytest.raises(ValueError, match="bad"):
+                runner.submit(Task("job", "bad"), never).result(timeout=DEADLINE)
+            with pytest.raises(ValueError, match="worse"):  # its turn ends after the other's
+                runner.submit(Task("job", "worse"), never).result(timeout=DEADLINE)
+        assert [memory() for memory in held] == [None, None]
+    finally:
+        gc.enable()

@@ -1,0 +1,46 @@
+"""A cancelled job is gone with all that it held, at whatever it was when it was cancelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from instance import CHECKOUT, Instance, repeat_clip
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1920 frames with walkers: enough for a minute."""
+    return repeat_clip(CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("c") / "v.mp4", times=20)
+
+
+def rings(engine: psutil.Process) -> int:
+    """How many decoders' memories the engine still has, a hundred mebibytes each."""
+    found = 0
+    for descriptor in Path(f"/proc/{engine.pid}/fd").iterdir():
+        try:
+            found += "memfd:frames" in str(descriptor.readlink())
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_cancelled_jobs_leave_no_memory_no_child_and_no_file(
+    shared_instance: Instance, long_video: Path
+) -> None:
+    instance = shared_instance
+    engine = instance.engine()
+    for parts_before in (0, 0, 1, 1):
+        job_id = instance.post_async(long_video, model="hog-people", max_side=320)
+        parts = instance.data / "jobs" / job_id / "parts"
+        instance.wait(lambda: instance.report(job_id)["state"] == "running", 60, "a running job")  # noqa: B023
+        instance.wait(lambda: len(list(parts.glob("*.part"))) >= parts_before, 60, "parts")  # noqa: B023
+        instance.wait(instance.decoders, 60, "a decoder child")
+        assert requests.delete(f"{instance.url}/v1/jobs/{job_id}", timeout=30).status_code == 202
+        assert instance.wait_for_end(job_id)["state"] == "cancelled"
+        instance.wait(lambda: not [*parts.parent.iterdir()], 30, "no files")  # noqa: B023
+    instance.wait(lambda: not instance.decoders(), 30, "no decoder children")
+    instance.wait(lambda: not rings(engine), 30, "no decoder's memory in the engine")
+    assert instance.engine() == engine
