@@ -58,8 +58,13 @@ resource.setrlimit(
 
 
 def post_worker_init(worker: Any) -> None:
-    """Let those who wait for an answer know when the worker is told to stop: they get a 202 instead."""
-    stopping = worker.app.wsgi().extensions["framebox"].stopping
+    """Follow the bodies that nginx writes, and let those who wait know when the worker is told to stop.
+
+    They get a 202 instead of their answer.
+    """
+    service = worker.app.wsgi().extensions["framebox"]
+    service.follower.start()
+    stopping = service.stopping
     handle_exit = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: Any) -> None:

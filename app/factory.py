@@ -13,6 +13,7 @@ from app.metrics import Metrics
 from app.settings import Settings, load_settings
 from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
+from app.storage.follower import BodyFollower
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
@@ -59,6 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         watcher=JobWatcher(store),
         spool=spool,
         bodies=bodies,
+        follower=BodyFollower(bodies, space.body_folders, folder.lock("follower")),
         space=space,
         ingest=Ingest(settings.ingest),
         uploads=uploads,

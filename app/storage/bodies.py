@@ -11,6 +11,7 @@ the application has moved it away. A file that nobody has open for writing was l
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import stat
@@ -27,6 +28,11 @@ from app.storage.durable import start_write_back
 
 SETTLED_SECONDS = 10.0  # between a file's creation and the moment it counts as open: microseconds, in truth
 FOLDER_NAMES = tuple(f"{number:02x}" for number in range(256))
+_NOTE_SUFFIX = ".sha256"
+_LONGEST_NOTE_BYTES = 200
+_NOTE_SECONDS = 0.005  # between two looks at a note
+_FOLLOWER_SECONDS = 10.0  # a follower that is slower than this and the next hangs
+_FOLLOWER_BYTES_PER_SECOND = 50_000_000
 _FILE_NAME = re.compile(r"[0-9]{10}")
 
 
@@ -41,6 +47,7 @@ class SpooledBody:
     path: Path
     descriptor: int
     size_bytes: int
+    note: int | None = None  # a descriptor: see app/storage/follower.py
     _known: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -54,9 +61,27 @@ class SpooledBody:
         SHA-256 is found with any other: it will be asked for.
         """
         missing = {*algorithms, "sha256"} - self._known.keys() if algorithms else set()
-        if missing:
+        if missing == {"sha256"} and (followed := self._followed_digest()):
+            self._known["sha256"] = followed
+        elif missing:
             self._known |= file_digests(self.descriptor, missing)
         return self._known
+
+    def _followed_digest(self) -> bytes | None:
+        """The SHA-256 that the follower found while nginx wrote; None if none did."""
+        if self.note is None:
+            return None
+        deadline = time.monotonic() + _FOLLOWER_SECONDS + self.size_bytes / _FOLLOWER_BYTES_PER_SECOND
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(self.note, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_NOTE_SECONDS)
+            else:
+                digest, _, rest = os.pread(self.note, _LONGEST_NOTE_BYTES, 0).partition(b" ")
+                is_this = rest == _identity(os.fstat(self.descriptor), self.size_bytes)
+                return bytes.fromhex(digest.decode()) if is_this else None
+        return None
 
     def start_write_back(self) -> None:
         """Let the kernel begin to write the file to disk: a later fsync has less to wait for."""
@@ -78,9 +103,13 @@ class BodyFolders:
     def __init__(self, folder: DataFolder) -> None:
         self._root = folder.bodies
 
+    def paths(self, name: str) -> list[Path]:
+        """The bodies in the folder of that name."""
+        return [path for path, _status in self._files(name) if _FILE_NAME.fullmatch(path.name)]
+
     def sizes(self, name: str) -> list[int]:
         """Bytes of each body that lies or grows in the folder of that name."""
-        return [status.st_size for _path, status in self._files(name)]
+        return [status.st_size for path, status in self._files(name) if _FILE_NAME.fullmatch(path.name)]
 
     @contextmanager
     def open(self, named: str, *, request_id: str, expected_bytes: int) -> Iterator[SpooledBody]:
@@ -93,14 +122,17 @@ class BodyFolders:
         expected = self._root / folder_name(request_id)
         if folder != str(expected) or not _FILE_NAME.fullmatch(name):
             raise BodyFault("the path is none of this request's")
-        with closing_descriptor(_open_file(expected, name)) as descriptor:
+        with (
+            closing_descriptor(_open_file(expected, name)) as descriptor,
+            _open_note(expected / name) as note,
+        ):
             _check_own(os.fstat(descriptor), expected_bytes)
-            yield SpooledBody(expected / name, descriptor, expected_bytes)
+            yield SpooledBody(expected / name, descriptor, expected_bytes, note)
 
     def remove_leftovers(self) -> int:
         """Remove what a killed nginx left, never a body under way; return how many files."""
         files = ((path, status) for name in FOLDER_NAMES for path, status in self._files(name))
-        return sum(_remove_unless_written(path, status) for path, status in files)
+        return sum(_remove_unless_written(path, status) for path, status in [*files])
 
     def remove_all(self) -> None:
         """Remove every body. The caller knows that no nginx of this data folder lives."""
@@ -115,6 +147,20 @@ class BodyFolders:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
                         yield Path(entry.path), status
+
+
+def note_of(body: Path) -> Path:
+    """Where the follower of `body` writes down its digest."""
+    return body.with_name(f"{body.name}{_NOTE_SUFFIX}")
+
+
+def note_text(status: os.stat_result, size_bytes: int, digest: hashlib._Hash) -> bytes:
+    """What the follower writes down of a body: its digest, and which file's and of how many bytes it is."""
+    return digest.hexdigest().encode() + b" " + _identity(status, size_bytes)
+
+
+def _identity(status: os.stat_result, size_bytes: int) -> bytes:
+    return f"{status.st_dev} {status.st_ino} {size_bytes}".encode()
 
 
 def folder_name(request_id: str) -> str:
@@ -145,6 +191,17 @@ def _open_file(folder: Path, name: str) -> int:
 
 def _gone() -> IncompleteBody:
     return IncompleteBody("The client went before its body was taken up.")
+
+
+@contextmanager
+def _open_note(body: Path) -> Iterator[int | None]:
+    try:
+        note = os.open(note_of(body), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    with closing_descriptor(note):
+        yield note
 
 
 def _check_own(status: os.stat_result, expected_bytes: int) -> None:

@@ -126,6 +126,17 @@ class SpaceLedger:
                 "The disk is full.", {"needed_bytes": needed_bytes, "available_bytes": available}
             ) from error
 
+    def body_folders(self) -> list[str]:
+        """The names of the folders in which bodies arrive, or are about to."""
+        with closing(sqlite3.connect(self._database, timeout=30, isolation_level=None)) as connection:
+            try:
+                rows = connection.execute(
+                    "SELECT DISTINCT body_folder FROM space_promises WHERE body_folder <> ''"
+                )
+                return [name for (name,) in rows]
+            except sqlite3.OperationalError:
+                return []  # nothing was ever promised
+
     def release(self, key: str) -> None:
         """Take back what was promised to `key`, if anything was."""
         with self._transaction() as connection:

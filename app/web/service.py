@@ -11,6 +11,7 @@ from app.jobs.watcher import JobWatcher
 from app.metrics import Metrics
 from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
+from app.storage.follower import BodyFollower
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
@@ -45,6 +46,7 @@ class Service:
     watcher: JobWatcher
     spool: Spool
     bodies: BodyFolders
+    follower: BodyFollower
     space: SpaceLedger
     ingest: Ingest
     uploads: Uploads

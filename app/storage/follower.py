@@ -1,0 +1,170 @@
+"""Follows the bodies that nginx writes: hashes them from the page cache, and starts their write-back.
+
+So a video of 100 GB is never read for its digest alone, and what is left to do after its last byte is little.
+
+One thread of one HTTP worker follows; a lock (flock) says which: should it die, another takes over. Beside
+each body that it follows lies a note, ``<digits>.sha256``, locked until the digest is in it. Whoever takes a
+body opens the note first, moves the body away, which tells the follower that it is whole, and waits for the
+lock. A note that is unlocked without the body's digest, or none, means: nobody followed; read it yourself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from app.storage.bodies import BodyFolders, closing_descriptor, note_of, note_text
+from app.storage.durable import start_write_back
+
+LOOK_SECONDS = 0.2  # between two looks for new bodies
+FOLLOW_SECONDS = 0.02  # between two looks at those that are followed, where there was nothing new
+CLEAN_SECONDS = 60.0
+STAND_BY_SECONDS = 1.0
+_READ_BYTES = 1024 * 1024
+_TURN_BYTES = 32 * _READ_BYTES  # of one body, before the next one's turn
+_WRITE_BACK_BYTES = 64 * 1024 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Followed:
+    path: Path
+    descriptor: int
+    note: int
+    offset: int = 0
+    written_back: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def close(self) -> None:
+        """The note goes, and with its descriptor the lock; who has it open may still read it."""
+        note_of(self.path).unlink(missing_ok=True)
+        os.close(self.note)
+        os.close(self.descriptor)
+
+
+class BodyFollower:
+    """Hashes growing bodies. `folders` tells the names of the folders in which there may be some."""
+
+    def __init__(self, bodies: BodyFolders, folders: Callable[[], Iterable[str]], lock: Path) -> None:
+        self._bodies = bodies
+        self._folders = folders
+        self._lock = lock
+        self._followed: dict[Path, _Followed] = {}
+        self._stop = threading.Event()
+        self._next_look = 0.0  # monotonic seconds
+        self._next_cleaning = 0.0
+        self._buffer = bytearray(_READ_BYTES)
+
+    def start(self) -> threading.Thread:
+        """Follow until `stop`, or as long as this process lives; stand by while another's follower does."""
+        thread = threading.Thread(target=self._run, name="body-follower", daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        self._stop.set()
+
+    def look(self) -> None:
+        """Follow the bodies that are new."""
+        for path in self._present(self._folders()) - self._followed.keys():
+            self._begin(path)
+
+    def step(self) -> bool:
+        """Hash some of each body that is followed; False if there was nothing new."""
+        present = self._present({path.parent.name for path in self._followed})
+        advanced = [self._advance(body) for body in list(self._followed.values())]
+        for path in self._followed.keys() - present:
+            self._end(self._followed.pop(path))
+        return any(advanced)
+
+    def _run(self) -> None:
+        with closing_descriptor(os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
+            while not _is_locked(lock) and not self._stop.wait(STAND_BY_SECONDS):
+                pass
+            while not self._stop.is_set():
+                try:
+                    self._tend()
+                except Exception:  # noqa: BLE001 - the thread's boundary: without it, bodies are read again
+                    _log.exception("bodies are not followed for a while")
+                    self._forget_all()
+                    self._stop.wait(STAND_BY_SECONDS)
+            self._forget_all()
+
+    def _tend(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self.look()
+        if now >= self._next_cleaning:
+            self._next_cleaning = now + CLEAN_SECONDS
+            self._bodies.remove_leftovers()
+        if not self.step():
+            self._stop.wait(FOLLOW_SECONDS if self._followed else LOOK_SECONDS)
+
+    def _present(self, names: Iterable[str]) -> set[Path]:
+        return {path for name in names for path in self._bodies.paths(name)}
+
+    def _begin(self, path: Path) -> None:
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
+        except OSError:
+            return  # its request has just ended
+        try:
+            note = os.open(note_of(path), os.O_RDWR | os.O_CREAT | flags, 0o600)
+        except OSError:
+            os.close(descriptor)  # there is no room for one
+            return
+        if not _is_locked(note):  # whoever waits for it has it: it goes on without
+            os.close(note)
+            os.close(descriptor)
+            return
+        os.ftruncate(note, 0)  # of a follower that died
+        self._followed[path] = _Followed(path, descriptor, note)
+
+    def _advance(self, body: _Followed, limit_bytes: int = _TURN_BYTES) -> bool:
+        began = body.offset
+        while body.offset - began < limit_bytes:
+            count = os.preadv(body.descriptor, [self._buffer], body.offset)
+            if not count:
+                break
+            body.digest.update(memoryview(self._buffer)[:count])
+            body.offset += count
+        if body.offset - body.written_back >= _WRITE_BACK_BYTES:
+            start_write_back(body.descriptor, body.written_back, body.offset - body.written_back)
+            body.written_back = body.offset
+        return body.offset > began
+
+    def _end(self, body: _Followed) -> None:
+        """The body is gone with its client, or whole and taken."""
+        try:
+            if os.fstat(body.descriptor).st_nlink:
+                while self._advance(body):
+                    pass
+                os.pwrite(body.note, note_text(os.fstat(body.descriptor), body.offset, body.digest), 0)
+        finally:
+            body.close()
+
+    def _forget_all(self) -> None:
+        while self._followed:
+            with suppress(OSError):
+                self._followed.popitem()[1].close()
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
