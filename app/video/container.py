@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Iterator
@@ -80,7 +81,23 @@ def open_container(options: OpenOptions) -> InputContainer:
     except MemoryError as error:
         raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY)) from error
     except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
+        limit = options.limits.max_streams
+        if _says_too_many_streams(options):
+            raise VideoRefused(over_limit("max_streams", limit, limit + 1)) from error
         raise VideoRefused(Fault(FaultCode.UNSUPPORTED)) from error
+
+
+def _says_too_many_streams(options: OpenOptions) -> bool:
+    """Whether a container that does not open has more streams than it may: FFmpeg's log alone tells."""
+    os.lseek(options.descriptor, 0, os.SEEK_SET)
+    av.logging.set_level(av.logging.ERROR)
+    with (
+        av.logging.Capture() as log,
+        contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
+    ):
+        av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
+    av.logging.set_level(None)
+    return any("max_streams" in text for _, _, text in log)
 
 
 def _av_options(options: OpenOptions) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Files made to hurt: playlists, bombs, and wild numbers. Each is small, and made here."""
+"""Files made to hurt: playlists, bombs, wild numbers. Each is made here, and small for what it asks for."""
 
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,43 @@ def video_track(samples: int) -> bytes:
         box(b"minf", full(b"vmhd", 0, 0), box(b"stbl", *tables)),
     )
     return box(b"trak", full(b"tkhd", 0, 0, 1, 0, 10_000, *[0] * 15), media)
+
+
+def compressed_movie(whole: bytes) -> bytes:
+    """The same MP4 with its header compressed, where a reader of boxes does not see it."""
+    start = whole.index(b"moov") - 4
+    packed = box(b"cmvd", struct.pack(">I", len(whole) - start), zlib.compress(whole[start:]))
+    return whole[:start] + box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), packed))
+
+
+def element(name: int, *parts: bytes) -> bytes:
+    """One element of Matroska, its length in eight bytes."""
+    body = b"".join(parts)
+    return name.to_bytes((name.bit_length() + 7) // 8, "big") + struct.pack(">Q", len(body) | 1 << 56) + body
+
+
+def matroska(*parts: bytes) -> bytes:
+    head = element(0x1A45DFA3, element(0x4282, b"matroska"), element(0x4287, b"\4"), element(0x4285, b"\2"))
+    return head + element(0x18538067, element(0x1549A966, element(0x2AD7B1, b"\x0f\x42\x40")), *parts)
+
+
+def matroska_track(number: int) -> bytes:
+    picture = element(0xE0, element(0xB0, b"\x40"), element(0xBA, b"\x40"))
+    numbers = element(0xD7, struct.pack(">H", number)), element(0x73C5, struct.pack(">H", number))
+    return element(0xAE, *numbers, element(0x83, b"\1"), element(0x86, b"V_VP8"), picture)
+
+
+def matroska_tag(number: int) -> bytes:
+    name = b"TAG%d" % number
+    return element(0x67C8, element(0x45A3, name), element(0x4487, name))
+
+
+def matroska_with_tags(clips: ClipFolder, count: int) -> bytes:
+    """A video with tags before its first cluster, and nothing that tells where they are."""
+    data = clips.get("vp8.webm").read_bytes()
+    at = data.index(b"\x1f\x43\xb6\x75")
+    tags = element(0x1254C367, element(0x7373, element(0x63C0), *map(matroska_tag, range(count))))
+    return data[:at] + tags + data[at:]
 
 
 HLS = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n#EXT-X-ENDLIST\n"
@@ -102,8 +140,31 @@ def _encrypted(_clips: ClipFolder, target: Path) -> None:
     made.rename(target)
 
 
+def _tagged(clips: ClipFolder, target: Path) -> None:
+    _write(target, matroska_with_tags(clips, 2000))
+
+
+def _stamped(expression: str) -> Maker:
+    """A video whose packets have the time stamps of `expression`, of N, the packet's number, and PTS."""
+
+    def make(clips: ClipFolder, target: Path) -> None:
+        made = target.with_name(f"made{target.suffix}")
+        ffmpeg("-i", clips.get("h264_one_gop.mp4"), "-c", "copy", "-bsf:v", f"setts=ts={expression}", made)
+        made.rename(target)
+
+    return make
+
+
+def _many_references(_clips: ClipFolder, target: Path) -> None:
+    """Flat pictures of 8K: a few kilobytes, of which a decoder has to keep sixteen."""
+    made = target.with_name("made.mp4")
+    encode = ("-c:v", "libx264", "-preset", "ultrafast", "-x264-params", "ref=16:bframes=0:keyint=100")
+    ffmpeg("-f", "lavfi", "-i", "color=size=7680x4320:rate=25", "-frames:v", "20", *encode, made)
+    made.rename(target)
+
+
 # name: (maker, the error's code or None where the video is read)
-HOSTILE: dict[str, tuple[Maker, str]] = {
+HOSTILE: dict[str, tuple[Maker, str | None]] = {
     "empty.mp4": (_bytes(b""), "unsupported_video"),
     "zeros.mp4": (_bytes(bytes(100_000)), "unsupported_video"),
     "text.mp4": (_bytes(b"not a video\n" * 1000), "unsupported_video"),
@@ -131,7 +192,7 @@ HOSTILE: dict[str, tuple[Maker, str]] = {
     "cover.m4a": (_cover, "no_video_stream"),
     "encrypted.mp4": (_encrypted, "encrypted"),
     "index_bomb.mp4": (_bytes(movie(video_track(85_000_000))), "over_limit"),
-    "index_bomb_50_tracks.mp4": (_bytes(movie(*[video_track(2_000_000)] * 20)), "over_limit"),
+    "index_bomb_20_tracks.mp4": (_bytes(movie(*[video_track(2_000_000)] * 20)), "over_limit"),
     "many_tracks.mp4": (_bytes(movie(*[video_track(1)] * 900)), "over_limit"),
     "huge.mp4": (
         _made("-vf", "scale=9000:9000", "-frames:v", "1", "-c:v", "mjpeg", suffix="mp4"),
@@ -141,5 +202,19 @@ HOSTILE: dict[str, tuple[Maker, str]] = {
         _made("-vf", "scale=16640:64", "-frames:v", "1", "-c:v", "mjpeg", suffix="mkv"),
         "over_limit",
     ),
+    "compressed_index_bomb.mov": (
+        _bytes(compressed_movie(movie(video_track(85_000_000)))),
+        "nothing_decodable",
+    ),
+    "many_tracks.mkv": (
+        _bytes(matroska(element(0x1654AE6B, *map(matroska_track, range(1, 5000))))),
+        "over_limit",
+    ),
+    "many_tags.webm": (_tagged, None),
+    "many_references.mp4": (_many_references, None),
+    "far_time_stamps.mkv": (_stamped("PTS*1e12"), None),
+    "wild_time_stamps.mp4": (_stamped(r"PTS+4e8*mod(N\,7)"), None),
+    "equal_time_stamps.mkv": (_stamped("0"), None),
+    "backward_time_stamps.ts": (_stamped("1e9-PTS*7"), None),
     "image_codec.mkv": (_made("-c:v", "png", suffix="mkv"), "unsupported_video"),
 }

@@ -1,4 +1,4 @@
-"""Indexes the videos that it is given, whatever comes of it."""
+"""Indexes the videos that it is given and decodes a segment of each, whatever comes of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ def main() -> None:
                 contextlib.suppress(FrameboxError),
                 pool.index(Path(name), segment_frames=10, cancelled=lambda: False) as index,
             ):
-                list(index)
+                (first, *_) = index
+                with pool.decode(
+                    Path(name), index.facts, first, frame_size=(64, 36), batch_size=4, cancelled=lambda: False
+                ) as session:
+                    for batch in session:
+                        batch.release()
 
 
 if __name__ == "__main__":
