@@ -129,7 +129,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[dict[str, Container]]:
-    """The three services, healthy, on one data folder."""
+    """The services, healthy, on one data folder."""
     data = tmp_path_factory.mktemp("containers") / "data"
     data.mkdir(mode=0o700)
     os.chown(data, UID, UID)
@@ -188,7 +188,7 @@ def test_the_default_model_runs(containers: dict[str, Container], port: int, cli
 def test_a_container_that_is_killed_can_be_started_again(
     containers: dict[str, Container], port: int, clip: Path
 ) -> None:
-    for name in ("engine", "web", "nginx"):
+    for name in ("engine", "courier", "web", "nginx"):
         containers[name].kill()
         containers[name].start()
         wait_until_healthy(containers)

@@ -41,7 +41,12 @@ def serve(**settings: object) -> subprocess.CompletedProcess[str]:
 
 def program(instance: Instance, name: str) -> psutil.Process:
     """The one process of a program that the supervisor started itself."""
-    words = {"nginx": ("nginx",), "web": ("gunicorn",), "engine": ("app", "engine")}[name]
+    words = {
+        "nginx": ("nginx",),
+        "web": ("gunicorn",),
+        "engine": ("app", "engine"),
+        "courier": ("app", "courier"),
+    }[name]
     (process,) = [found for found in instance.find(*words) if found.ppid() == instance.supervisor_pid]
     return process
 
@@ -57,7 +62,7 @@ def ended(processes: list[psutil.Process], seconds: float) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-@pytest.mark.parametrize("name", ["nginx", "web", "engine"])
+@pytest.mark.parametrize("name", ["nginx", "web", "engine", "courier"])
 def test_a_killed_program_comes_back_and_its_children_are_gone(instance: Instance, name: str) -> None:
     killed = program(instance, name)
     family = [killed, *killed.children(recursive=True)]
