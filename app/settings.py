@@ -291,7 +291,7 @@ class Settings(BaseSettings):
         return {
             "nginx": 48 * MIB + self.max_raw_uploads * BODY_BUFFER_BYTES,
             "http workers": self.http_workers * 128 * MIB,
-            "courier": 64 * MIB,
+            "courier": 80 * MIB,
             "engine": self.engine_memory_bytes,
             "decoders": segments * self.decoder_memory_bytes,
             "rings": segments * self.ring_bytes,
