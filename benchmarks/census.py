@@ -30,8 +30,9 @@ def kind_of(process: psutil.Process, supervisor_pid: int) -> str:
         return "nginx master" if "nginx: master" in line else "nginx worker"
     if "gunicorn" in line:
         return "gunicorn master" if process.ppid() == supervisor_pid else "HTTP worker"
-    if line.endswith("-m app engine --replace"):
-        return "engine"
+    for program in ("engine", "courier"):
+        if line.endswith(f"-m app {program} --replace"):
+            return program
     if "forkserver" in line:
         parent = process.parent()
         is_decoder = parent is not None and "forkserver" in " ".join(parent.cmdline())

@@ -42,6 +42,7 @@ KINDS = (
     "decoders' parent",
     "nginx master",
     "nginx worker",
+    "courier",
 )
 FORMS = ("pairs", "pairs", "csv")
 JOB_SECONDS = 300.0

@@ -144,8 +144,14 @@ CREATE TABLE courier (
 INSERT INTO courier VALUES (1, 0);
 """
 
+_LISTS = """
+CREATE INDEX jobs_of_state ON jobs (state, sequence);
+CREATE INDEX jobs_by_last_use ON jobs (max(finished_at, coalesce(used_at, 0)))
+    WHERE state IN ('succeeded', 'failed', 'cancelled');
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS)
 SCHEMA_VERSION = len(_STEPS)
 
 HOLD_SECONDS = 3 * 86400.0  # a job is kept for its callback no longer than this after its end
@@ -353,12 +359,12 @@ class JobStore:
 
     def list(self, *, state: JobState | None = None, limit: int = 50, before: str | None = None) -> list[Job]:
         """Return at most `limit` jobs, newest first; `before` is the id of the last job already seen."""
-        query = f"""
-            {_SELECT_JOB}
-            WHERE (:state IS NULL OR state = :state)
-              AND (:before IS NULL OR sequence < (SELECT sequence FROM jobs WHERE id = :before))
-            ORDER BY sequence DESC LIMIT :limit
-        """  # noqa: S608 - a constant
+        wanted = {
+            "state = :state": state is not None,
+            "sequence < (SELECT sequence FROM jobs WHERE id = :before)": before is not None,
+        }
+        conditions = " AND ".join(text for text, is_wanted in wanted.items() if is_wanted) or "TRUE"
+        query = f"{_SELECT_JOB} WHERE {conditions} ORDER BY sequence DESC LIMIT :limit"
         values = {"state": state, "before": before, "limit": limit}
         return [_job(row) for row in self._connect().execute(query, values)]
 
@@ -369,6 +375,12 @@ class JobStore:
         rows = self._connect().execute("SELECT state, count(*) FROM jobs GROUP BY state")
         found = {JobState(state): count for state, count in rows}
         return {state: found.get(state, 0) for state in JobState}
+
+    def active_count(self) -> int:
+        """How many jobs are queued or running; takes no longer for all those that have ended."""
+        query = "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
+        (count,) = self._connect().execute(query).fetchone()
+        return int(count)
 
     def data_version(self) -> int:
         """A number that changes whenever another connection has changed the database. Costs microseconds."""
@@ -582,7 +594,7 @@ class JobStore:
         """
         rows = self._connect().execute(
             """
-            SELECT id FROM jobs
+            SELECT id FROM jobs INDEXED BY jobs_by_last_use
             WHERE state IN ('succeeded', 'failed', 'cancelled') AND max(finished_at, coalesce(used_at, 0)) < ?
               AND NOT (finished_at > ? AND EXISTS (
                   SELECT 1 FROM deliveries WHERE job_id = jobs.id AND deliveries.state = 'pending'

@@ -13,7 +13,7 @@ from werkzeug.http import parse_options_header
 
 from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
-from app.jobs.job import Callback, Job, JobRequest, JobState, Priority
+from app.jobs.job import Callback, Job, JobRequest, Priority
 from app.web.digests import ExpectedDigest, expected_digests
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
@@ -197,7 +197,6 @@ def body_too_large(limit_bytes: int) -> BodyTooLarge:
 
 def check_queue(service: Service) -> None:
     """Raise TooManyJobs if there may be no more."""
-    counts = service.store.counts()
     limit = service.limits.max_active_jobs
-    if counts[JobState.QUEUED] + counts[JobState.RUNNING] >= limit:
+    if service.store.active_count() >= limit:
         raise TooManyJobs(f"{limit} jobs are queued or running.", {"limit": limit, "retry_after_seconds": 30})

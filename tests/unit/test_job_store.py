@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -256,3 +257,31 @@ def test_jobs_of_every_older_release_go_on(tmp_path: Path, version: int) -> None
     assert taken[1].progress == Progress(40, 100)
     assert store.get(ids[JobState.SUCCEEDED]).state is JobState.SUCCEEDED
     store.create()  # once is enough
+
+
+def test_what_is_asked_often_takes_no_longer_for_all_the_jobs_that_have_ended(store: JobStore) -> None:
+    ended = 3000
+    with store._transaction() as connection:
+        connection.executemany(
+            "INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256, "
+            "created_at, finished_at) VALUES (?, 'succeeded', 'r', 'none', '{}', 1, '', 1.0, ?)",
+            [(new_job_id(), float(number)) for number in range(ended)],
+        )
+    add(store)
+    epoch = store.begin_epoch(pid=1)
+    questions: dict[str, Callable[[], object]] = {
+        "active": store.active_count,
+        "list": lambda: store.list(state=JobState.FAILED),
+        "page": lambda: store.list(limit=10),
+        "old": lambda: store.oldest_ended(before=5.0, limit=20),
+        "cancelled": lambda: store.cancel_requests(epoch),
+        "waiting": lambda: store.say_waiting(None),
+        "claim": lambda: store.claim(epoch),
+    }
+    steps = []
+    store._connect().set_progress_handler(lambda: steps.append(1), 1)  # counts SQLite's own steps
+    for name, ask in questions.items():
+        steps.clear()
+        ask()
+        assert len(steps) < ended, name
+    assert len(store.oldest_ended(before=5.0, limit=20)) == 5
