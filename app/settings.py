@@ -57,7 +57,9 @@ def _check_secret(secret: str) -> None:
 class Settings(BaseSettings):
     """All settings of one instance, frozen. A field's variable is FRAMEBOX_ and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="FRAMEBOX_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FRAMEBOX_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     # -- where
     port: int = Field(8080, ge=1, le=65535, description="nginx listens here")

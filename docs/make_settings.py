@@ -27,7 +27,8 @@ takes them from its environment (`FRAMEBOX_PORT=9000 make serve`), `docker compo
 """
 
 _FOOT = """
-Lists are separated by commas. Folders may be relative to the folder that the service is started in.
+Lists are separated by commas. An empty variable is as good as none. Folders may be relative to the one that
+the service is started in.
 
 An instance has a data folder of its own: two with different `FRAMEBOX_PORT` and `FRAMEBOX_DATA` run side by
 side. The path of the data folder may be 94 bytes long at most, because a unix socket lies in it.

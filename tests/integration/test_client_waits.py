@@ -1,0 +1,61 @@
+"""The client of other services, where the service has no thread left for it to wait in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from double_engine import document
+from web_instance import WebInstance, running_instance
+
+from app.client.framebox import Framebox, Refused
+
+SECONDS = 30.0
+
+
+def _wait_until(is_true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def _jobs(instance: WebInstance) -> list[dict[str, object]]:
+    jobs: list[dict[str, object]] = requests.get(f"{instance.url}/v1/jobs", timeout=SECONDS).json()["jobs"]
+    return jobs
+
+
+@pytest.mark.parametrize("end", ["an answer", "a refusal"])
+def test_a_client_that_may_not_wait_asks_until_its_job_has_ended(tmp_path: Path, end: str):
+    (tmp_path / "video").write_bytes(
+        b'{"frames": 4}' if end == "an answer" else b'{"problem":"no_video_stream"}'
+    )
+    hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
+    with running_instance(tmp_path, HTTP_THREADS="4", HTTP_WORKERS="1") as instance:
+        url = f"{instance.url}/v1/detections"
+        only_place = threading.Thread(
+            target=requests.post, args=(url,), kwargs={"data": hold, "timeout": SECONDS}
+        )
+        only_place.start()
+        _wait_until(lambda: len(_jobs(instance)) == 1)
+        found: list[object] = []
+
+        def detect() -> None:
+            try:
+                with Framebox(instance.url).detect(tmp_path / "video", format="pairs") as answer:
+                    found.extend([answer.frame_count, answer.complete, b"".join(answer.chunks())])
+            except Refused as refused:
+                found.append(refused.problem["code"])
+
+        caller = threading.Thread(target=detect)
+        caller.start()
+        _wait_until(lambda: len(_jobs(instance)) == 2)
+        (tmp_path / "go").touch()
+        caller.join(SECONDS)
+        only_place.join(SECONDS)
+    expected = [4, True, b"".join(document(4))] if end == "an answer" else ["no_video_stream"]
+    assert found == expected
