@@ -46,7 +46,9 @@ def create_engine(settings: Settings) -> Engine:
     metrics = Metrics()
     models = ModelPool(
         devices=settings.devices or _all_devices(),
-        load=lambda name, device: load_detector(name, device=device, models_folder=settings.models),
+        load=lambda name, device: load_detector(
+            name, device=device, models_folder=settings.models, allowed_hashes=settings.model_hashes
+        ),
     )
     decoders, meter = _decoders(settings), FrameMeter()
     engine = Engine(

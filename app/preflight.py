@@ -46,7 +46,8 @@ def check_folders(settings: Settings) -> None:
     """StartFault if a folder that the administrator named is not there to be read."""
     named = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
     named += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
-    missing = [
+    missing = _unreadable_list(settings)
+    missing += [
         f"{name}: {folder} is no folder that this user can read"
         for name, folder in named
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir()
@@ -88,6 +89,13 @@ def _tls_fault(settings: Settings, error: ssl.SSLError) -> str:
         f"FRAMEBOX_TLS_CERTIFICATE, FRAMEBOX_TLS_KEY: {certificate} and {key} are no certificate and "
         f"unencrypted key in PEM ({error.reason or 'not readable'})"
     )
+
+
+def _unreadable_list(settings: Settings) -> list[str]:
+    path = settings.model_hashes
+    if path is None or (path.is_file() and os.access(path, os.R_OK)):
+        return []
+    return [f"FRAMEBOX_MODEL_HASHES: {path} is no file that this user can read"]
 
 
 def check_port(host: str, port: int) -> None:

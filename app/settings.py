@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", description="address that nginx listens on")  # noqa: S104 - a service
     data: Path = Field(CHECKOUT / "var", description="data folder; one instance each")
     models: Path | None = Field(None, description="the administrator's folder of models; read, never written")
+    model_hashes: Path | None = Field(
+        None, description="list as sha256sum writes it of the model files that may be loaded; all if empty"
+    )
     model: str = Field("hog-people", description="model used where a request names none")
     ingest: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="folders from which {'path': …} may be read; comma-separated"
@@ -260,7 +263,7 @@ class Settings(BaseSettings):
             _check_secret(secret.get_secret_value())
         return value
 
-    @field_validator("data", "models", "tls_certificate", "tls_key", "ca_file", mode="after")
+    @field_validator("data", "models", "model_hashes", "tls_certificate", "tls_key", "ca_file", mode="after")
     @classmethod
     def _make_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else _absolute(value)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,7 @@ from app.errors import ModelFault
 
 MOST_BOXES = 1000
 
+DeclarationModel = TypeVar("DeclarationModel", bound=BaseModel)
 Side = Annotated[int, Field(ge=1, le=16384)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -93,15 +94,20 @@ def read_declaration(
     """
     takes = takes or NetworkInput()
     known = {**_from_input(takes), **_from_metadata(name, metadata), **overrides}
+    declaration = validated(name, Declaration, known)
+    _check_against_input(name, declaration, takes)
+    return declaration
+
+
+def validated(name: str, kind: type[DeclarationModel], known: Mapping[str, object]) -> DeclarationModel:
+    """Return `known` as a declaration of that kind. Raises ModelFault saying what to write."""
     try:
-        declaration = Declaration.model_validate(known)
+        return kind.model_validate(known)
     except ValidationError as error:
-        faults = "; ".join(_explain(fault) for fault in error.errors())
+        faults = "; ".join(_explain(kind, fault) for fault in error.errors())
         raise ModelFault(
             f"Model {name!r} does not say what its output means: {faults}. Write it in framebox.toml."
         ) from error
-    _check_against_input(name, declaration, takes)
-    return declaration
 
 
 def _from_input(takes: NetworkInput) -> dict[str, object]:
@@ -129,12 +135,12 @@ def _check_against_input(name: str, declaration: Declaration, takes: NetworkInpu
         )
 
 
-def _explain(fault: Any) -> str:
+def _explain(kind: type[BaseModel], fault: Any) -> str:
     field = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return f"{field} is missing"
     if fault["type"] == "extra_forbidden":
-        return f"{field} is none of {', '.join(Declaration.model_fields)}"
+        return f"{field} is none of {', '.join(kind.model_fields)}"
     return f"{field}: {fault['msg']}"
 
 
@@ -145,7 +151,7 @@ def _from_metadata(name: str, metadata: Mapping[str, object]) -> dict[str, objec
         raise ModelFault(f"Model {name!r} is for the task {task!r}; only 'detect' is served.")
     known: dict[str, object] = {}
     if "names" in values:
-        known["labels"] = _labels(name, values["names"])
+        known["labels"] = read_labels(name, values["names"])
     size = values.get("imgsz")
     if isinstance(size, int):
         known["input"] = (size, size)
@@ -168,7 +174,7 @@ def _literal(value: object) -> object:
         return value
 
 
-def _labels(name: str, names: object) -> tuple[str, ...]:
+def read_labels(name: str, names: object) -> tuple[str, ...]:
     """Return the labels of ``names``, a list, or a mapping from 0, 1, 2 …"""
     if isinstance(names, Mapping):
         numbered = {str(key): str(label) for key, label in names.items()}

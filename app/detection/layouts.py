@@ -110,21 +110,14 @@ class Columns:
 
 def read_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
     """Return what `output` holds for `frame_count` frames, or None if it is not of the layout."""
-    layout, classes = reading.layout, reading.class_count
-    if layout is Layout.TORCHVISION:
+    if reading.layout is Layout.TORCHVISION:
         return _dictionary_columns(frame_dictionaries(output), frame_count)
-    if layout in (Layout.DETR, Layout.DETR_SIGMOID):
-        logits = named_tensor(output, ("logits", "pred_logits"), 0)
-        boxes = named_tensor(output, ("pred_boxes", "boxes"), 1)
-        if logits is None or boxes is None or not _is_query_output(logits, boxes, frame_count):
-            return None
-        if logits.shape[2] != classes + (layout is Layout.DETR):
-            return None
-        return _softmax_columns(logits, boxes) if layout is Layout.DETR else _sigmoid_columns(logits, boxes)
+    if reading.layout in (Layout.DETR, Layout.DETR_SIGMOID):
+        return _query_columns(output, reading, frame_count)
     dense = first_tensor(output)
-    if dense is None or not _is_dense_output(dense, layout, classes, frame_count):
+    if dense is None or not _is_dense_output(dense, reading.layout, reading.class_count, frame_count):
         return None
-    return _dense_columns(dense.float(), layout)
+    return _dense_columns(dense.float(), reading.layout)
 
 
 def fitting_layouts(output: object, class_count: int, frame_count: int) -> list[Layout]:
@@ -158,10 +151,19 @@ def _is_dense_output(output: Tensor, layout: Layout, class_count: int, frame_cou
     return output.shape[2] == (6 if layout is Layout.END_TO_END else 5 + class_count)
 
 
-def _is_query_output(logits: Tensor, boxes: Tensor, frame_count: int) -> bool:
-    if logits.ndim != 3 or boxes.ndim != 3 or logits.shape[0] != frame_count:
-        return False
-    return logits.shape[:2] == boxes.shape[:2] and boxes.shape[2] == 4
+def _query_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
+    logits = named_tensor(output, ("logits", "pred_logits"), 0)
+    boxes = named_tensor(output, ("pred_boxes", "boxes"), 1)
+    is_softmax = reading.layout is Layout.DETR
+    if logits is None or boxes is None or logits.ndim != 3:
+        return None
+    if boxes.shape != (frame_count, logits.shape[1], 4):
+        return None
+    if logits.shape != (frame_count, boxes.shape[1], reading.class_count + is_softmax):
+        return None
+    return (
+        _softmax_columns(logits, boxes) if is_softmax else _sigmoid_columns(logits, boxes, reading.max_boxes)
+    )
 
 
 def _dense_columns(output: Tensor, layout: Layout) -> Columns:
@@ -179,10 +181,11 @@ def _softmax_columns(logits: Tensor, boxes: Tensor) -> Columns:
     return Columns(boxes.float(), scores, class_ids)
 
 
-def _sigmoid_columns(logits: Tensor, boxes: Tensor) -> Columns:
-    """Every class of every query is a box of its own; as many as there are queries stay, the best."""
+def _sigmoid_columns(logits: Tensor, boxes: Tensor, max_boxes: int) -> Columns:
+    """Every class of every query is a box of its own; the best stay."""
     query_count, class_count = logits.shape[1:]
-    scores, places = logits.float().sigmoid().flatten(1).topk(query_count, dim=1)
+    kept = min(max_boxes, query_count * class_count)
+    scores, places = logits.float().sigmoid().flatten(1).topk(kept, dim=1)
     queries = (places // class_count)[..., None].expand(-1, -1, 4)
     return Columns(boxes.float().gather(1, queries), scores, places % class_count)
 

@@ -1,47 +1,43 @@
 """The administrator's models: what lies in one folder, and nothing else, is ever loaded.
 
-A model is a file, ``<name>.pt2``, ``.onnx``, ``.torchscript`` or ``.pt``, or a folder ``<name>`` that holds
-one such file and, where the file does not say what its output means, a ``framebox.toml`` (see
-``declaration.py``). A ``<name>.toml`` beside the file does as well.
+A model is a file, ``<name>.pt2``, ``.onnx``, ``.torchscript``, ``.pt`` or ``.pth``, with perhaps a
+``<name>.toml`` beside it that says what its output means (see ``declaration.py``); or a folder ``<name>``
+that holds one such file, the files of Hugging Face, or Python code, and perhaps a ``framebox.toml``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from app.detection.allowed_hashes import check_allowed
 from app.detection.declaration import read_declaration
 from app.detection.detector import Detector
-from app.detection.network import Network, NetworkDetector, NetworkRules, check_at_load
+from app.detection.entry_point import ENTRY_POINT, load_entry_point
+from app.detection.huggingface import CONFIG_FILE, load_huggingface
+from app.detection.model_content import DECLARATION_FILE, ModelContent, ModelFiles, hash_model
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, NetworkRules, check_at_load
 from app.detection.onnx import load_onnx
 from app.detection.pt2 import load_pt2
 from app.detection.torchscript import load_torchscript
+from app.detection.torchvision_models import load_torchvision
 from app.errors import ModelFault
 
 REVISION = 2  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-DECLARATION_FILE = "framebox.toml"
+WEIGHTS_SUFFIX = ".pth"
 
 Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
 
+# Formats of one file, which holds the whole network.
 FORMATS: Mapping[str, Loader] = MappingProxyType(
     {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """Where a model lies."""
-
-    network: Path
-    declaration: Path  # may be absent
+SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
 
 
 def find_models(folder: Path) -> dict[str, ModelFiles]:
@@ -53,52 +49,44 @@ def find_models(folder: Path) -> dict[str, ModelFiles]:
     root = folder.resolve()
     found: dict[str, ModelFiles] = {}
     for path in sorted(root.iterdir()):
-        files = _model_at(path)
-        if files is None or not files.network.resolve().is_relative_to(root):
+        if not _is_model(path) or not path.resolve().is_relative_to(root):
             continue
         name = path.name if path.is_dir() else path.stem
         if not NAME.fullmatch(name):
             continue
         if name in found:
             raise ModelFault(f"Two models are called {name!r}; rename one.")
-        found[name] = files
+        found[name] = ModelFiles(root, path)
     return found
 
 
-def _model_at(path: Path) -> ModelFiles | None:
-    if path.is_dir():
-        networks = [file for file in sorted(path.iterdir()) if file.suffix in FORMATS and file.is_file()]
-        return ModelFiles(networks[0], path / DECLARATION_FILE) if len(networks) == 1 else None
-    if path.suffix in FORMATS and path.is_file():
-        return ModelFiles(path, path.with_suffix(".toml"))
-    return None
+def _is_model(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix in SUFFIXES and path.is_file()
+    if any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
+        return True
+    return len([file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]) == 1
 
 
-def load_model(name: str, files: ModelFiles, device: str) -> Detector:
+def load_model(name: str, files: ModelFiles, device: str, *, allowed_hashes: Path | None = None) -> Detector:
     """Load a model onto a device and check it. Raises ModelFault with what is wrong and what to write.
 
-    The files are read once, so that what is hashed is what runs, whatever becomes of them.
+    With `allowed_hashes`, a file that ``sha256sum`` wrote, only what is listed there is loaded.
     """
-    content = files.network.read_bytes()
-    declared = files.declaration.read_bytes() if files.declaration.is_file() else b""
-    try:
-        overrides = tomllib.loads(declared.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelFault(f"The declaration of model {name!r} is no TOML: {error}.") from error
-    network, metadata = FORMATS[files.network.suffix](name, content, device)
-    declaration = read_declaration(name, metadata, overrides, network.takes)
+    content = hash_model(name, files)
+    if allowed_hashes is not None:
+        check_allowed(content, allowed_hashes)
+    declared = content.declared()
+    if ENTRY_POINT in declared:
+        return load_entry_point(content, declared, device, revision=REVISION)
+    loaded = _load_network(content, declared, device)
     detector = NetworkDetector(
-        network,
-        NetworkRules(
-            fitting=declaration.input_size,
-            pixels=declaration.pixels,
-            reading=declaration.reading,
-            batch=network.takes.batch or declaration.batch,
-        ),
+        loaded.network,
+        loaded.rules,
         name=name,
-        fingerprint=_fingerprint(content, declared),
-        class_names=declaration.labels,
-        default_min_score=declaration.min_score,
+        fingerprint=content.fingerprint(REVISION),
+        class_names=loaded.class_names,
+        default_min_score=loaded.min_score,
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
@@ -106,8 +94,30 @@ def load_model(name: str, files: ModelFiles, device: str) -> Detector:
     return detector
 
 
-def _fingerprint(*contents: bytes) -> str:
-    digest = hashlib.sha256(f"revision {REVISION}".encode())
-    for content in contents:
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
+    if content.files.is_folder and CONFIG_FILE in content.digests:
+        return load_huggingface(content, declared, device)
+    file = _network_file(content)
+    if file.endswith(WEIGHTS_SUFFIX):
+        return load_torchvision(content, file, declared, device)
+    network, metadata = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+    declaration = read_declaration(content.name, metadata, declared, network.takes)
+    rules = NetworkRules(
+        fitting=declaration.input_size,
+        pixels=declaration.pixels,
+        reading=declaration.reading,
+        batch=network.takes.batch or declaration.batch,
+    )
+    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score)
+
+
+def _network_file(content: ModelContent) -> str:
+    if not content.files.is_folder:
+        return content.files.path.name
+    files = [file for suffix in SUFFIXES for file in content.named(suffix)]
+    if len(files) == 1:
+        return files[0]
+    raise ModelFault(
+        f"The folder of model {content.name!r} holds {len(files)} files of {', '.join(SUFFIXES)}, where one "
+        f'is wanted, no {CONFIG_FILE}, and in {DECLARATION_FILE} no entry_point = "module:Class".'
+    )

@@ -42,6 +42,16 @@ class NetworkRules:
     batch: int | None  # the only one that the network takes
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedNetwork:
+    """All that a format knows of a model whose network it has loaded."""
+
+    network: Network
+    rules: NetworkRules
+    class_names: Sequence[str]
+    min_score: float  # where a request names none
+
+
 class NetworkDetector:
     """A network, and the rules for what its numbers mean. Fulfils Detector."""
 
@@ -167,7 +177,7 @@ def check_at_load(detector: NetworkDetector) -> None:
 
     Raises ModelFault for a model that fails, whose output is not as declared, or not the same each time.
     """
-    picture = _golden_picture(*detector.frame_size(1280, 720))
+    picture = golden_picture(*detector.frame_size(1280, 720))
     pair = torch.stack([picture] * min(2, detector.batch_size))
     with torch.inference_mode():
         _check_it_runs(detector, picture, pair)
@@ -228,7 +238,7 @@ def _comparable(detector: NetworkDetector, frames: Tensor) -> Tensor:
     return columns.scores.sort(dim=1, descending=True).values
 
 
-def _golden_picture(width: int, height: int) -> Tensor:
+def golden_picture(width: int, height: int) -> Tensor:
     """Return (height, width, 3) uint8: a bright shape and noise on a gradient, the same ever after."""
     generator = torch.Generator().manual_seed(0)
     picture = torch.linspace(0, 160, width).repeat(height, 1)[..., None].repeat(1, 1, 3)

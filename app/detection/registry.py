@@ -16,7 +16,8 @@ import torch
 
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
-from app.detection.models_folder import ModelFiles, find_models, load_model
+from app.detection.model_content import ModelFiles
+from app.detection.models_folder import find_models, load_model
 from app.detection.none import NoneDetector
 from app.errors import InvalidOption
 
@@ -51,15 +52,17 @@ def detector_names(models_folder: Path | None = None) -> list[str]:
     return sorted({*BUILT_IN, *_models(models_folder)})
 
 
-def load_detector(name: str, *, device: str, models_folder: Path | None = None) -> Detector:
+def load_detector(
+    name: str, *, device: str, models_folder: Path | None = None, allowed_hashes: Path | None = None
+) -> Detector:
     """Load the detector `name` onto the torch device `device`. Takes seconds: once a process and device.
 
     Raises InvalidOption, listing what there is, for an unknown name, and ModelFault for a model file that is
-    broken or does not say what its output means.
+    broken, does not say what its output means, or is not in the list `allowed_hashes`.
     """
     models = _models(models_folder)
     if name in models:
-        return load_model(name, models[name], device)
+        return load_model(name, models[name], device, allowed_hashes=allowed_hashes)
     if name in BUILT_IN:
         return BUILT_IN[name](device)
     names = detector_names(models_folder)

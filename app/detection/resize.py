@@ -134,7 +134,11 @@ class ShortSide(Fitting):
 
 
 def _scaled(pictures: Tensor, placement: Placement) -> Tensor:
-    """Scale (n, h, w, 3) uint8 to the placed size; float32, still in [0, 255]."""
-    planes = pictures.permute(0, 3, 1, 2).float()
+    """Scale (n, h, w, 3) uint8 to the placed size, in whole numbers: so networks were trained."""
+    planes = pictures.permute(0, 3, 1, 2)
     size = (placement.height, placement.width)
-    return functional.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    if pictures.device.type != "cpu":  # CUDA knows floats alone here
+        planes = functional.interpolate(planes.float(), size, mode="bilinear", antialias=True).round_()
+    else:
+        planes = functional.interpolate(planes, size, mode="bilinear", antialias=True)
+    return planes.permute(0, 2, 3, 1)

@@ -1,0 +1,141 @@
+"""Detection models of torchvision: a file ``*.pth`` with weights, and in its declaration the architecture.
+
+    architecture = "fasterrcnn_resnet50_fpn_v2"    # a builder of torchvision.models.detection
+    labels = ["__background__", "person", "car"]   # the first is torchvision's own
+
+The weights are read as tensors alone (``weights_only``): such a pickle runs no code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from app.detection.declaration import MOST_BOXES, validated
+from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, Reading
+from app.detection.model_content import ModelContent
+from app.detection.network import LoadedNetwork, NetworkRules, reason
+from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
+from app.errors import ModelFault
+
+
+class WeightsDeclaration(BaseModel):
+    """What ``framebox.toml`` has to say of a file of weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    labels: tuple[str, ...] = Field(min_length=2)
+    min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)
+    max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchvisionNetwork:
+    """A detection model of torchvision on its device; it normalises by itself. Fulfils Network."""
+
+    module: torch.nn.Module
+    takes: NetworkInput
+
+    def run(self, pictures: Tensor) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = self.module(list(pictures))
+        return found
+
+
+def load_torchvision(
+    content: ModelContent, file: str, declared: Mapping[str, object], device: str
+) -> LoadedNetwork:
+    """Return the network with the weights of `file`, and its rules.
+
+    Raises ModelFault for what is no such model, and where torchvision is not installed or does not fit torch.
+    """
+    declaration = validated(content.name, WeightsDeclaration, declared)
+    weights = read_weights(content.name, content.read(file))
+    module = _module(content.name, declaration, weights)
+    rules = NetworkRules(
+        fitting=_fitting(module.transform),
+        pixels=PixelRules(),
+        reading=Reading(Layout.TORCHVISION, len(declaration.labels), max_boxes=declaration.max_boxes),
+        batch=None,
+    )
+    network = TorchvisionNetwork(module.to(device), NetworkInput())
+    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score)
+
+
+def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
+    """Return a state dict, alone or as ``model`` or ``state_dict`` in a checkpoint. Runs no code.
+
+    Raises ModelFault for a pickle of anything else.
+    """
+    try:
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ModelFault(
+            f"Model {name!r} is no file of weights alone ({type(error).__name__}). Save them with "
+            "torch.save(network.state_dict(), file)."
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ModelFault(
+            f"Model {name!r} holds no state dict. Save it with torch.save(network.state_dict(), file)."
+        )
+    return weights
+
+
+def _module(name: str, declaration: WeightsDeclaration, weights: dict[str, Tensor]) -> Any:
+    models = _torchvision(name).models
+    known = models.list_models(module=models.detection)
+    if declaration.architecture not in known:
+        raise ModelFault(
+            f"Model {name!r} declares the architecture {declaration.architecture!r}; torchvision has "
+            f"{', '.join(known)}."
+        )
+    try:
+        module = models.get_model(
+            declaration.architecture,
+            weights=None,
+            weights_backbone=None,
+            num_classes=len(declaration.labels),
+        )
+        module.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelFault(
+            f"The weights of model {name!r} are not those of a {declaration.architecture} with "
+            f"{len(declaration.labels)} labels, the background counted: {reason(error)}."
+        ) from error
+    return module.eval()
+
+
+def _fitting(transform: Any) -> Fitting:
+    """Return how the model itself would scale pictures, so that the decoder can do it before."""
+    if transform.fixed_size is not None:
+        width, height = transform.fixed_size
+        return InputSize(width, height, ResizePolicy.STRETCH)
+    return ShortSide(transform.min_size[-1], transform.max_size)
+
+
+def _torchvision(name: str) -> ModuleType:
+    try:
+        import torchvision  # noqa: PLC0415 - optional, and large
+    except ImportError as error:
+        raise ModelFault(
+            f"Model {name!r} is of torchvision; to serve it, pip install torchvision==0.28.0."
+        ) from error
+    except RuntimeError as error:  # its operators are compiled for another build of torch
+        raise ModelFault(
+            f"Model {name!r} is of torchvision, and the torchvision that is installed is not built for torch "
+            f"{torch.__version__}. Install both from the same index."
+        ) from error
+    module: ModuleType = torchvision
+    return module

@@ -1,0 +1,210 @@
+"""Folders of Hugging Face: ours against transformers' own processors, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.detection.detector import Detections
+from app.detection.layouts import FLOOR_SCORE
+from app.detection.registry import load_detector
+from app.errors import ModelFault
+
+# Tests of one file share a checkpoint: making one takes a second.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*meshgrid.*:UserWarning")
+
+transformers = pytest.importorskip("transformers")
+from tiny_checkpoints import CHECKPOINTS, LABELS, save_checkpoint  # noqa: E402
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Each checkpoint's folder, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            save_checkpoint(name, root / name)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A checkpoint to spoil: model "model" of `tmp_path`."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in checkpoints("rt_detr").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    transformers.utils.logging.set_verbosity_error()
+
+
+def pictures(count: int, width: int, height: int) -> np.ndarray:
+    """Smooth coloured pictures, each its own."""
+    random = np.random.default_rng(width)
+    small = torch.from_numpy(random.uniform(0, 255, (count, 3, 4, 5)).astype(np.float32))
+    large = torch.nn.functional.interpolate(small, (height, width), mode="bicubic", align_corners=False)
+    return large.clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def by_transformers(folder: Path, frames: np.ndarray) -> list[dict[str, torch.Tensor]]:
+    """What someone gets who follows transformers' documentation."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    network = transformers.AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True).eval()
+    inputs = processor(images=list(frames), return_tensors="pt")
+    with torch.inference_mode():
+        outputs = network(**inputs)
+    sizes = [frame.shape[:2] for frame in frames]
+    return processor.post_process_object_detection(outputs, threshold=FLOOR_SCORE, target_sizes=sizes)
+
+
+def rows(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    table = torch.cat([boxes, scores[:, None], labels[:, None].float()], dim=1)
+    return table.numpy()
+
+
+def assert_equal(ours: Detections, theirs: dict[str, torch.Tensor], width: int, height: int) -> None:
+    """Every box of the one has its like in the other; equal scores may stand in another order."""
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    clamped = torch.minimum(theirs["boxes"].clamp(min=0), limits)
+    has_area = (clamped[:, :2] < clamped[:, 2:]).all(dim=1)
+    wanted = rows(clamped[has_area], theirs["scores"][has_area], theirs["labels"][has_area])
+    found = rows(ours.boxes_xyxy, ours.scores, ours.class_ids)
+    assert len(found) > 3
+    for one, other in ((found, wanted), (wanted, found)):
+        certain = one[one[:, 4] > FLOOR_SCORE + 2e-3]  # what lies on the edge may lie on either side of it
+        for row in certain:
+            same = other[other[:, 5] == row[5]]
+            distance = np.abs(same[:, :4] - row[:4]).max(axis=1) + 1000 * np.abs(same[:, 4] - row[4])
+            assert np.abs(same[distance.argmin(), :4] - row[:4]).max() < 0.1  # pixels
+            assert abs(same[distance.argmin(), 4] - row[4]) < 1e-3
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize(("width", "height"), [(192, 160), (320, 180), (181, 240)])
+def test_boxes_are_those_of_transformers(
+    checkpoints: Callable[[str], Path], name: str, width: int, height: int
+) -> None:
+    folder = checkpoints(name)
+    detector = load_detector(name, device="cpu", models_folder=folder.parent)
+    assert detector.class_names == tuple(LABELS.values())
+    assert detector.default_min_score == 0.5
+    frames = pictures(2, width, height)
+    with torch.inference_mode():
+        found = detector.detect(torch.from_numpy(frames))
+    for ours, theirs in zip(found, by_transformers(folder, frames), strict=True):
+        assert_equal(ours, theirs, width, height)
+
+
+def test_the_declaration_changes_labels_score_and_limit(copy: Path) -> None:
+    (copy / "framebox.toml").write_text('labels = ["a", "b", "c"]\nmin_score = 0.1\nmax_boxes = 2\n')
+    detector = load_detector("model", device="cpu", models_folder=copy.parent)
+    assert detector.class_names == ("a", "b", "c")
+    assert detector.default_min_score == 0.1
+    with torch.inference_mode():
+        (found,) = detector.detect(torch.from_numpy(pictures(1, 192, 160)))
+    assert len(found.scores) == 2
+
+
+def test_weights_in_several_files_are_one_model(copy: Path, checkpoints: Callable[[str], Path]) -> None:
+    whole = load_detector("rt_detr", device="cpu", models_folder=checkpoints("rt_detr").parent)
+    weights = load_file(copy / "model.safetensors")
+    names = sorted(weights)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: weights[name] for name in held}, copy / file)
+    (copy / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    frames = torch.from_numpy(pictures(1, 192, 160))
+    with torch.inference_mode():
+        (ours,) = load_detector("model", device="cpu", models_folder=copy.parent).detect(frames)
+        (wanted,) = whole.detect(frames)
+    assert torch.equal(ours.boxes_xyxy, wanted.boxes_xyxy)
+
+
+def changed(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_pickle_of_weights_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelFault) as caught:
+        load_detector("model", device="cpu", models_folder=copy.parent)
+    assert caught.value.detail == (
+        "The folder of model 'model' holds 0 files .safetensors, where one is wanted. Pickles such as "
+        "pytorch_model.bin are not opened: save it again with save_pretrained."
+    )
+
+
+def test_a_backbone_of_timm_is_refused(copy: Path) -> None:
+    changed(copy / "config.json", model_type="detr", use_timm_backbone=True, backbone_config=None)
+    with pytest.raises(ModelFault, match=r"backbone of timm, which is not served; take the variant"):
+        load_detector("model", device="cpu", models_folder=copy.parent)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "reason"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, r"code of its own \(auto_map\)"),
+        ("config.json", {"model_type": "bert"}, "type 'bert', for which transformers has no object detector"),
+        ("config.json", {"model_type": None}, "type None"),
+        ("config.json", {"d_model": 32}, "are missing or of another shape|transformers cannot load"),
+        ("preprocessor_config.json", {"image_processor_type": "Mine"}, "names Mine as its image processor"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 640}}, "asks for another size"),
+        ("preprocessor_config.json", {"do_resize": False}, "asks for another size"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    copy: Path, file: str, values: dict[str, object], reason: str
+) -> None:
+    changed(copy / file, **values)
+    with pytest.raises(ModelFault, match=reason):
+        load_detector("model", device="cpu", models_folder=copy.parent)
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"[]", b"\x00" * 64])
+def test_a_file_that_is_absent_or_broken_is_named(copy: Path, file: str, content: bytes | None) -> None:
+    if content is None:
+        (copy / file).unlink()
+        (copy / "framebox.toml").write_text("")
+    else:
+        (copy / file).write_bytes(content)
+    with pytest.raises(ModelFault, match=r"model 'model'"):
+        load_detector("model", device="cpu", models_folder=copy.parent)
+
+
+def test_without_such_a_model_transformers_is_not_imported() -> None:
+    """It takes seconds and a hundred megabytes."""
+    names = "('transformers', 'torchvision', 'onnxruntime')"
+    line = f"import sys, app.engine_factory; print([name for name in {names} if name in sys.modules])"
+    shown = subprocess.run(
+        [sys.executable, "-c", line], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert shown.stdout == "[]\n"
+
+
+def test_a_missing_package_is_named_with_what_to_install(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as Python does for what is not installed
+    with pytest.raises(ModelFault) as caught:
+        load_detector("model", device="cpu", models_folder=copy.parent)
+    assert caught.value.detail == (
+        "Model 'model' is a folder of Hugging Face; to serve it, pip install -r requirements-huggingface.txt."
+    )
