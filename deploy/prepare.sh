@@ -4,7 +4,8 @@
 #   deploy/prepare.sh serve|test
 #
 # System packages are installed with apt, as root or with a sudo that asks for no password, and only those
-# that are missing. Python packages go into .venv; a stamp there remembers which requirements it holds.
+# that are missing. Python packages go into .venv; a stamp there remembers which requirements it holds. One test
+# needs packages of Node too; npm comes as a Python package and puts them beside it, into node_modules.
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -108,6 +109,18 @@ install_requirements() { # FILE, then the files that it includes
     printf '%s\n' "$wanted" >"$stamp"
 }
 
+install_node_packages() { # FOLDER of a package.json and its lock file
+    local -r stamp="$1/node_modules/installed"
+    local wanted
+    wanted=$(sha256sum "$1/package-lock.json")
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    say "installing $1/package.json with npm"
+    # Certificates: those of the system, as pip has them; else a proxy of the house is not trusted.
+    NODE_USE_SYSTEM_CA=1 .venv/bin/npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund ||
+        fail "npm could not install what $1/package-lock.json names; try again"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
 # ----
 
 case "${1:-}" in
@@ -124,5 +137,8 @@ mapfile -t packages < <(missing_packages "${commands[@]}")
 environment_works || make_environment
 case "$1" in
 serve) install_requirements requirements.txt ;;
-test) install_requirements requirements-dev.txt requirements-onnx.txt requirements-huggingface.txt requirements.txt ;;
+test)
+    install_requirements requirements-dev.txt requirements-onnx.txt requirements-huggingface.txt requirements.txt
+    install_node_packages tests/integration/tus_js
+    ;;
 esac

@@ -14,12 +14,16 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = ("bash", "cat", "chmod", "cp", "dirname", "flock", "id", "mkdir", "rm", "sha256sum", "sh")
 
 # Stands in for an interpreter: makes environments, writes down what pip is told, and is as old as it is told.
+# In an environment it stands in for npm as well.
 PYTHON = """#!/bin/bash
 case "$1" in
 -c) exit {outcome} ;;
 -VV | --version) echo "Python 3.11.99" ;;
 -m)
-    if [ "$2" = pip ]; then echo "$*" >> "{log}"; else mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi ;;
+    if [ "$2" = pip ]; then echo "$*" >> "{log}"; else
+        mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/npm"
+    fi ;;
+ci) echo "npm ci" >> "{log}" && mkdir -p "$3/node_modules" ;;
 esac
 """
 
@@ -72,6 +76,9 @@ def machine(tmp_path: Path) -> Machine:
     (machine.checkout / "deploy").mkdir(parents=True)
     machine.programs.mkdir()
     shutil.copy(CHECKOUT / "deploy" / "prepare.sh", machine.checkout / "deploy")
+    lock_file = Path("tests", "integration", "tus_js", "package-lock.json")
+    (machine.checkout / lock_file).parent.mkdir(parents=True)
+    shutil.copy(CHECKOUT / lock_file, machine.checkout / lock_file)
     for requirements in CHECKOUT.glob("requirements*.txt"):
         shutil.copy(requirements, machine.checkout)
     for tool in TOOLS:
@@ -110,7 +117,16 @@ def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> N
     with (machine.checkout / changed).open("a") as requirements:
         requirements.write("another==1.0\n")
     assert machine.prepare("test").returncode == 0
-    assert machine.logged() == [pip_line("requirements-dev.txt")] * 2
+    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci", pip_line("requirements-dev.txt")]
+
+
+def test_changed_packages_of_node_are_installed(machine: Machine) -> None:
+    for _ in range(2):
+        assert machine.prepare("test").returncode == 0
+    with (machine.checkout / "tests/integration/tus_js/package-lock.json").open("a") as lock_file:
+        lock_file.write("\n")
+    assert machine.prepare("test").returncode == 0
+    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci", "npm ci"]
 
 
 def test_an_interrupted_installation_is_done_again(machine: Machine) -> None:
@@ -142,7 +158,7 @@ def test_missing_programs_are_installed_with_sudo_and_no_others(machine: Machine
         (machine.programs / name).unlink()
     done = machine.prepare("test")
     assert done.returncode == 0, done.stderr
-    assert machine.logged() == ["sudo ffmpeg strace", pip_line("requirements-dev.txt")]
+    assert machine.logged() == ["sudo ffmpeg strace", pip_line("requirements-dev.txt"), "npm ci"]
 
 
 def without_sudo(machine: Machine) -> None:
