@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from app.failpoints import fail_point
 
-_SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2)
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2  # sync_file_range(2)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -29,9 +29,22 @@ def start_write_back(descriptor: int, offset: int = 0, size_bytes: int = 0) -> N
 
     A hint: nothing is waited for, and nothing is promised.
     """
+    _sync_file_range(descriptor, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+def wait_for_write_back(descriptor: int, end: int) -> None:
+    """Wait until the file's pages before `end` that are on their way to disk have left memory's dirty pages.
+
+    It bounds memory, and promises nothing: a fault shows at the next fsync.
+    """
+    if end:
+        _sync_file_range(descriptor, 0, end, _SYNC_FILE_RANGE_WAIT_BEFORE)
+
+
+def _sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
     call = ctypes.CDLL(None, use_errno=True).sync_file_range
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    call(descriptor, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
+    call(descriptor, offset, size_bytes, flags)
 
 
 def make_folder(folder: Path) -> None:

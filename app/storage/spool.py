@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,10 +23,11 @@ from app.failpoints import fail_point
 from app.storage.allocation import allocate
 from app.storage.bodies import SpooledBody
 from app.storage.data_folder import DataFolder
-from app.storage.durable import fsync_folder
+from app.storage.digests import ParallelHash
+from app.storage.durable import fsync_folder, start_write_back, wait_for_write_back
 from app.storage.space import SpaceLedger
 
-SYNC_BYTES = 64 * 1024 * 1024  # dirty pages an upload leaves at most; smaller steps cost speed
+SYNC_BYTES = 64 * 1024 * 1024  # an upload leaves twice as many dirty pages at most; smaller steps cost speed
 _PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
 _LOCK_SECONDS = 0.05  # between two tries to hold a folder
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -45,15 +45,19 @@ class Upload:
     size_bytes: int = 0
     _allocated: bool = False
     _synced_bytes: int = 0
-    _hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _hash: ParallelHash = field(default_factory=ParallelHash)
 
     @property
     def sha256(self) -> str:
         """Hex digest of what has been written so far."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes) -> None:
-        """Append `data`. Raises InsufficientStorage if the disk has no room for it."""
+    def close(self) -> None:
+        """Give back what it holds but for its file."""
+        self._hash.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`, which must not change after this. InsufficientStorage where there is no room."""
         self._hash.update(data)
         rest = memoryview(data)
         with self._no_room_told():
@@ -85,11 +89,15 @@ class Upload:
             self._space.release(self.key)
 
     def _sync(self) -> None:
-        with self._no_room_told():
-            os.fdatasync(self._descriptor)
-        self._synced_bytes = self.size_bytes
-        if not self._allocated:
+        """Bound the dirty pages. Where the room is not taken yet, only bytes on disk are counted."""
+        if self._allocated:
+            wait_for_write_back(self._descriptor, self._synced_bytes)
+            start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
+        else:
+            with self._no_room_told():
+                os.fdatasync(self._descriptor)
             self._promise()
+        self._synced_bytes = self.size_bytes
 
     def _promise(self) -> None:
         coming = SYNC_BYTES if self.expected_bytes is None else max(0, self.expected_bytes - self.size_bytes)
@@ -168,8 +176,9 @@ class Spool:
                 )
                 try:
                     upload = Upload(job_id, key, expected_bytes, descriptor, self._space)
-                    upload.reserve()
-                    yield upload
+                    with closing(upload):
+                        upload.reserve()
+                        yield upload
                 finally:
                     os.close(descriptor)
             finally:
@@ -185,9 +194,7 @@ class Spool:
         arriving = self._folder.incoming / job_id
         with _owned_folder(arriving):
             try:
-                self._space.release(
-                    key
-                )  # its bytes are on disk, and no longer where the promise looks for them
+                self._space.release(key)  # its bytes are on disk, and soon not where the promise looks
                 body.move_to(arriving / "video")
                 body.start_write_back()
                 yield TakenBody(job_id, body)
