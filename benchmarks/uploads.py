@@ -9,6 +9,7 @@ fsync, and an upload is compared with both, without it and with it. An upload en
 the application does after the last byte (SHA-256, fsync, record) is told by its log, and shown apart.
 
 "Written" is what the processes gave the disk to write (/proc/PID/io, write_bytes), divided by what was sent.
+CPU seconds are those of the servers, without curl's: where other work goes on, they tell more than the clock.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Times:
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     written: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -109,12 +111,13 @@ class Web:
         return float(json.loads(lines[-1])["seconds"])
 
     def written_bytes(self) -> int:
-        found = (psutil.Process(process.pid) for process in self.processes)
-        return sum(
-            one.io_counters().write_bytes
-            for parent in found
-            for one in (parent, *parent.children(recursive=True))
-        )
+        return sum(one.io_counters().write_bytes for one in _tree(self.processes))
+
+
+@dataclass(frozen=True)
+class Peer:
+    url: str
+    processes: list[subprocess.Popen[bytes]]
 
 
 def main() -> None:
@@ -133,25 +136,28 @@ def main() -> None:
             _report(_measure(web, peer, video, arguments.rounds), video.stat().st_size)
 
 
-def _measure(web: Web, peer: str, video: Path, rounds: int) -> Times:
+def _measure(web: Web, peer: Peer, video: Path, rounds: int) -> Times:
     times, files = Times(), video.parent / "peer" / "files"
     uploads = _uploads(web, video)
     document = _give_document(web, video)
     os.link(document, files / "document")
     for _ in range(rounds):
         _clear_disk()
-        times.seconds["PUT"].append(_curl("-T", str(video), f"{peer}/video"))
+        cpu = _cpu_seconds(peer.processes)
+        times.seconds["PUT"].append(_curl("-T", str(video), f"{peer.url}/video"))
+        times.cpu["PUT"].append(_cpu_seconds(peer.processes) - cpu)
         times.seconds["fsync of the PUT"].append(_fsync(files / "video"))
         (files / "video").unlink()
         for name, upload in uploads.items():
             _clear_disk()
-            before = web.written_bytes()
+            before, cpu = web.written_bytes(), _cpu_seconds(web.processes)
             times.seconds[name].append(upload())
             times.written[name].append((web.written_bytes() - before) / video.stat().st_size)
+            times.cpu[name].append(_cpu_seconds(web.processes) - cpu)
             times.seconds[f"{name}, after the last byte"].append(web.last_handling_seconds())
             _remove_uploads(web)
         job_id = document.parent.name
-        times.seconds["GET of the file"].append(_curl("-o", "/dev/null", f"{peer}/document"))
+        times.seconds["GET of the file"].append(_curl("-o", "/dev/null", f"{peer.url}/document"))
         times.seconds["GET of the result"].append(
             _curl("-o", "/dev/null", f"{web.url}/v1/jobs/{job_id}/result")
         )
@@ -246,9 +252,18 @@ def _web(data: Path) -> Iterator[Web]:
             _stop(processes)
 
 
+def _tree(processes: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    parents = [psutil.Process(process.pid) for process in processes]
+    return [*parents, *(child for parent in parents for child in parent.children(recursive=True))]
+
+
+def _cpu_seconds(processes: list[subprocess.Popen[bytes]]) -> float:
+    return sum(sum(one.cpu_times()[:2]) for one in _tree(processes))
+
+
 @contextmanager
-def _peer(folder: Path) -> Iterator[str]:
-    """nginx that takes files by PUT; yields its address."""
+def _peer(folder: Path) -> Iterator[Peer]:
+    """nginx that takes files by PUT."""
     (folder / "files").mkdir(parents=True)
     port = _free_port()
     user = "user root;" if os.geteuid() == 0 else ""
@@ -257,7 +272,7 @@ def _peer(folder: Path) -> Iterator[str]:
     process = subprocess.Popen([find_nginx(), "-e", "stderr", "-p", str(folder), "-c", str(configuration)])
     try:
         _wait(f"http://127.0.0.1:{port}/document")
-        yield f"http://127.0.0.1:{port}"
+        yield Peer(f"http://127.0.0.1:{port}", [process])
     finally:
         _stop([process])
 
@@ -266,13 +281,14 @@ def _report(times: Times, size_bytes: int) -> None:
     print(describe_machine())
     print(f"{size_bytes} bytes of random data; medians of {len(times.seconds['PUT'])} rounds\n")
     put, synced = times.median("PUT"), times.median("PUT") + times.median("fsync of the PUT")
-    print(f"{'PUT':28} {put:7.2f} s  {size_bytes / put / 1e6:6.0f} MB/s")
+    cpu = {name: f"{statistics.median(seconds):.2f} CPU s" for name, seconds in times.cpu.items()}
+    print(f"{'PUT':28} {put:7.2f} s  {size_bytes / put / 1e6:6.0f} MB/s  {cpu['PUT']}")
     print(f"{'PUT and fsync':28} {synced:7.2f} s  {size_bytes / synced / 1e6:6.0f} MB/s")
     for name in times.written:
         seconds, handling = times.median(name), times.median(f"{name}, after the last byte")
         print(
             f"{name:28} {seconds:7.2f} s  {size_bytes / seconds / 1e6:6.0f} MB/s  "
-            f"{put / seconds:.2f} of PUT, {synced / seconds:.2f} of PUT and fsync; "
+            f"{cpu[name]}  {put / seconds:.2f} of PUT, {synced / seconds:.2f} of PUT and fsync; "
             f"handled for {handling:.2f} s; written {statistics.median(times.written[name]):.3f} of sent"
         )
     for name in ("GET of the file", "GET of the result"):
