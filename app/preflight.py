@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from app.egress.connection import make_trust
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 
@@ -54,6 +55,19 @@ def check_folders(settings: Settings) -> None:
     ]
     if missing:
         raise StartFault("\n".join(missing))
+
+
+def check_ca_file(settings: Settings) -> None:
+    """StartFault if the certificates of an authority of one's own cannot be read."""
+    try:
+        make_trust(settings.ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        why = (
+            f"holds no certificates in PEM form: {error}"
+            if isinstance(error, ssl.SSLError)
+            else error.strerror
+        )
+        raise StartFault(f"FRAMEBOX_CA_FILE: {settings.ca_file}: {why}") from error
 
 
 def check_tls(settings: Settings) -> None:

@@ -26,6 +26,7 @@ from app.nginx import render_nginx_conf
 from app.preflight import (
     StartFault,
     check_all,
+    check_ca_file,
     check_folders,
     check_port,
     check_socket_path,
@@ -69,6 +70,7 @@ def become_supervisor(settings: Settings) -> NoReturn:
             lambda: check_socket_path(data),
             lambda: check_folders(settings),
             lambda: check_tls(settings),
+            lambda: check_ca_file(settings),
         ]
     )
     make_data_folder(data)
@@ -114,6 +116,7 @@ def prepare_engine(settings: Settings, *, replace: bool) -> None:
 
 def prepare_courier(settings: Settings, *, replace: bool) -> None:
     """Make this process the courier's, as far as the system sees it; nothing is loaded yet."""
+    check_ca_file(settings)
     data = _start_program("courier", settings, replace)
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "courier")
 
