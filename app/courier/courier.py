@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -26,6 +27,8 @@ HEARTBEAT_SECONDS = 1.0
 NO_ROOM_SECONDS = 5.0
 DELIVERIES_AT_ONCE = 8  # of which DeliveryStore gives one receiver half
 STOP_SECONDS = 20.0  # an attempt under way has so long to end; it is made again otherwise
+
+_Threads = dict[str, threading.Thread]  # by job, or by delivery
 
 _log = structlog.get_logger()
 
@@ -52,16 +55,20 @@ class Courier:
         self._deliverer = deliverer
         self._fetches_at_once = fetches_at_once
         self._stop = stop
-        self._fetching: dict[str, threading.Thread] = {}
-        self._delivering: dict[str, threading.Thread] = {}
+        self._fetching: _Threads = {}
+        self._delivering: _Threads = {}
+        self._ended: deque[str] = deque()  # their keys, from their own threads
+        self._place_free = threading.Event()  # there is more to begin at once
         self._next_heartbeat = 0.0
 
     def run(self) -> None:
         """Fetch and deliver until the stop event is set."""
         _log.info("courier ready", fetches=self._fetches_at_once, delivers=self._deliverer is not None)
         try:
-            while not self._stop.wait(TICK_SECONDS):
+            while not self._stop.is_set():
                 self._tick()
+                self._place_free.wait(TICK_SECONDS)
+                self._place_free.clear()
             self._join()
         finally:
             self._store.close()
@@ -69,6 +76,7 @@ class Courier:
     def _tick(self) -> None:
         try:
             self._beat()
+            self._forget_ended()
             self._start_fetches()
             self._start_deliveries()
         except sqlite3.Error as error:
@@ -83,31 +91,28 @@ class Courier:
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
     def _start_fetches(self) -> None:
-        _forget_ended(self._fetching)
         if len(self._fetching) >= self._fetches_at_once:
             return
         for job_id in self._fetches.wanted(2 * self._fetches_at_once):
-            if job_id not in self._fetching and len(self._fetching) < self._fetches_at_once:
-                self._fetching[job_id] = self._start(
-                    f"fetch-{job_id[:8]}", job_id, partial(self._fetcher.fetch, job_id)
-                )
+            if len(self._fetching) < self._fetches_at_once:
+                self._start(self._fetching, job_id, job_id, partial(self._fetcher.fetch, job_id))
 
     def _start_deliveries(self) -> None:
-        _forget_ended(self._delivering)
         if self._deliverer is None or len(self._delivering) >= DELIVERIES_AT_ONCE:
             return
         for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
-            if due.id not in self._delivering and len(self._delivering) < DELIVERIES_AT_ONCE:
-                self._delivering[due.id] = self._start(
-                    f"deliver-{due.id[4:12]}", due.job_id, partial(self._deliverer.deliver, due)
-                )
+            if len(self._delivering) < DELIVERIES_AT_ONCE:
+                self._start(self._delivering, due.id, due.job_id, partial(self._deliverer.deliver, due))
 
-    def _start(self, name: str, job_id: str, work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=self._work, args=(job_id, work), name=name, daemon=True)
+    def _start(self, under_way: _Threads, key: str, job_id: str, work: Callable[[], None]) -> None:
+        if key in under_way:
+            return
+        name = f"courier-{key.removeprefix('msg_')[:8]}"
+        thread = threading.Thread(target=self._work, args=(key, job_id, work), name=name, daemon=True)
+        under_way[key] = thread
         thread.start()
-        return thread
 
-    def _work(self, job_id: str, work: Callable[[], None]) -> None:
+    def _work(self, key: str, job_id: str, work: Callable[[], None]) -> None:
         """One thread's work. A fault of ours is logged, and the work is taken up again after a pause."""
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
@@ -117,14 +122,18 @@ class Courier:
                 self._stop.wait(NO_ROOM_SECONDS)
             finally:
                 self._store.close()
+                self._ended.append(key)
+                self._place_free.set()
+
+    def _forget_ended(self) -> None:
+        """Before the database is asked what to begin: what has just ended is then there as it ended."""
+        while self._ended:
+            key = self._ended.popleft()
+            self._fetching.pop(key, None)
+            self._delivering.pop(key, None)
 
     def _join(self) -> None:
         """Fetches stop by themselves, at the next piece; deliveries end with their attempt."""
         deadline = time.monotonic() + STOP_SECONDS
         for thread in (*self._fetching.values(), *self._delivering.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _forget_ended(threads: dict[str, threading.Thread]) -> None:
-    for key in [key for key, thread in threads.items() if not thread.is_alive()]:
-        del threads[key]
