@@ -171,6 +171,7 @@ _TUS_ERRORS = (
     errors.InvalidOption,
     errors.IncompleteBody,
     errors.EmptyBody,
+    errors.UploadTooSlow,
     errors.UnsupportedTusVersion,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
