@@ -53,7 +53,7 @@ class KeyframeReader:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._codec = codec
-        self._nals = NalReader(codec, extradata)
+        self.nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
         """Whether every frame shown after this keyframe decodes without what came before it.
@@ -79,7 +79,7 @@ class KeyframeReader:
 
     def _head_units(self, packet: bytes, packet_bytes: int | None) -> Iterator[bytes]:
         whole = len(packet) if packet_bytes is None else packet_bytes
-        return self._nals.units(packet[:SEARCHED_BYTES], whole)
+        return self.nals.units(packet[:SEARCHED_BYTES], whole)
 
     def is_hidden(self, packet: bytes) -> bool:
         """Whether the packet holds no frame that is shown: a reference that later frames alone use."""

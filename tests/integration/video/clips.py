@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+
+import av
+from field_pictures import coded_fields
 
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=size=128x72:rate=25:duration=2"]  # 50 frames, all different
 H264 = ["-c:v", "libx264", "-preset", "veryfast", "-g", "12", "-bf", "3", "-pix_fmt", "yuv420p"]
@@ -46,6 +50,32 @@ def _tail(name: str, skipped_bytes: int) -> Recipe:
     return make
 
 
+TICKS_A_FRAME = 3600  # of 90 kHz
+
+
+def _fields(*, packets_a_frame: int) -> Recipe:
+    """Field pictures, each in a packet with a time stamp of its own, or both of a frame in one."""
+
+    def make(folder: ClipFolder, target: Path) -> None:
+        fields = coded_fields(50)
+        size = 2 // packets_a_frame
+        step = TICKS_A_FRAME // packets_a_frame
+        with av.open(str(folder.get("fields.h264"))) as raw, av.open(str(target), "w") as muxer:
+            stream = muxer.add_stream_from_template(raw.streams.video[0])
+            for number in range(len(fields) // size):
+                packet = av.Packet(b"".join(fields[number * size : (number + 1) * size]))
+                packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+                packet.pts = packet.dts = number * step
+                packet.is_keyframe = number == 0
+                muxer.mux(packet)
+
+    return make
+
+
+def _raw_fields(_folder: ClipFolder, target: Path) -> None:
+    target.write_bytes(b"".join(coded_fields(50)))
+
+
 RECIPES: dict[str, Recipe] = {
     "h264.mp4": H264,
     "h264_fragments.mp4": [*H264, "-movflags", "frag_keyframe+empty_moov"],
@@ -63,6 +93,12 @@ RECIPES: dict[str, Recipe] = {
     "h264_444_odd.mkv": [*H264, "-vf", "scale=127:71", "-pix_fmt", "yuv444p"],
     "h264_full_range.mp4": [*H264, "-pix_fmt", "yuvj420p", "-color_range", "pc"],
     "h264_bt709.mp4": [*H264, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"],
+    "fields.h264": _raw_fields,
+    "fields.ts": _fields(packets_a_frame=1),
+    "fields.mkv": _fields(packets_a_frame=1),
+    "fields_apart.ts": _fields(packets_a_frame=2),
+    "fields_apart.mkv": _fields(packets_a_frame=2),
+    "fields_apart.mp4": _fields(packets_a_frame=2),
     "hevc_open_gop.mp4": HEVC,
     "hevc_open_gop.ts": HEVC,
     "hevc_10.mkv": HEVC_10,

@@ -1,0 +1,170 @@
+"""Which H.264 packets hold the second field of a frame: no frame comes of them, whatever their time stamps.
+
+Source: ITU-T H.264, 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header), 7.4.1.2.4 (the first unit of a
+picture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from app.video.keyframes import SEARCHED_BYTES, NalReader
+
+_SLICES = (1, 5)
+_SEQUENCE = 7
+_HEAD_BYTES = 32  # of a slice: its header's beginning
+_WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profile_idc
+
+
+class _Sequence(NamedTuple):
+    """What a sequence parameter set says of fields."""
+
+    may_have_fields: bool
+    frame_number_bits: int
+    has_colour_planes: bool
+
+
+class _Field(NamedTuple):
+    frame_number: int
+    is_bottom: bool
+
+
+class FieldReader:
+    """Tells second fields, given the packets of one stream in their order."""
+
+    def __init__(self, nals: NalReader, extradata: bytes | None) -> None:
+        self._nals = nals
+        self._sequence: _Sequence | None = None
+        self._first: _Field | None = None  # of the packet before, if it held one field alone
+        if extradata:
+            self._note_sequence(_extradata_units(extradata))
+
+    def is_second_field(self, packet: memoryview, *, is_key: bool) -> bool:
+        """Whether the packet completes the frame that the one before has begun."""
+        if is_key:
+            self._note_sequence(self._units(packet))
+        if self._sequence is None or not self._sequence.may_have_fields:
+            return False
+        fields = {field for unit in self._units(packet) if (field := self._field_of(unit))}
+        first, self._first = self._first, None
+        if len(fields) != 1:
+            return False  # a frame, or both of its fields
+        (field,) = fields
+        if first == _Field(field.frame_number, not field.is_bottom):
+            return True
+        self._first = field
+        return False
+
+    def _units(self, packet: memoryview) -> Iterator[bytes]:
+        return self._nals.units(bytes(packet[:SEARCHED_BYTES]), len(packet))
+
+    def _note_sequence(self, units: Iterable[bytes]) -> None:
+        for unit in units:
+            if unit and unit[0] & 31 == _SEQUENCE:
+                try:
+                    self._sequence = _read_sequence(_Bits(unit[1:]))
+                except EOFError:
+                    continue
+                return
+
+    def _field_of(self, unit: bytes) -> _Field | None:
+        if not unit or unit[0] & 31 not in _SLICES or self._sequence is None:
+            return None
+        try:
+            return _read_field(_Bits(unit[1:_HEAD_BYTES]), self._sequence)
+        except EOFError:
+            return None
+
+
+def _extradata_units(extradata: bytes) -> Iterator[bytes]:
+    if extradata[0] != 1:
+        yield from NalReader("h264", None).units(extradata, len(extradata))
+    elif len(extradata) > 8:
+        length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
+        yield extradata[8 : 8 + length]
+
+
+class _Bits:
+    """Reads bits of a NAL unit, the bytes that keep zeros apart left out. Raises EOFError at the end."""
+
+    def __init__(self, unit: bytes) -> None:
+        payload = unit.replace(b"\0\0\3", b"\0\0")
+        self._bits = "".join(format(byte, "08b") for byte in payload)
+        self._at = 0
+
+    def number(self, width: int) -> int:
+        end = self._at + width
+        if end > len(self._bits):
+            raise EOFError
+        value = int(self._bits[self._at : end] or "0", 2)
+        self._at = end
+        return value
+
+    def golomb(self) -> int:
+        """ue(v) of 9.1; se(v) has the same length."""
+        one = self._bits.find("1", self._at)
+        if one < 0 or one - self._at > 32:
+            raise EOFError
+        zeros = one - self._at
+        self._at = one
+        return self.number(zeros + 1) - 1
+
+    def signed(self) -> int:
+        value = self.golomb()
+        return (value + 1) // 2 if value % 2 else -(value // 2)
+
+    def skip_golombs(self, count: int) -> None:
+        for _ in range(count):
+            self.golomb()
+
+
+def _read_sequence(bits: _Bits) -> _Sequence:
+    profile = bits.number(8)
+    bits.number(16)
+    bits.golomb()
+    has_colour_planes = profile in _WITH_CHROMA_FORMAT and _read_chroma_format(bits)
+    frame_number_bits = bits.golomb() + 4
+    order_type = bits.golomb()
+    if order_type == 0:
+        bits.golomb()
+    elif order_type == 1:
+        bits.number(1)
+        bits.skip_golombs(2)
+        bits.skip_golombs(min(bits.golomb(), 255))
+    bits.golomb()
+    bits.number(1)
+    bits.skip_golombs(2)
+    is_frames_only = bool(bits.number(1))
+    return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes)
+
+
+def _read_chroma_format(bits: _Bits) -> bool:
+    """Read up to the scaling lists' end; return whether colour planes are coded apart."""
+    chroma_format = bits.golomb()
+    has_planes = chroma_format == 3 and bool(bits.number(1))
+    bits.skip_golombs(2)
+    bits.number(1)
+    if bits.number(1):
+        for place in range(12 if chroma_format == 3 else 8):
+            if bits.number(1):
+                _skip_scaling_list(bits, 16 if place < 6 else 64)
+    return has_planes
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _read_field(bits: _Bits, sequence: _Sequence) -> _Field | None:
+    bits.skip_golombs(3)
+    if sequence.has_colour_planes:
+        bits.number(2)
+    frame_number = bits.number(sequence.frame_number_bits)
+    if not bits.number(1):
+        return None
+    return _Field(frame_number, bool(bits.number(1)))

@@ -1,0 +1,54 @@
+"""Second fields of H.264 frames are told by their slice headers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.video.fields import FieldReader
+from app.video.keyframes import NalReader
+
+START = b"\0\0\0\1"
+# Main profile, not frames only, frame_num of 8 bits; then slices of it: first macroblock 0, type I, set 0.
+INTERLACED = START + bytes([0x67, 77, 0, 30, 0b10010110, 0b11010010, 0b11001000])
+PROGRESSIVE = START + bytes([0x67, 77, 0, 30, 0b10010110, 0b11010010, 0b11110000])
+
+
+def a_slice(frame_number: int, fields: str) -> bytes:
+    """`fields`: field_pic_flag and, if it is set, bottom_field_flag."""
+    bits = "1" + "0001000" + "1" + format(frame_number, "08b") + fields
+    bits += "1" * (-len(bits) % 8) + "1" * 64
+    return START + b"\x41" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def second_fields(parameters: bytes, *packets: bytes) -> list[bool]:
+    reader = FieldReader(NalReader("h264", None), parameters)
+    return [reader.is_second_field(memoryview(packet), is_key=False) for packet in packets]
+
+
+TOP, BOTTOM, FRAME = "10", "11", "0"
+
+
+def test_the_other_field_of_the_same_frame_is_the_second() -> None:
+    packets = [a_slice(number, parity) for number in range(3) for parity in (TOP, BOTTOM)]
+    assert second_fields(INTERLACED, *packets) == [False, True] * 3
+
+
+def test_a_field_alone_a_frame_and_both_fields_in_one_packet_are_none() -> None:
+    packets = [a_slice(0, TOP), a_slice(1, TOP), a_slice(2, FRAME), a_slice(2, BOTTOM)]
+    assert second_fields(INTERLACED, *packets) == [False] * 4
+    both = a_slice(3, TOP) + a_slice(3, BOTTOM)
+    assert second_fields(INTERLACED, both, both) == [False, False]
+
+
+def test_a_stream_of_frames_only_is_not_looked_at() -> None:
+    assert second_fields(PROGRESSIVE, a_slice(0, TOP), a_slice(0, BOTTOM)) == [False, False]
+
+
+@given(st.binary(max_size=80), st.binary(max_size=80))
+def test_any_bytes_are_read(parameters: bytes, packet: bytes) -> None:
+    for start in (b"", START, START + b"\x67", b"\1"):
+        reader = FieldReader(NalReader("h264", None), start + parameters)
+        reader.is_second_field(
+            memoryview(start + b"\x67" + parameters + START + b"\x41" + packet), is_key=True
+        )
