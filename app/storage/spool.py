@@ -150,7 +150,7 @@ class TakenBody:
 
     def finish(self) -> None:
         """Make the bytes durable."""
-        fail_point("upload_received")
+        fail_point("body_received")
         os.fsync(self.body.descriptor)
 
 
@@ -196,6 +196,7 @@ class Spool:
             try:
                 self._space.release(key)  # its bytes are on disk, and soon not where the promise looks
                 body.move_to(arriving / "video")
+                fail_point("body_moved")
                 body.start_write_back()
                 yield TakenBody(job_id, body)
             finally:

@@ -32,7 +32,7 @@ def points_in_source() -> list[str]:
 
 
 # Not met by a job that is posted, runs and is fetched: each has a test of its own.
-ELSEWHERE = {"job_forgotten", "empty_job_made"}
+ELSEWHERE = {"job_forgotten", "empty_job_made", "upload_received"}
 OF_UPLOADS = {
     "upload_created",
     "chunk_received",
@@ -146,6 +146,17 @@ def test_a_kill_before_the_record_of_a_named_video_changes_nothing(
         return requests.post(url, json={"path": video.name}, headers=headers, timeout=60)
 
     check_kill(instance, armed, "empty_job_made", undisturbed, post)
+
+
+def test_a_kill_when_a_form_has_come_in_changes_nothing(
+    instance: Instance, armed: Armed, video: Path, undisturbed: bytes
+) -> None:
+    def post(headers: dict[str, str]) -> requests.Response:
+        with video.open("rb") as file:
+            url = f"{instance.url}/v1/detections?attach=false"
+            return requests.post(url, files={"video": file}, headers=headers, timeout=60)
+
+    check_kill(instance, armed, "upload_received", undisturbed, post)
 
 
 @pytest.mark.parametrize("point", sorted(OF_UPLOADS))

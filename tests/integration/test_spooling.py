@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -258,6 +259,20 @@ def test_a_killed_nginx_leaves_bodies_that_are_cleared_away_and_none_under_way_i
             upload.sendall(bytes(2 * MIB))
             assert answer_of(upload).status == 202
         assert not files(instance)
+
+
+def test_an_nginx_that_starts_clears_away_what_an_earlier_one_left(tmp_path: Path):
+    with running_instance(tmp_path) as instance:
+        with half_sent(instance, 4 * MIB):
+            (left,) = files(instance)
+            nginx = instance.programs.pop("nginx")
+            os.killpg(nginx.pid, signal.SIGKILL)
+            nginx.wait(timeout=SECONDS)
+        assert left.exists()
+        instance.start("nginx", [sys.executable, "-m", "app", "nginx", "--replace"])
+        instance.wait_until_ready()
+        assert not files(instance)
+        assert requests.post(f"{instance.url}/v1/detections", data=b"{}", headers=VIDEO, timeout=SECONDS).ok
 
 
 def is_open(path: Path) -> bool:
