@@ -223,6 +223,7 @@ def _job_of_key(
     source: VideoSource | None,
     *,
     size_bytes: int | None = None,
+    stated_sha256: str | None = None,
 ) -> Job | None:
     """The job that the request's key stands for, if it has one that answers it. IdempotencyConflict."""
     if request.idempotency_key is None:
@@ -233,7 +234,7 @@ def _job_of_key(
         return None
     job = _job(row)
     if source is None:
-        check_same_request(job, request, size_bytes=size_bytes)
+        check_same_request(job, request, size_bytes=size_bytes, claim=stated_sha256)
     else:
         check_same_request(job, request, claim=source.claim)
     return job if answers_key(job) else None
@@ -455,17 +456,24 @@ class JobStore:
             return self._get(connection, job_id)
 
     def attach(
-        self, request: JobRequest, source: VideoSource | None, *, size_bytes: int | None
+        self,
+        request: JobRequest,
+        source: VideoSource | None,
+        *,
+        size_bytes: int | None,
+        stated_sha256: str | None = None,
     ) -> Job | None:
         """Return the job that the request was given before; None if it needs one of its own.
 
-        `source` is None, and `size_bytes` what the client said or None, while the video has not been read:
-        then the request's key alone can tell. Raises IdempotencyConflict.
+        `source` is None, and `size_bytes` and `stated_sha256` what the client said or None, while the video
+        has not been read: then the request's key alone can tell. Raises IdempotencyConflict.
         """
         if request.idempotency_key is None and not (request.may_attach and source):
             return None
         with self._transaction() as connection:
-            earlier = _job_of_key(connection, request, source, size_bytes=size_bytes)
+            earlier = _job_of_key(
+                connection, request, source, size_bytes=size_bytes, stated_sha256=stated_sha256
+            )
             if earlier is None and source is not None:
                 earlier = _equal_job(connection, request, source)
             if earlier is None:

@@ -14,7 +14,7 @@ from werkzeug.http import parse_options_header
 from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
 from app.jobs.job import Callback, Job, JobRequest, Priority
-from app.web.digests import ExpectedDigest, expected_digests
+from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
@@ -81,9 +81,15 @@ def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
     own_key = _parse_key(head.idempotency_key)
     request = _job_request(options, service, request_id=key, idempotency_key=own_key, waits=head.waits)
     body_kind, boundary = _body_kind(head.content_type)
-    size_bytes = head.content_length if body_kind is BodyKind.RAW else None  # a form is longer than its video
-    earlier = service.store.attach(request, None, size_bytes=size_bytes)
-    return Admission(options, request, body_kind, boundary, expected_digests(head.headers), earlier)
+    digests = expected_digests(head.headers)
+    is_raw = body_kind is BodyKind.RAW  # a form's length and digests are not its video's
+    earlier = service.store.attach(
+        request,
+        None,
+        size_bytes=head.content_length if is_raw else None,
+        stated_sha256=stated_sha256(digests) if is_raw else None,
+    )
+    return Admission(options, request, body_kind, boundary, digests, earlier)
 
 
 def upload_head(query: Iterable[tuple[str, str]], headers: Headers, *, prefix: str) -> UploadHead:

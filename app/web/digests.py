@@ -42,6 +42,11 @@ def expected_digests(headers: Headers) -> tuple[ExpectedDigest, ...]:
     )
 
 
+def stated_sha256(expected: Sequence[ExpectedDigest]) -> str | None:
+    """The body's SHA-256 as its client states it, in hex; None if it states none."""
+    return next((one.digest.hex() for one in expected if one.algorithm == "sha-256"), None)
+
+
 def check_digests(expected: Sequence[ExpectedDigest], received: Mapping[str, bytes]) -> None:
     """Raise DigestMismatch unless the body's digests, by hashlib's names, are the `expected` ones."""
     for one in expected:

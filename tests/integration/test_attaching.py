@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import socket
 import time
@@ -161,6 +163,21 @@ def test_a_key_of_another_request_is_refused(
         "idempotency_conflict",
         [differs],
     )
+
+
+def repr_digest(body: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def test_a_stated_digest_tells_another_video_of_the_same_length_before_it_is_read(
+    instance: WebInstance, key: str
+) -> None:
+    other = ORDERS[::-1]
+    assert post(instance, ORDERS, Idempotency_Key=key).status_code == 200
+    refused = post(instance, other, Idempotency_Key=key, Repr_Digest=repr_digest(other))
+    assert (refused.status_code, refused.json()["differs"]) == (422, ["content"])
+    same = post(instance, ORDERS, Idempotency_Key=key, Repr_Digest=repr_digest(ORDERS))
+    assert (same.status_code, same.headers["Framebox-Attached"]) == (200, "true")
 
 
 def test_two_requests_with_one_key_at_the_same_time_make_one_job(instance: WebInstance, key: str) -> None:
