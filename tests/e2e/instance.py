@@ -116,7 +116,7 @@ class Instance:
 
     def tail(self, lines: int = 60) -> str:
         log = self.log.read_text(errors="replace").splitlines()
-        return "\n".join([line for line in log if "/readyz" not in line and "not_ready" not in line][-lines:])
+        return "\n".join([line for line in log if '"status":200' not in line][-lines:])
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and all its descendants."""

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import requests
 from instance import CHECKOUT, Instance, repeat_clip
 
 OPTIONS = {"model": "hog-people", "max_side": 320}
+WALKERS = CHECKOUT / "docs" / "walkers.mp4"  # 96 frames
 DISK_BYTES = 48 * 1024 * 1024
 
 
@@ -21,7 +23,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 48 MiB of its own. Skips where this user may not mount one."""
     folder = tmp_path / "data"  # its log lies beside it
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    command = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={DISK_BYTES}",
+        "tmpfs",
+        str(folder),
+    ]
     mounted = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if mounted.returncode != 0:
         reason = f"cannot mount a small file system: {mounted.stderr.strip()}"
@@ -106,3 +116,57 @@ def test_below_the_minimum_jobs_wait_before_they_begin(disk: Path, video: Path) 
         instance.wait(lambda: instance.report(job_id)["waiting"] == "disk_space", 60, "a waiting job")
         filler.unlink()
         assert instance.wait_for_end(job_id)["state"] == "succeeded"
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """An instance on a disk with room enough; some of its engine's calls are made to fail."""
+    with Instance(tmp_path_factory.mktemp("roomy") / "data", segment_frames=24) as instance:
+        yield instance
+
+
+def begin(instance: Instance) -> str:
+    job_id = instance.post_async(WALKERS, **OPTIONS)
+    instance.wait(lambda: instance.report(job_id)["state"] == "running", 60, "a running job")
+    return job_id
+
+
+def assert_equal_and_each_segment_once(instance: Instance, job_id: str, undisturbed: bytes) -> None:
+    assert instance.wait_for_end(job_id)["state"] == "succeeded"
+    assert instance.result(job_id) == undisturbed
+    lines = instance.log.read_text().splitlines()
+    finished = sum('"segment finished"' in line and job_id in line for line in lines)
+    assert finished == instance.report(job_id)["progress"]["segments_total"]
+
+
+def test_a_document_waits_for_room_and_no_segment_is_done_again(roomy: Instance) -> None:
+    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+    job_id = begin(roomy)
+    with no_room(roomy.engine().pid, "copy_file_range"):  # what joins the parts
+        roomy.wait(lambda: roomy.report(job_id)["waiting"] == "disk_space", 120, "a waiting job")
+        assert [path.name for path in (roomy.data / "jobs" / job_id).glob("*result*")] == []
+    assert_equal_and_each_segment_once(roomy, job_id, undisturbed)
+
+
+def test_a_job_waits_for_room_in_the_database(roomy: Instance) -> None:
+    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+    job_id = begin(roomy)
+    with no_room(roomy.engine().pid, "pwrite64", roomy.data / "framebox.sqlite3-wal"):
+        told = "no room on disk for the jobs' records"
+        roomy.wait(lambda: told in roomy.log.read_text(), 120, "an engine that waits")
+        assert roomy.report(job_id)["state"] == "running"
+    assert_equal_and_each_segment_once(roomy, job_id, undisturbed)
+
+
+@contextmanager
+def no_room(pid: int, call: str, file: Path | None = None) -> Iterator[None]:
+    """Let a system call of a process, on one file or any, fail with ENOSPC."""
+    on_file = [] if file is None else ["-P", str(file)]
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:error=ENOSPC", *on_file]
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", *inject, "-p", str(pid)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as tracer:
+        try:
+            yield
+        finally:
+            tracer.terminate()
+            tracer.wait(30)
