@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
 import torch
 
-from app.detection.model_pool import ModelPool
+from app.detection.model_pool import ModelBudget, ModelPool
 from app.detection.registry import detector_names, load_detector
 from app.jobs.engine import Engine, EngineLimits
 from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
+from app.memory import limit_private_bytes, memory_use
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import LocalRunner
@@ -22,10 +24,17 @@ from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, Seg
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
+from app.storage.model_profiles import ProfileStore
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
+
+# What the engine takes beyond its libraries and its models: eight jobs, their threads, their indexes and
+# records, and what lies free in its allocator. Measured with detector `none`: 60 MiB.
+OWN_BYTES = 160 * 1024 * 1024
+DEVICE_SHARE = 0.9  # of a GPU's memory: what else runs there, and what its libraries take, is not ours
+MOST_LOAD_ATTEMPTS = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -44,12 +53,7 @@ def create_engine(settings: Settings) -> Engine:
     store.create()
     retire_counters()
     metrics = Metrics()
-    models = ModelPool(
-        devices=settings.devices or _all_devices(),
-        load=lambda name, device: load_detector(
-            name, device=device, models_folder=settings.models, allowed_hashes=settings.model_hashes
-        ),
-    )
+    models = _models(settings, data)
     decoders, meter = _decoders(settings), FrameMeter()
     engine = Engine(
         data=data,
@@ -98,6 +102,31 @@ def _all_devices() -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
 
 
+def _models(settings: Settings, data: DataFolder) -> ModelPool:
+    devices = settings.devices or _all_devices()
+    room_bytes = settings.engine_memory_bytes - memory_use().own - OWN_BYTES
+    if all(device == "cpu" for device in devices):  # CUDA reserves much more than it takes
+        limit_private_bytes(settings.engine_memory_bytes)
+    return ModelPool(
+        devices=devices,
+        load=lambda name, device: load_detector(
+            name, device=device, models_folder=settings.models, allowed_hashes=settings.model_hashes
+        ),
+        profiles=ProfileStore(data.profiles, data.model_attempts, runtime=_runtime()),
+        budget=ModelBudget(max(0, room_bytes), _device_bytes(devices)),
+        most_attempts=MOST_LOAD_ATTEMPTS,
+    )
+
+
+def _runtime() -> str:
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _device_bytes(devices: Sequence[str]) -> int | None:
+    totals = [torch.cuda.mem_get_info(device)[1] for device in devices if device.startswith("cuda")]
+    return int(DEVICE_SHARE * min(totals)) if totals else None
+
+
 def _decoders(settings: Settings) -> DecoderPool:
     return DecoderPool(
         limits=VideoLimits(
@@ -133,7 +162,7 @@ def _run_segment(
     outcome = run_segment(
         task,
         decoders=decoders,
-        device=models.get(task.model).least_busy(),
+        device=models.in_use(task.model).least_busy(),
         cancelled=cancelled,
         clock=clock,
         advance=partial(meter.add, task.job_id),

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from app.memory import use_one_arena
 from app.nginx import render_nginx_conf
 from app.preflight import (
     StartFault,
@@ -46,6 +47,7 @@ _STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0, "courier": 30.0}
 
 _EXECUTED = ("nginx", "web")  # turn into another program, which has to inherit the lock
 
+_NO_REPORTS_VARIABLE = "ORT_DISABLE_TELEMETRY"  # read by onnxruntime as it is loaded
 # Read by prometheus-client as it is imported: so nothing that this module imports may import that.
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
@@ -108,9 +110,12 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
+    use_one_arena()
     data = _start_program("engine", settings, replace)
     # Threads of a matrix product that spin while they wait take the decoders' cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without it, onnxruntime tells its makers of every start, session and fault, over the network.
+    os.environ[_NO_REPORTS_VARIABLE] = "1"
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 

@@ -7,6 +7,7 @@ The way in matters: decoder children import the main module of their parent agai
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main() -> int:
         print("python -m benchmarks NAME [--help]; NAME is one of: " + ", ".join(NAMES))
         return 2
     name = sys.argv.pop(1)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the engine does
     importlib.import_module(f"benchmarks.{name}").main()
     return 0
 

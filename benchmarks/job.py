@@ -26,6 +26,7 @@ from app.pipeline.options import DetectionOptions
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.settings import Settings
+from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
 from benchmarks.machine import describe_machine
@@ -53,12 +54,15 @@ class Bench:
                 options=DetectionOptions(),
                 segment_frames=self._settings.segment_frames,
             )
-            with LocalRunner(slots=slots, run=partial(self._segment, decoders)) as runner:
+            with (
+                self._models.use(model) as loaded,
+                LocalRunner(slots=slots, run=partial(self._segment, decoders)) as runner,
+            ):
                 started = time.perf_counter()
                 detect_video(
                     request,
                     decoders=decoders,
-                    detector=self._models.get(model).detector,
+                    detector=loaded.detector,
                     runner=runner,
                     observe=lambda _progress, _report: None,
                     cancelled=lambda: False,
@@ -69,7 +73,7 @@ class Bench:
         return run_segment(
             task,
             decoders=decoders,
-            device=self._models.get(task.model).least_busy(),
+            device=self._models.in_use(task.model).least_busy(),
             cancelled=cancelled,
             clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
             advance=lambda _frames: None,
@@ -153,7 +157,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         with ModelPool(
-            devices=["cpu"], load=lambda name, device: load_detector(name, device=device)
+            devices=["cpu"],
+            load=lambda name, device: load_detector(name, device=device),
+            profiles=ProfileStore(folder / "profiles", folder / "attempts", runtime=""),
         ) as models:
             bench = Bench(settings, models)
             for codec in ("libx264", "libx265"):

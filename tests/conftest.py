@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test imports onnxruntime; the engine does it by itself
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 

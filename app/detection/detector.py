@@ -18,6 +18,24 @@ class DeviceLost(Exception):
     """The device is unusable until the process starts anew; what was running may be done again."""
 
 
+_SIGNS_OF_LACK_OF_MEMORY = (
+    "DefaultCPUAllocator",  # torch
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",  # CUDA's libraries
+    "Failed to allocate memory",  # onnxruntime
+    "bad_alloc",
+    "bad allocation",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a model's call failed for lack of memory, so that a smaller batch may fit."""
+    if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
+        return True
+    # Other lacks of memory have no class of their own.
+    return any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
     """What one frame holds: n boxes, best score first, on the CPU."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from app.detection.checks import Checked, check_batch
-from app.detection.detector import Detections, Detector, DeviceLost, DeviceOutOfMemory
+from app.detection.detector import Detections, Detector, DeviceLost, is_out_of_memory
 from app.errors import FrameboxError, ModelFault
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
@@ -26,8 +26,6 @@ QUEUED_BATCHES = 4  # enough that the device never waits for a hand-over; each p
 SUBMIT_TIMEOUT_SECONDS = 300.0
 CLOSE_TIMEOUT_SECONDS = 30.0
 REGROW_AFTER_CALLS = 64  # after so many that fitted, a batch size that lack of memory halved is doubled again
-
-_SIGNS_OF_LACK_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +50,7 @@ class DeviceStats:
 class _Batch:
     frames: Frames
     future: Future[list[Detections]]
+    owner: str | None
 
 
 class DeviceThread:
@@ -77,7 +76,7 @@ class DeviceThread:
         )
         # The device's thread alone writes these; others read whole values.
         self._stats = DeviceStats()
-        self._call_started_at: float | None = None
+        self._call: tuple[float, str | None] | None = None  # when the model's present call began, for whom
         self._fitting = _FittingSize(detector.batch_size)
 
     @property
@@ -99,10 +98,13 @@ class DeviceThread:
         return self._lost
 
     @property
-    def running_call_seconds(self) -> float:
-        """How long the model has been at its present call; 0 while idle. What shows a watchdog a hang."""
-        started_at = self._call_started_at
-        return 0.0 if started_at is None else time.monotonic() - started_at
+    def running_call(self) -> tuple[float, str | None]:
+        """How many seconds the model has been at its present call, and for which owner; 0 while idle.
+
+        What shows a watchdog a hang.
+        """
+        call = self._call
+        return (0.0, None) if call is None else (time.monotonic() - call[0], call[1])
 
     def start(self) -> None:
         self._thread.start()
@@ -135,19 +137,24 @@ class DeviceThread:
         self.close()
 
     def submit(
-        self, frames: Frames, *, timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS
+        self,
+        frames: Frames,
+        *,
+        owner: str | None = None,
+        timeout_seconds: float = SUBMIT_TIMEOUT_SECONDS,
     ) -> Future[list[Detections]]:
         """Queue a batch and return the future of its detections, one a frame, in order.
 
         `frames`: (n, height, width, 3) uint8 RGB, 1 ≤ n ≤ the detector's batch_size. A writable array is not
         copied, so it must stay as it is until the future is done or its `cancel` returned true; a future
-        that is not wanted any more can be cancelled until the model takes it.
+        that is not wanted any more can be cancelled until the model takes it. `owner` is whom `running_call`
+        names while the model is at it.
         The future fails with ModelFault or DeviceLost, and is cancelled if the thread is closed first.
         Raises DeviceBusy if the queue is still full after `timeout_seconds`, DeviceLost once the device is
         lost, RuntimeError on a closed thread.
         """
         _check_frames(frames, self._detector.batch_size)
-        batch = _Batch(frames, Future())
+        batch = _Batch(frames, Future(), owner)
         with self._changed:
             has_room = self._changed.wait_for(self._takes_or_refuses, timeout_seconds)
             if self._lost is not None:
@@ -188,20 +195,21 @@ class DeviceThread:
             batch.future.set_exception(DeviceLost(*self._lost.args))
             return
         try:
-            detections = self._detect(batch.frames)
+            detections = self._detect(batch)
         except Exception as error:  # noqa: BLE001 - the model's boundary: whatever it raises is its batch's end
             batch.future.set_exception(self._fault(error))
             del batch  # else the error holds this frame, the frame its future, and that the error: for long
         else:
             batch.future.set_result(detections)
 
-    def _detect(self, frames: Frames) -> list[Detections]:
+    def _detect(self, batch: _Batch) -> list[Detections]:
         """Run a batch, in as many calls as memory asks for. Raises whatever the model raises."""
+        frames = batch.frames
         detections: list[Detections] = []
         while len(detections) < len(frames):
             done = len(detections)
             part = _as_tensor(frames[done : done + self._fitting.size])
-            checked = self._call(part)
+            checked = self._run_model(part, batch.owner)
             if checked is None:
                 self._shrink(len(part))
                 continue
@@ -211,18 +219,19 @@ class DeviceThread:
         self._count(batch_count=1, frame_count=len(frames))
         return detections
 
-    def _call(self, frames: Tensor) -> Checked | None:
+    def _run_model(self, frames: Tensor, owner: str | None) -> Checked | None:
         """Return what the model found, or None if it ran out of memory."""
-        self._call_started_at = started_at = time.monotonic()
+        started_at = time.monotonic()
+        self._call = (started_at, owner)
         try:
             with torch.inference_mode():
                 outputs = self._detector.detect(frames)
-        except (DeviceOutOfMemory, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             return None
         finally:
-            self._call_started_at = None
+            self._call = None
             self._count(busy_seconds=time.monotonic() - started_at)
         count, height, width, _ = frames.shape
         return check_batch(
@@ -302,10 +311,3 @@ def _check_frames(frames: Frames, batch_size: int) -> None:
 def _as_tensor(frames: Frames) -> Tensor:
     # torch has no read-only tensors: it warns of them, so these alone are copied.
     return torch.from_numpy(frames if frames.flags.writeable else frames.copy())
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
-        return True
-    # Host memory, and memory that CUDA's libraries ask for by themselves, have no class of their own.
-    return any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY)

@@ -6,16 +6,14 @@ its own and one line in ``models_folder.FORMATS``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypedDict
 
-import torch
-
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
+from app.detection.measuring import ModelProfile
 from app.detection.model_content import ModelFiles
 from app.detection.models_folder import find_models, load_model
 from app.detection.none import NoneDetector
@@ -30,8 +28,6 @@ BUILT_IN: Mapping[str, DetectorFactory] = MappingProxyType(
     }
 )
 
-TYPICAL_VIDEO = (1280, 720)
-
 
 class ModelDescription(TypedDict):
     """One model as ``/v1/models`` shows it: plain JSON values, so that no web worker needs torch."""
@@ -39,12 +35,15 @@ class ModelDescription(TypedDict):
     name: str
     sha256: str
     labels: list[str]
-    max_frame_size: list[int]  # [width, height]: larger frames are scaled down to fit it
+    input_size: list[int]  # [width, height]: larger frames are scaled down to fit it
     default_min_score: float
     device: str
     precision: str
     batch_size: int
-    frames_per_second: float  # of 1280 × 720 video at load, decoding apart
+    frames_per_second: float  # of 1280 × 720 video in such batches, decoding apart
+    memory_bytes: int  # of the host, at its peak
+    device_memory_bytes: int  # of the device, if that has its own
+    loaded: bool
 
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
@@ -76,32 +75,25 @@ def _models(folder: Path | None) -> dict[str, ModelFiles]:
     return {} if folder is None else find_models(folder)
 
 
-def describe_detector(detector: Detector, *, measure_seconds: float = 1.0) -> ModelDescription:
-    """Return what ``/v1/models`` shows of `detector`, its speed measured here in about that time."""
+def describe_detector(detector: Detector, profile: ModelProfile) -> ModelDescription:
+    """Return what ``/v1/models`` shows of a loaded `detector` that was measured so."""
     return {
         "name": detector.name,
         "sha256": detector.fingerprint,
         "labels": list(detector.class_names),
-        "max_frame_size": list(detector.frame_size(2**16, 2**16)),
+        "input_size": _input_size(detector),
         "default_min_score": detector.default_min_score,
         "device": detector.device,
         "precision": detector.precision,
         "batch_size": detector.batch_size,
-        "frames_per_second": round(_frames_per_second(detector, measure_seconds), 1),
+        "frames_per_second": profile["frames_per_second"],
+        "memory_bytes": profile["host_bytes"],
+        "device_memory_bytes": profile["device_bytes"],
+        "loaded": True,
     }
 
 
-def _frames_per_second(detector: Detector, measure_seconds: float) -> float:
-    width, height = detector.frame_size(*TYPICAL_VIDEO)
-    generator = torch.Generator().manual_seed(0)
-    shape = (detector.batch_size, height, width, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    with torch.inference_mode():
-        detector.detect(frames)  # the first call allocates and compiles
-        started_at, frame_count = time.perf_counter(), 0
-        while True:
-            detector.detect(frames)
-            frame_count += len(frames)
-            elapsed = time.perf_counter() - started_at
-            if elapsed >= measure_seconds:
-                return frame_count / elapsed
+def _input_size(detector: Detector) -> list[int]:
+    """Return the [width, height] that no frame exceeds: the width of a long one, the height of a tall one."""
+    (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
+    return [width, height]

@@ -10,7 +10,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,10 @@ from typing import Any, TypeVar
 import structlog
 
 from app.detection.detector import DeviceLost
-from app.detection.model_pool import ModelPool
-from app.detection.registry import describe_detector
+from app.detection.model_pool import ModelPool, NoRoomForModel
 from app.errors import FrameboxError, InternalError
 from app.failpoints import fail_point
+from app.jobs.hangs import check_hangs, count_hang
 from app.jobs.intake import remove_orphans
 from app.jobs.job import Job, JobState, Priority, Progress, Waiting
 from app.jobs.retention import Retention
@@ -121,6 +122,8 @@ class Engine:
         self._next_retention = 0.0
         self._claims = 0
         self._epoch = 0
+        self._refused: list[dict[str, Any]] = []  # models that could not be loaded at the start
+        self._announced: list[Any] = []  # what was last said of the models
 
     def stop(self) -> None:
         """Ask `run` to return: finish or park the running segments, put the jobs back. Safe in a signal."""
@@ -143,7 +146,8 @@ class Engine:
         try:
             self._epoch = self._until_room(lambda: self._store.begin_epoch(pid=os.getpid()))
             self._sweep()
-            self._until_room(self._announce)
+            self._load_all()
+            self._until_room(lambda: self._report_models(ready=True))
         except LeaseLost:
             return
         self._loop()
@@ -163,22 +167,53 @@ class Engine:
             if job.state.is_final:
                 self._data.remove_inputs(job.id)
 
-    def _announce(self) -> None:
-        """Load the models and say that jobs are taken. Raises ModelFault if the default one cannot be had."""
+    def _load_all(self) -> None:
+        """Load each model once, to check and to measure it.
+
+        Raises ModelFault if the default one cannot be had, EngineFault if one hangs.
+        """
         started = time.monotonic()
-        described = [describe_detector(self._models.get(self._default_model).detector)]
-        for name in self._other_models:
-            try:
-                described.append(describe_detector(self._models.get(name).detector))
-            except FrameboxError as error:
-                _log.error("model left out", model=name, code=error.code, detail=error.detail)
-        self._store.report_engine(self._epoch, ready=True, models=described, sandbox=self._decoders.sandbox)
+        pool = ThreadPoolExecutor(1, "load-models")
+        loading = pool.submit(self._load_each)
+        try:
+            while not wait([loading], TICK_SECONDS).done:
+                self._check_devices()
+        finally:
+            pool.shutdown(wait=False)
+        loading.result()
         _log.info(
-            "engine ready",
+            "models loaded",
             epoch=self._epoch,
-            models=[model["name"] for model in described],
+            models=[model["name"] for model in self._models.descriptions()],
             seconds=round(time.monotonic() - started, 2),
         )
+
+    def _load_each(self) -> None:
+        with self._models.use(self._default_model):
+            pass
+        for name in self._other_models:
+            try:
+                with self._models.use(name):
+                    pass
+            except FrameboxError as error:
+                _log.error("model left out", model=name, code=error.code, detail=error.detail)
+                self._refused.append({"name": name, "refused": {"code": error.code, "detail": error.detail}})
+        with self._models.use(self._default_model):
+            pass  # others may have taken its room
+
+    def _report_models(self, *, ready: bool, seconds_left: Mapping[str, float] | None = None) -> None:
+        """Say that the engine lives, and what models there are if that is news."""
+        models: list[Any] | None = [*self._models.descriptions(), *self._refused]
+        if models == self._announced:
+            models = None
+        self._store.report_engine(
+            self._epoch,
+            ready=ready,
+            models=models,
+            sandbox=None if models is None else self._decoders.sandbox,
+            seconds_left=seconds_left,
+        )
+        self._announced = self._announced if models is None else models
 
     # ---- the loop
 
@@ -199,7 +234,7 @@ class Engine:
         self._claim()
         now = time.monotonic()
         if now >= self._next_heartbeat:
-            self._store.report_engine(self._epoch, ready=True, seconds_left=self._seconds_left(now))
+            self._report_models(ready=True, seconds_left=self._seconds_left(now))
             self._next_heartbeat = now + HEARTBEAT_SECONDS
         if now >= self._next_retention and not self._retention.remove_old():
             self._next_retention = now + RETENTION_SECONDS
@@ -222,9 +257,10 @@ class Engine:
             if not self._has_room():
                 self._store.say_waiting(Waiting.DISK_SPACE)
                 return
-            job = self._store.claim(self._epoch, self._whose_turn())
+            crowded = self._models.crowded_models()
+            job = self._store.claim(self._epoch, self._whose_turn(), without_models=crowded)
             if job is None:
-                self._store.say_waiting(None)
+                self._store.say_waiting(None, crowded_models=crowded)
                 return
             fail_point("job_claimed")
             self._claims += 1
@@ -264,8 +300,18 @@ class Engine:
         fault = self._models.device_fault()
         if fault is not None:
             raise EngineFault("a device is lost") from fault
-        if self._models.longest_call_seconds() > self._limits.model_call_seconds:
+        seconds, job_id = self._models.slowest_call()
+        if seconds > self._limits.model_call_seconds:
+            if job_id is not None:
+                self._count_hang(job_id)
             raise EngineFault("a model hangs")
+
+    def _count_hang(self, job_id: str) -> None:
+        _log.error("a model hangs", job_id=job_id)
+        try:
+            count_hang(self._data.hangs(job_id))
+        except OSError:  # a full disk, or the job is gone: it is not counted
+            _log.warning("hang not counted", job_id=job_id, exc_info=True)
 
     def _is_disk_full(self) -> bool:
         return free_bytes(self._data.root) < self._limits.min_free_bytes
@@ -313,11 +359,12 @@ class Engine:
         job = running.job
         account = _Account(self._store, running, self._epoch)
         try:
-            with open_video(job, self._data, self._ingest) as video:
+            check_hangs(self._data.hangs(job.id), job.model, call_seconds=self._limits.model_call_seconds)
+            with self._models.use(job.model) as model, open_video(job, self._data, self._ingest) as video:
                 detect_video(
                     self._request(job, video.path),
                     decoders=self._decoders,
-                    detector=self._models.get(job.model).detector,
+                    detector=model.detector,
                     runner=self._runner,
                     observe=_checking(video, account.observe),
                     cancelled=running.cancel.is_set,
@@ -327,8 +374,11 @@ class Engine:
         except FrameboxError as error:
             _log.warning("job failed", code=error.code, detail=error.detail)
             return self._end(job, JobState.FAILED, account, error)
-        except DeviceLost:
-            return self._put_back(job)  # the loop sees it too, and ends this process
+        except (
+            NoRoomForModel,
+            DeviceLost,
+        ) as error:  # the loop sees a lost device too, and ends this process
+            return self._put_back(job, Waiting.MODEL_MEMORY if isinstance(error, NoRoomForModel) else None)
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it

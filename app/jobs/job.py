@@ -37,6 +37,7 @@ class Waiting(StrEnum):
 
     DISK_SPACE = "disk_space"
     SOURCE = "source"  # its video is being fetched
+    MODEL_MEMORY = "model_memory"  # models in use hold the room that its model needs
 
 
 class SourceKind(StrEnum):
@@ -165,5 +166,6 @@ class EngineStatus:
     pid: int
     ready: bool  # the detectors are loaded and jobs are being taken
     heartbeat_at: float  # Unix seconds
-    models: list[dict[str, Any]]  # as /v1/models shows them
+    models: list[dict[str, Any]]  # those that can be asked for, as /v1/models shows them
+    refused_models: list[dict[str, Any]]  # those that cannot: their names, and why
     sandbox: dict[str, Any]  # which parts of the decoder's lock-down are in force

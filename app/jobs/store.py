@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -390,12 +390,14 @@ class JobStore:
 
     def engine_status(self) -> EngineStatus:
         row = self._connect().execute("SELECT * FROM engine").fetchone()
+        models = orjson.loads(row["models"])
         return EngineStatus(
             epoch=row["epoch"],
             pid=row["pid"],
             ready=bool(row["ready"]),
             heartbeat_at=row["heartbeat_at"],
-            models=orjson.loads(row["models"]),
+            models=[model for model in models if "refused" not in model],
+            refused_models=[model for model in models if "refused" in model],
             sandbox=orjson.loads(row["sandbox"]),
         )
 
@@ -559,10 +561,16 @@ class JobStore:
                 [(seconds, now, job_id, epoch) for job_id, seconds in (seconds_left or {}).items()],
             )
 
-    def claim(self, epoch: int, priorities: Sequence[Priority] = tuple(Priority)) -> Job | None:
+    def claim(
+        self,
+        epoch: int,
+        priorities: Sequence[Priority] = tuple(Priority),
+        *,
+        without_models: Collection[str] = (),
+    ) -> Job | None:
         """Take the oldest queued job of the first of `priorities` that has one; None if there is none.
 
-        It is now running and this epoch's.
+        It is now running and this epoch's. Jobs for `without_models` are passed over.
         """
         for priority in priorities:
             with self._transaction() as connection:
@@ -573,10 +581,11 @@ class JobStore:
                     WHERE sequence = (
                         SELECT min(sequence) FROM jobs
                         WHERE state = 'queued' AND source_ready = 1 AND priority = ?
+                          AND model NOT IN (SELECT value FROM json_each(?))
                     )
                     RETURNING *
                     """,
-                    (epoch, time.time(), priority),
+                    (epoch, time.time(), priority, _json([*without_models])),
                 ).fetchone()
             if row is not None:
                 return _job(row)
@@ -586,14 +595,20 @@ class JobStore:
         """Return a running job to the queue: the engine stops before it is done, or something is missing."""
         self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,))
 
-    def say_waiting(self, waiting: Waiting | None) -> None:
-        """Say of all queued jobs why they are not taken up; None: they are."""
-        queued = "state = 'queued' AND source_ready = 1"
-        query = f"SELECT 1 FROM jobs WHERE {queued} AND waiting IS NOT ? LIMIT 1"  # noqa: S608 - a constant
-        if self._connect().execute(query, (waiting,)).fetchone() is None:
+    def say_waiting(self, waiting: Waiting | None, *, crowded_models: Collection[str] = ()) -> None:
+        """Say of all queued jobs why they are not taken up; None: they are.
+
+        Those for `crowded_models` wait for memory.
+        """
+        reason = "CASE WHEN model IN (SELECT value FROM json_each(?)) THEN ? ELSE ? END"
+        values = (_json([*crowded_models]), Waiting.MODEL_MEMORY, waiting)
+        differing = f"state = 'queued' AND source_ready = 1 AND waiting IS NOT {reason}"
+        query = f"SELECT 1 FROM jobs WHERE {differing} LIMIT 1"  # noqa: S608 - constants of this method
+        if self._connect().execute(query, values).fetchone() is None:
             return
         with self._transaction() as connection:
-            connection.execute(f"UPDATE jobs SET waiting = ? WHERE {queued}", (waiting,))  # noqa: S608 - as above
+            update = f"UPDATE jobs SET waiting = {reason} WHERE {differing}"  # noqa: S608 - likewise
+            connection.execute(update, values + values)
 
     def oldest_ended(self, *, before: float, limit: int) -> tuple[str, ...]:
         """The ids of jobs that ended and were last given to anybody before that time, oldest first.

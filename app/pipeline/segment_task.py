@@ -30,8 +30,11 @@ BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it; the ring holds a
 class Device(Protocol):
     """Whoever runs the detector on batches, one after another."""
 
-    def submit(self, frames: npt.NDArray[np.uint8]) -> Future[list[Detections]]:
-        """Queue a batch, (n, height, width, 3) uint8 RGB, which stays valid until the future is done."""
+    def submit(self, frames: npt.NDArray[np.uint8], *, owner: str) -> Future[list[Detections]]:
+        """Queue a batch, (n, height, width, 3) uint8 RGB, which stays valid until the future is done.
+
+        `owner` is the job that it is for.
+        """
         ...
 
 
@@ -105,7 +108,7 @@ def run_segment(
         store.write(task.segment.number) as writer,
     ):
         analysed = 0
-        with closing(_detected(iter(session), device, clock)) as detected:
+        with closing(_detected(iter(session), device, task.job_id, clock)) as detected:
             for batch, found in detected:
                 with clock.phase("encode"):
                     _write_batch(writer, batch, found, task.rules)
@@ -143,13 +146,13 @@ class PhaseClock:
 
 
 def _detected(
-    batches: Iterator[FrameBatch], device: Device, clock: PhaseClock
+    batches: Iterator[FrameBatch], device: Device, job_id: str, clock: PhaseClock
 ) -> Generator[tuple[FrameBatch, list[Detections]]]:
     """Yield (batch, its detections) in order, a batch ahead: the device works while frames are decoded."""
     waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()
     try:
         while (batch := _next_batch(batches, clock)) is not None:
-            waiting.append((batch, device.submit(batch.frames)))
+            waiting.append((batch, device.submit(batch.frames, owner=job_id)))
             if len(waiting) == BATCHES_IN_FLIGHT:
                 yield _result(*waiting.popleft(), clock)
         while waiting:

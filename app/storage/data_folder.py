@@ -10,6 +10,8 @@
   jobs/<id>/video.partial   a video that is being fetched
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.<format> the document
+  jobs/<id>/hangs           how often a model hung at the video
+  profiles/                 what was measured of models
   ballast                   room for the records on a full disk
   run/                      sockets, pids, rendered configuration, metrics; emptied at every start
 """
@@ -90,6 +92,16 @@ class DataFolder:
         """What nginx writes for itself: its pid, its temporary files. Its configuration is nginx.conf."""
         return self.run / "nginx"
 
+    @property
+    def profiles(self) -> Path:
+        """What was measured of models; kept from start to start."""
+        return self.root / "profiles"
+
+    @property
+    def model_attempts(self) -> Path:
+        """Which models are being loaded; forgotten when the instance is started anew."""
+        return self.run / "models"
+
     def lock(self, program: str) -> Path:
         """The file that the processes of `program` hold a lock on: serve, engine, web or nginx."""
         return self.locks / f"{program}.lock"
@@ -142,6 +154,10 @@ class DataFolder:
 
     def result(self, job_id: str, format_name: str) -> Path:
         return self.job(job_id) / f"result.{format_name}"
+
+    def hangs(self, job_id: str) -> Path:
+        """How often a model hung at the job's video, as a number; absent while none did."""
+        return self.job(job_id) / "hangs"
 
     def remove_parts(self, job_id: str) -> None:
         """Remove the job's parts; absent is fine."""

@@ -54,8 +54,14 @@ class ProbeViews:
         return Response(body, content_type=CONTENT_TYPE_LATEST)
 
     def models(self) -> Response:
-        models = self._service.store.engine_status().models
-        return json_response({"default": self._service.limits.default_model, "models": models})
+        engine = self._service.store.engine_status()
+        return json_response(
+            {
+                "default": self._service.limits.default_model,
+                "models": engine.models,
+                "refused": engine.refused_models,
+            }
+        )
 
 
 def _heartbeat_age(heartbeat_at: float) -> float | None:

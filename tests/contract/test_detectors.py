@@ -14,6 +14,7 @@ from app.detection.checks import check_batch
 from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
 from app.detection.hog import OPENCV_PARAMETERS, HogPeopleDetector
+from app.detection.measuring import MemoryMeter, measure
 from app.detection.none import NoneDetector
 from app.detection.registry import describe_detector, load_detector
 
@@ -198,6 +199,6 @@ def test_a_device_thread_gives_what_it_gives(detector: Detector) -> None:
 
 
 def test_it_can_be_described(detector: Detector) -> None:
-    description = describe_detector(detector, measure_seconds=0)
+    description = describe_detector(detector, measure(detector, MemoryMeter("cpu")))
     assert description["labels"] == list(detector.class_names)
     assert description["frames_per_second"] > 0

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from app.detection.measuring import MemoryMeter, measure
 from app.detection.registry import describe_detector, detector_names, load_detector
 from app.errors import InvalidOption
 
@@ -15,8 +16,10 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 
 
 def test_a_description_is_plain_json_with_a_measured_speed() -> None:
-    description = describe_detector(load_detector("none", device="cpu"), measure_seconds=0.01)
+    meter = MemoryMeter("cpu")
+    detector = load_detector("none", device="cpu")
+    description = describe_detector(detector, measure(detector, meter))
     assert json.loads(json.dumps(description)) == description
     assert description["name"] == "none"
-    assert description["max_frame_size"] == [640, 640]
+    assert description["input_size"] == [640, 640]
     assert description["frames_per_second"] > 0

@@ -196,6 +196,32 @@ def test_queued_jobs_tell_what_they_wait_for_until_they_are_taken_up(store: JobS
     assert store.get(second).waiting is None
 
 
+def test_jobs_for_models_without_room_are_passed_over_and_say_so(store: JobStore) -> None:
+    epoch = store.begin_epoch(pid=1)
+    large, small = new_job_id(), new_job_id()
+    for job_id, model in ((large, "large"), (small, "small")):
+        store.add(job_id, JobRequest("request", model, DetectionOptions()), VideoSource(1, "0" * 64, None))
+    claimed = store.claim(epoch, without_models=["large"])
+    assert claimed is not None
+    assert claimed.id == small
+    assert store.claim(epoch, without_models=["large"]) is None
+    store.say_waiting(None, crowded_models=["large"])
+    assert store.get(large).waiting is Waiting.MODEL_MEMORY
+    store.say_waiting(None)
+    assert store.get(large).waiting is None
+    claimed = store.claim(epoch)
+    assert claimed is not None
+    assert claimed.id == large
+
+
+def test_models_that_were_refused_are_told_apart(store: JobStore) -> None:
+    epoch = store.begin_epoch(pid=1)
+    served, refused = {"name": "a"}, {"name": "b", "refused": {"code": "model_fault", "detail": "…"}}
+    store.report_engine(epoch, ready=True, models=[served, refused])
+    assert store.engine_status().models == [served]
+    assert store.engine_status().refused_models == [refused]
+
+
 def add_many(store: JobStore, count: int) -> None:
     for _ in range(count):
         add(store)

@@ -1,0 +1,91 @@
+"""What was measured of models, kept so that it is measured once; and which models were never done loading.
+
+A batch size that changed from one start to the next could change the last digit of a box, and a job that goes
+on from its parts would begin anew. So what was measured stays, until the model, its device or the software
+that runs it is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import orjson
+
+from app.storage.durable import atomic_write
+from app.storage.space import is_disk_full
+
+Profile = TypeVar("Profile")
+
+
+class ProfileStore(Generic[Profile]):
+    """One JSON file a model and device in `folder`, and one a model being loaded in `attempts_folder`.
+
+    `runtime` names all else that decides what is measured: versions, numbers of threads.
+    """
+
+    def __init__(self, folder: Path, attempts_folder: Path, *, runtime: str) -> None:
+        self._folder = folder
+        self._attempts_folder = attempts_folder
+        self._runtime = runtime
+
+    def read(self, fingerprint: str, device: str) -> Profile | None:
+        """Return what was measured, or None. A file that cannot be read counts as none."""
+        try:
+            found = orjson.loads(self._path(fingerprint, device).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return cast("Profile", found["profile"])
+
+    def write(self, fingerprint: str, device: str, profile: Profile) -> None:
+        """Keep a measurement; on a full disk it is made again at the next start."""
+        known: dict[str, Any] = {"device": device, "runtime": self._runtime, "profile": profile}
+        with _unless_disk_full():
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with atomic_write(self._path(fingerprint, device)) as file:
+                file.write(orjson.dumps(known))
+
+    def unfinished_attempts(self, name: str) -> int:
+        """Return how many attempts to load `name` have not come to an end since one last did.
+
+        They ended with their process: a crash, a hang that was ended, or a lack of memory.
+        """
+        return _count_of(self._mark(name))
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Note that `name` is being loaded, for as long as the block runs."""
+        mark = self._mark(name)
+        with _unless_disk_full():
+            self._attempts_folder.mkdir(mode=0o700, exist_ok=True)
+            mark.write_text(str(_count_of(mark) + 1), encoding="ascii")
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _mark(self, name: str) -> Path:
+        return self._attempts_folder / hashlib.sha256(name.encode()).hexdigest()
+
+    def _path(self, fingerprint: str, device: str) -> Path:
+        decides = orjson.dumps([fingerprint, device, self._runtime])
+        return self._folder / f"{hashlib.sha256(decides).hexdigest()}.json"
+
+
+def _count_of(mark: Path) -> int:
+    try:
+        return int(mark.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+@contextmanager
+def _unless_disk_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise

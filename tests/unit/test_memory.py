@@ -1,0 +1,46 @@
+"""What a process takes, and the limit that it sets itself, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+from app.memory import forget_peak, give_back_free_memory, memory_use
+
+MIB = 1024 * 1024
+
+LIMITED = """
+import numpy as np
+from app.memory import limit_private_bytes, memory_use, use_one_arena
+MIB = 1024 * 1024
+use_one_arena()
+before = memory_use()
+limit_private_bytes(before.own + 64 * MIB)
+kept = np.ones(32 * MIB, np.uint8)
+try:
+    np.ones(64 * MIB, np.uint8)
+except MemoryError:
+    print("refused")
+more = np.ones(8 * MIB, np.uint8)
+print(memory_use().own <= before.own + 64 * MIB)
+"""
+
+
+def test_a_process_at_its_limit_is_refused_memory_and_goes_on() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refused", "True"]
+
+
+def test_the_peak_is_seen_and_forgotten() -> None:
+    forget_peak()
+    before = memory_use()
+    kept = np.ones(64 * MIB, np.uint8)
+    assert memory_use().own >= before.own + 60 * MIB
+    del kept
+    give_back_free_memory()
+    after = memory_use()
+    assert after.peak_resident >= before.resident + 60 * MIB
+    forget_peak()
+    assert memory_use().peak_resident <= after.peak_resident - 40 * MIB

@@ -1,0 +1,317 @@
+"""Models within a budget: which are loaded, which have to go, who waits. The detectors are fakes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.detection.detector import Detections, DeviceLost
+from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, Trial, best_trial, measure
+from app.detection.model_pool import ModelBudget, ModelPool, NoRoomForModel
+from app.errors import ModelFault
+from app.storage.model_profiles import ProfileStore
+
+MIB = 1024 * 1024
+WAIT_SECONDS = 10
+
+
+class FakeDetector:
+    """Finds nothing. What it costs stands in its kept profile, so that nothing has to be measured."""
+
+    class_names = ("thing",)
+    default_min_score = 0.5
+    device = "cpu"
+    precision = "float32"
+
+    def __init__(self, name: str, *, batch_size: int = 8, before: Callable[[Tensor], object] = len) -> None:
+        self.name = name
+        self.fingerprint = name.encode().hex().ljust(64, "0")
+        self.batch_size = batch_size
+        self.before = before
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        return min(width, 64), min(height, 32)
+
+    def detect(self, frames: Tensor) -> list[Detections]:
+        self.before(frames)
+        return [Detections.empty() for _ in frames]
+
+
+class Loads:
+    """Loads fakes, and remembers which."""
+
+    def __init__(self, **faults: Exception) -> None:
+        self.names: list[str] = []
+        self.faults = faults
+
+    def __call__(self, name: str, device: str) -> FakeDetector:  # noqa: ARG002 - as loaders are called
+        self.names.append(name)
+        if name in self.faults:
+            raise self.faults[name]
+        return FakeDetector(name)
+
+
+def profile(mib: int) -> ModelProfile:
+    return {"batch_size": 4, "frames_per_second": 10.0, "host_bytes": mib * MIB, "device_bytes": 0}
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> ProfileStore[ModelProfile]:
+    """Models a, b and c cost 100 MiB each, and `large` 500."""
+    store: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="test")
+    for name, mib in (("a", 100), ("b", 100), ("c", 100), ("large", 500)):
+        store.write(FakeDetector(name).fingerprint, "cpu", profile(mib))
+    return store
+
+
+@pytest.fixture
+def loads() -> Loads:
+    return Loads()
+
+
+@pytest.fixture
+def pool(loads: Loads, profiles: ProfileStore[ModelProfile]) -> Iterator[ModelPool]:
+    with ModelPool(
+        devices=["cpu"], load=loads, profiles=profiles, budget=ModelBudget(host_bytes=200 * MIB)
+    ) as made:
+        yield made
+
+
+def loaded(pool: ModelPool) -> list[str]:
+    return [found["name"] for found in pool.descriptions() if found["loaded"]]
+
+
+def use_once(pool: ModelPool, *names: str) -> None:
+    for name in names:
+        with pool.use(name):
+            pass
+
+
+def test_a_model_is_loaded_once_and_stays(pool: ModelPool, loads: Loads) -> None:
+    use_once(pool, "a", "b", "a", "b")
+    assert loads.names == ["a", "b"]
+    assert loaded(pool) == ["a", "b"]
+
+
+def test_the_model_longest_unused_makes_room(pool: ModelPool, loads: Loads) -> None:
+    use_once(pool, "a", "b", "a", "c")
+    assert loaded(pool) == ["a", "c"]
+    use_once(pool, "b")
+    assert loaded(pool) == ["b", "c"]
+    assert loads.names == ["a", "b", "c", "b"]
+    unloaded = [found for found in pool.descriptions() if not found["loaded"]]
+    assert [found["name"] for found in unloaded] == ["a"]
+    assert unloaded[0]["memory_bytes"] == 100 * MIB
+
+
+def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:
+    use_once(pool, "c")
+    with pool.use("a") as a, pool.use("b"):
+        assert pool.crowded_models() == {"c"}
+        with pytest.raises(NoRoomForModel), pool.use("c"):
+            pass
+        assert a.devices[0].submit(torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()).result(WAIT_SECONDS)
+    assert pool.crowded_models() == frozenset()
+    use_once(pool, "c")
+
+
+def test_a_model_whose_cost_is_not_known_yet_is_turned_away_when_it_is(pool: ModelPool) -> None:
+    with pool.use("a"), pool.use("b"):
+        with pytest.raises(NoRoomForModel), pool.use("c"):
+            pass
+        assert loaded(pool) == ["a", "b"]
+        assert pool.crowded_models() == {"c"}
+
+
+def test_a_model_larger_than_the_budget_is_refused_with_both_numbers(pool: ModelPool) -> None:
+    use_once(pool, "a")
+    for _ in range(2):  # the second time its cost is known
+        with pytest.raises(ModelFault, match=r"takes 500 MiB of host memory.*together may take 200 MiB"):
+            use_once(pool, "large")
+    assert loaded(pool) == ["a"]
+    assert "large" not in pool.crowded_models()  # it would wait for ever
+
+
+def test_a_model_loads_once_for_all_who_ask_at_a_time(profiles: ProfileStore[ModelProfile]) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    names: list[str] = []
+
+    def load(name: str, device: str) -> FakeDetector:
+        names.append(name)
+        entered.set()
+        assert leave.wait(WAIT_SECONDS)
+        return FakeDetector(name)
+
+    with ModelPool(devices=["cpu"], load=load, profiles=profiles) as pool:
+        threads = [threading.Thread(target=use_once, args=(pool, "a")) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert entered.wait(WAIT_SECONDS)
+        seconds, job_id = pool.slowest_call()
+        assert seconds > 0  # a watchdog sees a model that hangs while it loads
+        assert job_id is None
+        leave.set()
+        for thread in threads:
+            thread.join(WAIT_SECONDS)
+    assert names == ["a"]
+
+
+def test_the_slowest_call_names_the_job_that_it_is_for(profiles: ProfileStore[ModelProfile]) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(frames: Tensor) -> None:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+
+    def load(name: str, device: str) -> FakeDetector:
+        return FakeDetector(name, before=hold)
+
+    frames = torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()
+    with (
+        ModelPool(devices=["cpu"], load=load, profiles=profiles) as pool,
+        pool.use("a") as model,
+    ):
+        future = model.least_busy().submit(frames, owner="job")
+        assert entered.wait(WAIT_SECONDS)
+        seconds, job_id = pool.slowest_call()
+        assert seconds > 0
+        assert job_id == "job"
+        leave.set()
+        future.result(WAIT_SECONDS)
+        assert pool.slowest_call() == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("/secret"), "raised KeyError when it was loaded"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory to load"),
+        (MemoryError(), "not enough memory to load"),
+        (ModelFault("its own words"), "its own words"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_model_raises_at_load_is_its_fault(
+    profiles: ProfileStore[ModelProfile], error: Exception, reason: str
+) -> None:
+    with ModelPool(devices=["cpu"], load=Loads(a=error), profiles=profiles) as pool:
+        with pytest.raises(ModelFault, match=reason) as caught:
+            use_once(pool, "a")
+        assert "secret" not in caught.value.detail
+        use_once(pool, "b")
+
+
+def test_a_lost_device_is_not_the_models_fault(profiles: ProfileStore[ModelProfile]) -> None:
+    fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with (
+        ModelPool(devices=["cpu"], load=Loads(a=fault), profiles=profiles) as pool,
+        pytest.raises(DeviceLost, match="illegal memory access"),
+    ):
+        use_once(pool, "a")
+
+
+def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(
+    profiles: ProfileStore[ModelProfile], loads: Loads
+) -> None:
+    unended = []
+
+    def die() -> None:
+        unended.append(profiles.attempt("a"))
+        unended[-1].__enter__()  # and no more: the process is gone
+
+    pool = ModelPool(devices=["cpu"], load=loads, profiles=profiles, most_attempts=2)
+    die()
+    use_once(pool, "a")  # one that comes to an end is forgotten
+    pool.close()
+    die()
+    die()
+    for _ in range(2):
+        with pytest.raises(ModelFault, match="ended 2 times while it loaded model 'a'"):
+            use_once(pool, "a")
+    use_once(pool, "b")
+    pool.close()
+
+
+def test_the_batch_size_is_measured_once_and_kept(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def load(name: str, device: str) -> FakeDetector:
+        return FakeDetector(name, before=lambda frames: calls.append(len(frames)))
+
+    def batch_size() -> int:
+        kept: ProfileStore[ModelProfile] = ProfileStore(
+            tmp_path / "kept", tmp_path / "tried", runtime="1 thread"
+        )
+        with ModelPool(devices=["cpu"], load=load, profiles=kept) as pool, pool.use("new") as model:
+            return model.detector.batch_size
+
+    first = batch_size()
+    assert set(calls) <= {1, 2, 4, 8}
+    calls.clear()
+    assert batch_size() == first
+    assert calls == []
+
+
+def test_all_devices_take_the_same_batches(profiles: ProfileStore[ModelProfile], loads: Loads) -> None:
+    with (
+        ModelPool(devices=["cpu", "cpu"], load=loads, profiles=profiles) as pool,
+        pool.use("a") as model,
+    ):
+        assert [device.detector.batch_size for device in model.devices] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "chosen"),
+    [
+        ({1: 100.0, 2: 167.0, 4: 199.0, 8: 178.0}, 4),
+        ({1: 50.0, 2: 50.1, 4: 50.2}, 1),
+        ({1: 100.0, 2: 196.0, 4: 200.0}, 2),
+        ({3: 7.0}, 3),
+    ],
+)
+def test_the_smallest_batch_that_is_about_as_fast_is_chosen(speeds: dict[int, float], chosen: int) -> None:
+    trials = [Trial(size, speed, MemoryCost(0)) for size, speed in speeds.items()]
+    assert best_trial(trials).batch_size == chosen
+
+
+def test_a_batch_that_does_not_fit_ends_the_search() -> None:
+    def fits_two(frames: Tensor) -> None:
+        if len(frames) > 2:
+            raise MemoryError
+
+    found = measure(FakeDetector("tight", before=fits_two), MemoryMeter("cpu"))
+    assert found["batch_size"] <= 2
+
+
+def test_what_a_model_takes_is_measured_at_its_peak() -> None:
+    def take(frames: Tensor) -> None:
+        torch.ones(32 * MIB, dtype=torch.uint8).amax()
+
+    meter = MemoryMeter("cpu")
+    kept = torch.ones(64 * MIB, dtype=torch.uint8)
+    found = measure(FakeDetector("large", before=take), meter)
+    del kept
+    assert 90 * MIB <= found["host_bytes"] <= 140 * MIB
+
+
+def test_a_profile_is_of_one_model_device_and_runtime(tmp_path: Path) -> None:
+    store: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="one")
+    store.write("f" * 64, "cpu", profile(1))
+    assert store.read("f" * 64, "cpu") == profile(1)
+    assert store.read("e" * 64, "cpu") is None
+    assert store.read("f" * 64, "cuda:0") is None
+    other: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="two")
+    assert other.read("f" * 64, "cpu") is None
+
+
+def test_a_profile_cut_short_is_measured_again(tmp_path: Path) -> None:
+    store: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="one")
+    store.write("f" * 64, "cpu", profile(1))
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:10])
+    assert store.read("f" * 64, "cpu") is None
