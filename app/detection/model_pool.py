@@ -163,11 +163,14 @@ class ModelPool:
         return next((fault for fault in faults if fault is not None), None)
 
     def slowest_call(self) -> tuple[float, str | None]:
-        """How many seconds the slowest model has been at its batch, or at loading; and for whose job."""
-        since, calls = self._loading_since, [device.running_call for device in self._devices()]
-        if since is not None:
-            calls.append((time.monotonic() - since, None))
+        """How many seconds the slowest model has been at its present batch, and for whose job."""
+        calls = [device.running_call for device in self._devices()]
         return max(calls, default=(0.0, None), key=lambda call: call[0])
+
+    def loading_seconds(self) -> float:
+        """How long a model has been loading; 0 while none is."""
+        since = self._loading_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def close(self) -> None:
         """End every device's thread after the batch that it is at."""

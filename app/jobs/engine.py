@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,7 @@ CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
 NO_ROOM_SECONDS = 5.0  # after the disk refused a write, nothing is tried for so long
 RETENTION_SECONDS = 10.0  # between two looks for jobs that need no longer be kept
 BALLAST_BYTES = 4 * 1024 * 1024  # more than the database's log ever needs
+LOAD_SECONDS = 600.0  # a model that loads for longer hangs
 BATCH_TURN = 4  # every so many jobs taken up, a batch job comes first
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -134,13 +136,19 @@ class Engine:
         try:
             with self._decoders, self._models, self._runner:
                 if not self._stop.is_set():
-                    self._serve()
-        except EngineFault:
-            _log.critical("engine gives up; the next one takes up its jobs", exc_info=True)
-            # Threads hang inside the device's driver: nothing can be unwound, and the records need nothing.
-            os._exit(EXIT_FAULT)
+                    self._serve_or_give_up()
         finally:
             self._store.close()
+
+    def _serve_or_give_up(self) -> None:
+        try:
+            self._serve()
+        except EngineFault:
+            _log.critical("engine gives up; the next one takes up its jobs", exc_info=True)
+            sys.stdout.flush()
+            # At once, before anything is closed: a segment's thread would wait for the model for ever, and
+            # whoever closes waits for the segment. The records need nothing.
+            os._exit(EXIT_FAULT)
 
     def _serve(self) -> None:
         try:
@@ -305,6 +313,8 @@ class Engine:
             if job_id is not None:
                 self._count_hang(job_id)
             raise EngineFault("a model hangs")
+        if self._models.loading_seconds() > LOAD_SECONDS:
+            raise EngineFault("a model hangs while it loads")
 
     def _count_hang(self, job_id: str) -> None:
         _log.error("a model hangs", job_id=job_id)
