@@ -242,7 +242,9 @@ class Settings(BaseSettings):
         4 * GIB, ge=512 * MIB, description="host memory of the whole instance; the budgets must fit"
     )
     engine_memory_bytes: int = Field(
-        1408 * MIB, ge=256 * MIB, description="what the engine itself takes: torch, CUDA, the detectors"
+        1408 * MIB,
+        ge=512 * MIB,
+        description="what the engine itself may take: torch and its like, about 400 MiB, and the models",
     )
 
     log_level: str = Field(
