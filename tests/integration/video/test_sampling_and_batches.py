@@ -11,8 +11,11 @@ from clips import ClipFolder
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import VideoOverLimit
+from app.video.container import OpenOptions, PacketReader
 from app.video.decoder import DecoderPool
+from app.video.decoding import MatchingDecoder
 from app.video.limits import VideoLimits
+from app.video.messages import BatchMessage, Command, FrameStatus, Message
 from app.video.sampling import Sampling
 
 SAMPLINGS = {
@@ -52,6 +55,61 @@ def test_a_range_late_in_a_segment_is_entered_late(clips: ClipFolder, pool: Deco
     ) as session:
         assert sum(len(batch) for batch in _released(session)) == 10
         assert session._child.packets_fed <= 15  # of 50: one GOP
+
+
+class CountingChannel:
+    """Stands where the pipes to the engine are: frees every batch at once, and keeps the statuses."""
+
+    def __init__(self) -> None:
+        self.freed: list[bytes] = []
+        self.packets_fed = 0
+        self.statuses = b""
+
+    def send(self, kind: Message, payload: bytes = b"") -> None:
+        if kind is Message.BATCH:
+            self.freed.append(BatchMessage.unpack(payload).slot.to_bytes(4, "little"))
+        elif kind is Message.SEGMENT_END:
+            self.statuses = payload
+
+    def show_read(self, packets: int) -> None: ...
+
+    def show_fed(self, packets: int) -> None:
+        self.packets_fed = packets
+
+    def receive(self) -> tuple[Command, bytes]:
+        return Command.RELEASE, self.freed.pop(0)
+
+
+# sampling: (packets that the decoder is given, pictures that it makes) at most, of 50
+WORK = {
+    "every frame": (Sampling(), 50, 50),
+    "every tenth frame": (Sampling(stride=10), 50, 30),
+    "a second's fifth": (Sampling(start_seconds=1.0, end_seconds=1.2), 20, 16),
+    "the end": (Sampling(start_seconds=1.92), 4, 2),
+}
+
+
+@pytest.mark.parametrize("sampling", WORK)
+def test_what_sampling_leaves_out_is_not_decoded(sampling: str, clips: ClipFolder, pool: DecoderPool) -> None:
+    """H.264 with a keyframe every 12 frames and B-frames that no other needs."""
+    chosen, most_packets, most_pictures = WORK[sampling]
+    video = clips.get("h264.mp4")
+    with pool.index(video, segment_frames=1000, sampling=chosen, cancelled=never) as index:
+        (segment,) = index
+    with pool.decode(
+        video, index.facts, segment, frame_size=(64, 36), batch_size=4, cancelled=never
+    ) as session:
+        request = session._request_from(0, skipped=())
+    assert request is not None
+    channel = CountingChannel()
+    ring = np.zeros(request.slot_count * request.batch_size * request.frame_bytes, dtype=np.uint8)
+    with video.open("rb") as file:
+        reader = PacketReader(OpenOptions(file.fileno(), 1, VideoLimits()), channel)
+        MatchingDecoder(reader, channel, ring, request).run()
+        reader.close()
+    pictures = sum(status in (FrameStatus.DECODED, FrameStatus.CORRUPT) for status in channel.statuses)
+    assert segment.wanted_count <= pictures <= most_pictures
+    assert channel.packets_fed <= most_packets
 
 
 def _released(session):

@@ -1,0 +1,49 @@
+"""Every limit of a video is a setting, and whoever passes it is told its name, its value and theirs."""
+
+from __future__ import annotations
+
+import pytest
+from clips import ClipFolder
+from reading import MIB, read_video
+
+from app.errors import VideoOverLimit
+from app.settings import Settings
+from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
+
+# limit: (its value, a clip, what the clip has)
+PASSED = {
+    "max_pixels": (9000, "h264.mp4", 128 * 72),
+    "max_side": (100, "h264.mp4", 128),
+    "max_frames": (49, "h264.mp4", 50),
+    "max_frames ": (49, "h264_open_gop.mkv", 50),
+    "max_frames of fragments": (49, "h264_fragments.mp4", 50),
+    "max_streams": (1, "h264_sound.mov", 2),
+    "max_decoded_pixels": (128 * 72 * 45, "h264_open_gop.mkv", 128 * 72 * 50),
+    "max_header_bytes": (1024, "h264.mp4", None),
+}
+
+
+@pytest.mark.parametrize("case", PASSED)
+def test_a_limit_that_is_passed_is_named_with_its_value(case: str, clips: ClipFolder) -> None:
+    limit, clip, value = PASSED[case]
+    name = case.split(maxsplit=1)[0]
+    limits = VideoLimits(**{name: limit})
+    with (
+        DecoderPool(limits=limits, memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool,
+        pytest.raises(VideoOverLimit) as refused,
+    ):
+        read_video(pool, clips.get(clip))
+    told = refused.value.extensions
+    assert (told["limit"], told["limit_value"]) == (name, limit)
+    assert told["value"] == value if value else told["value"] > limit
+    assert str(limit) in refused.value.detail
+    assert name in Settings.model_fields
+
+
+@pytest.mark.parametrize("name", ["max_pixels", "max_side", "max_frames", "max_decoded_pixels"])
+def test_a_video_at_a_limit_is_read(name: str, clips: ClipFolder) -> None:
+    exact = {"max_pixels": 128 * 72, "max_side": 128, "max_frames": 50, "max_decoded_pixels": 128 * 72 * 50}
+    limits = VideoLimits(**{name: exact[name]})
+    with DecoderPool(limits=limits, memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool:
+        assert len(read_video(pool, clips.get("h264.mp4")).frames) == 50
