@@ -132,6 +132,31 @@ def test_a_file_that_is_deleted_while_its_job_runs_is_read_to_its_end(
     assert instance.result(job_id) == sent
 
 
+def test_a_killed_engine_goes_on_with_the_same_file_and_not_with_another(
+    instance: Instance, copied: Path, sent: bytes
+) -> None:
+    times = copied.stat()
+    jobs = [post_async(instance, copied, **OPTIONS, attach="false") for _ in range(2)]
+    instance.wait(lambda: instance.report(jobs[0])["video"] is not None, SECONDS, "its being open")
+    engine = instance.engine()
+    engine.kill()
+    engine.wait(SECONDS)
+    assert [instance.wait_for_end(job_id)["state"] for job_id in jobs] == ["succeeded"] * 2
+    assert [instance.result(job_id) for job_id in jobs] == [sent] * 2
+    # Another file of the same name, size and time, put there while no engine runs.
+    job_id = post_async(instance, copied, stride="5", attach="false")
+    instance.wait(lambda: instance.report(job_id)["video"] is not None, SECONDS, "its being open")
+    engine = instance.engine()
+    engine.suspend()
+    replacement = copied.with_suffix(".new")
+    replacement.write_bytes(copied.read_bytes())
+    os.utime(replacement, ns=(times.st_atime_ns, times.st_mtime_ns))
+    replacement.rename(copied)
+    engine.kill()
+    report = instance.wait_for_end(job_id)
+    assert (report["state"], report["problem"]["code"]) == ("failed", "source_changed")
+
+
 def post_async(instance: Instance, video: Path, **options: str) -> str:
     answer = requests.post(
         f"{instance.url}/v1/detections",
