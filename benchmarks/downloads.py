@@ -37,18 +37,21 @@ class Cost(NamedTuple):
     received_bytes: int
 
 
-def write_answer(path: Path, size_bytes: int) -> None:
+def write_answer(path: Path, size_bytes: int, *, boxes: int = 2) -> None:
+    """Write an answer of about that size, `boxes` a frame, their numbers random."""
     chance = random.Random(0)
-    lines = [_line(number, chance) for number in range(LINES_AT_A_TIME)]
+    lines = [_line(number, boxes, chance) for number in range(LINES_AT_A_TIME)]
     block = ",\n".join(lines).encode() + b",\n"
     with path.open("wb") as file:
-        for _ in range(-(-size_bytes // len(block))):
+        file.write(b"[\n")
+        for _ in range(-(-size_bytes // len(block)) - 1):
             file.write(block)
+        file.write(block.removesuffix(b",\n") + b"\n]\n")
 
 
-def _line(number: int, chance: random.Random) -> str:
+def _line(number: int, count: int, chance: random.Random) -> str:
     boxes = []
-    for _ in range(2):
+    for _ in range(count):
         left, top = chance.uniform(0, 1800), chance.uniform(0, 1000)
         corners = [left, top, left + chance.uniform(20, 120), top + chance.uniform(20, 80)]
         box = ",".join(f"{value:.1f}" for value in corners)

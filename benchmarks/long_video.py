@@ -1,6 +1,7 @@
 """A video of millions of frames and an answer of over a gigabyte, a whole instance within 4 GiB of memory.
 
     python -m benchmarks long_video [--frames 3000000] [--folder /var/tmp]     as root, for the cgroup
+    python -m benchmarks long_video --assembly-of 1.2                          the last measurement alone
 
 The frames are tiny, so that their number is what counts. The model is made here: it finds ten boxes in every
 frame, which move with its brightness. Prints the time, the memory at each tenth of the way, and how long the
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from app.pipeline.document import DocumentDigest, write_document
 from app.storage.parts import Part, PartStore
+from benchmarks.downloads import write_answer
 from benchmarks.machine import describe_machine
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -202,10 +204,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--frames", type=int, default=3_000_000, help=f"a multiple of {CLIP_FRAMES}")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))  # noqa: S108
+    parser.add_argument("--assembly-of", type=float, help="only assemble an answer of so many gigabytes")
     arguments = parser.parse_args()
     print(describe_machine())
     folder = Path(tempfile.mkdtemp(dir=arguments.folder, prefix="framebox-long-"))
     try:
-        measure(folder, arguments.frames)
+        if arguments.assembly_of:
+            write_answer(folder / "answer", int(arguments.assembly_of * 1e9), boxes=BOXES)
+            compare_assembly(folder / "answer", folder)
+        else:
+            measure(folder, arguments.frames)
     finally:
         shutil.rmtree(folder)
