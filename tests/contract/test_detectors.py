@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exported_networks import Yolo, as_onnx, as_pt2, as_torchscript
+from tiny_checkpoints import save_checkpoint
 from torch import Tensor
 
 from app.detection.checks import check_batch
@@ -64,11 +67,55 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 
 MODELS = ("yolox_nano_torch", "yolox_nano_onnx")  # in the test data: torch.export, ONNX
 
+ENTRY_POINT = """
+import torch
+from app.detection.detector import Detections
 
-@pytest.fixture(scope="module", params=[*DETECTORS, *MODELS])
-def detector(request: pytest.FixtureRequest) -> Detector:
+class LeftHalf:
+    class_names = ("half",)
+    default_min_score = 0.5
+    batch_size = 3
+    precision = "float32"
+
+    def __init__(self, folder, device):
+        self.device = device
+
+    def frame_size(self, width, height):
+        return min(width, 32), min(height, 32)
+
+    def detect(self, frames):
+        n, height, width, _ = frames.shape
+        box = torch.tensor([[0.0, 0.0, width / 2, float(height)]])
+        return [Detections(box.clone(), torch.tensor([0.9]), torch.tensor([0])) for _ in range(n)]
+"""
+
+
+def make_entry_point(folder: Path) -> None:
+    (folder / "made").mkdir()
+    (folder / "made" / "halves.py").write_text(ENTRY_POINT)
+    (folder / "made" / "framebox.toml").write_text('entry_point = "halves:LeftHalf"\n')
+
+
+# A model of each format that is made here: writes model "made" into a folder.
+FORMATS: dict[str, Callable[[Path], object]] = {
+    "torch.export": lambda folder: (folder / "made.pt2").write_bytes(as_pt2(Yolo())),
+    "TorchScript": lambda folder: (folder / "made.torchscript").write_bytes(as_torchscript(Yolo())),
+    "ONNX": lambda folder: (folder / "made.onnx").write_bytes(as_onnx(Yolo())),
+    "ONNX, one frame a batch": lambda folder: (folder / "made.onnx").write_bytes(as_onnx(Yolo(), batch=1)),
+    "Hugging Face, one size": lambda folder: save_checkpoint("rt_detr", folder / "made"),
+    "Hugging Face, any size": lambda folder: save_checkpoint("detr", folder / "made"),
+    "entry point": make_entry_point,
+}
+
+
+@pytest.fixture(scope="module", params=[*DETECTORS, *MODELS, *FORMATS])
+def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Detector:
     if request.param in DETECTORS:
         return DETECTORS[request.param]()
+    if request.param in FORMATS:
+        made = tmp_path_factory.mktemp("models")
+        FORMATS[request.param](made)
+        return load_detector("made", device="cpu", models_folder=made)
     folder = request.getfixturevalue("test_data") / "models"
     return load_detector(request.param, device="cpu", models_folder=folder)
 
@@ -149,14 +196,14 @@ def test_the_place_in_the_batch_does_not_matter(detector: Detector) -> None:
 
 
 def test_the_frames_are_left_as_they_were(detector: Detector) -> None:
-    frames = batch(2)
+    frames = batch(min(2, detector.batch_size))
     before = frames.copy()
     detect(detector, frames)
     assert np.array_equal(frames, before)
 
 
 def test_the_answer_does_not_share_the_frames_memory(detector: Detector) -> None:
-    frames = batch(2)
+    frames = batch(min(2, detector.batch_size))
     answer = detect(detector, frames)
     kept = [(found.boxes_xyxy.clone(), found.scores.clone()) for found in answer]
     frames[:] = 0
@@ -171,7 +218,8 @@ def test_the_answer_does_not_share_the_frames_memory(detector: Detector) -> None
     [(1, 1), (1, 300), (300, 1), (2, 2), (16, 16), (63, 127), (64, 128), (65, 129), (101, 203), (639, 17)],
 )
 def test_odd_tiny_and_long_frames_are_taken(detector: Detector, width: int, height: int) -> None:
-    assert len(detect(detector, batch(2, width, height))) == 2
+    count = min(2, detector.batch_size)
+    assert len(detect(detector, batch(count, width, height))) == count
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -193,7 +241,7 @@ def test_the_frame_size_it_wants_is_no_larger_and_of_that_shape(
 
 
 def test_a_device_thread_gives_what_it_gives(detector: Detector) -> None:
-    frames = batch(2)
+    frames = batch(min(2, detector.batch_size))
     with DeviceThread(detector) as device:
         assert_same(device.submit(frames).result(60), detect(detector, frames))
 
