@@ -96,13 +96,6 @@ class Web:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def forget_jobs(self) -> None:
-        """Remove every job and its files."""
-        for job in self.store.list(limit=100):
-            self.store.request_cancel(job.id)
-            self.store.delete(job.id)
-            self.folder.remove_job(job.id)
-
     def last_handling_seconds(self) -> float:
         """What the application took for the last request that it logged."""
         lines = [
@@ -168,6 +161,7 @@ def _uploads(web: Web, video: Path) -> dict[str, Callable[[], float]]:
     url = f"{web.url}/v1/detections"
     found = {
         "raw": lambda: _curl(*RAW, "-X", "POST", "-T", str(video), url),
+        "raw at 100 MB/s": lambda: _curl(*RAW, "--limit-rate", "100M", "-X", "POST", "-T", str(video), url),
         "chunked": lambda: _curl(
             *RAW, "-H", "Transfer-Encoding: chunked", "-X", "POST", "-T", str(video), url
         ),
