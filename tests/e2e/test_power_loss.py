@@ -1,16 +1,27 @@
-"""A power cut loses no job that was acknowledged, and no end that was told."""
+"""A power cut loses no job that was acknowledged, no end that was told, and no byte of an upload that was."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import random
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 from crash_disk import CrashDisk, NoSuchDisk
 from instance import CHECKOUT, Instance
 
+from app.storage.data_folder import DataFolder
+from app.storage.space import SpaceLedger
+from app.storage.uploads import About, UploadLimits, Uploads
+
 OPTIONS = {"model": "hog-people", "max_side": 320}
+SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2): begin, and do not wait
 SETTINGS = {"segment_frames": 16, "min_free_bytes": 0, "keep_free_bytes": 0, "http_workers": 1}
 
 
@@ -46,3 +57,102 @@ def test_a_power_cut_loses_nothing_that_was_told(disk: CrashDisk) -> None:
             files = [path.name for path in (instance.data / "jobs" / job_id).iterdir()]
             assert files == ["result.pairs"]
         assert [*(instance.data / "incoming").iterdir()] == []
+
+
+def test_a_power_cut_leaves_an_upload_that_can_be_gone_on_with(disk: CrashDisk) -> None:
+    """Its offset counts bytes that are there, and all those that were acknowledged."""
+    data = random.Random(5).randbytes(40_000_000)
+    folder = DataFolder(disk.root / "data")
+    folder.create()
+    sender = Sender(_uploads(folder, boot_id="1"), data)
+    cuts = []
+    video = folder.upload(sender.upload_id) / "video"
+    with sender, _busy_kernel(disk.root, video):
+        for number in range(8):
+            sender.wait_for_bytes((number + 1) * len(data) // 10)
+            acknowledged = sender.acknowledged_bytes
+            cuts.append((disk.cut(f"cut-{number}"), acknowledged))
+    for copy, acknowledged in cuts:
+        with disk.after(copy) as root:
+            left = DataFolder(root / "data")
+            uploads = _uploads(left, boot_id="2")
+            uploads.recover()
+            offset = uploads.look(sender.upload_id).offset_bytes
+            assert offset >= acknowledged
+            assert (left.upload(sender.upload_id) / "video").read_bytes() == data[:offset]
+
+
+def _uploads(folder: DataFolder, *, boot_id: str) -> Uploads:
+    space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
+    return Uploads(folder, space, UploadLimits(keep_seconds=3600, max_open=5), boot_id=lambda: boot_id)
+
+
+class Sender:
+    """Sends an upload in a thread, in requests and pieces of random sizes."""
+
+    def __init__(self, uploads: Uploads, data: bytes) -> None:
+        self.acknowledged_bytes = 0
+        self.upload_id = uploads.create(About(len(data)), key="k")
+        self._uploads = uploads
+        self._data = data
+        self._sent_bytes = 0
+        self._thread = threading.Thread(target=self._send, name="sender")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def wait_for_bytes(self, count: int) -> None:
+        deadline = time.monotonic() + 60
+        while self._sent_bytes < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def _send(self) -> None:
+        random_ = random.Random(6)
+        while self.acknowledged_bytes < len(self._data):
+            length = random_.choice((1, 700, 5_000, 300_000, 3_000_000))
+            with self._uploads.hold(self.upload_id) as held:
+                pieces = self._pieces(self.acknowledged_bytes, length, random_)
+                held.append(pieces, None, on_ring=lambda: None)
+                self.acknowledged_bytes = held.facts().offset_bytes
+
+    def _pieces(self, start: int, length: int, random_: random.Random) -> Iterator[bytes]:
+        end = min(len(self._data), start + length)
+        while start < end:
+            piece = self._data[start : min(end, start + random_.choice((300, 4096, 70_000, 262_144)))]
+            yield piece
+            start += len(piece)
+            self._sent_bytes = start
+
+
+@contextmanager
+def _busy_kernel(root: Path, video: Path) -> Iterator[None]:
+    """Has the kernel begin to write the video's pages, and commit its journal, at any time."""
+    enough, libc = threading.Event(), ctypes.CDLL(None, use_errno=True)
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+    def write_back() -> None:
+        with video.open("rb") as file:
+            while not enough.is_set():
+                libc.sync_file_range(file.fileno(), 0, 0, SYNC_FILE_RANGE_WRITE)
+
+    def commit() -> None:
+        with (root / "other").open("wb", buffering=0) as file:
+            while not enough.is_set():
+                file.write(b"x")
+                os.fsync(file.fileno())
+
+    threads = [threading.Thread(target=work, name=work.__name__) for work in (write_back, commit)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join(60)
