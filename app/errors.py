@@ -16,16 +16,16 @@
     ├── JobWasCancelled      409 job_cancelled           ├── InternalError        500 internal_error
     ├── JobIsActive          409 job_active              ├── BadGateway           502 bad_gateway
     ├── LengthRequired       411 length_required         └── GatewayTimeout       504 gateway_timeout
-    ├── PreconditionFailed   412 precondition_failed
-    ├── BodyTooLarge         413 too_large
-    ├── AddressTooLong       414 address_too_long
-    ├── UnsupportedVideo     415 unsupported_video
-    ├── UnsupportedMediaType 415 unsupported_media_type
-    ├── RangeNotSatisfiable  416 range_not_satisfiable
-    ├── IdempotencyConflict  422 idempotency_conflict
-    ├── SourceNotFound       422 source_not_found
-    ├── SourceChanged        422 source_changed
-    ├── SourceRefused        422 source_refused
+    ├── PreconditionFailed   412 precondition_failed     resumable uploads:
+    ├── BodyTooLarge         413 too_large               ├── UploadIsFinal        403 upload_is_final
+    ├── AddressTooLong       414 address_too_long        ├── UploadNotFound       404 upload_not_found
+    ├── UnsupportedVideo     415 unsupported_video       ├── UploadUnfinished     409 upload_unfinished
+    ├── UnsupportedMediaType 415 unsupported_media_type  ├── OffsetMismatch       409 upload_offset_mismatch
+    ├── RangeNotSatisfiable  416 range_not_satisfiable   ├── UploadGone           410 upload_gone
+    ├── IdempotencyConflict  422 idempotency_conflict    ├── UnsupportedTusVersion 412 tus_version
+    ├── SourceNotFound       422 source_not_found        ├── UploadLocked         423 upload_locked
+    ├── SourceChanged        422 source_changed          ├── TooManyUploads       429 too_many_uploads
+    ├── SourceRefused        422 source_refused          └── ChecksumMismatch     460 checksum_mismatch
     ├── SourceUnreachable    502 source_unreachable
     └── TooManyJobs          429 too_many_jobs
 

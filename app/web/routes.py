@@ -60,6 +60,7 @@ class Route:
 # What a JSON body may name in place of the video.
 NAMED_KINDS: dict[SourceKind, str] = {
     SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read where it lies",
+    SourceKind.UPLOAD: "the id of a finished resumable upload, which its job takes over",
     SourceKind.URL: "https; the video is fetched, with pauses and goes as it takes, and the job waits for it",
 }
 
@@ -142,6 +143,10 @@ _UPLOAD_ERRORS = (
     errors.IdempotencyConflict,
     errors.SourceNotFound,
     errors.SourceChanged,
+    errors.UploadNotFound,
+    errors.UploadUnfinished,
+    errors.UploadGone,
+    errors.UploadLocked,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
     errors.TooManyJobs,
