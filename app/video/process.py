@@ -82,6 +82,7 @@ class ChildProcess:
         self._stall_seconds = settings.stall_seconds
         self._buffer = bytearray()
         self._has_ended = False
+        self._start_lock = start_lock
         with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
             video_descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
@@ -203,17 +204,28 @@ class ChildProcess:
         """Whether the child ended of a SIGKILL, or with its parent: neither is a fault of its video's."""
         if not self._has_ended:
             return False
-        self._process.join(_REAP_SECONDS)
-        return self._process.exitcode in (-signal.SIGKILL, _PARENT_IS_GONE)
+        return self._wait_for_exit(_REAP_SECONDS) in (-signal.SIGKILL, _PARENT_IS_GONE)
 
     def close(self) -> None:
         """Kill the child and return when it is gone."""
         self.kill()
-        self._process.join(_END_SECONDS)
+        exit_code = self._wait_for_exit(_END_SECONDS)
         for descriptor in (self._commands, self._messages):
             os.close(descriptor)
-        if self._process.exitcode is not None:
-            self._process.close()
+        if exit_code is not None:
+            with self._start_lock:
+                self._process.close()
+
+    def _wait_for_exit(self, seconds: float) -> int | None:
+        """Return the child's exit status; None if it is not gone by then.
+
+        Whoever starts a child has multiprocessing look at all others too, and two threads that read one exit
+        status hinder each other: one of them may even read from a descriptor that was closed and given to
+        something else meanwhile, and then waits for ever. So it is read under the lock of those who start.
+        """
+        _poll(self._process.sentinel, select.POLLIN, seconds)
+        with self._start_lock:
+            return self._process.exitcode
 
 
 def _poll(descriptor: int, event: int, seconds: float) -> bool:
