@@ -16,7 +16,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -219,10 +218,12 @@ def measure_kills(kills: int, mebibytes: int) -> None:
         folder = _Folder(Path(name))
         job_id, killed, went_on = folder.fetch(f"{url}/{mebibytes}"), 0, 0
         while not folder.are_fetched([job_id]):
+            began = time.time()
             courier = folder.start_courier()
             before = folder.store.get(job_id).source.received_bytes or 0
             if killed < kills:
-                threading.Event().wait(random.uniform(0.5, 5.0))
+                _wait(lambda began=began: folder.store.courier_heartbeat_at() > began)
+                time.sleep(random.uniform(0.0, 8.0))
                 courier.kill()
                 killed += 1
             else:
@@ -253,7 +254,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     chosen = parser.parse_args()
     print(describe_machine())
-    measure_fetches(chosen.mebibytes)
-    measure_callbacks(chosen.callbacks)
+    if chosen.mebibytes:
+        measure_fetches(chosen.mebibytes)
+    if chosen.callbacks:
+        measure_callbacks(chosen.callbacks)
     if chosen.kills:
-        measure_kills(chosen.kills, 25 * chosen.kills)
+        measure_kills(chosen.kills, 50 * chosen.kills)
