@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from app.errors import InvalidOption, UploadGone, UploadUnfinished
+from app.errors import BodyTooLarge, InvalidOption, UploadGone, UploadUnfinished
 from app.failpoints import fail_point
 from app.storage.allocation import give_back_front
 from app.storage.durable import fsync_folder
@@ -37,18 +37,23 @@ def joined_id(parts: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
-def join_uploads(uploads: Uploads, space: SpaceLedger, about: About) -> UploadFacts:
+def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_bytes: int) -> UploadFacts:
     """Make one upload of the finished uploads `about.parts`, in this order; return it, whole and durable.
 
     The parts stay known, without their bytes. Called again it does what is left to do. Raises UploadNotFound,
     UploadUnfinished, UploadGone if a part was used for something else, InvalidOption for what is no part,
-    InsufficientStorage, UploadLocked.
+    BodyTooLarge if together they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
     """
     final_id = joined_id(about.parts)
     with ExitStack() as stack:
         held = {part: stack.enter_context(uploads.hold(part)) for part in sorted(about.parts)}
         parts = [held[part] for part in about.parts]  # locked in one order, joined in another
         lengths = [_length(part.settle(), final_id) for part in parts]
+        if sum(lengths) > limit_bytes:
+            raise BodyTooLarge(
+                f"An upload takes {limit_bytes} bytes at most; the parts have {sum(lengths)}.",
+                {"limit_bytes": limit_bytes},
+            )
         final = stack.enter_context(uploads.hold_new(final_id, replace(about, length_bytes=sum(lengths))))
         if not final.facts().is_spent:
             _join(final, parts, lengths, space)

@@ -113,7 +113,12 @@ class UploadViews:
 
     def _join(self, creation: Creation) -> Response:
         about = About(None, creation.metadata_header, creation.concat_header, creation.parts)
-        facts = join_uploads(self._uploads, self._service.space, about)
+        facts = join_uploads(
+            self._uploads,
+            self._service.space,
+            about,
+            limit_bytes=self._service.limits.max_upload_bytes,
+        )
         with self._uploads.hold(facts.id) as held:
             job = self._job_of(held, facts)
         return self._created(facts, job)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import app.storage.joining as joining_module
 import app.storage.uploads as uploads_module
 from app.errors import (
+    BodyTooLarge,
     ChecksumMismatch,
     InsufficientStorage,
     InvalidOption,
@@ -298,8 +299,9 @@ def make_parts(uploads: Uploads) -> Callable[..., list[str]]:
     return make
 
 
-def join(uploads: Uploads, space: SpaceLedger, parts: list[str]) -> str:
-    return join_uploads(uploads, space, About(None, concat="final;…", parts=tuple(parts))).id
+def join(uploads: Uploads, space: SpaceLedger, parts: list[str], limit_bytes: int = 10**9) -> str:
+    about = About(None, concat="final;…", parts=tuple(parts))
+    return join_uploads(uploads, space, about, limit_bytes=limit_bytes).id
 
 
 SIZES = (5000, 0, 12_288, 1)
@@ -360,5 +362,7 @@ def test_only_finished_parts_are_joined(
         join(uploads, space, [uploads.create(About(0), key="k")])
     with pytest.raises(UploadNotFound):
         join(uploads, space, ["f" * 32])
+    with pytest.raises(BodyTooLarge):
+        join(uploads, space, parts[:1], limit_bytes=2)
     assert append(uploads, parts[1], b"def") == 3
     join(uploads, space, parts)
