@@ -1,6 +1,6 @@
 """For every kind of video: the frames that ffmpeg counts, ours in one piece and in segments, and the pixels.
 
-    python -m benchmarks frame_table [--data ../shared/data]
+    python -m benchmarks frame_table [NAME …] [--data ../shared/data]
 
 Pixels are compared with the ffmpeg command's own conversion to rgb24, at the video's size: the largest mean
 difference over one picture, in levels of 255. The clips are those of the tests; of the damaged files those
@@ -63,7 +63,14 @@ def damaged_row(pool: DecoderPool, video: Path) -> str:
     cut = read_video(pool, video, segment_frames=100, frame_size=SMALL)
     same = "the same" if same_frames(serial.frames, cut.frames) else differing(serial, cut)
     lost = f" ({serial.undecodable_count} undecodable)" if serial.undecodable else ""
-    cells = (video.name, count_by_ffmpeg(video), f"{len(serial.frames)}{lost}", len(cut.frames), same, "-")
+    cells = (
+        f"damaged/{video.name}",
+        count_by_ffmpeg(video),
+        f"{len(serial.frames)}{lost}",
+        len(cut.frames),
+        same,
+        "-",
+    )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -80,7 +87,9 @@ def differing(serial: ReadVideo, cut: ReadVideo) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    data = parser.parse_args().data
+    parser.add_argument("names", nargs="*", help="clips or damaged files; all of them if none is named")
+    arguments = parser.parse_args()
+    damaged = {f"damaged/{video.name}": video for video in sorted((arguments.data / "damaged").glob("*.*"))}
     print(f"{describe_machine()}; segments of {SEGMENT_FRAMES} frames\n")
     print("| file | ffmpeg | ours, serial | in segments | frames of both | pixels against ffmpeg's |")
     print("|---|---|---|---|---|---|")
@@ -89,10 +98,11 @@ def main() -> None:
         DecoderPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=96 * MIB) as pool,
     ):
         clips = ClipFolder(Path(folder))
-        for name in sorted(RECIPES):
-            print(row(pool, name, clips.get(name)), flush=True)
-        for video in sorted((data / "damaged").glob("*.*")):
-            print(damaged_row(pool, video), flush=True)
+        for name in arguments.names or [*sorted(RECIPES), *damaged]:
+            is_clip = name in RECIPES
+            print(
+                row(pool, name, clips.get(name)) if is_clip else damaged_row(pool, damaged[name]), flush=True
+            )
 
 
 if __name__ == "__main__":
