@@ -210,7 +210,10 @@ class Settings(BaseSettings):
         60.0, gt=0, description="a decoder child that shows nothing for so long is stopped"
     )
     segment_frames: int = Field(
-        300, ge=1, le=100_000, description="a segment is cut at the first keyframe after so many frames"
+        120,
+        ge=1,
+        le=100_000,
+        description="a segment is cut at the first keyframe after so many frames; with few, decoders end together",
     )
     cpu_threads: int | None = Field(
         None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
