@@ -213,7 +213,7 @@ class Settings(BaseSettings):
         120,
         ge=1,
         le=100_000,
-        description="a segment is cut at the first keyframe after so many frames; with few, decoders end together",
+        description="a segment is cut at the first keyframe after so many frames; long ones idle decoders",
     )
     cpu_threads: int | None = Field(
         None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
