@@ -94,6 +94,32 @@ def yolos() -> Any:
     return transformers.YolosForObjectDetection(config)
 
 
+def rf_detr() -> Any:
+    backbone = transformers.RfDetrDinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        num_windows=2,
+        out_features=["stage1", "stage2"],
+    )
+    config = transformers.RfDetrConfig(
+        backbone_config=backbone,
+        d_model=16,
+        decoder_ffn_dim=16,
+        decoder_layers=1,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        decoder_n_points=2,
+        num_queries=20,
+        group_detr=2,
+        c2f_num_blocks=1,
+        **COMMON,
+    )
+    return transformers.RfDetrForObjectDetection(config)
+
+
 CHECKPOINTS: Mapping[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "rt_detr": (rt_detr, lambda: transformers.RTDetrImageProcessorPil(size={"height": 160, "width": 192})),
     "rt_detr_v2": (
@@ -121,6 +147,12 @@ CHECKPOINTS: Mapping[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 def save_checkpoint(name: str, folder: Path) -> Path:
     """Write checkpoint `name` into `folder`, with scores all over [0, 1]."""
     make_network, make_processor = CHECKPOINTS[name]
+    save_network(make_network, folder)
+    make_processor().save_pretrained(folder)
+    return folder
+
+
+def save_network(make_network: Callable[[], Any], folder: Path) -> None:
     torch.manual_seed(1)
     network = make_network().eval()
     with torch.no_grad():
@@ -128,5 +160,3 @@ def save_checkpoint(name: str, folder: Path) -> Path:
             if "class" in parameter or "score" in parameter:
                 weights.normal_(std=0.7)
     network.save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder

@@ -22,7 +22,7 @@ from app.errors import ModelFault
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*meshgrid.*:UserWarning")
 
 transformers = pytest.importorskip("transformers")
-from tiny_checkpoints import CHECKPOINTS, LABELS, save_checkpoint  # noqa: E402
+from tiny_checkpoints import CHECKPOINTS, LABELS, rf_detr, save_checkpoint, save_network  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +109,26 @@ def test_boxes_are_those_of_transformers(
     with torch.inference_mode():
         found = detector.detect(torch.from_numpy(frames))
     for ours, theirs in zip(found, by_transformers(folder, frames), strict=True):
+        assert_equal(ours, theirs, width, height)
+
+
+def test_rf_detr_reads_as_rt_detr_does(tmp_path: Path) -> None:
+    """transformers has its image processor for torchvision alone; its steps are those of two others."""
+    folder = tmp_path / "model"
+    save_network(rf_detr, folder)
+    prepare = transformers.DetrImageProcessorPil(size={"height": 112, "width": 112}, do_pad=False)
+    prepare.save_pretrained(folder)
+    changed(folder / "preprocessor_config.json", image_processor_type="RfDetrImageProcessor")
+    width, height = 200, 120
+    frames = pictures(2, width, height)
+    network = transformers.AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True).eval()
+    with torch.inference_mode():
+        outputs = network(**prepare(images=list(frames), return_tensors="pt"))
+        found = load_detector("model", device="cpu", models_folder=tmp_path).detect(torch.from_numpy(frames))
+    wanted = transformers.RTDetrImageProcessorPil().post_process_object_detection(
+        outputs, threshold=FLOOR_SCORE, target_sizes=[(height, width)] * 2
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
         assert_equal(ours, theirs, width, height)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.detection.resize import FILL, InputSize, ResizePolicy, fit_within
+from app.detection.resize import FILL, InputSize, ResizePolicy, ShortSide, fit_within
 
 SIZES = [
     (1920, 1080),
@@ -84,3 +84,36 @@ def test_boxes_in_the_grey_are_cut_off_at_the_frame() -> None:
 )
 def test_frames_are_fitted_and_never_enlarged(given: tuple[int, int], wanted: tuple[int, int]) -> None:
     assert fit_within(*given, 640) == wanted
+
+
+SHORT_SIDES = [
+    ShortSide(800, 1333),
+    ShortSide(800, 1333, multiple=16),
+    ShortSide(128, 200),
+    ShortSide(640, 640),
+]
+
+
+@pytest.mark.parametrize("fitting", SHORT_SIDES, ids=str)
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_a_frame_that_was_scaled_to_its_short_side_is_not_scaled_again(
+    fitting: ShortSide, width: int, height: int
+) -> None:
+    placement = fitting.place(width, height)
+    assert fitting.place(placement.width, placement.height) == placement
+    assert max(placement.width, placement.height) <= max(fitting.longest, fitting.multiple)
+    assert placement.width % fitting.multiple == placement.height % fitting.multiple == 0
+    assert (placement.width, placement.height) == (placement.input_width, placement.input_height)
+    wanted = fitting.frame_size(width, height)
+    assert fitting.frame_size(*wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(1280, 720, (1333, 750)), (720, 1280, (750, 1333)), (640, 480, (1066, 800)), (800, 800, (800, 800))],
+)
+def test_the_shorter_side_has_its_length_unless_the_longer_gets_too_long(
+    width: int, height: int, expected: tuple[int, int]
+) -> None:
+    placement = ShortSide(800, 1333).place(width, height)
+    assert (placement.width, placement.height) == expected
