@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-OTHERS = ("__init__", "__main__", "census", "machine")
+OTHERS = ("__init__", "__main__", "census", "machine", "plain_detection")
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in OTHERS)
 
 

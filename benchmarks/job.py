@@ -42,15 +42,15 @@ class Bench:
         self._models = models
         self.phases: Counter[str] = Counter()
 
-    def run(self, video: Path, model: str, *, slots: int) -> float:
-        """Return the seconds of one whole job."""
+    def run(self, video: Path, model: str, *, slots: int, document: Path | None = None) -> float:
+        """Return the seconds of one whole job; its answer stays at `document`, if that is given."""
         self.phases.clear()
         with tempfile.TemporaryDirectory() as folder, self._decoders() as decoders:
             request = DetectionRequest(
                 job_id="benchmark",
                 video=video,
                 parts_folder=Path(folder) / "parts",
-                document=Path(folder) / "document",
+                document=document or Path(folder) / "document",
                 options=DetectionOptions(),
                 segment_frames=self._settings.segment_frames,
             )
