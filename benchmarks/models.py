@@ -145,7 +145,7 @@ def speed(bench: Bench, models: ModelPool, folder: Path, video: Path, rounds: in
     count = frame_count(video)
     for name in names_in(folder):
         walls, shares = [], []
-        with models.use(name) as loaded:
+        with models.use(name) as loaded, models.use(DECODE_ALONE + name):
             for _ in range(rounds):
                 bare_wall, bare_cpu = bare(loaded.detector, video, count)
                 with cpu_seconds() as decoding:
