@@ -485,11 +485,13 @@ class _Account:
         self.report: dict[str, Any] | None = None
 
     def observe(self, progress: DetectionProgress, report: DetectionReport) -> None:
+        self._running.progress = progress
+        if not progress.segments_done:
+            return  # a resumed job goes on showing what it had, until its parts are counted
         self.progress = Progress(
             progress.frames_done, progress.frames_total, progress.segments_done, progress.segments_total
         )
         self.report = report.to_json()
-        self._running.progress = progress
         if time.monotonic() >= self._next_write:
             self._store.update(self._running.job.id, self._epoch, self.progress, self.report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS

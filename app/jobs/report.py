@@ -7,6 +7,7 @@ from typing import Any
 
 from app.jobs.job import Delivery, Job, JobState
 
+_STALE_SECONDS = 5.0  # an engine tells every second; one that does not is gone, and the job stands still
 _ENGINE_MEMBERS = ("video", "model", "completeness", "document")
 
 
@@ -101,7 +102,8 @@ def _fraction(job: Job) -> float | None:
 def _seconds_left(job: Job, now: float) -> float | None:
     if job.state is not JobState.RUNNING or job.estimate is None:
         return None
-    return round(max(0.0, job.estimate.seconds_left - max(0.0, now - job.estimate.made_at)), 1)
+    age = max(0.0, now - job.estimate.made_at)
+    return None if age > _STALE_SECONDS else round(max(0.0, job.estimate.seconds_left - age), 1)
 
 
 def _rfc3339(unix_seconds: float | None) -> str | None:

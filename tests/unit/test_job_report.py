@@ -24,7 +24,7 @@ JOB = Job(
     cancel_requested=False,
     problem=None,
     report={"video": {"codec": "h264"}},
-    estimate=Estimate(35.0, 1_000_015.5),
+    estimate=Estimate(32.5, 1_000_018.0),
 )
 
 
@@ -54,12 +54,17 @@ def test_an_unknown_end_gives_no_estimate(job: Job):
 
 
 def test_time_that_passed_since_the_estimate_is_taken_off_it():
-    assert public_report(JOB, now=1_000_040.5)["progress"]["seconds_left"] == 10.0
-    assert public_report(JOB, now=1_000_090.5)["progress"]["seconds_left"] == 0.0
+    assert public_report(JOB, now=1_000_022.0)["progress"]["seconds_left"] == 28.5
+    nearly_done = dataclasses.replace(JOB, estimate=Estimate(1.0, 1_000_018.0))
+    assert public_report(nearly_done, now=1_000_022.0)["progress"]["seconds_left"] == 0.0
+
+
+def test_a_job_whose_engine_is_silent_has_no_estimate():
+    assert public_report(JOB, now=1_000_030.0)["progress"]["seconds_left"] is None
 
 
 def test_a_clock_that_went_back_changes_no_estimate():
-    assert public_report(JOB, now=0.0)["progress"]["seconds_left"] == 35.0
+    assert public_report(JOB, now=0.0)["progress"]["seconds_left"] == 32.5
 
 
 def test_a_succeeded_job_is_whole_and_links_its_result():
