@@ -14,7 +14,7 @@ from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
 from app.jobs.store import JobStore
 from app.logs import configure_logging
-from app.metrics import Metrics
+from app.metrics import Metrics, retire_counters
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
@@ -30,6 +30,7 @@ def create_courier(settings: Settings) -> Courier:
     data.create()
     store = JobStore(data.database)
     store.create()
+    retire_counters()
     metrics, stop = Metrics(), threading.Event()
     outbound = Outbound(AddressRules(settings.allowed_hosts), make_trust(settings.ca_file))
     fetches, deliveries = FetchStore(store), DeliveryStore(store)
