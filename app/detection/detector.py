@@ -23,6 +23,7 @@ _SIGNS_OF_LACK_OF_MEMORY = (
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",  # CUDA's libraries
     "Failed to allocate memory",  # onnxruntime
+    "could not create a primitive",  # oneDNN, which does not say why: seen where memory was short
     "bad_alloc",
     "bad allocation",
 )

@@ -109,6 +109,7 @@ def test_read_only_frames_are_taken() -> None:
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
     ],
     ids=lambda error: type(error).__name__,
 )
