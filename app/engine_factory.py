@@ -83,6 +83,7 @@ def create_engine(settings: Settings) -> Engine:
             min_free_bytes=settings.min_free_bytes,
             stop_seconds=settings.stop_seconds,
             model_call_seconds=settings.model_call_seconds,
+            engine_deaths=settings.engine_deaths,
         ),
         metrics=metrics,
         meter=meter,

@@ -224,6 +224,13 @@ class Settings(BaseSettings):
     model_call_seconds: float = Field(
         300.0, gt=0, description="a model that takes longer for one batch hangs: the engine starts anew"
     )
+    engine_deaths: int = Field(
+        8,
+        ge=3,
+        le=1000,
+        description="a job fails after so many engines in a row died while they ran it and it made no part; "
+        "more than chance kills seconds apart come to, yet few enough for a model that crashes",
+    )
     require_sandbox: bool = Field(
         True, description="refuse to decode where Landlock or seccomp cannot be had"
     )

@@ -53,6 +53,7 @@ class Bench:
                 document=document or Path(folder) / "document",
                 options=DetectionOptions(),
                 segment_frames=self._settings.segment_frames,
+                runtime="",
             )
             with (
                 self._models.use(model) as loaded,

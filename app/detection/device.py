@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app.detection.checks import Checked, check_batch
 from app.detection.detector import Detections, Detector, DeviceLost, is_out_of_memory
+from app.detection.runtime import describe_runtime
 from app.errors import FrameboxError, ModelFault
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
@@ -82,6 +83,11 @@ class DeviceThread:
     @property
     def detector(self) -> Detector:
         return self._detector
+
+    @property
+    def runtime(self) -> str:
+        """What computes the boxes, beside the model; see `describe_runtime`."""
+        return describe_runtime(self._detector.device, threads=self._torch_threads)
 
     @property
     def stats(self) -> DeviceStats:

@@ -69,6 +69,11 @@ class LoadedModel:
     def detector(self) -> Detector:
         return self.devices[0].detector
 
+    @property
+    def runtime(self) -> str:
+        """What computes the boxes, beside the model: another one may give other last digits."""
+        return self.devices[0].runtime
+
     def least_busy(self) -> DeviceThread:
         """The device with the fewest batches waiting."""
         return min(self.devices, key=lambda device: device.queued_count)

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +26,11 @@ from app.failpoints import fail_point
 from app.jobs.hangs import check_hangs, count_hang
 from app.jobs.intake import remove_orphans
 from app.jobs.job import Job, JobState, Priority, Progress, Waiting
+from app.jobs.patience import Patience
 from app.jobs.retention import Retention
 from app.jobs.source import OpenVideo, open_video
 from app.jobs.store import JobStore, LeaseLost
+from app.jobs.suspects import SUSPECT_DEATHS, SUSPECTED, UNSUSPECTED, Suspects, check_deaths
 from app.metrics import Metrics
 from app.pipeline.detect_video import (
     DetectionCancelled,
@@ -42,6 +44,7 @@ from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.runner import Runner
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
+from app.storage.parts import PartStore
 from app.storage.space import Ballast, free_bytes, is_disk_full
 from app.video.decoder import DecoderPool
 
@@ -70,6 +73,7 @@ class EngineLimits:
     min_free_bytes: int
     stop_seconds: float  # after SIGTERM, running segments have so long to finish
     model_call_seconds: float  # a model that stays in one batch for longer hangs
+    engine_deaths: int  # at a job that gets no further; then it ends
 
 
 class EngineFault(Exception):
@@ -123,6 +127,9 @@ class Engine:
         self._next_heartbeat = 0.0
         self._next_retention = 0.0
         self._claims = 0
+        self._suspects = Suspects(self._count_parts)
+        self._patience = Patience()
+        self._device_lost: DeviceLost | None = None  # by a job's thread
         self._epoch = 0
         self._refused: list[dict[str, Any]] = []  # models that could not be loaded at the start
         self._announced: list[Any] = []  # what was last said of the models
@@ -152,7 +159,7 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            self._epoch = self._until_room(lambda: self._store.begin_epoch(pid=os.getpid()))
+            self._epoch = self._until_room(self._begin_epoch)
             self._sweep()
             self._load_all()
             self._until_room(lambda: self._report_models(ready=True))
@@ -163,6 +170,13 @@ class Engine:
         self._say_stopping()
 
     # ---- start
+
+    def _begin_epoch(self) -> int:
+        part_counts = {job_id: self._count_parts(job_id) for job_id in self._store.running()}
+        return self._store.begin_epoch(pid=os.getpid(), part_counts=part_counts)
+
+    def _count_parts(self, job_id: str) -> int:
+        return PartStore(self._data.parts(job_id)).count()
 
     def _sweep(self) -> None:
         """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""
@@ -266,13 +280,30 @@ class Engine:
                 self._store.say_waiting(Waiting.DISK_SPACE)
                 return
             crowded = self._models.crowded_models()
-            job = self._store.claim(self._epoch, self._whose_turn(), without_models=crowded)
+            job = None if self._suspects.is_one_alone() else self._take_next(crowded)
             if job is None:
                 self._store.say_waiting(None, crowded_models=crowded)
                 return
             fail_point("job_claimed")
             self._claims += 1
+            self._patience.begun(job.model)
+            self._suspects.begin(job)
             self._start(job)
+
+    def _take_next(self, crowded: Collection[str]) -> Job | None:
+        """Claim a suspected job first, while none is at work; then whose turn it is."""
+        if not self._suspects.is_one_at_work() and self._store.has_queued(deaths=SUSPECT_DEATHS):
+            suspect = self._store.claim(self._epoch, without_models=crowded, deaths=SUSPECTED)
+            if suspect is not None:
+                return suspect
+        self._patience.note(self._store.queued_models({*crowded, *self._patience.models}))
+        return self._store.claim(
+            self._epoch,
+            self._whose_turn(),
+            without_models=crowded,
+            only_model=self._patience.overdue(),
+            deaths=UNSUSPECTED,
+        )
 
     def _whose_turn(self) -> Sequence[Priority]:
         """Interactive jobs first, but for every fourth place; and one place no batch job takes."""
@@ -298,6 +329,7 @@ class Engine:
         for job_id, running in list(self._running.items()):
             if running.thread is not None and not running.thread.is_alive():
                 del self._running[job_id]
+                self._suspects.end(job_id)
 
     def _pass_on_cancellations(self) -> None:
         for job_id in self._store.cancel_requests(self._epoch):
@@ -305,15 +337,17 @@ class Engine:
                 self._running[job_id].cancel.set()
 
     def _check_devices(self) -> None:
-        fault = self._models.device_fault()
+        fault = self._models.device_fault() or self._device_lost
         if fault is not None:
             raise EngineFault("a device is lost") from fault
         seconds, job_id = self._models.slowest_call()
         if seconds > self._limits.model_call_seconds:
             if job_id is not None:
                 self._count_hang(job_id)
+                self._excuse_jobs()
             raise EngineFault("a model hangs")
         if self._models.loading_seconds() > LOAD_SECONDS:
+            self._excuse_jobs()  # the pool counts how often it is tried
             raise EngineFault("a model hangs while it loads")
 
     def _count_hang(self, job_id: str) -> None:
@@ -322,6 +356,13 @@ class Engine:
             count_hang(self._data.hangs(job_id))
         except OSError:  # a full disk, or the job is gone: it is not counted
             _log.warning("hang not counted", job_id=job_id, exc_info=True)
+
+    def _excuse_jobs(self) -> None:
+        """Let this engine's end be no death that counts at the jobs that it runs."""
+        try:
+            self._say_stopping()
+        except sqlite3.Error:
+            _log.warning("the engine's end counts as a death", exc_info=True)
 
     def _is_disk_full(self) -> bool:
         return free_bytes(self._data.root) < self._limits.min_free_bytes
@@ -370,9 +411,10 @@ class Engine:
         account = _Account(self._store, running, self._epoch)
         try:
             check_hangs(self._data.hangs(job.id), job.model, call_seconds=self._limits.model_call_seconds)
+            check_deaths(job, most=self._limits.engine_deaths)
             with self._models.use(job.model) as model, open_video(job, self._data, self._ingest) as video:
                 detect_video(
-                    self._request(job, video.path),
+                    self._request(job, video.path, model.runtime),
                     decoders=self._decoders,
                     detector=model.detector,
                     runner=self._runner,
@@ -384,11 +426,8 @@ class Engine:
         except FrameboxError as error:
             _log.warning("job failed", code=error.code, detail=error.detail)
             return self._end(job, JobState.FAILED, account, error)
-        except (
-            NoRoomForModel,
-            DeviceLost,
-        ) as error:  # the loop sees a lost device too, and ends this process
-            return self._put_back(job, Waiting.MODEL_MEMORY if isinstance(error, NoRoomForModel) else None)
+        except (NoRoomForModel, DeviceLost) as error:
+            return self._leave_for_later(job, error)
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
@@ -397,7 +436,7 @@ class Engine:
             return self._end_by_our_fault(job, account)
         return self._end(job, JobState.SUCCEEDED, account)
 
-    def _request(self, job: Job, video: Path) -> DetectionRequest:
+    def _request(self, job: Job, video: Path, runtime: str) -> DetectionRequest:
         return DetectionRequest(
             job_id=job.id,
             video=video,
@@ -405,6 +444,7 @@ class Engine:
             document=self._data.result(job.id, "pairs"),
             options=job.options,
             segment_frames=self._limits.segment_frames,
+            runtime=runtime,
             is_urgent=job.priority is Priority.INTERACTIVE,
         )
 
@@ -431,6 +471,12 @@ class Engine:
     def _put_back(self, job: Job, waiting: Waiting | None = None) -> JobState:
         self._until_room(lambda: self._store.put_back(job.id, self._epoch, waiting))
         return JobState.QUEUED
+
+    def _leave_for_later(self, job: Job, error: NoRoomForModel | DeviceLost) -> JobState:
+        if isinstance(error, NoRoomForModel):
+            return self._put_back(job, Waiting.MODEL_MEMORY)
+        self._device_lost = error  # the loop ends this process; the next one counts it as a death
+        return JobState.RUNNING
 
     def _until_room(self, write: Callable[[], T]) -> T:
         """Call `write` until the disk has room for it. LeaseLost if the engine stops before that.

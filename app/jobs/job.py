@@ -141,6 +141,7 @@ class Job:
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
+    deaths: int = 0  # engines that died in a row while they ran it, and it got no further
     deliveries: tuple[Delivery, ...] = ()
 
 

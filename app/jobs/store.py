@@ -150,10 +150,19 @@ CREATE INDEX jobs_by_last_use ON jobs (max(finished_at, coalesce(used_at, 0)))
     WHERE state IN ('succeeded', 'failed', 'cancelled');
 """
 
+_DEATHS = """
+-- engines that died in a row while they ran it, without a new part
+ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+-- how many parts it had when an engine last died
+ALTER TABLE jobs ADD COLUMN parts_at_death INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_deaths ON jobs (deaths) WHERE deaths > 0;
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS)
 SCHEMA_VERSION = len(_STEPS)
 
+ANY_DEATHS = range(2**31)
 HOLD_SECONDS = 3 * 86400.0  # a job is kept for its callback no longer than this after its end
 
 # A job with its callbacks, of which few have any.
@@ -214,6 +223,7 @@ def _job(row: sqlite3.Row) -> Job:
         waiting=Waiting(row["waiting"]) if row["waiting"] else None,
         estimate=None if row["seconds_left"] is None else Estimate(row["seconds_left"], row["estimated_at"]),
         deliveries=_deliveries(row),
+        deaths=row["deaths"],
     )
 
 
@@ -515,12 +525,26 @@ class JobStore:
 
     # ---- the engine
 
-    def begin_epoch(self, *, pid: int) -> int:
+    def running(self) -> set[str]:
+        """The ids of the jobs that are running, or that an engine was running when it ended."""
+        return {row["id"] for row in self._connect().execute("SELECT id FROM jobs WHERE state = 'running'")}
+
+    def begin_epoch(self, *, pid: int, part_counts: Mapping[str, int] | None = None) -> int:
         """Start an engine: return its epoch, and put what an older one was running back in the queue.
 
+        `part_counts` tells how many parts each of those has, by its id. If the older one had not said that it
+        stops, it died: that is counted at each job, from one on for a job that has no more parts than before.
         The caller holds the data folder's engine lock, so no older engine lives.
         """
         with self._transaction() as connection:
+            connection.executemany(
+                """
+                UPDATE jobs SET deaths = CASE WHEN parts_at_death = :parts THEN deaths + 1 ELSE 0 END,
+                                parts_at_death = :parts
+                WHERE id = :id AND state = 'running' AND (SELECT ready FROM engine)
+                """,
+                [{"id": job_id, "parts": count} for job_id, count in (part_counts or {}).items()],
+            )
             connection.execute(
                 "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",
                 (pid, time.time()),
@@ -567,10 +591,13 @@ class JobStore:
         priorities: Sequence[Priority] = tuple(Priority),
         *,
         without_models: Collection[str] = (),
+        only_model: str | None = None,
+        deaths: range = ANY_DEATHS,
     ) -> Job | None:
         """Take the oldest queued job of the first of `priorities` that has one; None if there is none.
 
-        It is now running and this epoch's. Jobs for `without_models` are passed over.
+        It is now running and this epoch's. Jobs for `without_models` are passed over, and those that are not
+        for `only_model`, if that is given, or at which another number of engines died than are in `deaths`.
         """
         for priority in priorities:
             with self._transaction() as connection:
@@ -582,14 +609,40 @@ class JobStore:
                         SELECT min(sequence) FROM jobs
                         WHERE state = 'queued' AND source_ready = 1 AND priority = ?
                           AND model NOT IN (SELECT value FROM json_each(?))
+                          AND model = coalesce(?, model) AND deaths >= ? AND deaths < ?
                     )
                     RETURNING *
                     """,
-                    (epoch, time.time(), priority, _json([*without_models])),
+                    (
+                        epoch,
+                        time.time(),
+                        priority,
+                        _json([*without_models]),
+                        only_model,
+                        deaths.start,
+                        deaths.stop,
+                    ),
                 ).fetchone()
             if row is not None:
                 return _job(row)
         return None
+
+    def has_queued(self, *, deaths: int) -> bool:
+        """Whether a job waits at which so many engines died, one or more. Costs nothing if there is none."""
+        query = (
+            "SELECT 1 FROM jobs WHERE deaths > 0 AND deaths >= ? AND state = 'queued' AND source_ready = 1"
+        )
+        return self._connect().execute(query, (deaths,)).fetchone() is not None
+
+    def queued_models(self, among: Collection[str]) -> set[str]:
+        """Those of the models `among` for which jobs wait."""
+        if not among:
+            return set()
+        query = (
+            "SELECT DISTINCT model FROM jobs WHERE state = 'queued' AND source_ready = 1 "
+            "AND model IN (SELECT value FROM json_each(?))"
+        )
+        return {row["model"] for row in self._connect().execute(query, (_json([*among]),))}
 
     def put_back(self, job_id: str, epoch: int, waiting: Waiting | None = None) -> None:
         """Return a running job to the queue: the engine stops before it is done, or something is missing."""

@@ -53,6 +53,7 @@ class DetectionRequest:
     document: Path  # where the answer goes
     options: DetectionOptions
     segment_frames: int
+    runtime: str  # what computes the boxes, beside the model: parts of another one are not taken
     is_urgent: bool = False  # somebody waits for it: its segments come first
 
 
@@ -99,7 +100,7 @@ def detect_video(
 ) -> DetectionReport:
     """Write the document of `request`; whole and durable when this returns.
 
-    The same video, model, options and kind of device give the same bytes, whatever was interrupted before.
+    The same video, model, options and runtime give the same bytes, whatever was interrupted before.
     `observe` is called in this thread once the video is open and after every segment; what it is given goes
     on changing. Raises DetectionCancelled once `cancelled()`;
     a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
@@ -253,7 +254,7 @@ class _Run:
 
     def _identity(self, frame_size: tuple[int, int]) -> str:
         decides = {
-            "model": [self._detector.fingerprint, self._report.model["device"]],
+            "model": [self._detector.fingerprint, self._report.model["device"], self._request.runtime],
             "options": self._request.options.model_dump(mode="json", exclude={"model"}),
             "segment_frames": self._request.segment_frames,
             "frame_size": frame_size,

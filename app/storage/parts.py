@@ -117,6 +117,10 @@ class PartStore:
         except FileNotFoundError:
             return None
 
+    def count(self) -> int:
+        """How many parts there are; none where there is no folder. They are not read."""
+        return sum(1 for _ in self._folder.glob("*.part"))
+
     def remove(self, number: int) -> None:
         self._path(number).unlink(missing_ok=True)
 

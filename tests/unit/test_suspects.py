@@ -1,0 +1,160 @@
+"""Jobs at which engines die: who is suspected, who runs alone, whose job ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import InternalError
+from app.jobs.job import Job, JobRequest, VideoSource
+from app.jobs.store import JobStore
+from app.jobs.suspects import ALONE_SECONDS, SUSPECT_DEATHS, SUSPECTED, UNSUSPECTED, Suspects, check_deaths
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import new_job_id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    store.create()
+    return store
+
+
+def add(store: JobStore) -> str:
+    request = JobRequest(request_id="request", model="none", options=DetectionOptions())
+    return store.add(new_job_id(), request, VideoSource(1, "ab" * 32, "clip.mp4")).id
+
+
+def claim_all(store: JobStore, epoch: int) -> list[str]:
+    claimed = []
+    while (job := store.claim(epoch)) is not None:
+        claimed.append(job.id)
+    return claimed
+
+
+def begin(store: JobStore, **parts: int) -> int:
+    """The next engine, which finds `parts` and comes to be ready."""
+    epoch = store.begin_epoch(pid=1, part_counts=parts)
+    store.report_engine(epoch, ready=True)
+    return epoch
+
+
+def die(store: JobStore, job_id: str, *, parts: int = 0, times: int = 1) -> None:
+    """Let engines take the job up and die."""
+    for _ in range(times):
+        claim_all(store, store.engine_status().epoch)
+        begin(store, **{job_id: parts})
+
+
+def test_deaths_in_a_row_are_counted_until_a_part_is_made(store: JobStore) -> None:
+    begin(store)
+    job_id = add(store)
+    die(store, job_id, times=3)
+    assert store.get(job_id).deaths == 3
+    die(store, job_id, parts=2)
+    assert store.get(job_id).deaths == 0
+    die(store, job_id, parts=2)
+    assert store.get(job_id).deaths == 1
+
+
+def test_an_engine_that_said_that_it_stops_did_not_die(store: JobStore) -> None:
+    epoch = begin(store)
+    job_id = add(store)
+    for _ in range(3):
+        claim_all(store, epoch)
+        store.report_engine(epoch, ready=False)
+        epoch = begin(store, **{job_id: 0})
+    assert store.get(job_id).deaths == 0
+
+
+def test_only_jobs_that_were_running_are_counted(store: JobStore) -> None:
+    epoch = begin(store)
+    running, queued = add(store), add(store)
+    store.claim(epoch)
+    assert store.running() == {running}
+    begin(store, **{running: 0, queued: 0})
+    assert (store.get(running).deaths, store.get(queued).deaths) == (1, 0)
+
+
+def test_suspected_jobs_are_claimed_apart(store: JobStore) -> None:
+    begin(store)
+    suspect = add(store)
+    assert not store.has_queued(deaths=SUSPECT_DEATHS)
+    die(store, suspect, times=SUSPECT_DEATHS)
+    other = add(store)
+    assert store.has_queued(deaths=SUSPECT_DEATHS)
+    epoch = store.engine_status().epoch
+    claimed = store.claim(epoch, deaths=UNSUSPECTED)
+    assert claimed is not None
+    assert claimed.id == other
+    assert store.claim(epoch, deaths=UNSUSPECTED) is None
+    claimed = store.claim(epoch, deaths=SUSPECTED)
+    assert claimed is not None
+    assert (claimed.id, claimed.deaths) == (suspect, SUSPECT_DEATHS)
+    assert not store.has_queued(deaths=SUSPECT_DEATHS)
+
+
+def test_a_job_at_which_too_many_engines_died_ends(store: JobStore) -> None:
+    begin(store)
+    job_id = add(store)
+    die(store, job_id, times=4)
+    check_deaths(store.get(job_id), most=5)
+    die(store, job_id)
+    with pytest.raises(InternalError, match="The engine died 5 times in a row"):
+        check_deaths(store.get(job_id), most=5)
+
+
+class Parts:
+    """How many parts every job has."""
+
+    count = 7
+
+    def __call__(self, job_id: str) -> int:
+        assert job_id
+        return self.count
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def suspected(store: JobStore) -> Job:
+    begin(store)
+    job_id = add(store)
+    die(store, job_id, times=SUSPECT_DEATHS)
+    return store.get(job_id)
+
+
+def test_a_suspected_job_runs_alone_until_it_makes_a_part(suspected: Job) -> None:
+    parts = Parts()
+    suspects = Suspects(parts, clock=Clock())
+    assert not suspects.is_one_alone()
+    suspects.begin(suspected)
+    assert suspects.is_one_alone()
+    parts.count += 1
+    assert not suspects.is_one_alone()
+    assert not suspects.is_one_at_work()
+
+
+def test_a_slow_suspected_job_keeps_others_waiting_for_a_while_only(suspected: Job) -> None:
+    clock = Clock()
+    suspects = Suspects(Parts(), clock=clock)
+    suspects.begin(suspected)
+    clock.seconds = ALONE_SECONDS
+    assert not suspects.is_one_alone()
+    assert suspects.is_one_at_work()
+    suspects.end("another")
+    assert suspects.is_one_at_work()
+    suspects.end(suspected.id)
+    assert not suspects.is_one_at_work()
+
+
+def test_a_job_that_is_not_suspected_keeps_nobody_waiting(store: JobStore) -> None:
+    suspects = Suspects(Parts(), clock=Clock())
+    suspects.begin(store.get(add(store)))
+    assert not suspects.is_one_at_work()
