@@ -127,7 +127,7 @@ class Engine:
         self._next_heartbeat = 0.0
         self._next_retention = 0.0
         self._claims = 0
-        self._suspects = Suspects(self._count_parts)
+        self._suspects = Suspects(self._trace_parts)
         self._patience = Patience()
         self._device_lost: DeviceLost | None = None  # by a job's thread
         self._epoch = 0
@@ -172,11 +172,11 @@ class Engine:
     # ---- start
 
     def _begin_epoch(self) -> int:
-        part_counts = {job_id: self._count_parts(job_id) for job_id in self._store.running()}
-        return self._store.begin_epoch(pid=os.getpid(), part_counts=part_counts)
+        part_traces = {job_id: self._trace_parts(job_id) for job_id in self._store.running()}
+        return self._store.begin_epoch(pid=os.getpid(), part_traces=part_traces)
 
-    def _count_parts(self, job_id: str) -> int:
-        return PartStore(self._data.parts(job_id)).count()
+    def _trace_parts(self, job_id: str) -> str:
+        return PartStore(self._data.parts(job_id)).trace()
 
     def _sweep(self) -> None:
         """Remove what jobs that ended no longer need; an engine killed at the wrong moment left it behind."""

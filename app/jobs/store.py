@@ -153,8 +153,8 @@ CREATE INDEX jobs_by_last_use ON jobs (max(finished_at, coalesce(used_at, 0)))
 _DEATHS = """
 -- engines that died in a row while they ran it, without a new part
 ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
--- how many parts it had when an engine last died
-ALTER TABLE jobs ADD COLUMN parts_at_death INTEGER NOT NULL DEFAULT 0;
+-- the trace of the parts that it had when an engine last died
+ALTER TABLE jobs ADD COLUMN parts_at_death TEXT NOT NULL DEFAULT '';
 CREATE INDEX jobs_by_deaths ON jobs (deaths) WHERE deaths > 0;
 """
 
@@ -529,11 +529,11 @@ class JobStore:
         """The ids of the jobs that are running, or that an engine was running when it ended."""
         return {row["id"] for row in self._connect().execute("SELECT id FROM jobs WHERE state = 'running'")}
 
-    def begin_epoch(self, *, pid: int, part_counts: Mapping[str, int] | None = None) -> int:
+    def begin_epoch(self, *, pid: int, part_traces: Mapping[str, str] | None = None) -> int:
         """Start an engine: return its epoch, and put what an older one was running back in the queue.
 
-        `part_counts` tells how many parts each of those has, by its id. If the older one had not said that it
-        stops, it died: that is counted at each job, from one on for a job that has no more parts than before.
+        `part_traces` tells of the parts of each of those, by its id: see `PartStore.trace`. If the older one
+        had not said that it stops, it died: that counts at each job that made no part since the last death.
         The caller holds the data folder's engine lock, so no older engine lives.
         """
         with self._transaction() as connection:
@@ -543,7 +543,7 @@ class JobStore:
                                 parts_at_death = :parts
                 WHERE id = :id AND state = 'running' AND (SELECT ready FROM engine)
                 """,
-                [{"id": job_id, "parts": count} for job_id, count in (part_counts or {}).items()],
+                [{"id": job_id, "parts": trace} for job_id, trace in (part_traces or {}).items()],
             )
             connection.execute(
                 "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",

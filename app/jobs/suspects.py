@@ -1,7 +1,7 @@
 """Jobs at which engines died again and again: they run alone until they get on, or they end.
 
-Nobody can tell which of the jobs that were running made an engine die. So each that has no more parts than
-at the death before is suspected after a second one, and runs alone: only the guilty one dies alone.
+Nobody can tell which of the jobs that were running made an engine die. So each is suspected after a second
+death without a new part, and runs alone: only the guilty one dies alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SUSPECT_DEATHS = 2  # one may be anybody's, and costs nobody his turn
 SUSPECTED = range(SUSPECT_DEATHS, ANY_DEATHS.stop)
 UNSUSPECTED = range(SUSPECT_DEATHS)
 ALONE_SECONDS = 120.0  # a job that is merely slow keeps the others waiting no longer
+LOOK_SECONDS = 0.5  # between two looks at its parts, which may be thousands
 
 
 def check_deaths(job: Job, *, most: int) -> None:
@@ -32,7 +33,7 @@ def check_deaths(job: Job, *, most: int) -> None:
 @dataclass(frozen=True, slots=True)
 class _Trial:
     job_id: str
-    part_count: int  # at its start
+    parts: str  # their trace at its start
     ends_at: float  # in the clock's seconds
 
 
@@ -43,16 +44,18 @@ class Suspects:
     """
 
     def __init__(
-        self, count_parts: Callable[[str], int], *, clock: Callable[[], float] = time.monotonic
+        self, trace_parts: Callable[[str], str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._count_parts = count_parts
+        """`trace_parts` tells of the parts of a job, by its id: see `PartStore.trace`."""
+        self._trace_parts = trace_parts
         self._clock = clock
+        self._next_look = 0.0
         self._trial: _Trial | None = None
 
     def begin(self, job: Job) -> None:
         """Note that `job` runs now."""
         if job.deaths in SUSPECTED:
-            self._trial = _Trial(job.id, self._count_parts(job.id), self._clock() + ALONE_SECONDS)
+            self._trial = _Trial(job.id, self._trace_parts(job.id), self._clock() + ALONE_SECONDS)
 
     def end(self, job_id: str) -> None:
         """Note that a job runs no longer."""
@@ -61,8 +64,10 @@ class Suspects:
 
     def is_one_at_work(self) -> bool:
         """Whether a suspected job runs that has not made a part yet."""
-        if self._trial is not None and self._count_parts(self._trial.job_id) != self._trial.part_count:
-            self._trial = None
+        if self._trial is not None and self._clock() >= self._next_look:
+            self._next_look = self._clock() + LOOK_SECONDS
+            if self._trace_parts(self._trial.job_id) != self._trial.parts:
+                self._trial = None
         return self._trial is not None
 
     def is_one_alone(self) -> bool:

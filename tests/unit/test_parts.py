@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_create_drops_what_a_killed_writer_left(store: PartStore, tmp_path: Path
     leftover.write_bytes(b"half")
     store.create()
     assert not leftover.exists()
+
+
+def test_the_trace_differs_once_a_part_was_made_also_in_place_of_another(
+    store: PartStore, tmp_path: Path
+) -> None:
+    assert PartStore(tmp_path / "absent").trace() == store.trace() == ""
+    for number in (3, 4, 3):
+        before = store.trace()
+        write(store, number, [[b"[0,[]]"]])
+        assert store.trace() != before
+        for part in (tmp_path / "parts").iterdir():
+            os.utime(part, ns=(0, 0))  # long ago
+    assert store.trace() == store.trace()

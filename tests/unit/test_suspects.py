@@ -9,7 +9,15 @@ import pytest
 from app.errors import InternalError
 from app.jobs.job import Job, JobRequest, VideoSource
 from app.jobs.store import JobStore
-from app.jobs.suspects import ALONE_SECONDS, SUSPECT_DEATHS, SUSPECTED, UNSUSPECTED, Suspects, check_deaths
+from app.jobs.suspects import (
+    ALONE_SECONDS,
+    LOOK_SECONDS,
+    SUSPECT_DEATHS,
+    SUSPECTED,
+    UNSUSPECTED,
+    Suspects,
+    check_deaths,
+)
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
@@ -33,14 +41,14 @@ def claim_all(store: JobStore, epoch: int) -> list[str]:
     return claimed
 
 
-def begin(store: JobStore, **parts: int) -> int:
+def begin(store: JobStore, **parts: str) -> int:
     """The next engine, which finds `parts` and comes to be ready."""
-    epoch = store.begin_epoch(pid=1, part_counts=parts)
+    epoch = store.begin_epoch(pid=1, part_traces=parts)
     store.report_engine(epoch, ready=True)
     return epoch
 
 
-def die(store: JobStore, job_id: str, *, parts: int = 0, times: int = 1) -> None:
+def die(store: JobStore, job_id: str, *, parts: str = "", times: int = 1) -> None:
     """Let engines take the job up and die."""
     for _ in range(times):
         claim_all(store, store.engine_status().epoch)
@@ -52,9 +60,9 @@ def test_deaths_in_a_row_are_counted_until_a_part_is_made(store: JobStore) -> No
     job_id = add(store)
     die(store, job_id, times=3)
     assert store.get(job_id).deaths == 3
-    die(store, job_id, parts=2)
+    die(store, job_id, parts="two")
     assert store.get(job_id).deaths == 0
-    die(store, job_id, parts=2)
+    die(store, job_id, parts="two")
     assert store.get(job_id).deaths == 1
 
 
@@ -64,7 +72,7 @@ def test_an_engine_that_said_that_it_stops_did_not_die(store: JobStore) -> None:
     for _ in range(3):
         claim_all(store, epoch)
         store.report_engine(epoch, ready=False)
-        epoch = begin(store, **{job_id: 0})
+        epoch = begin(store, **{job_id: ""})
     assert store.get(job_id).deaths == 0
 
 
@@ -73,7 +81,7 @@ def test_only_jobs_that_were_running_are_counted(store: JobStore) -> None:
     running, queued = add(store), add(store)
     store.claim(epoch)
     assert store.running() == {running}
-    begin(store, **{running: 0, queued: 0})
+    begin(store, **{running: "", queued: ""})
     assert (store.get(running).deaths, store.get(queued).deaths) == (1, 0)
 
 
@@ -106,13 +114,13 @@ def test_a_job_at_which_too_many_engines_died_ends(store: JobStore) -> None:
 
 
 class Parts:
-    """How many parts every job has."""
+    """Tells the same of the parts of every job."""
 
-    count = 7
+    trace = "seven"
 
-    def __call__(self, job_id: str) -> int:
+    def __call__(self, job_id: str) -> str:
         assert job_id
-        return self.count
+        return self.trace
 
 
 class Clock:
@@ -131,12 +139,13 @@ def suspected(store: JobStore) -> Job:
 
 
 def test_a_suspected_job_runs_alone_until_it_makes_a_part(suspected: Job) -> None:
-    parts = Parts()
-    suspects = Suspects(parts, clock=Clock())
+    parts, clock = Parts(), Clock()
+    suspects = Suspects(parts, clock=clock)
     assert not suspects.is_one_alone()
     suspects.begin(suspected)
     assert suspects.is_one_alone()
-    parts.count += 1
+    parts.trace = "eight"
+    clock.seconds += LOOK_SECONDS
     assert not suspects.is_one_alone()
     assert not suspects.is_one_at_work()
 
