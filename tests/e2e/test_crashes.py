@@ -11,12 +11,14 @@ from instance import Instance
 
 ENGINE_DEATHS = 3
 
-ABORTING = """
+ENDS = {"aborting": "os.abort()", "losing": "raise DeviceLost('gone')"}  # by the model's name
+
+DEADLY = """
 import os
 import torch
-from app.detection.detector import Detections
+from app.detection.detector import Detections, DeviceLost
 
-class Aborting:
+class Deadly:
     class_names = ("thing",)
     default_min_score = 0.5
     batch_size = 8
@@ -30,20 +32,22 @@ class Aborting:
 
     def detect(self, frames):
         if float(frames.float().mean()) > 250:
-            os.abort()
+            END
         box = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
         return [Detections(box.clone(), torch.tensor([0.9]), torch.tensor([0])) for _ in frames]
 """
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[Instance]:
-    folder = tmp_path / "models" / "aborting"
-    folder.mkdir(parents=True)
-    (folder / "framebox.toml").write_text('entry_point = "aborting:Aborting"\n')
-    (folder / "aborting.py").write_text(ABORTING)
-    settings = {"model": "none", "models": folder.parent, "engine_deaths": ENGINE_DEATHS}
-    with Instance(tmp_path / "data", **settings) as made:
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    models = tmp_path_factory.mktemp("models")
+    for name, end in ENDS.items():
+        folder = models / name
+        folder.mkdir()
+        (folder / "framebox.toml").write_text(f'entry_point = "{name}:Deadly"\n')
+        (folder / f"{name}.py").write_text(DEADLY.replace("END", end))
+    data = tmp_path_factory.mktemp("instance") / "data"
+    with Instance(data, model="none", models=models, engine_deaths=ENGINE_DEATHS) as made:
         yield made
 
 
@@ -55,17 +59,18 @@ def plain_clip(path: Path, colour: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("model", ENDS)
 def test_a_model_that_ends_the_engine_again_and_again_ends_its_job_and_no_other(
-    instance: Instance, tmp_path: Path
+    instance: Instance, tmp_path: Path, model: str
 ) -> None:
     white, grey = plain_clip(tmp_path / "white.mp4", "white"), plain_clip(tmp_path / "grey.mp4", "gray")
-    crashing = instance.post_async(white, model="aborting")
-    others = [instance.post_async(grey, model=model) for model in ("aborting", "none")]
+    crashing = instance.post_async(white, model=model)
+    others = [instance.post_async(grey, model=name) for name in (model, "none")]
     report = instance.wait_for_end(crashing)
     assert report["state"] == "failed"
     assert report["problem"]["code"] == "internal_error"
     assert f"The engine died {ENGINE_DEATHS} times in a row" in report["problem"]["detail"]
     assert [instance.wait_for_end(job_id)["state"] for job_id in others] == ["succeeded"] * 2
     engine = instance.engine()
-    assert instance.post(grey, model="aborting").status_code == 200
+    assert instance.post(grey, model=model).status_code == 200
     assert instance.engine() == engine
