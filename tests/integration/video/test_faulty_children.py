@@ -247,6 +247,7 @@ def test_a_child_that_could_not_be_forked_has_died_and_leaves_no_descriptor(
         with pytest.raises(ChildDied):
             ChildProcess(DyingServer(fault()), video, settings, threads=1, start_lock=threading.Lock())
 
+    gc.collect()  # what tests before left
     before = psutil.Process().num_fds()
     fail_to_start()
     gc.collect()  # the traceback held the child that was not to be
