@@ -52,6 +52,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _MAX_DESCRIPTORS = 32
+_MAX_CPU_SECONDS = 24 * 3600  # of a child's life. A standstill is seen long before; the next child goes on
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,6 +86,7 @@ def _limit_resources(memory_bytes: int) -> None:
     in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     for name, value in (
         (resource.RLIMIT_AS, in_use + memory_bytes),
+        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),

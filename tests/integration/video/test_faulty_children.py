@@ -292,6 +292,20 @@ def test_cancelling_ends_a_session_and_its_child(clips: ClipFolder, pool: Decode
     assert _is_gone(pid)
 
 
+def test_a_childs_resources_are_limited(clips: ClipFolder, pool: DecoderPool) -> None:
+    child = pool.acquire(clips.get("h264.mp4"), threads=1, cancelled=never)
+    try:
+        table = Path(f"/proc/{child.pid}/limits").read_text().splitlines()[1:]
+    finally:
+        child.close()
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in table}
+    assert limits["Max cpu time"] == ["86400", "86400"]
+    assert limits["Max core file size"] == limits["Max file size"] == ["0", "0"]
+    assert limits["Max open files"] == ["32", "32"]
+    soft, hard = limits["Max address space"]
+    assert soft == hard != "unlimited"
+
+
 def test_a_child_can_reach_nothing_outside(clips: ClipFolder) -> None:
     with pool_of(run_prober) as pool:
         child = pool.acquire(clips.get("h264.mp4"), threads=1, cancelled=never)
