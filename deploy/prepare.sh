@@ -125,7 +125,7 @@ install_node_packages() { # FOLDER of a package.json and its lock file
 
 case "${1:-}" in
 serve) commands=(nginx) ;;
-test) commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs) ;;
+test) commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs) ;;
 *) fail "usage: deploy/prepare.sh serve|test" ;;
 esac
 
