@@ -35,15 +35,26 @@ def accept_job(
         return earlier
     upload.finish()
     spool.publish(upload)
+    fail_point("upload_published")
+    job = record_job(upload.job_id, source, folder=folder, store=store, request=request)
+    fail_point("job_accepted")
+    return job
+
+
+def record_job(
+    job_id: str, source: VideoSource, *, folder: DataFolder, store: JobStore, request: JobRequest
+) -> Job:
+    """Add the record of a job whose folder is there, and whose lock the caller holds; durable on return.
+
+    The folder goes if that fails, or if an equal request was faster: then its job is returned.
+    """
     try:
-        fail_point("upload_published")
-        job = store.add(upload.job_id, request, source)
-        fail_point("job_accepted")
+        job = store.add(job_id, request, source)
     except BaseException:
-        folder.remove_job(upload.job_id)
+        folder.remove_job(job_id)
         raise
-    if job.id != upload.job_id:  # an equal upload was faster
-        folder.remove_job(upload.job_id)
+    if job.id != job_id:
+        folder.remove_job(job_id)
     return job
 
 
@@ -73,14 +84,7 @@ def accept_named(
     job_id = new_job_id()
     with spool.empty_job(job_id):
         fail_point("empty_job_made")
-        try:
-            job = store.add(job_id, request, source)
-        except BaseException:
-            folder.remove_job(job_id)
-            raise
-        if job.id != job_id:  # an equal request was faster
-            folder.remove_job(job_id)
-        return job
+        return record_job(job_id, source, folder=folder, store=store, request=request)
 
 
 def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:

@@ -10,6 +10,7 @@ import os
 
 from app.errors import EmptyBody, UploadGone, UploadUnfinished
 from app.failpoints import fail_point
+from app.jobs.intake import record_job
 from app.jobs.job import Job, JobRequest, VideoSource
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
@@ -96,12 +97,10 @@ def _add(
         try:
             os.link(held.video, folder.video(held.id))
             fsync_folder(folder.job(held.id))
-            fail_point("upload_linked")
-            job = store.add(held.id, request, source)
-            fail_point("upload_accepted")
         except BaseException:
             folder.remove_job(held.id)
             raise
-        if job.id != held.id:  # an equal upload was faster
-            folder.remove_job(held.id)
+        fail_point("upload_linked")
+        job = record_job(held.id, source, folder=folder, store=store, request=request)
+        fail_point("upload_accepted")
         return job
