@@ -240,22 +240,32 @@ def test_a_resumable_upload_that_is_cut_off_keeps_what_has_come(tmp_path: Path):
         assert known.headers["Upload-Offset"] == "300000"
 
 
-def test_a_client_behind_a_trusted_proxy_is_known_by_the_address_that_the_proxy_names(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("address", "same", "another"),
+    [
+        ("203.0.113.1", "203.0.113.1", "203.0.113.2"),
+        ("2001:db8:0:a::1", "2001:db8:0:a:ff0a::2", "2001:db8:0:b::1"),
+    ],
+    ids=["an IPv4 address", "a /64 of IPv6"],
+)
+def test_a_client_behind_a_trusted_proxy_is_known_by_the_address_that_the_proxy_names(
+    tmp_path: Path, address: str, same: str, another: str
+):
     settings = {"CLIENT_LONG_REQUESTS": "1", "TRUSTED_PROXIES": "127.0.0.1"}
     with running_instance(tmp_path, **settings) as instance:
         hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
-        url, waiting = f"{instance.url}/v1/detections", {**VIDEO, "X-Forwarded-For": "203.0.113.1"}
+        url, waiting = f"{instance.url}/v1/detections", {**VIDEO, "X-Forwarded-For": address}
         waiter = threading.Thread(
             target=requests.post, args=(url,), kwargs={"data": hold, "headers": waiting, "timeout": SECONDS}
         )
         waiter.start()
         wait_until(lambda: requests.get(f"{instance.url}/v1/jobs", timeout=SECONDS).json()["jobs"])
-        again = requests.post(url, data=b"{}", headers=waiting, timeout=SECONDS)
+        again = requests.post(url, data=b"{}", headers=VIDEO | {"X-Forwarded-For": same}, timeout=SECONDS)
         forged = requests.post(
-            url, data=b"{}", headers=VIDEO | {"X-Forwarded-For": "198.51.100.7, 203.0.113.1"}, timeout=SECONDS
+            url, data=b"{}", headers=VIDEO | {"X-Forwarded-For": f"198.51.100.7, {same}"}, timeout=SECONDS
         )
         assert (again.status_code, forged.status_code) == (503, 503)
-        asynchronous = {**VIDEO, "Prefer": "respond-async", "X-Forwarded-For": "203.0.113.2"}
+        asynchronous = {**VIDEO, "Prefer": "respond-async", "X-Forwarded-For": another}
         assert requests.post(url, data=b"{}", headers=asynchronous, timeout=SECONDS).status_code == 202
         (tmp_path / "go").touch()
         waiter.join(SECONDS)
