@@ -68,6 +68,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         metrics=Metrics(),
         pace=PaceKeeper(PaceRule(settings.min_upload_bytes_per_second, settings.upload_pace_seconds)),
         places=WaitingPlaces(settings.http_threads // 4),
+        form_places=WaitingPlaces(max(1, settings.http_threads // 16)),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,

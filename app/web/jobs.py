@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from flask import Response, request
 
+from app.errors import Busy
 from app.jobs.job import JobState
 from app.jobs.report import public_report
 from app.pipeline.options import DocumentFormat
@@ -16,6 +17,7 @@ from app.web.routes import MAX_PAGE_JOBS
 from app.web.service import Service
 
 PAGE_JOBS = 50
+RETRY_SECONDS = 5  # a conversion takes as long as its document is large
 
 
 class JobViews:
@@ -51,7 +53,13 @@ class JobViews:
 
     def result(self, job_id: str) -> Response:
         document_format = _format_of_query()
-        return send_end(self._service.store.get(job_id), document_format, self._service)
+        job = self._service.store.get(job_id)
+        if document_format is DocumentFormat.PAIRS:
+            return send_end(job, document_format, self._service)
+        with self._service.form_places.take() as has_place:
+            if not has_place:
+                raise Busy("Other documents are being converted.", {"retry_after_seconds": RETRY_SECONDS})
+            return send_end(job, document_format, self._service)
 
 
 def _format_of_query() -> DocumentFormat:

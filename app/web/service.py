@@ -53,6 +53,7 @@ class Service:
     forms: FormMaker
     metrics: Metrics
     pace: PaceKeeper
-    places: WaitingPlaces
+    places: WaitingPlaces  # of requests that wait for their job's end
+    form_places: WaitingPlaces  # of those that want another form, which may have to be made
     limits: WebLimits
     stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end

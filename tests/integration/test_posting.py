@@ -23,6 +23,7 @@ from raw_http import post_head
 from web_instance import WebInstance, running_instance
 
 from app.settings import Settings
+from app.storage.spool import held_folder
 
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
@@ -148,6 +149,24 @@ def test_the_answer_comes_in_the_form_that_was_asked_for(
     assert answer.headers["Content-Type"] == media_type
     assert answer.headers["ETag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
     assert b"[[" not in answer.content or document_format == "boxes"
+
+
+def test_documents_that_wait_to_be_converted_take_few_threads(tmp_path: Path):
+    with running_instance(tmp_path, HTTP_WORKERS="1", HTTP_THREADS="16") as instance:
+        job_id = _post(instance, b"{}", ASYNC).json()["id"]
+        _wait_until(lambda: _report(instance, job_id)["state"] == "succeeded")
+        result = f"{instance.url}/v1/jobs/{job_id}/result"
+
+        def status(_number: int) -> int:
+            return requests.get(result, params={"format": "csv"}, timeout=SECONDS).status_code
+
+        with ThreadPoolExecutor(2) as clients:
+            with held_folder(instance.folder.job(job_id), deadline=time.monotonic()) as is_held:
+                assert is_held, "so that a conversion waits"
+                asked = [clients.submit(status, number) for number in range(2)]
+                _wait_until(lambda: any(answer.done() for answer in asked))
+                assert requests.get(result, timeout=SECONDS).status_code == 200, "the pairs need no place"
+            assert sorted(answer.result() for answer in asked) == [200, 503]
 
 
 def test_a_failed_video_is_answered_with_its_problem(instance: WebInstance):
