@@ -121,11 +121,26 @@ install_node_packages() { # FOLDER of a package.json and its lock file
     printf '%s\n' "$wanted" >"$stamp"
 }
 
+install_browser() { # where it can be had: some tests want one. Ubuntu has it as a snap alone.
+    local -r stamp=".venv/without-browser"
+    local packages
+    mapfile -t packages < <(missing_packages chromium chromedriver:chromium-driver)
+    [ "${#packages[@]}" -eq 0 ] && return
+    [ -e "$stamp" ] && return
+    (install_packages "${packages[@]}") || {
+        say "going on without a browser: what needs one is skipped"
+        : >"$stamp"
+    }
+}
+
 # ----
 
 case "${1:-}" in
 serve) commands=(nginx) ;;
-test) commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs) ;;
+test) 
+    commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs)
+    browser=(chromium chromedriver:chromium-driver) # Ubuntu has it as a snap alone: its tests are skipped there
+    ;;
 *) fail "usage: deploy/prepare.sh serve|test" ;;
 esac
 
@@ -140,5 +155,6 @@ serve) install_requirements requirements.txt ;;
 test)
     install_requirements requirements-dev.txt requirements-onnx.txt requirements-huggingface.txt requirements.txt
     install_node_packages tests/integration/tus_js
+    install_browser
     ;;
 esac

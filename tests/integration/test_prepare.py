@@ -12,6 +12,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = ("bash", "cat", "chmod", "cp", "dirname", "flock", "id", "mkdir", "rm", "sha256sum", "sh")
+FOR_TESTS = ("ffmpeg", "strace", "curl", "openssl", "mkfs.btrfs", "chromium", "chromedriver")
 
 # Stands in for an interpreter: makes environments, writes down what pip is told, and is as old as it is told.
 # In an environment it stands in for npm as well.
@@ -71,7 +72,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Everything is there but .venv: python3, nginx, ffmpeg, strace, curl, openssl, mkfs.btrfs."""
+    """Everything is there but .venv: python3, nginx, and what tests need."""
     machine = Machine(tmp_path)
     (machine.checkout / "deploy").mkdir(parents=True)
     machine.programs.mkdir()
@@ -85,7 +86,7 @@ def machine(tmp_path: Path) -> Machine:
         found = shutil.which(tool)
         assert found is not None
         (machine.programs / tool).symlink_to(found)
-    for name in ("nginx", "ffmpeg", "strace", "curl", "openssl", "mkfs.btrfs"):
+    for name in ("nginx", *FOR_TESTS):
         machine.add(name, "#!/bin/sh\n")
     machine.add_python()
     return machine
@@ -105,7 +106,7 @@ def test_the_first_start_makes_the_environment_and_the_second_does_nothing(machi
 
 
 def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
-    for name in ("ffmpeg", "strace", "curl", "openssl", "mkfs.btrfs"):
+    for name in FOR_TESTS:
         (machine.programs / name).unlink()
     assert machine.prepare("serve").returncode == 0
     assert machine.logged() == [pip_line("requirements.txt")]
@@ -159,6 +160,19 @@ def test_missing_programs_are_installed_with_sudo_and_no_others(machine: Machine
     done = machine.prepare("test")
     assert done.returncode == 0, done.stderr
     assert machine.logged() == ["sudo ffmpeg strace", pip_line("requirements-dev.txt"), "npm ci"]
+
+
+def test_a_machine_whose_packages_have_no_browser_does_without(machine: Machine) -> None:
+    become(machine, 1000)
+    machine.add("apt-get", "#!/bin/sh\nexit 1\n")
+    machine.add("sudo", '#!/bin/bash\ncase "$*" in *chromium*) exit 100 ;; esac\n')
+    for name in ("strace", "chromium", "chromedriver"):
+        (machine.programs / name).unlink()
+    done = machine.prepare("test")
+    assert done.returncode == 0, done.stderr
+    assert "going on without a browser" in done.stderr
+    assert "browser" not in machine.prepare("test").stderr, "it is tried once"
+    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci"]
 
 
 def without_sudo(machine: Machine) -> None:

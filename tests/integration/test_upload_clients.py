@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from browser import running_browser, send_form
 from double_engine import document
-from raw_http import exchange
 from web_instance import CHECKOUT, WebInstance, running_instance
 
 SECONDS = 60.0
@@ -98,28 +98,8 @@ def requests_multipart(instance: WebInstance, video: Path) -> bytes:
 
 
 def browser_form(instance: WebInstance, video: Path) -> bytes:
-    """A form with one file, byte for byte as Chromium sends it."""
-    boundary = "----WebKitFormBoundary7MA4YWxkTrZu0gW3"
-    part = f'--{boundary}\r\nContent-Disposition: form-data; name="video"; filename="clip.mp4"\r\n'
-    body = f"{part}Content-Type: video/mp4\r\n\r\n".encode() + video.read_bytes()
-    body += f"\r\n--{boundary}--\r\n".encode()
-    lines = [
-        "POST /v1/detections HTTP/1.1",
-        f"Host: 127.0.0.1:{instance.port}",
-        "Connection: close",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: max-age=0",
-        "Origin: null",
-        f"Content-Type: multipart/form-data; boundary={boundary}",
-        "Upgrade-Insecure-Requests: 1",
-        "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
-        "Sec-Fetch-Mode: navigate",
-        "Sec-Fetch-Dest: document",
-        "Accept-Language: en-US,en;q=0.9",
-        "",
-        "",
-    ]
-    return exchange(instance.port, "\r\n".join(lines).encode() + body).body
+    with running_browser() as browser:
+        return send_form(browser, f"{instance.url}/v1/detections", video).encode()
 
 
 def tuspy(instance: WebInstance, video: Path) -> bytes:
