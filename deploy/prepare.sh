@@ -137,10 +137,7 @@ install_browser() { # where it can be had: some tests want one. Ubuntu has it as
 
 case "${1:-}" in
 serve) commands=(nginx) ;;
-test) 
-    commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs)
-    browser=(chromium chromedriver:chromium-driver) # Ubuntu has it as a snap alone: its tests are skipped there
-    ;;
+test) commands=(nginx ffmpeg strace curl openssl mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs) ;;
 *) fail "usage: deploy/prepare.sh serve|test" ;;
 esac
 
