@@ -39,8 +39,8 @@ most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts.
 Whoever starts gunicorn without `python -m app web` sets `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`
 and `PROMETHEUS_MULTIPROC_DIR` as `gunicorn.conf.py` tells. Tests read `FRAMEBOX_TEST_DATA`, the folder of
 test data, and `FRAMEBOX_REQUIRE_TEST_DATA`, `FRAMEBOX_REQUIRE_CUDA`, `FRAMEBOX_REQUIRE_NAMESPACES`,
-`FRAMEBOX_REQUIRE_CGROUP`, `FRAMEBOX_REQUIRE_BROWSER`: with `1`, what is missing fails tests instead of skipping
-them.
+`FRAMEBOX_REQUIRE_CGROUP`, `FRAMEBOX_REQUIRE_BROWSER`: with `1`, what is missing fails tests instead of
+skipping them.
 """
 
 
