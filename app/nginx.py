@@ -13,7 +13,7 @@ from pathlib import Path
 from app import errors
 from app.errors import FrameboxError
 from app.settings import BODY_BUFFER_BYTES, CHECKOUT, MIB, Settings, SettingsFault
-from app.storage.bodies import FOLDER_NAMES
+from app.storage.bodies import FOLDER_NAMES, NO_BODY_FOLDER
 from app.storage.data_folder import DataFolder
 
 TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
@@ -105,6 +105,7 @@ def render_nginx_conf(settings: Settings) -> str:
     words = {
         "USER": _user_line(),
         "NGINX": _quotable("FRAMEBOX_DATA", folder.nginx),
+        "NO_BODY_FOLDER": _quotable("FRAMEBOX_DATA", folder.bodies / NO_BODY_FOLDER),
         "JOBS": _quotable("FRAMEBOX_DATA", folder.jobs),
         "WEB_SOCKET": _quotable("FRAMEBOX_DATA", folder.web_socket),
         "LISTEN": _listen(settings),

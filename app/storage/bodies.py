@@ -28,6 +28,7 @@ from app.storage.durable import start_write_back
 
 SETTLED_SECONDS = 10.0  # between a file's creation and the moment it counts as open: microseconds, in truth
 FOLDER_NAMES = tuple(f"{number:02x}" for number in range(256))
+NO_BODY_FOLDER = "none"  # empty files of requests whose bodies nginx gave up: a killed one leaves them too
 _NOTE_SUFFIX = ".sha256"
 _LONGEST_NOTE_BYTES = 200
 _NOTE_SECONDS = 0.005  # between two looks at a note
@@ -131,14 +132,16 @@ class BodyFolders:
 
     def remove_leftovers(self) -> int:
         """Remove what a killed nginx left, never a body under way; return how many files."""
-        files = ((path, status) for name in FOLDER_NAMES for path, status in self._files(name))
-        return sum(_remove_unless_written(path, status) for path, status in [*files])
+        return sum(_remove_unless_written(path, status) for path, status in [*self._all_files()])
 
     def remove_all(self) -> None:
         """Remove every body. The caller knows that no nginx of this data folder lives."""
-        for name in FOLDER_NAMES:
-            for path, _status in self._files(name):
-                path.unlink(missing_ok=True)
+        for path, _status in self._all_files():
+            path.unlink(missing_ok=True)
+
+    def _all_files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for name in (*FOLDER_NAMES, NO_BODY_FOLDER):
+            yield from self._files(name)
 
     def _files(self, name: str) -> Iterator[tuple[Path, os.stat_result]]:
         with suppress(FileNotFoundError), os.scandir(self._root / name) as entries:

@@ -191,6 +191,8 @@ def test_a_file_just_made_is_no_leftover_yet(bodies, body, monkeypatch):
 
 def test_when_nginx_starts_all_bodies_are_leftovers(folder, bodies, body):
     (folder.bodies / "cd" / "0000000001").touch()
+    (folder.bodies / bodies_module.NO_BODY_FOLDER).mkdir()
+    (folder.bodies / bodies_module.NO_BODY_FOLDER / "0000000002").touch()
     bodies.remove_all()
     assert not [*folder.bodies.glob("*/*")]
 
