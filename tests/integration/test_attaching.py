@@ -6,8 +6,7 @@ import base64
 import hashlib
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import RawAnswer, exchange, post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 VIDEO = {"Content-Type": "video/mp4"}
@@ -47,13 +47,6 @@ def orders(hold: Path) -> bytes:
 def uploaded_bytes(instance: WebInstance) -> float:
     lines = requests.get(f"{instance.url}/metrics", timeout=SECONDS).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("framebox_upload_bytes_total"))
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def head_with_key(key: str, length: int, *more: str) -> bytes:

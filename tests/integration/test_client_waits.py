@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 from double_engine import document
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 from app.client.framebox import Framebox, Refused
 
 SECONDS = 30.0
-
-
-def _wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def _jobs(instance: WebInstance) -> list[dict[str, object]]:
@@ -41,7 +33,7 @@ def test_a_client_that_may_not_wait_asks_until_its_job_has_ended(tmp_path: Path,
             target=requests.post, args=(url,), kwargs={"data": hold, "timeout": SECONDS}
         )
         only_place.start()
-        _wait_until(lambda: len(_jobs(instance)) == 1)
+        wait_until(lambda: len(_jobs(instance)) == 1)
         found: list[object] = []
 
         def detect() -> None:
@@ -53,7 +45,7 @@ def test_a_client_that_may_not_wait_asks_until_its_job_has_ended(tmp_path: Path,
 
         caller = threading.Thread(target=detect)
         caller.start()
-        _wait_until(lambda: len(_jobs(instance)) == 2)
+        wait_until(lambda: len(_jobs(instance)) == 2)
         (tmp_path / "go").touch()
         caller.join(SECONDS)
         only_place.join(SECONDS)

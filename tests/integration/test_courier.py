@@ -12,9 +12,8 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -22,6 +21,7 @@ import trustme
 from double_engine import document
 from origin import Exchange, Origin, Video, running_origin
 from standardwebhooks import Webhook
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 SECONDS = 30.0
@@ -106,22 +106,6 @@ def post_async(instance: WebInstance, source: object, query: str = "") -> str:
     return str(answer.json()["id"])
 
 
-def report(instance: WebInstance, job_id: str) -> dict[str, Any]:
-    return requests.get(f"{instance.url}/v1/jobs/{job_id}", timeout=SECONDS).json()
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-
-
-def end_of(instance: WebInstance, job_id: str) -> dict[str, Any]:
-    wait_until(lambda: report(instance, job_id)["state"] in ("succeeded", "failed", "cancelled"))
-    return report(instance, job_id)
-
-
 def result(instance: WebInstance, job_id: str) -> bytes:
     return requests.get(f"{instance.url}/v1/jobs/{job_id}/result", timeout=SECONDS).content
 
@@ -139,8 +123,8 @@ def test_a_video_is_fetched_and_its_answer_given_in_one_request(
     assert (answer.status_code, answer.content) == (200, b"".join(document(4)))
     job_id = answer.headers["Framebox-Job"]
     receiver.wait_for_requests(1)
-    wait_until(lambda: report(courier, job_id)["callbacks"][0]["state"] == "delivered")
-    told = report(courier, job_id)
+    wait_until(lambda: courier.report(job_id)["callbacks"][0]["state"] == "delivered")
+    told = courier.report(job_id)
     assert told["source"] == {
         "kind": "url",
         "name": "v.mp4",
@@ -186,14 +170,14 @@ def test_a_job_waits_for_its_video_and_tells_how_much_is_there(courier: Instance
     origin.usual = halting
     try:
         job_id = post_async(courier, {"url": f"{origin.url}/v"})
-        wait_until(lambda: report(courier, job_id)["source"]["bytes"] == len(ORDERS))
-        told = report(courier, job_id)
+        wait_until(lambda: courier.report(job_id)["source"]["bytes"] == len(ORDERS))
+        told = courier.report(job_id)
         assert (told["state"], told["waiting"], told["started_at"]) == ("queued", "source", None)
         assert told["source"]["sha256"] is None
         assert told["source"]["received_bytes"] < len(ORDERS)
     finally:
         go_on.set()
-    assert end_of(courier, job_id)["state"] == "succeeded"
+    assert courier.end_of(job_id)["state"] == "succeeded"
 
 
 def test_other_jobs_do_not_wait_for_somebody_elses_video(courier: Instance, origin: Origin) -> None:
@@ -279,7 +263,7 @@ def test_a_kill_at_a_step_of_a_fetch_changes_nothing(
     courier.wait_until_courier_died()
     assert not mark.exists()
     courier.start_courier()
-    told = end_of(courier, job_id)
+    told = courier.end_of(job_id)
     assert (told["state"], told["source"]["sha256"]) == ("succeeded", hashlib.sha256(ORDERS).hexdigest())
     assert result(courier, job_id) == b"".join(document(4))
     receiver.wait_for_requests(1)
@@ -300,10 +284,10 @@ def test_a_kill_at_a_step_of_a_delivery_delivers_once_more_with_the_same_id(
     assert seen == (1 if point == "delivery_answered" else 0)
     courier.start_courier()
     receiver.wait_for_requests(seen + 1)
-    wait_until(lambda: report(courier, job_id)["callbacks"][0]["state"] == "delivered")
+    wait_until(lambda: courier.report(job_id)["callbacks"][0]["state"] == "delivered")
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
     assert len({request.body for request in receiver.requests}) == 1
-    assert report(courier, job_id)["callbacks"][0]["attempts"] == 2
+    assert courier.report(job_id)["callbacks"][0]["attempts"] == 2
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -331,7 +315,7 @@ def test_kills_in_the_middle_of_a_download_give_the_same_bytes(
         courier.kill_courier()
         killed.set()
         courier.start_courier()
-    told = end_of(courier, job_id)
+    told = courier.end_of(job_id)
     assert (told["state"], told["source"]["sha256"]) == ("succeeded", hashlib.sha256(content).hexdigest())
     assert result(courier, job_id) == b"".join(document(7))
     assert all("range" in request.headers for request in origin.requests[1:])

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import exchange, post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 SECONDS = 30.0
@@ -120,13 +120,6 @@ def reader_of(path: str) -> Behaviour:
         await asyncio.sleep(3600)
 
     return slow_reader
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def post(instance: WebInstance, data: bytes, **options: Any) -> requests.Response:

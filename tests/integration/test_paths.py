@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import chunked, exchange, post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 JSON = {"Content-Type": "application/json"}
@@ -48,27 +48,11 @@ def post(instance: WebInstance, source: object, query: str = "", **headers: str)
     return requests.post(url, data=body, headers=JSON | named, timeout=SECONDS)
 
 
-def report(instance: WebInstance, job_id: str) -> dict[str, Any]:
-    return requests.get(f"{instance.url}/v1/jobs/{job_id}", timeout=SECONDS).json()
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
-
-
-def end_of(instance: WebInstance, job_id: str) -> dict[str, Any]:
-    wait_until(lambda: report(instance, job_id)["state"] in ("succeeded", "failed", "cancelled"))
-    return report(instance, job_id)
-
-
 def held_job(instance: WebInstance, hold: Path, ingest: Path) -> str:
     """The stand-in engine works on one job at a time: this one keeps it."""
     blocker = write(ingest / f"{os.urandom(8).hex()}.mp4", hold=str(hold))
     job_id = post(instance, {"path": str(blocker)}, Prefer="respond-async").json()["id"]
-    wait_until(lambda: report(instance, job_id)["state"] == "running")
+    wait_until(lambda: instance.report(job_id)["state"] == "running")
     return str(job_id)
 
 
@@ -76,7 +60,7 @@ def test_a_file_is_read_where_it_lies_and_stays_there(instance: WebInstance, vid
     answer = post(instance, {"path": str(video)})
     assert (answer.status_code, answer.content) == (200, b"".join(document(4)))
     job_id = answer.headers["Framebox-Job"]
-    assert report(instance, job_id)["source"] == {
+    assert instance.report(job_id)["source"] == {
         "kind": "path",
         "name": video.name,
         "address": str(video),
@@ -97,7 +81,7 @@ def test_options_formats_and_preferences_are_those_of_an_upload(instance: WebIns
     answer = post(instance, {"path": str(video)}, "?format=csv&stride=2", Prefer="wait=10")
     assert answer.headers["Content-Type"].startswith("text/csv")
     assert answer.headers["Preference-Applied"] == "wait=10"
-    assert report(instance, answer.headers["Framebox-Job"])["options"]["stride"] == 2
+    assert instance.report(answer.headers["Framebox-Job"])["options"]["stride"] == 2
     refused = post(instance, {"path": str(video)}, "?stride=0")
     assert (refused.status_code, refused.json()["parameter"]) == (400, "stride")
 
@@ -169,7 +153,7 @@ def test_a_file_that_changes_while_it_waits_fails_its_job(
     job_id = post(instance, {"path": str(video)}, Prefer="respond-async").json()["id"]
     write(video, frames=40)
     hold.touch()
-    ended = end_of(instance, job_id)
+    ended = instance.end_of(job_id)
     assert (ended["state"], ended["problem"]["code"]) == ("failed", "source_changed")
 
 
@@ -181,6 +165,6 @@ def test_a_file_that_is_gone_when_its_turn_comes_fails_its_job(
     job_id = post(instance, {"path": str(video)}, Prefer="respond-async").json()["id"]
     video.unlink()
     hold.touch()
-    ended = end_of(instance, job_id)
+    ended = instance.end_of(job_id)
     assert (ended["state"], ended["problem"]["code"]) == ("failed", "source_not_found")
     assert str(ingest) not in ended["problem"]["detail"]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 from app.settings import Settings
@@ -56,13 +57,6 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
     hold.release()
 
 
-def _wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
-
-
 def _post(
     instance: WebInstance, data: Any, headers: dict[str, str] | None = None, query: str = ""
 ) -> requests.Response:
@@ -73,11 +67,6 @@ def _post(
 
 def _get(instance: WebInstance, path: str, **options: Any) -> requests.Response:
     return requests.get(f"{instance.url}{path}", timeout=SECONDS, **options)
-
-
-def _report(instance: WebInstance, job_id: str) -> dict[str, Any]:
-    report: dict[str, Any] = _get(instance, f"/v1/jobs/{job_id}").json()
-    return report
 
 
 def _assert_is_document(answer: requests.Response, frames: int) -> None:
@@ -104,7 +93,7 @@ def test_a_form_is_answered_with_its_document(instance: WebInstance):
         f"{instance.url}/v1/detections", files={"video": ("clip.mp4", b'{"frames": 4}')}, timeout=SECONDS
     )
     _assert_is_document(answer, 4)
-    assert _report(instance, answer.headers["Framebox-Job"])["source"]["name"] == "clip.mp4"
+    assert instance.report(answer.headers["Framebox-Job"])["source"]["name"] == "clip.mp4"
 
 
 def test_a_body_of_unknown_length_is_answered_with_its_document(instance: WebInstance):
@@ -130,7 +119,7 @@ def test_large_uploads_arrive_byte_for_byte(instance: WebInstance, kind: str):
         body = data if kind == "raw" else (data[at : at + 77_777] for at in range(0, len(data), 77_777))
         answer = requests.post(url, data=body, headers=VIDEO, timeout=SECONDS)
     _assert_is_document(answer, 3)
-    source = _report(instance, answer.headers["Framebox-Job"])["source"]
+    source = instance.report(answer.headers["Framebox-Job"])["source"]
     assert (source["bytes"], source["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -154,7 +143,7 @@ def test_the_answer_comes_in_the_form_that_was_asked_for(
 def test_documents_that_wait_to_be_converted_take_few_threads(tmp_path: Path):
     with running_instance(tmp_path, HTTP_WORKERS="1", HTTP_THREADS="16") as instance:
         job_id = _post(instance, b"{}", ASYNC).json()["id"]
-        _wait_until(lambda: _report(instance, job_id)["state"] == "succeeded")
+        wait_until(lambda: instance.report(job_id)["state"] == "succeeded")
         result = f"{instance.url}/v1/jobs/{job_id}/result"
 
         def status(_number: int) -> int:
@@ -164,7 +153,7 @@ def test_documents_that_wait_to_be_converted_take_few_threads(tmp_path: Path):
             with held_folder(instance.folder.job(job_id), deadline=time.monotonic()) as is_held:
                 assert is_held, "so that a conversion waits"
                 asked = [clients.submit(status, number) for number in range(2)]
-                _wait_until(lambda: any(answer.done() for answer in asked))
+                wait_until(lambda: any(answer.done() for answer in asked))
                 assert requests.get(result, timeout=SECONDS).status_code == 200, "the pairs need no place"
             assert sorted(answer.result() for answer in asked) == [200, 503]
 
@@ -182,7 +171,7 @@ def test_respond_async_is_answered_at_once(instance: WebInstance, hold: Hold):
     assert answer.headers["Preference-Applied"] == "respond-async"
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
     hold.release()
-    _wait_until(lambda: _report(instance, answer.json()["id"])["state"] == "succeeded")
+    wait_until(lambda: instance.report(answer.json()["id"])["state"] == "succeeded")
 
 
 def test_a_wait_that_is_too_short_is_answered_with_the_report(instance: WebInstance, hold: Hold):
@@ -234,7 +223,7 @@ def test_events_tell_the_progress_as_it_happens(instance: WebInstance, hold: Hol
 def test_a_running_job_is_cancelled_and_who_waits_for_it_is_told(instance: WebInstance, hold: Hold):
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(_post, instance, hold.orders())
-        _wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
+        wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
         job_id = _get(instance, "/v1/jobs?state=running").json()["jobs"][0]["id"]
         cancelled = requests.delete(f"{instance.url}/v1/jobs/{job_id}", timeout=SECONDS)
         assert cancelled.status_code == 202
@@ -271,7 +260,7 @@ def test_log_lines_are_json_and_carry_the_ids(instance: WebInstance):
         found = (json.loads(line) for line in instance.log("gunicorn").splitlines())
         return [line for line in found if line.get("request_id") == request_id]
 
-    _wait_until(lines)
+    wait_until(lines)
     assert [(line["event"], line["job_id"], line["status"]) for line in lines()] == [("request", job_id, 200)]
 
 
@@ -282,23 +271,23 @@ def test_a_client_that_leaves_while_it_waits_frees_its_thread_and_its_job_goes_o
         for number in range(1, 25):  # three times as many as there are threads
             with socket.create_connection(("127.0.0.1", instance.port), timeout=SECONDS) as connection:
                 connection.sendall(head + b"\r\n" + hold.orders())
-                _wait_until(lambda number=number: len(_get(instance, "/v1/jobs").json()["jobs"]) == number)
+                wait_until(lambda number=number: len(_get(instance, "/v1/jobs").json()["jobs"]) == number)
         hold.release()
-        _wait_until(lambda: len(_get(instance, "/v1/jobs?state=succeeded").json()["jobs"]) == 24)
+        wait_until(lambda: len(_get(instance, "/v1/jobs?state=succeeded").json()["jobs"]) == 24)
 
 
 def test_a_worker_that_is_told_to_stop_answers_who_waits_with_the_report(tmp_path: Path):
     with running_instance(tmp_path) as instance, ThreadPoolExecutor(1) as threads:
         hold = Hold(tmp_path)
         waiting = threads.submit(_post, instance, hold.orders())
-        _wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
+        wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
         instance.stop("gunicorn")
         answer = waiting.result(timeout=SECONDS)
         assert answer.status_code == 202
         instance.start_gunicorn()
         instance.wait_until_ready()
         hold.release()
-        _wait_until(lambda: _report(instance, answer.json()["id"])["state"] == "succeeded")
+        wait_until(lambda: instance.report(answer.json()["id"])["state"] == "succeeded")
         _assert_is_document(_get(instance, answer.headers["Location"] + "/result"), 3)
 
 
@@ -318,12 +307,12 @@ def test_a_killed_worker_loses_no_job_and_leaves_no_upload(tmp_path: Path):
     with running_instance(tmp_path, HTTP_WORKERS="1") as instance, ThreadPoolExecutor(1) as threads:
         hold = Hold(tmp_path)
         waiting = threads.submit(_post, instance, hold.orders())
-        _wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
+        wait_until(lambda: _get(instance, "/v1/jobs?state=running").json()["jobs"])
         job_id = _get(instance, "/v1/jobs").json()["jobs"][0]["id"]
         half = post_head("", "video/mp4", "Transfer-Encoding: chunked") + b"\r\nfff\r\n" + bytes(500)
         with socket.create_connection(("127.0.0.1", instance.port), timeout=SECONDS) as upload:
             upload.sendall(half)
-            _wait_until(lambda: [*instance.folder.incoming.iterdir()])
+            wait_until(lambda: [*instance.folder.incoming.iterdir()])
             (worker,) = psutil.Process(instance.programs["gunicorn"].pid).children()
             worker.send_signal(signal.SIGKILL)
             answer = waiting.result(timeout=SECONDS)
@@ -331,7 +320,7 @@ def test_a_killed_worker_loses_no_job_and_leaves_no_upload(tmp_path: Path):
         instance.wait_until_ready()
         assert not [*instance.folder.incoming.iterdir()]
         hold.release()
-        _wait_until(lambda: _report(instance, job_id)["state"] == "succeeded")
+        wait_until(lambda: instance.report(job_id)["state"] == "succeeded")
         _assert_is_document(_get(instance, f"/v1/jobs/{job_id}/result"), 3)
 
 

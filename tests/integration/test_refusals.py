@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import requests
 from raw_http import chunked, exchange, post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 LIMIT = 60_000_000
@@ -43,13 +43,6 @@ def nothing_is_left(instance: WebInstance) -> Iterator[None]:
     wait_until(lambda: not [*instance.folder.incoming.iterdir()])
     wait_until(lambda: not [*instance.folder.bodies.glob("*/*")])
     assert not [*instance.folder.jobs.iterdir()]
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import RawAnswer, exchange, post_head
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 from app.storage.space import free_bytes
@@ -39,13 +39,6 @@ VIDEO = {"Content-Type": "video/mp4"}
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebInstance]:
     with running_instance(tmp_path_factory.mktemp("spooling")) as instance:
         yield instance
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def connected(port: int, data: bytes) -> socket.socket:

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 import requests
 from browser import running_browser, send_form
 from double_engine import document
+from waiting import wait_until
 from web_instance import CHECKOUT, WebInstance, running_instance
 
 SECONDS = 60.0
@@ -54,13 +54,6 @@ def video(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
     path.write_bytes(VIDEO)
     return path
-
-
-def wait_until(is_true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
 
 
 # ---- the clients; each sends the video and returns the answer

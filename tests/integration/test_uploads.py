@@ -22,6 +22,7 @@ import pytest
 import requests
 from double_engine import document
 from raw_http import chunked, exchange
+from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
 LIMIT = 60_000_000
@@ -38,13 +39,6 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebInstance]:
         tmp_path_factory.mktemp("uploads"), MAX_UPLOAD_BYTES=str(LIMIT), CORS_ORIGINS=PAGE
     ) as instance:
         yield instance
-
-
-def wait_until(is_true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def metadata(**values: str) -> str:

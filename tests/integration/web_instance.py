@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import requests
+from waiting import SECONDS, wait_until
 
 from app.nginx import render_nginx_conf
 from app.settings import Settings
@@ -103,6 +104,16 @@ class WebInstance:
             environment = self.environment() | {"NGINX": f"{listener.fileno()};"}
             with (self.logs / "nginx.log").open("ab") as log:
                 self.programs["nginx"] = _popen(command, log, environment, pass_fds=(listener.fileno(),))
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/v1/jobs/{job_id}", timeout=SECONDS, verify=self.certificate)
+        report: dict[str, Any] = answer.json()
+        return report
+
+    def end_of(self, job_id: str) -> dict[str, Any]:
+        """The job's report once it has ended."""
+        wait_until(lambda: self.report(job_id)["state"] in ("succeeded", "failed", "cancelled"))
+        return self.report(job_id)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
