@@ -22,13 +22,6 @@ EQUAL = replace(PLAIN, may_attach=True)
 KEYED = replace(PLAIN, idempotency_key="key")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.create()
-    return store
-
-
 def add(store: JobStore, request: JobRequest, source: VideoSource = SOURCE) -> Job:
     return store.add(new_job_id(), request, source)
 

@@ -14,17 +14,10 @@ from app.errors import JobIsActive, JobNotFound
 from app.jobs.job import JobRequest, JobState, Priority, Progress, VideoSource, Waiting
 from app.jobs.store import _STEPS, SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
-from app.storage.data_folder import new_job_id
+from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import is_disk_full
 
 SOURCE = VideoSource(123, "ab" * 32, "clip.mp4")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.create()
-    return store
 
 
 def add(store: JobStore) -> str:
@@ -137,16 +130,16 @@ def test_the_list_is_newest_first_and_goes_on_from_a_cursor(store: JobStore) -> 
     assert [job.id for job in store.list(state=JobState.CANCELLED)] == [ids[2]]
 
 
-def test_the_data_version_tells_of_other_connections_changes(store: JobStore, tmp_path: Path) -> None:
+def test_the_data_version_tells_of_other_connections_changes(store: JobStore, folder: DataFolder) -> None:
     before = store.data_version()
-    other = JobStore(tmp_path / "jobs.sqlite3")
+    other = JobStore(folder.database)
     add(other)
     other.close()
     assert store.data_version() != before
 
 
-def test_a_folder_of_a_newer_release_is_refused(store: JobStore, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
+def test_a_folder_of_a_newer_release_is_refused(store: JobStore, folder: DataFolder) -> None:
+    with sqlite3.connect(folder.database) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     with pytest.raises(RuntimeError, match="version"):

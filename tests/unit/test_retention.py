@@ -31,20 +31,6 @@ class Disk:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.create()
-    return folder
-
-
-@pytest.fixture
-def store(folder: DataFolder) -> JobStore:
-    store = JobStore(folder.database)
-    store.create()
-    return store
-
-
-@pytest.fixture
 def disk(folder: DataFolder) -> Disk:
     return Disk(folder)
 

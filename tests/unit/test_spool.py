@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -27,13 +26,6 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.create()
-    return folder
-
-
-@pytest.fixture
 def space(folder: DataFolder) -> SpaceLedger:
     """On a disk that nobody else writes to meanwhile."""
     return SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0, measure=lambda _: 1 << 40)
@@ -42,13 +34,6 @@ def space(folder: DataFolder) -> SpaceLedger:
 @pytest.fixture
 def spool(folder: DataFolder, space: SpaceLedger) -> Spool:
     return Spool(folder, space)
-
-
-@pytest.fixture
-def store(folder: DataFolder) -> JobStore:
-    store = JobStore(folder.database)
-    store.create()
-    return store
 
 
 def _accept(upload: Upload, spool: Spool, folder: DataFolder, store: JobStore) -> None:

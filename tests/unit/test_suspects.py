@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from app.errors import InternalError
@@ -20,13 +18,6 @@ from app.jobs.suspects import (
 )
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.create()
-    return store
 
 
 def add(store: JobStore) -> str:
