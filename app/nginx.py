@@ -30,7 +30,7 @@ _FORWARDED = {
     "Host": "$host",
     "X-Request-ID": "$request_id",
     "X-Forwarded-For": "$remote_addr",
-    "X-Forwarded-Proto": "$scheme",
+    "X-Forwarded-Proto": "$client_scheme",
     "Framebox-Accel": "1",
     "Framebox-Upload-Method": '""',
     "Framebox-Upload-Uri": '""',
@@ -108,6 +108,7 @@ def render_nginx_conf(settings: Settings) -> str:
         "NO_BODY_FOLDER": _quotable("FRAMEBOX_DATA", folder.bodies / NO_BODY_FOLDER),
         "JOBS": _quotable("FRAMEBOX_DATA", folder.jobs),
         "WEB_SOCKET": _quotable("FRAMEBOX_DATA", folder.web_socket),
+        "OWN_SOCKET": _quotable("FRAMEBOX_DATA", folder.nginx_socket),
         "LISTEN": _listen(settings),
         "TLS": _lines(8, _tls(settings)),
         "TRUSTED_PROXIES": _lines(8, _trusted_proxies(settings)),
@@ -124,7 +125,7 @@ def render_nginx_conf(settings: Settings) -> str:
         "ERROR_PAGES": _lines(8, (_error_page(fault) for fault in faults if fault.place == "")),
         "UPLOAD_ERROR_PAGES": _lines(12, _upload_error_pages(faults)),
         "BODY_ERROR_PAGES": _lines(
-            12, _upload_error_pages(fault for fault in faults if fault.nginx_status != 500)
+            12, _upload_error_pages(fault for fault in faults if fault.nginx_status not in (500, 503))
         ),
         "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
         "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
@@ -143,6 +144,8 @@ def _limits(settings: Settings) -> dict[str, str]:
         "BODY_BUFFER_BYTES": BODY_BUFFER_BYTES,
         "LONG_REQUESTS": settings.http_threads // 2,  # see app/web/waiting.py
         "RAW_UPLOADS": settings.max_raw_uploads,
+        "OVERFLOW_UPLOADS": settings.overflow_uploads(),
+        "CLIENT_OVERFLOW_UPLOADS": -(-settings.overflow_uploads() // 2),
         "CLIENT_LONG_REQUESTS": settings.client_long_requests,
         "CLIENT_CONNECTIONS": settings.client_connections,
         "CLIENT_HEADER_SECONDS": settings.client_header_seconds,
@@ -276,10 +279,11 @@ def _tls(settings: Settings) -> list[str]:
 
 
 def _trusted_proxies(settings: Settings) -> list[str]:
-    """Behind such a proxy, the client is the last address that it did not add itself."""
-    if not settings.trusted_proxies:
-        return ["# no trusted proxies: a client is who connects"]
-    trusted = [f"set_real_ip_from {network};" for network in settings.trusted_proxies]
+    """Behind such a proxy, the client is the last address that it did not add itself.
+
+    nginx is one, before itself: see @overflow in the template.
+    """
+    trusted = [f"set_real_ip_from {network};" for network in ("unix:", *settings.trusted_proxies)]
     return [*trusted, "real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
 
 

@@ -95,6 +95,7 @@ def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
     check_tls(settings)
     data = _start_program("nginx", settings, replace)
     BodyFolders(data).remove_all()  # of an earlier nginx: its lock is ours
+    data.nginx_socket.unlink(missing_ok=True)  # a killed one has left it, and none could listen there
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
     _execute(find_nginx(), "-e", "stderr", "-p", str(data.run), "-c", str(configuration))

@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_SECONDS = 24 * 60 * 60
-BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that it writes
+BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that passes it
 INDEX_CHILD_BYTES = 48 * MIB  # one a running job while its video is indexed; it decodes next to nothing
 
 
@@ -95,10 +95,11 @@ class Settings(BaseSettings):
     http_workers: int = Field(2, ge=1, le=16, description="gunicorn processes")
     http_threads: int = Field(
         192,
-        ge=4,
+        ge=8,
         le=1024,
         description="threads a process; half of them for uploads that the application reads and for event "
-        "streams, a quarter for requests that wait for their answers",
+        "streams, a quarter for requests that wait for their answers, an eighth for raw uploads that find no "
+        "place",
     )
     max_connections: int = Field(
         8192, ge=256, le=65536, description="connections that nginx takes, of clients and to the HTTP workers"
@@ -106,7 +107,9 @@ class Settings(BaseSettings):
     max_raw_uploads: int = Field(
         192,
         ge=1,
-        description="raw uploads of known length at a time; nginx writes them, and they hold no thread",
+        description="raw uploads of known length at a time; nginx writes them, and they hold no thread. "
+        "The application reads those beyond, an eighth of its threads at a time, at a minimum pace; beyond "
+        "that 503",
     )
     client_connections: int = Field(
         256, ge=1, description="requests of one client address at a time, probes apart; beyond it 503"
@@ -302,11 +305,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    def overflow_uploads(self) -> int:
+        """Raw uploads at a time that found no place with nginx, so that the application reads them."""
+        return self.http_threads // 8
+
     def memory_budgets(self) -> dict[str, int]:
         """Bytes of host memory that each part of the instance may take at most."""
         segments = self.decoders + self.express_decoders  # at a time
+        bodies = self.max_raw_uploads + 2 * self.overflow_uploads()  # one of those passes nginx twice
         return {
-            "nginx": 48 * MIB + self.max_raw_uploads * BODY_BUFFER_BYTES,
+            "nginx": 48 * MIB + bodies * BODY_BUFFER_BYTES,
             "http workers": self.http_workers * 128 * MIB,
             "courier": 80 * MIB,
             "engine": self.engine_memory_bytes,

@@ -45,7 +45,7 @@ def accept_resumed(
         return _used_before(held, facts, became, store, request)
     _check_whole(facts)
     name = video_name[:255] if video_name else None
-    source = VideoSource(facts.offset_bytes, facts.about.sha256, name)
+    source = VideoSource(facts.offset_bytes, held.sha256(), name)
     job = store.attach(request, source, size_bytes=source.size_bytes)
     if job is None:
         job = _add(held, source, spool, folder, store, request)

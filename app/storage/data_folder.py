@@ -71,6 +71,11 @@ class DataFolder:
         return self.run / "web.sock"
 
     @property
+    def nginx_socket(self) -> Path:
+        """nginx' unix socket, for requests that it makes to itself. No longer than gunicorn's."""
+        return self.run / "own.sock"
+
+    @property
     def metrics(self) -> Path:
         """Holds a folder of counters for each program: its PROMETHEUS_MULTIPROC_DIR."""
         return self.run / "metrics"

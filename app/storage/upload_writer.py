@@ -39,7 +39,8 @@ class UploadWriter:
         if len(self._held) + len(view) < BLOCK_BYTES:
             self._held += view
             return
-        self._put(self._held, view[: len(view) - held_next])
+        held, self._held = self._held, b""  # where the disk is full, `finish` must not write it once more
+        self._put(held, view[: len(view) - held_next])
         self._held = bytes(view[len(view) - held_next :])
         if self._unsynced_bytes >= SYNC_BYTES:
             self._sync()

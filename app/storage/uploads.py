@@ -3,6 +3,7 @@
     uploads/<id>/about.json   what was told of the upload; replaced whole, never overwritten
     uploads/<id>/video        its bytes. The size is the offset: there is no other record of it
     uploads/<id>/unchecked    while bytes with a checksum come in: the offset to go back to
+    uploads/<id>/sha256       the digest's state so far: see running_hash.py
     uploads/boot              the start of the machine since when the files are known to be whole
 
 Whoever writes to an upload, uses or removes it holds the lock of its folder; who comes later has the one
@@ -18,7 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import orjson
@@ -29,6 +30,7 @@ from app.storage.allocation import allocate, bytes_before_hole
 from app.storage.checksum import Checksum
 from app.storage.data_folder import JOB_ID, DataFolder, new_job_id
 from app.storage.durable import atomic_write, fsync_folder
+from app.storage.running_hash import RunningHash, running_hash
 from app.storage.space import SpaceLedger
 from app.storage.spool import remove_unowned
 from app.storage.takeover import BellWatcher, take_folder
@@ -37,7 +39,7 @@ from app.storage.upload_writer import SYNC_BYTES, UploadWriter
 HOLD_SECONDS = 10.0  # that who has to stop is given to make its bytes durable
 _LEFTOVER_SECONDS = 60.0  # a folder without a record is given to get one
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,6 @@ class About:
     metadata: str = ""  # Upload-Metadata as received
     concat: str = ""  # Upload-Concat as received
     parts: tuple[str, ...] = ()  # ids of the uploads that this one is joined from
-    sha256: str | None = None  # hex, if all bytes came in one piece
     job_id: str | None = None  # the job that its bytes went into
     final_id: str | None = None  # the upload that its bytes went into
 
@@ -301,35 +302,50 @@ class HeldUpload:
         start = self.settle().offset_bytes
         if checksum is not None:
             self._note_unchecked(start)
+        running = running_hash(self._hash_record, start)
         with self._watcher.watch(self._folder / "about.json", on_ring):
             if checksum is None:
-                digest = self._write(pieces, start, hashlib.sha256() if start == 0 else None)
+                self._write(pieces, start, running, may_save=True)
             else:
-                digest = self._write_checked(pieces, start, checksum)
-        if start == 0 and self.facts().is_whole and digest is not None and checksum is None:
-            self.tell(sha256=digest.hexdigest())
+                self._write_checked(pieces, start, checksum, running)
 
     def _write(
-        self, pieces: Iterable[bytes], start: int, digest: hashlib._Hash | None
-    ) -> hashlib._Hash | None:
+        self,
+        pieces: Iterable[bytes],
+        start: int,
+        running: RunningHash | None,
+        *,
+        may_save: bool,
+    ) -> None:
+        """`may_save`: what is durable will not be taken back, so the digest's state may be kept."""
         needed = self.facts().about.length_bytes or start + SYNC_BYTES
         with self._space.disk_full_told(needed), _opened(self.video, _APPEND) as descriptor:
-            writer = UploadWriter(descriptor, start, self._on_sync(descriptor))
+            promise = self._on_sync(descriptor)
+
+            def on_sync(size_bytes: int) -> None:
+                promise(size_bytes)
+                if may_save and running is not None and running.hashed_bytes <= size_bytes:
+                    _save(running)
+
+            if running is not None:
+                running.read_to(descriptor, start)
+            writer = UploadWriter(descriptor, start, on_sync)
             try:
                 for piece in pieces:
-                    if digest is not None:
-                        digest.update(piece)
                     writer.write(piece)
+                    if running is not None:
+                        running.take(piece)
             finally:
                 fail_point("chunk_received")
                 writer.finish()
                 fail_point("chunk_durable")
-        return digest
 
-    def _write_checked(self, pieces: Iterable[bytes], start: int, checksum: Checksum) -> hashlib._Hash | None:
+    def _write_checked(
+        self, pieces: Iterable[bytes], start: int, checksum: Checksum, running: RunningHash | None
+    ) -> None:
         digest = checksum.new_hash()
         try:
-            self._write(pieces, start, digest)
+            self._write(_hashed(pieces, digest), start, running, may_save=False)
         except BaseException:
             self.undo_unchecked()
             raise
@@ -340,7 +356,22 @@ class HeldUpload:
                 {"offset_bytes": start},
             )
         self._forget_unchecked()
-        return digest
+        if running is not None:
+            _save(running)
+
+    def sha256(self) -> str | None:
+        """Hex digest of all bytes; None if it was not kept up with, and there are many."""
+        size = self.facts().offset_bytes
+        running = running_hash(self._hash_record, size)
+        if running is None:
+            return None
+        with _opened(self.video, os.O_RDONLY) as descriptor:
+            running.read_to(descriptor, size)
+        return running.hexdigest() if running.hashed_bytes == size else None
+
+    @property
+    def _hash_record(self) -> Path:
+        return self._folder / "sha256"
 
     def _note_unchecked(self, start: int) -> None:
         with atomic_write(self._folder / "unchecked") as file:
@@ -416,6 +447,18 @@ class HeldUpload:
         return (lambda _: None) if has_room else promise
 
 
+def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+
+
+def _save(running: RunningHash) -> None:
+    """An upload goes on where there is no room for this: without its digest, at worst."""
+    with suppress(OSError):
+        running.save()
+
+
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -437,7 +480,8 @@ def _read_facts(folder: Path, keep_seconds: float) -> UploadFacts:
     except FileNotFoundError as error:
         raise _not_found(folder.name) from error
     members = orjson.loads(record)
-    about = About(**(members | {"parts": tuple(members["parts"])}))
+    told = {field.name: members[field.name] for field in fields(About) if field.name in members}
+    about = About(**(told | {"parts": tuple(members["parts"])}))  # another version may have told more
     size, written_at = 0, 0.0
     with suppress(FileNotFoundError):  # used, or not joined yet
         video = (folder / "video").stat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import random
 import threading
@@ -80,6 +81,8 @@ def test_a_power_cut_leaves_an_upload_that_can_be_gone_on_with(disk: CrashDisk) 
             offset = uploads.look(sender.upload_id).offset_bytes
             assert offset >= acknowledged
             assert (left.upload(sender.upload_id) / "video").read_bytes() == data[:offset]
+            with uploads.hold(sender.upload_id) as held:
+                assert held.sha256() == hashlib.sha256(data[:offset]).hexdigest()
 
 
 def _uploads(folder: DataFolder, *, boot_id: str) -> Uploads:

@@ -27,13 +27,15 @@ def test_a_client_that_may_not_wait_asks_until_its_job_has_ended(tmp_path: Path,
         b'{"frames": 4}' if end == "an answer" else b'{"problem":"no_video_stream"}'
     )
     hold = b'{"hold":"%s"}' % str(tmp_path / "go").encode()
-    with running_instance(tmp_path, HTTP_THREADS="4", HTTP_WORKERS="1") as instance:
+    with running_instance(tmp_path, HTTP_THREADS="8", HTTP_WORKERS="1") as instance:
         url = f"{instance.url}/v1/detections"
-        only_place = threading.Thread(
-            target=requests.post, args=(url,), kwargs={"data": hold, "timeout": SECONDS}
-        )
-        only_place.start()
-        wait_until(lambda: len(_jobs(instance)) == 1)
+        both_places = [
+            threading.Thread(target=requests.post, args=(url,), kwargs={"data": hold, "timeout": SECONDS})
+            for _ in range(2)
+        ]
+        for place in both_places:
+            place.start()
+        wait_until(lambda: len(_jobs(instance)) == 2)
         found: list[object] = []
 
         def detect() -> None:
@@ -45,9 +47,10 @@ def test_a_client_that_may_not_wait_asks_until_its_job_has_ended(tmp_path: Path,
 
         caller = threading.Thread(target=detect)
         caller.start()
-        wait_until(lambda: len(_jobs(instance)) == 2)
+        wait_until(lambda: len(_jobs(instance)) == 3)
         (tmp_path / "go").touch()
         caller.join(SECONDS)
-        only_place.join(SECONDS)
+        for place in both_places:
+            place.join(SECONDS)
     expected = [4, True, b"".join(document(4))] if end == "an answer" else ["no_video_stream"]
     assert found == expected

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
+import re
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 from double_engine import document
-from raw_http import exchange, post_head
+from raw_http import RawAnswer, exchange, post_head
 from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
@@ -214,6 +217,100 @@ def test_an_upload_below_the_minimum_pace_is_cut_off_and_told(tmp_path: Path, be
             f"{instance.url}/v1/detections", files={"video": ("v", bytes(30_000_000))}, timeout=SECONDS
         )
         assert fast.status_code == 200, json.dumps(fast.json())
+
+
+# ---- raw uploads that find no place with nginx
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebInstance]:
+    """All places for raw uploads are taken by clients of 127.0.0.2, which may have no more."""
+    settings = {"MAX_RAW_UPLOADS": "4", "CLIENT_LONG_REQUESTS": "4"}
+    threads = {"HTTP_THREADS": "32", "HTTP_WORKERS": "1"}  # 4 uploads beyond, 2 of one address
+    folder = tmp_path_factory.mktemp("crowded")
+    with running_instance(folder, **settings, **threads) as instance, crowd_at(instance) as crowd:
+        crowd.add(raw_body_that_slows_down, 4, host=2)
+        wait_until(lambda: len(bodies(instance)) == 4)
+        yield instance
+
+
+async def raw_body_that_slows_down(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """nginx has made its file by then."""
+    head = post_head("", "video/mp4", "Content-Length: 1000000") + b"\r\n"
+    await _drip(writer, head + bytes(500_000))
+
+
+def bodies(instance: WebInstance) -> list[Path]:
+    return [*instance.folder.bodies.glob(f"*/{'?' * 10}")]
+
+
+def received(instance: WebInstance) -> list[Path]:
+    """The uploads that the application reads."""
+    return [*instance.folder.incoming.iterdir()]
+
+
+def sent_from(address: str, instance: WebInstance, data: bytes) -> socket.socket:
+    here, there = (address, 0), ("127.0.0.1", instance.port)
+    connection = socket.create_connection(there, timeout=SECONDS, source_address=here)
+    connection.sendall(data)
+    return connection
+
+
+def test_raw_uploads_that_hardly_move_keep_no_other_away_and_one_that_comes_later_is_cut_off(tmp_path: Path):
+    settings = {"MIN_UPLOAD_BYTES_PER_SECOND": "1000000", "UPLOAD_PACE_SECONDS": "1", "MAX_RAW_UPLOADS": "2"}
+    with running_instance(tmp_path, **settings) as instance, crowd_at(instance) as crowd:
+        for host in (2, 3):
+            crowd.add(raw_body_that_slows_down, 1, host=host)
+        wait_until(lambda: len(bodies(instance)) == 2)
+        large = b'{"frames": 7}' + b" " * 30_000_000
+        answer = post(instance, large)
+        assert (answer.status_code, answer.content) == (200, b"".join(document(7)))
+        report = requests.get(f"{instance.url}/v1/jobs/{answer.headers['Framebox-Job']}", timeout=SECONDS)
+        assert report.json()["source"]["sha256"] == hashlib.sha256(large).hexdigest()
+        slow = exchange(instance.port, post_head("", "video/mp4", "Content-Length: 1000000") + b"\r\nabc")
+        assert (slow.status, slow.problem["code"]) == (408, "upload_too_slow")
+        wait_until(lambda: not received(instance))
+
+
+def test_a_raw_upload_that_the_application_reads_is_admitted_as_others_are(crowded: WebInstance):
+    head = post_head("?model=none", "video/mp4", "Content-Length: 50000000") + b"\r\n"
+    refused = exchange(crowded.port, head + bytes(50_000_000))
+    assert (refused.status, refused.problem["parameter"]) == (400, "model")
+    forged = ("Framebox-Body-File: /etc/hostname", "Framebox-Upload-Length: 3", "X-Request-ID: forged")
+    head = post_head("?stride=2", "video/mp4", "Content-Length: 13", "Idempotency-Key: k", *forged)
+    answer = exchange(crowded.port, head + b"Expect: 100-continue\r\n\r\n" + b'{"frames": 7}')
+    assert (answer.status, answer.continued) == (200, True)
+    assert answer.body == b"".join(document(7))
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+    report = requests.get(f"{crowded.url}/v1/jobs/{answer.headers['framebox-job']}", timeout=SECONDS).json()
+    assert report["options"]["stride"] == 2
+    again = exchange(crowded.port, head + b"\r\n" + b'{"frames": 7}')
+    assert (again.status, again.headers["framebox-job"]) == (200, answer.headers["framebox-job"])
+    assert again.headers["framebox-attached"] == "true"
+
+
+def test_a_client_gets_no_more_places_where_the_application_reads_its_raw_uploads(crowded: WebInstance):
+    upload = post_head("", "video/mp4", "Content-Length: 2", "X-Forwarded-For: 203.0.113.9") + b"\r\n{}"
+    with contextlib.closing(sent_from("127.0.0.2", crowded, upload)) as connection:
+        assert RawAnswer(connection.recv(65536)).status == 503
+    assert exchange(crowded.port, upload).status == 200
+
+
+def test_raw_uploads_that_not_even_the_application_has_a_place_for_are_told_so(crowded: WebInstance):
+    with crowd_at(crowded) as crowd:
+        crowd.add(slow_raw_body, 3, host=4)
+        wait_until(lambda: crowd.answers and len(received(crowded)) == 2)
+        assert crowd.answers[0].startswith(b"HTTP/1.1 503 "), "half of the places are for other addresses"
+        crowd.add(slow_raw_body, 2, host=5)
+        wait_until(lambda: len(received(crowded)) == 4)
+        head = post_head("", "video/mp4", "Content-Length: 20000000") + b"\r\n"
+        for _ in range(10):
+            refused = exchange(crowded.port, head + bytes(20_000_000))
+            assert (refused.status, refused.problem["code"]) == (503, "busy")
+            assert int(refused.headers["retry-after"]) > 0
+        form = {"video": ("v", b"{}")}
+        assert requests.post(f"{crowded.url}/v1/detections", files=form, timeout=SECONDS).ok
+    wait_until(lambda: not received(crowded))
 
 
 def test_a_resumable_upload_that_is_cut_off_keeps_what_has_come(tmp_path: Path):

@@ -243,16 +243,6 @@ def test_more_uploads_than_the_application_reads_are_told_and_the_rest_of_the_se
         assert raw.status_code == 202, "nginx itself writes raw bodies"
 
 
-def test_more_raw_uploads_than_may_come_are_told(tmp_path: Path):
-    with running_instance(tmp_path, MAX_RAW_UPLOADS="2") as instance, ExitStack() as stack:
-        head = post_head("", "video/mp4", "Content-Length: 1000") + b"\r\n"
-        for _ in range(2):
-            stack.enter_context(_connected(instance.port, head))
-        wait_until(lambda: exchange(instance.port, head + bytes(1000)).status == 503)
-        form = {"video": ("v", b"{}")}
-        assert requests.post(f"{instance.url}/v1/detections", files=form, timeout=30).status_code == 200
-
-
 def test_a_client_that_stops_sending_is_cut_off_and_leaves_nothing(tmp_path: Path):
     def shorten(text: str) -> str:
         assert "client_body_timeout 60s;" in text

@@ -14,6 +14,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -342,14 +343,19 @@ def test_a_job_starts_with_the_last_byte_if_the_upload_says_so(client: Client, i
 
 
 def test_an_upload_of_a_known_video_is_given_the_job_that_there_is(client: Client, instance: WebInstance):
-    video = b'{"frames": 6}'
+    video = b'{"frames": 6}' + b" " * 1_000_000
     wanted = metadata(detect="attach=true")
     jobs = set()
-    for _ in range(2):
-        answer = client.send("POST", data=video, Upload_Length=str(len(video)), Upload_Metadata=wanted)
+    for cuts in ([0, len(video)], [0, 1, 500_000, len(video)], [0, 777_777, len(video)]):
+        address = client.create(len(video), Upload_Metadata=wanted)
+        for start, end in pairwise(cuts):
+            answer = client.patch(address, start, video[start:end])
         jobs.add(answer.headers["Framebox-Job"])
-        assert client.send("HEAD", answer.headers["Location"]).headers["Framebox-Job"] in jobs
-    assert len(jobs) == 1
+        assert client.send("HEAD", address).headers["Framebox-Job"] in jobs
+    headers = {"Content-Type": "video/mp4"}
+    url = f"{instance.url}/v1/detections?attach=true"
+    raw = requests.post(url, data=video, headers=headers, timeout=SECONDS)
+    assert {raw.headers["Framebox-Job"]} == jobs
 
 
 def test_parts_sent_in_parallel_are_joined_in_order(client: Client, instance: WebInstance):
@@ -434,7 +440,7 @@ def test_uploads_survive_clients_workers_and_nginx_that_die_at_any_offset(tmp_pa
     data = random_.randbytes(8_000_000)
     with running_instance(tmp_path, HTTP_WORKERS="2") as instance:
         client = Client(instance)
-        address = client.create(len(data))
+        address = client.create(len(data), Upload_Metadata=metadata(detect=""))
         for victim in ("client", "worker", "nginx", "worker", "client", "nginx"):
             before = _send_some(
                 client, address, data, random_, then=lambda victim=victim: _kill(instance, victim)
@@ -442,8 +448,13 @@ def test_uploads_survive_clients_workers_and_nginx_that_die_at_any_offset(tmp_pa
             assert _offset_when_up(client, address) >= before
         offset = _offset_when_up(client, address)
         assert data.startswith(client.content(address))
-        assert client.patch(address, offset, data[offset:]).status_code == 204
-        assert client.content(address) == data
+        last = client.patch(address, offset, data[offset:])
+        assert last.status_code == 204
+        report = requests.get(
+            f"{instance.url}/v1/jobs/{last.headers['Framebox-Job']}", timeout=SECONDS
+        ).json()
+        assert report["source"]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert result(instance, report["id"]) == b"".join(document(3))
 
 
 def _send_some(

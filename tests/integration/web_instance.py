@@ -92,6 +92,7 @@ class WebInstance:
 
     def start_nginx(self) -> None:
         """nginx inherits the listening socket (its variable NGINX), so no other can take the port."""
+        self.folder.nginx_socket.unlink(missing_ok=True)  # of one that was killed
         listener = socket.create_server(("127.0.0.1", self.port))
         with listener:
             listener.setblocking(False)  # nginx takes it as it is, and must not wait in accept

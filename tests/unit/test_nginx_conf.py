@@ -11,7 +11,7 @@ from certificates import make_certificate
 
 from app.errors import FrameboxError
 from app.nginx import TEMPLATE, render_nginx_conf
-from app.settings import CHECKOUT, Settings, SettingsFault, load_settings
+from app.settings import CHECKOUT, GIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
 
@@ -49,10 +49,13 @@ def test_one_setting_drives_the_limit_and_what_is_told_of_it(tmp_path: Path):
 
 
 def test_fewer_requests_may_wait_than_a_worker_has_threads(tmp_path: Path):
-    for threads in (4, 192, 1024):
-        text = render_nginx_conf(Settings(data=tmp_path, http_threads=threads))
+    for threads in (8, 192, 1024):
+        settings = Settings(data=tmp_path, http_threads=threads, instance_memory_bytes=8 * GIB)
+        text = render_nginx_conf(settings)
         limits = {int(limit) for limit in re.findall(r"limit_conn long_requests (\d+);", text)}
-        assert limits == {threads // 2}, "a quarter waits, a quarter is free"
+        assert limits == {threads // 2}, "a quarter waits"
+        overflow = {int(limit) for limit in re.findall(r"limit_conn overflow_uploads (\d+);", text)}
+        assert overflow == {threads // 8}, "an eighth is free"
 
 
 def test_the_limits_and_times_for_clients_come_from_the_settings(tmp_path: Path):
@@ -107,10 +110,12 @@ def test_nginx_keeps_idle_connections_for_less_long_than_gunicorn(tmp_path: Path
 def test_only_proxies_that_are_trusted_may_name_the_client(tmp_path: Path):
     folder = DataFolder(tmp_path)
     folder.create()
-    assert "real_ip" not in render_nginx_conf(Settings(data=tmp_path))
+    itself = re.findall(r"set_real_ip_from (\S+);", render_nginx_conf(Settings(data=tmp_path)))
+    assert itself == ["unix:"]
     text = render_nginx_conf(load_settings(data=tmp_path, trusted_proxies="10.0.0.0/8, 192.0.2.7,::1"))
     _check(folder, text)
-    assert re.findall(r"set_real_ip_from (\S+);", text) == ["10.0.0.0/8", "192.0.2.7/32", "::1/128"]
+    networks = ["unix:", "10.0.0.0/8", "192.0.2.7/32", "::1/128"]
+    assert re.findall(r"set_real_ip_from (\S+);", text) == networks
 
 
 @pytest.mark.parametrize("wrong", ["10.0.0.0/33", "proxy.example", "10.0.0.1;"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,13 +98,51 @@ def test_what_was_appended_counts(uploads: Uploads, folder: DataFolder):
     assert read(folder, upload_id) == b"abcdefghi"
 
 
-def test_the_digest_of_what_came_in_one_piece_is_kept(uploads: Uploads):
-    one, two = (uploads.create(About(4), key="k") for _ in range(2))
-    append(uploads, one, b"ab", b"cd")
-    append(uploads, two, b"ab")
-    append(uploads, two, b"cd")
-    assert uploads.look(one).about.sha256 == hashlib.sha256(b"abcd").hexdigest()
-    assert uploads.look(two).about.sha256 is None
+@pytest.fixture
+def nothing_is_read_for_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.storage.running_hash.CATCH_UP_BYTES", 0)
+
+
+def sha256(uploads: Uploads, upload_id: str) -> str | None:
+    with uploads.hold(upload_id) as held:
+        return held.sha256()
+
+
+@pytest.mark.usefixtures("nothing_is_read_for_its_digest")
+def test_the_digest_of_what_came_in_pieces_is_known(uploads: Uploads):
+    upload_id, pieces = uploads.create(About(20_009), key="k"), [b"abc", os.urandom(20_000), b"", b"defghi"]
+    for piece in pieces[:2]:
+        append(uploads, upload_id, piece)
+    with pytest.raises(ChecksumMismatch), uploads.hold(upload_id) as held:
+        held.append([b"zzz"], sha1(b"other"), on_ring=ignore)
+    append(uploads, upload_id, *pieces[2:], checksum=sha1(b"defghi"))
+    assert sha256(uploads, upload_id) == hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+@pytest.mark.usefixtures("nothing_is_read_for_its_digest")
+def test_an_upload_whose_digest_was_not_kept_up_with_has_none(uploads: Uploads, folder: DataFolder):
+    upload_id = uploads.create(About(9), key="k")
+    append(uploads, upload_id, b"abc")
+    (folder.upload(upload_id) / "sha256").unlink()
+    append(uploads, upload_id, b"defghi")
+    assert sha256(uploads, upload_id) is None
+
+
+def test_a_process_that_is_killed_takes_nothing_of_the_digest_with_it(
+    uploads: Uploads, folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+):
+    """Of what was not synced yet, and of bytes with a checksum, which do not count."""
+    upload_id, data = uploads.create(About(100_000), key="k"), os.urandom(100_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(UploadWriter, "finish", lambda _: None)
+        append(uploads, upload_id, data[:50_000])
+    written = uploads.look(upload_id).offset_bytes
+    assert 45_000 < written < 50_000
+    (folder.upload(upload_id) / "unchecked").write_text(str(written))
+    with (folder.upload(upload_id) / "video").open("ab") as video:
+        video.write(b"xyz")
+    append(uploads, upload_id, data[written:])
+    assert sha256(uploads, upload_id) == hashlib.sha256(data).hexdigest()
 
 
 def test_room_for_the_length_is_taken_at_once(uploads: Uploads, folder: DataFolder):
@@ -217,6 +257,30 @@ def test_writes_end_at_the_end_of_a_block_until_the_last(
     assert all(end < (start // BLOCK_BYTES + 1) * BLOCK_BYTES for end in unaligned)
 
 
+def test_where_the_disk_was_full_for_a_moment_nothing_is_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, data, writev = tmp_path / "file", os.urandom(3 * BLOCK_BYTES), os.writev
+    tries: list[int] = []
+
+    def short_then_none(descriptor: int, buffers: list[memoryview]) -> int:
+        tries.append(len(buffers))
+        if len(tries) > 1:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        return writev(descriptor, [buffers[0], buffers[1][:BLOCK_BYTES]])
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    writer = UploadWriter(descriptor, 0, lambda _: None)
+    writer.write(data[:10])
+    with monkeypatch.context() as patched:
+        patched.setattr("app.storage.upload_writer.os.writev", short_then_none)
+        with pytest.raises(OSError, match="full"):
+            writer.write(data[10:])
+    writer.finish()
+    os.close(descriptor)
+    assert path.read_bytes() == data[: 10 + BLOCK_BYTES]
+
+
 def test_who_comes_later_has_the_one_before_stop(uploads: Uploads):
     upload_id, rung = uploads.create(About(9), key="k"), threading.Event()
 
@@ -243,6 +307,13 @@ def test_one_who_does_not_stop_keeps_others_out(uploads: Uploads, monkeypatch: p
     upload_id = uploads.create(About(9), key="k")
     with uploads.hold(upload_id), pytest.raises(UploadLocked), uploads._locked(upload_id, seconds=0.05):
         pass
+
+
+def test_an_upload_that_another_version_began_goes_on(uploads: Uploads, folder: DataFolder):
+    upload_id = uploads.create(About(9), key="k")
+    record = folder.upload(upload_id) / "about.json"
+    record.write_bytes(orjson.dumps(orjson.loads(record.read_bytes()) | {"sha256": None}))
+    assert append(uploads, upload_id, b"abc") == 3
 
 
 def test_an_upload_that_is_removed_meanwhile_is_not_found(uploads: Uploads):
