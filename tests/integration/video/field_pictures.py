@@ -26,20 +26,25 @@ class Bits:
         digits = format(value + 1, "b")
         self._bits.append("0" * (len(digits) - 1) + digits)
 
+    def code(self, digits: str) -> None:
+        self._bits.append(digits)
+
     def align(self) -> None:
         self._bits.append("0" * (-len("".join(self._bits)) % 8))
 
     def samples(self, data: bytes) -> None:
         self._bits.append("".join(format(byte, "08b") for byte in data))
 
+    def content(self) -> bytes:
+        text = "".join(self._bits)
+        return bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
+
     def unit(self, kind: int) -> bytes:
         """The NAL unit with a start code, its end marked and its zeros kept apart (7.4.1)."""
         self._bits.append("1")
         self.align()
-        text = "".join(self._bits)
-        payload = bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
         escaped = bytearray()
-        for byte in payload:
+        for byte in self.content():
             if byte <= 3 and escaped[-2:] == b"\0\0":
                 escaped.append(3)
             escaped.append(byte)

@@ -6,6 +6,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import av
@@ -42,6 +43,9 @@ class Recorder:
         self.packets_read = packets
 
     def show_fed(self, packets: int) -> None: ...
+
+    def show_opening(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def receive(self) -> tuple[Command, bytes]:
         raise EOFError
