@@ -44,7 +44,7 @@ def pool_of(main: Callable[[ChildPlan], None], *, threads: int = 1) -> Iterator[
     with DecoderPool(
         limits=VideoLimits(),
         threads=threads,
-        memory_bytes=512 * MIB,
+        memory_bytes=128 * MIB,  # which a child that hoards takes within the stall time on a busy machine
         ring_bytes=4 * MIB,
         stall_seconds=1.0,
         child_main=main,
