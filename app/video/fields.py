@@ -36,8 +36,16 @@ class _Field(NamedTuple):
 class FieldReader(Protocol):
     """Tells second fields, given the packets of one stream in their order."""
 
-    def is_second_field(self, packet: memoryview, *, is_key: bool) -> bool:
-        """Whether the packet completes the frame that the one before has begun, and holds nothing else."""
+    @property
+    def may_see_fields(self) -> bool:
+        """Whether the stream may have fields at all, as far as it has told."""
+        ...
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        """Whether the packet completes the frame that the one before has begun, and holds nothing else.
+
+        `packet` may be the first part of a packet of `packet_bytes`, with the headers of its first picture.
+        """
         ...
 
 
@@ -54,10 +62,14 @@ class Mpeg2FieldReader:
     def __init__(self) -> None:
         self._has_first = False  # a field that waits for its second
 
-    def is_second_field(self, packet: memoryview, *, is_key: bool) -> bool:
-        del is_key
+    @property
+    def may_see_fields(self) -> bool:
+        return True
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        del packet_bytes, is_key
         begins_frame = has_field = False
-        for is_field in _mpeg2_pictures(bytes(packet)):
+        for is_field in _mpeg2_pictures(packet):
             has_field |= is_field
             begins_frame |= not (is_field and self._has_first)
             self._has_first = is_field and not self._has_first
@@ -84,12 +96,17 @@ class H264FieldReader:
         if extradata:
             self._note_sequence(_extradata_units(extradata))
 
-    def is_second_field(self, packet: memoryview, *, is_key: bool) -> bool:
+    @property
+    def may_see_fields(self) -> bool:
+        return self._sequence is not None and self._sequence.may_have_fields
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
         if is_key:
-            self._note_sequence(self._units(packet))
-        if self._sequence is None or not self._sequence.may_have_fields:
+            self._note_sequence(self._units(packet, packet_bytes))
+        if not self.may_see_fields:
             return False
-        fields = {field for unit in self._units(packet) if (field := self._field_of(unit))}
+        units = self._units(packet, packet_bytes)
+        fields = {field for unit in units if (field := self._field_of(unit))}
         first, self._first = self._first, None
         if len(fields) != 1:
             return False  # a frame, or both of its fields
@@ -99,8 +116,8 @@ class H264FieldReader:
         self._first = field
         return False
 
-    def _units(self, packet: memoryview) -> Iterator[bytes]:
-        return self._nals.units(bytes(packet[:SEARCHED_BYTES]), len(packet))
+    def _units(self, packet: bytes, packet_bytes: int) -> Iterator[bytes]:
+        return self._nals.units(packet[:SEARCHED_BYTES], packet_bytes)
 
     def _note_sequence(self, units: Iterable[bytes]) -> None:
         for unit in units:

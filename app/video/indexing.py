@@ -44,7 +44,7 @@ class Indexer:
         self._ordinal = 0
         self._has_told_facts = False
         self._last_pts: int | None = None
-        self._movie = MovieIndex(reader, self._keyframes)
+        self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
@@ -132,7 +132,7 @@ class Indexer:
         data = memoryview(packet)
         flags = PacketFlag(0)
         is_second_field = self._fields is not None and self._fields.is_second_field(
-            data, is_key=packet.is_keyframe
+            bytes(data), len(data), is_key=packet.is_keyframe
         )
         if packet.is_keyframe and not is_second_field:  # decoding cannot enter in the middle of a frame
             flags |= PacketFlag.KEY

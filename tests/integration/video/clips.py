@@ -81,6 +81,21 @@ def _h264_fields(*, packets_a_frame: int) -> Recipe:
     return _fields(H264_FIELDS, "fields.h264", packets_a_frame=packets_a_frame, keyframes=range(1))
 
 
+def _frames_then_fields(folder: ClipFolder, target: Path) -> None:
+    """Ten pictures that are frames, then fields in packets of their own."""
+    frames, fields = field_pictures.coded_frames(10), H264_FIELDS[20:]
+    packets = [*((data, TICKS_A_FRAME) for data in frames), *((data, TICKS_A_FRAME // 2) for data in fields)]
+    with av.open(str(folder.get("fields.h264"))) as raw, av.open(str(target), "w") as muxer:
+        stream = muxer.add_stream_from_template(raw.streams.video[0])
+        at = 0
+        for number, (data, ticks) in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+            packet.pts, packet.dts, packet.is_keyframe = at, at, number == 0
+            muxer.mux(packet)
+            at += ticks
+
+
 def _mpeg2_fields(*, packets_a_frame: int, is_intra_only: bool = False) -> Recipe:
     if is_intra_only:
         return _fields(
@@ -120,6 +135,7 @@ RECIPES: dict[str, Recipe] = {
     "fields_apart.ts": _h264_fields(packets_a_frame=2),
     "fields_apart.mkv": _h264_fields(packets_a_frame=2),
     "fields_apart.mp4": _h264_fields(packets_a_frame=2),
+    "fields_apart_later.mp4": _frames_then_fields,
     "fields.m2v": _raw(MPEG2_FIELDS),
     "fields_intra.m2v": _raw(MPEG2_INTRA_FIELDS),
     "mpeg2_fields.ts": _mpeg2_fields(packets_a_frame=1),
