@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 
 import psutil
@@ -199,6 +200,7 @@ class OrphaningPool(KillingPool):
 
     def strike(self, child: ChildProcess) -> None:
         psutil.Process(child.pid).parent().kill()  # not waited for: that is multiprocessing's to do
+        assert connection.wait([child._process.sentinel], timeout=10)  # or the child may end its work before
 
 
 @pytest.mark.parametrize("killing_pool", [KillingPool, OrphaningPool])
