@@ -136,6 +136,8 @@ def _decoders(settings: Settings) -> DecoderPool:
             max_frames=settings.max_frames,
             max_streams=settings.max_streams,
             max_decoded_pixels=settings.max_decoded_pixels,
+            max_tags=settings.max_tags,
+            max_opening_seconds=settings.max_opening_seconds,
             max_header_bytes=settings.max_header_bytes,
         ),
         threads=settings.decoder_threads,

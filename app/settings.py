@@ -246,6 +246,15 @@ class Settings(BaseSettings):
     max_decoded_pixels: int = Field(
         2**47, ge=1, description="width × height × frames of a video; a day of 1080p at 60 fps is 1.1e13"
     )
+    max_tags: int = Field(
+        5000, ge=1, description="tags of an MP4, MOV, Matroska or WebM; their cost grows with their square"
+    )
+    max_opening_seconds: int = Field(
+        5,
+        ge=1,
+        description="processor time to open a container; 20,000 tags take 2 to 5 seconds, an honest video "
+        "under one",
+    )
     max_header_bytes: int = Field(
         512 * MIB, ge=1024, description="size of one MP4 header box, which is read into memory"
     )

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integrat
 from clips import ClipFolder
 from hostile_files import HOSTILE
 from reading import read_video
+from tagged_files import MANY_TAGS
 
 from app.errors import FrameboxError
 from app.settings import Settings
@@ -77,7 +78,8 @@ def outcome_of(pool: DecoderPool, video: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", default=sorted(HOSTILE))
+    files = {**HOSTILE, **MANY_TAGS}
+    parser.add_argument("names", nargs="*", default=sorted(files))
     names = parser.parse_args().names
     settings = Settings()
     print(f"{describe_machine()}\n\n| file | bytes | outcome | seconds | peak MiB |\n|---|---|---|---|---|")
@@ -93,7 +95,7 @@ def main() -> None:
         clips = ClipFolder(Path(folder))
         for name in names:
             video = Path(folder) / name
-            HOSTILE[name][0](clips, video)
+            files[name][0](clips, video)
             started = time.perf_counter()
             with PeakWatch() as watch:
                 outcome = outcome_of(pool, video)

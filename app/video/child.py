@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
@@ -55,7 +58,7 @@ class ChildPlan:
 
 
 class Channel:
-    """The child's ends: commands in, messages out, and two counters in shared memory for the watchdog."""
+    """The child's ends: commands in, messages out, and three counters in shared memory for the watchdog."""
 
     def __init__(self, commands: int, out: int, counters: npt.NDArray[np.uint64]) -> None:
         self._commands = commands
@@ -74,6 +77,13 @@ class Channel:
     def show_fed(self, packets: int) -> None:
         """Tell how many packets of the current request have been given to the decoder, the next included."""
         self._counters[ring.FED_COUNTER] = packets
+
+    @contextmanager
+    def show_opening(self) -> Iterator[None]:
+        """Tell since when a container is being opened, in processor time, for as long as the block runs."""
+        self._counters[ring.OPENING_COUNTER] = time.process_time_ns()
+        yield
+        self._counters[ring.OPENING_COUNTER] = 0
 
     def receive(self) -> tuple[Command, bytes]:
         """Return the next command. Raises EOFError when the engine is gone."""

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -176,6 +177,7 @@ class Channel(Protocol):
     def send(self, kind: Message, payload: bytes = b"") -> None: ...
     def show_read(self, packets: int) -> None: ...
     def show_fed(self, packets: int) -> None: ...
+    def show_opening(self) -> AbstractContextManager[None]: ...
     def receive(self) -> tuple[Command, bytes]: ...
 
 
@@ -192,7 +194,8 @@ class PacketReader:
         self._open()
 
     def _open(self) -> None:
-        self.container = open_container(self._options)
+        with self._channel.show_opening():
+            self.container = open_container(self._options)
         self.stream = choose_stream(self.container, self._options.limits)
         self.container.flags &= ~_GENERATE_PTS
         prepare_decoder(self.stream, self._options)

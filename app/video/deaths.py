@@ -43,7 +43,18 @@ class Deaths:
                 raise DecodingCancelled
             threading.Event().wait(min(left, _POLL_SECONDS))
 
-    def is_excused(self, child: ChildProcess) -> bool:
+    def bury(self, child: ChildProcess, first_packet: int | None) -> int | None:
+        """Close `child`, which died, and return the packet that has killed twice by now, if one has.
+
+        `first_packet` is that at which the child began to decode; None if it was to read only. A death by
+        others is not the video's, and not counted.
+        """
+        fed = first_packet + child.packets_fed if first_packet is not None and child.packets_fed else None
+        is_excused = self._is_excused(child)
+        child.close()
+        return None if is_excused else self._note(fed, child.threads)
+
+    def _is_excused(self, child: ChildProcess) -> bool:
         """Whether others killed `child`, which has ended: not the video's fault, unless it goes on and on."""
         self._failed_starts = 0
         if not child.was_killed_by_others():
@@ -51,7 +62,7 @@ class Deaths:
         self._by_others += 1
         return self._by_others <= _MAX_KILLED_BY_OTHERS
 
-    def note(self, fed: int | None, threads: int) -> int | None:
+    def _note(self, fed: int | None, threads: int) -> int | None:
         """Take note of a death after packet `fed` - 1, and return that packet if it has killed twice.
 
         Several threads work on several packets at once: there the packet is one of the last few.

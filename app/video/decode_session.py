@@ -321,11 +321,8 @@ class DecodeSession:
         if child is None:  # none could be had
             self._deaths.wait_after_failed_start(self._cancelled)
             return request
-        fed = request.entry.ordinal + child.packets_fed if child.packets_fed else None
-        is_excused = self._deaths.is_excused(child)
-        child.close()
+        poison = self._deaths.bury(child, request.entry.ordinal)
         self._held.clear()
-        poison = None if is_excused else self._deaths.note(fed, child.threads)
         if self._deaths.total > _MAX_DEATHS:
             return None
         if poison is None:

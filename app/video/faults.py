@@ -42,6 +42,14 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
             )
 
 
+def slow_opening(limit_seconds: int, seconds: int) -> VideoOverLimit:
+    """Return the error for a container that takes so much processor time to open."""
+    return VideoOverLimit(
+        f"Opening the video takes more than {limit_seconds} seconds of processor time, as very many tags do.",
+        {"limit": "max_opening_seconds", "limit_value": limit_seconds, "value": seconds},
+    )
+
+
 def memory_reason(memory_bytes: int) -> str:
     """Why a frame could not be decoded for want of memory, for the report."""
     return f"the decoder needs more memory than FRAMEBOX_DECODER_MEMORY_BYTES={memory_bytes}"

@@ -1,18 +1,21 @@
-"""Which H.264 packets hold the second field of a frame: no frame comes of them, whatever their time stamps.
+"""Which packets hold the second field of a frame: no frame comes of them, whatever their time stamps.
 
-Source: ITU-T H.264, 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header), 7.4.1.2.4 (the first unit of a
-picture).
+Sources: ITU-T H.264, 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header), 7.4.1.2.4 (the first unit of a
+picture); ITU-T H.262, 6.2.3 (picture header), 6.2.3.1 (picture coding extension).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.video.keyframes import SEARCHED_BYTES, NalReader
 
 _SLICES = (1, 5)
 _SEQUENCE = 7
+_EXTENSION, _PICTURE_CODING = b"\0\0\1\xb5", 8
+_STRUCTURE_BYTE = 6  # of the extension, from its start code on; its last two bits
+_WHOLE_FRAME = 3
 _HEAD_BYTES = 32  # of a slice: its header's beginning
 _WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profile_idc
 
@@ -30,9 +33,62 @@ class _Field(NamedTuple):
     is_bottom: bool
 
 
-class FieldReader:
+class FieldReader(Protocol):
     """Tells second fields, given the packets of one stream in their order."""
 
+    @property
+    def may_see_fields(self) -> bool:
+        """Whether the stream may have fields at all, as far as it has told."""
+        ...
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        """Whether the packet completes the frame that the one before has begun, and holds nothing else.
+
+        `packet` may be the first part of a packet of `packet_bytes`, with the headers of its first picture.
+        """
+        ...
+
+
+def field_reader(codec: str, nals: NalReader, extradata: bytes | None) -> FieldReader | None:
+    """Return the reader for FFmpeg's codec of that name; None if its fields have no packets of their own."""
+    if codec == "h264":
+        return H264FieldReader(nals, extradata)
+    return Mpeg2FieldReader() if codec == "mpeg2video" else None
+
+
+class Mpeg2FieldReader:
+    """Pairs fields as FFmpeg's decoder does: one completes the other, whatever their parity."""
+
+    def __init__(self) -> None:
+        self._has_first = False  # a field that waits for its second
+
+    @property
+    def may_see_fields(self) -> bool:
+        return True
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        del packet_bytes, is_key
+        begins_frame = has_field = False
+        for is_field in _mpeg2_pictures(packet):
+            has_field |= is_field
+            begins_frame |= not (is_field and self._has_first)
+            self._has_first = is_field and not self._has_first
+        return has_field and not begins_frame
+
+
+def _mpeg2_pictures(packet: bytes) -> Iterator[bool]:
+    """Yield, for each picture in the packet, whether it is one field. After a frame nothing is looked for."""
+    at = packet.find(_EXTENSION)
+    while 0 <= at < len(packet) - _STRUCTURE_BYTE:
+        if packet[at + 4] >> 4 == _PICTURE_CODING:
+            is_field = packet[at + _STRUCTURE_BYTE] & 3 != _WHOLE_FRAME
+            yield is_field
+            if not is_field:
+                return
+        at = packet.find(_EXTENSION, at + 4)
+
+
+class H264FieldReader:
     def __init__(self, nals: NalReader, extradata: bytes | None) -> None:
         self._nals = nals
         self._sequence: _Sequence | None = None
@@ -40,13 +96,17 @@ class FieldReader:
         if extradata:
             self._note_sequence(_extradata_units(extradata))
 
-    def is_second_field(self, packet: memoryview, *, is_key: bool) -> bool:
-        """Whether the packet completes the frame that the one before has begun."""
+    @property
+    def may_see_fields(self) -> bool:
+        return self._sequence is not None and self._sequence.may_have_fields
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
         if is_key:
-            self._note_sequence(self._units(packet))
-        if self._sequence is None or not self._sequence.may_have_fields:
+            self._note_sequence(self._units(packet, packet_bytes))
+        if not self.may_see_fields:
             return False
-        fields = {field for unit in self._units(packet) if (field := self._field_of(unit))}
+        units = self._units(packet, packet_bytes)
+        fields = {field for unit in units if (field := self._field_of(unit))}
         first, self._first = self._first, None
         if len(fields) != 1:
             return False  # a frame, or both of its fields
@@ -56,8 +116,8 @@ class FieldReader:
         self._first = field
         return False
 
-    def _units(self, packet: memoryview) -> Iterator[bytes]:
-        return self._nals.units(bytes(packet[:SEARCHED_BYTES]), len(packet))
+    def _units(self, packet: bytes, packet_bytes: int) -> Iterator[bytes]:
+        return self._nals.units(packet[:SEARCHED_BYTES], packet_bytes)
 
     def _note_sequence(self, units: Iterable[bytes]) -> None:
         for unit in units:

@@ -70,13 +70,10 @@ class FrameCount:
                 yield fresh
 
     def _bury(self) -> None:
-        child = self._child
+        child, self._child = self._child, None
         if child is None:
             self._deaths.wait_after_failed_start(self._cancelled)
             return
-        fed = self._entry.ordinal + child.packets_fed if child.packets_fed else None
-        is_excused = self._deaths.is_excused(child)
-        poison = None if is_excused else self._deaths.note(fed, child.threads)
-        self.close()
+        poison = self._deaths.bury(child, self._entry.ordinal)
         if poison is not None and poison >= self._entry.ordinal:
             self.skipped = (*self.skipped, poison)

@@ -2,7 +2,7 @@
 
 FFmpeg believes an MP4's sample counts and takes memory for them: 660 bytes can make it take 3 GB. Here the
 counts are added up first. What is damaged beyond reading is left to FFmpeg, which has limits of its own.
-Sources: ISO/IEC 14496-12 (boxes), RFC 8794 and RFC 9559 (Matroska), the RIFF container of AVI.
+Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from app.video.limits import VideoLimits
+from app.video.matroska_header import MatroskaReader
 
 _MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
 _MAX_INNER_BOXES = 200_000
+_MAX_DEPTH = 8
 _BLOCK_ENTRIES = 16384  # of a table, read at a time: tables of long videos take hundreds of megabytes
 _STTS = np.dtype([("samples", ">u4"), ("ticks", ">u4")])
 _CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
+_OF_TAGS = frozenset((b"udta", b"meta", b"ilst"))
 _ENCRYPTED = frozenset((b"encv", b"pssh", b"sinf"))
 _FIRST_BOXES = frozenset(
     (
@@ -122,7 +125,9 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
     if start[4:8] in _FIRST_BOXES:
         _Mp4Reader(descriptor, header, limits).read()
     elif start[:4] == b"\x1aE\xdf\xa3":
-        header.declared_bytes = _matroska_end(descriptor)
+        matroska = MatroskaReader(descriptor, size)
+        header.declared_bytes = matroska.end
+        matroska.count_tags(_Counter("max_tags", limits.max_tags).add)
     elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
         header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
     return header
@@ -142,6 +147,20 @@ def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator
         at += len(block) * layout.itemsize
 
 
+class _Counter:
+    """Counts to a limit, and raises HeaderOverLimit beyond it."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._value = 0
+
+    def add(self) -> None:
+        self._value += 1
+        if self._value > self._limit:
+            raise HeaderOverLimit(self._name, self._limit, self._value)
+
+
 class _Mp4Reader:
     def __init__(self, descriptor: int, header: Header, limits: VideoLimits) -> None:
         self._descriptor = descriptor
@@ -150,6 +169,7 @@ class _Mp4Reader:
         self._has_movie = False
         self._ticks_a_second = 0
         self._inner_boxes = 0
+        self._tags = _Counter("max_tags", limits.max_tags)
 
     def read(self) -> None:
         end = 0
@@ -161,6 +181,8 @@ class _Mp4Reader:
                 raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
             if box.kind in (b"moov", b"moof"):
                 self._read_movie(box)
+            elif box.kind in _OF_TAGS:
+                self._count_tags(box)
         self._header.declared_bytes = end
         self._header.is_still_image = has_meta and not self._has_movie
 
@@ -174,6 +196,8 @@ class _Mp4Reader:
                 self._check("max_streams", self._limits.max_streams, len(self._header.tracks))
             elif box.kind in _ENCRYPTED:
                 self._header.is_encrypted = True
+            elif box.kind in _OF_TAGS:
+                self._count_tags(box)
             elif box.kind == b"mvhd":
                 self._ticks_a_second = self._time_scale(box)
             elif box.kind == b"trun":
@@ -188,8 +212,18 @@ class _Mp4Reader:
             if self._inner_boxes > _MAX_INNER_BOXES and parent.kind != b"moof":
                 raise HeaderOverLimit("max_streams", self._limits.max_streams, self._inner_boxes)
             yield box
-            if box.kind in _CONTAINERS and box.depth < 8:
+            if box.kind in _CONTAINERS and box.depth < _MAX_DEPTH:
                 yield from self._descend(box)
+
+    def _count_tags(self, parent: Box) -> None:
+        start = parent.start
+        if parent.kind == b"meta" and os.pread(self._descriptor, 4, start + 4) != b"hdlr":
+            start += 4  # of MP4, with a version; QuickTime's has none
+        for box in self._boxes(start, min(parent.end, self._header.file_bytes), parent.depth + 1):
+            if box.kind not in _OF_TAGS:
+                self._tags.add()
+            elif box.depth < _MAX_DEPTH:
+                self._count_tags(box)
 
     def _boxes(self, start: int, end: int, depth: int) -> Iterator[Box]:
         at = start
@@ -273,18 +307,3 @@ class _Mp4Reader:
     def _check(self, name: str, limit: int, value: int) -> None:
         if value > limit:
             raise HeaderOverLimit(name, limit, value)
-
-
-def _matroska_end(descriptor: int) -> int | None:
-    """Where the segment ends, bytes into the file; None if it does not tell, as in a live recording."""
-    at = 0
-    for expected in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
-        head = os.pread(descriptor, 12, at)
-        if head[:4] != expected or len(head) < 5 or not head[4]:
-            return None
-        length = 9 - head[4].bit_length()
-        size = int.from_bytes(head[4 : 4 + length], "big") & ((1 << 7 * length) - 1)
-        if size == (1 << 7 * length) - 1:
-            return None
-        at += 4 + length + size
-    return at

@@ -124,13 +124,11 @@ class IndexSession:
 
     def _may_try_again(self) -> bool:
         """Close the child that died, or wait if there was none to be had."""
-        child = self._child
+        child, self._child = self._child, None
         if child is None:
             self._deaths.wait_after_failed_start(self._cancelled)
             return True
-        if not self._deaths.is_excused(child):
-            self._deaths.note(None, child.threads)
-        self.close()
+        self._deaths.bury(child, None)
         return self._deaths.total <= _MAX_DEATHS
 
     def _plan(self) -> Iterator[Segment]:

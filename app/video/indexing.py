@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, check_size, has_room
 from app.video.facts import VideoFacts
-from app.video.fields import FieldReader
+from app.video.fields import field_reader
 from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
@@ -39,14 +39,12 @@ class Indexer:
         self._limits = limits
         context = reader.stream.codec_context
         self._keyframes = KeyframeReader(context.name, context.extradata)
-        self._fields: FieldReader | None = None
-        if context.name == "h264":
-            self._fields = FieldReader(self._keyframes.nals, context.extradata)
+        self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._has_told_facts = False
         self._last_pts: int | None = None
-        self._movie = MovieIndex(reader, self._keyframes)
+        self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
@@ -133,11 +131,14 @@ class Indexer:
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
         flags = PacketFlag(0)
-        if packet.is_keyframe:
+        is_second_field = self._fields is not None and self._fields.is_second_field(
+            bytes(data), len(data), is_key=packet.is_keyframe
+        )
+        if packet.is_keyframe and not is_second_field:  # decoding cannot enter in the middle of a frame
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
                 flags |= PacketFlag.CLEAN
-        if packet.is_discard or self._shows_nothing(packet, data):
+        if packet.is_discard or is_second_field or self._is_hidden(data):
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         record = PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
@@ -145,9 +146,7 @@ class Indexer:
         self._movie.check(record)
         self._note_pts(packet.pts)
 
-    def _shows_nothing(self, packet: Packet[VideoStream], data: memoryview) -> bool:
-        if self._fields is not None:
-            return self._fields.is_second_field(data, is_key=packet.is_keyframe)
+    def _is_hidden(self, data: memoryview) -> bool:
         return self._keyframes.is_hidden(bytes(data[:4]) + bytes(data[-1:]))
 
     def _note_pts(self, pts: int | None) -> None:

@@ -14,4 +14,6 @@ class VideoLimits:
     max_frames: int = 20_000_000  # frames a video; in MP4, samples over all tracks
     max_streams: int = 32  # streams a container
     max_decoded_pixels: int = 2**47  # width × height × frames: a day of 1080p at 60 fps is 1.1e13
+    max_tags: int = 5000  # of an MP4 or Matroska: FFmpeg compares each with all before it
+    max_opening_seconds: int = 5  # of processor time, for FFmpeg to open a container of whatever kind
     max_header_bytes: int = 512 * 1024 * 1024  # of one MP4 header box that FFmpeg reads into memory

@@ -4,6 +4,7 @@ FFmpeg has the whole index once it has read the header: positions, sizes, decodi
 which packets are keyframes or not shown. Presentation follows by the composition offsets of the file's own
 tables and one shift for the whole track. All this is trusted as long as it agrees: with every packet that was
 read to get at a first frame, with the file's own tables entry by entry, and with the bytes of the keyframes.
+In H.264 that may be interlaced the first bytes of every packet are read, for they alone tell second fields.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from av.index import IndexEntries, IndexEntry
 
 from app.video.container import PacketReader
+from app.video.fields import FieldReader
 from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.planner import PacketFlag, PacketRecord
 from app.video.sample_table import Sample, has_plain_tables, read_samples
@@ -23,19 +25,20 @@ from app.video.sample_table import Sample, has_plain_tables, read_samples
 _TOLD_BY_BYTES = frozenset(("h264", "hevc"))
 _EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
 _CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
-_FIRST_BYTES = 4096  # of a keyframe, where it mostly tells what it is
+_FIRST_BYTES = 4096  # of a packet, which mostly tell what it is
 _ENTRIES_AT_A_TIME = 4096
 
 
 class MovieIndex:
     """The records of packets that need not be read. `check` the packets that were, in order, before."""
 
-    def __init__(self, reader: PacketReader, keyframes: KeyframeReader) -> None:
+    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
         header, stream = reader.header, reader.stream
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = bool(header.tracks) and not header.fragment_samples
         self._reader = reader  # which may open its stream anew
         self._keyframes = keyframes
+        self._fields = fields  # which has seen the packets that were read
         self._codec = stream.codec_context.name
         self._knows_flags = self._codec in _CODECS
         self._is_trusted = False
@@ -83,7 +86,7 @@ class MovieIndex:
             sample = self._sample_of(entry)
             if sample is None:
                 return
-            yield self._record(number, entry, sample.offset_ticks)
+            yield self._with_field(self._record(number, entry, sample.offset_ticks))
             if entry.pos + entry.size > self._file_bytes:
                 return
 
@@ -130,6 +133,16 @@ class MovieIndex:
         if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
             flags |= self._key_flags(entry.pos, size)
         return PacketRecord(ordinal, pts, entry.timestamp, entry.pos, size, flags)
+
+    def _with_field(self, record: PacketRecord) -> PacketRecord:
+        """Interlaced streams may change from frames to fields anywhere: the bytes of each packet tell."""
+        if self._fields is None or not self._fields.may_see_fields or record.position is None:
+            return record
+        head = os.pread(self._reader.descriptor, min(_FIRST_BYTES, record.size_bytes), record.position)
+        is_key = bool(record.flags & PacketFlag.KEY)
+        if self._fields.is_second_field(head, record.size_bytes, is_key=is_key):
+            return record._replace(flags=PacketFlag.DISCARD)
+        return record
 
     def _key_flags(self, position: int, size: int) -> PacketFlag:
         if self._codec not in _TOLD_BY_BYTES:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from app.video import messages, ring
 from app.video.child import ChildPlan, Descriptor, run_child
+from app.video.faults import slow_opening
 from app.video.limits import VideoLimits
 from app.video.messages import Command, DecoderProtocolError, Message, Ready
 
@@ -80,6 +81,7 @@ class ChildProcess:
     ) -> None:
         self.threads = threads
         self._stall_seconds = settings.stall_seconds
+        self._max_opening_seconds = settings.limits.max_opening_seconds
         self._buffer = bytearray()
         self._has_ended = False
         self._start_lock = start_lock
@@ -153,7 +155,8 @@ class ChildProcess:
         """Return the child's next message.
 
         Raises ChildDied if it ends, shows nothing for the stall time, or passes `deadline` (of
-        time.monotonic); DecoderProtocolError; DecodingCancelled.
+        time.monotonic); VideoOverLimit if opening the video takes too much processor time;
+        DecoderProtocolError; DecodingCancelled.
         """
         last_sign = time.monotonic()
         signs = self._signs_of_life()
@@ -167,12 +170,24 @@ class ChildProcess:
                 signs, last_sign = shown, now
             if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
                 raise ChildDied("stood still")
+            self._check_opening()
             if _poll(self._messages, select.POLLIN, _POLL_SECONDS):
                 self._read_more()
 
-    def _signs_of_life(self) -> tuple[int, int]:
-        read, fed = ring.counters(self.memory)
-        return int(read), int(fed)
+    def _signs_of_life(self) -> tuple[int, ...]:
+        return tuple(map(int, ring.counters(self.memory)))
+
+    def _check_opening(self) -> None:
+        """A retry would take as long: what opens too slowly is refused, not taken for a child that hangs."""
+        begun = int(ring.counters(self.memory)[ring.OPENING_COUNTER])
+        if not begun or self.pid is None:
+            return
+        try:
+            spent = (time.clock_gettime_ns(_processor_clock(self.pid)) - begun) // 1_000_000_000
+        except OSError:
+            return  # it has ended
+        if spent >= self._max_opening_seconds:
+            raise slow_opening(self._max_opening_seconds, spent)
 
     def _read_more(self) -> None:
         piece = os.read(self._messages, 1 << 16)
@@ -226,6 +241,11 @@ class ChildProcess:
         _poll(self._process.sentinel, select.POLLIN, seconds)
         with self._start_lock:
             return self._process.exitcode
+
+
+def _processor_clock(pid: int) -> int:
+    """The clock of a process's processor time, as clock_getcpuclockid of the C library makes it on Linux."""
+    return ~pid << 3 | 2
 
 
 def _poll(descriptor: int, event: int, seconds: float) -> bool:

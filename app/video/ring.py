@@ -1,4 +1,4 @@
-"""The ring: memory without a name that engine and child share, two counters and then pictures.
+"""The ring: memory without a name that engine and child share, three counters and then pictures.
 
 It is sealed, so that a child cannot shrink it under the engine's feet, and it is gone with the last of
 the two processes.
@@ -17,13 +17,14 @@ import numpy.typing as npt
 HEADER_BYTES = 4096
 READ_COUNTER = 0  # packets that the child has read, in its life
 FED_COUNTER = 1  # packets of the current request given to the decoder
+OPENING_COUNTER = 2  # nanoseconds of its processor time at which the child began to open; 0 when it is not
 
 _F_ADD_SEALS = 1033
 _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
 
 
 def counters(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    return memory[:16].view(np.uint64)
+    return memory[:24].view(np.uint64)
 
 
 def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:

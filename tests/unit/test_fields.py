@@ -1,11 +1,11 @@
-"""Second fields of H.264 frames are told by their slice headers."""
+"""Second fields are told by the headers of slices (H.264) and of pictures (MPEG-2)."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.video.fields import FieldReader
+from app.video.fields import H264FieldReader, Mpeg2FieldReader
 from app.video.keyframes import NalReader
 
 START = b"\0\0\0\1"
@@ -22,8 +22,8 @@ def a_slice(frame_number: int, fields: str) -> bytes:
 
 
 def second_fields(parameters: bytes, *packets: bytes) -> list[bool]:
-    reader = FieldReader(NalReader("h264", None), parameters)
-    return [reader.is_second_field(memoryview(packet), is_key=False) for packet in packets]
+    reader = H264FieldReader(NalReader("h264", None), parameters)
+    return [reader.is_second_field(packet, len(packet), is_key=False) for packet in packets]
 
 
 TOP, BOTTOM, FRAME = "10", "11", "0"
@@ -45,10 +45,30 @@ def test_a_stream_of_frames_only_is_not_looked_at() -> None:
     assert second_fields(PROGRESSIVE, a_slice(0, TOP), a_slice(0, BOTTOM)) == [False, False]
 
 
+def mpeg2_picture(structure: int) -> bytes:
+    header, extension = b"\0\0\1\0\0\x0f\xff\xf8", bytes([0x8F, 0xFF, 0xF0 | structure, 0, 0])
+    return header + b"\0\0\1\xb5" + extension + b"\0\0\1\1" + bytes(range(2, 90))
+
+
+def mpeg2_second_fields(*packets: bytes) -> list[bool]:
+    reader = Mpeg2FieldReader()
+    return [reader.is_second_field(packet, len(packet), is_key=False) for packet in packets]
+
+
+def test_every_other_field_of_mpeg2_is_a_second_one() -> None:
+    top, bottom, frame = map(mpeg2_picture, (1, 2, 3))
+    sequence = b"\0\0\1\xb3" + bytes(8) + b"\0\0\1\xb5" + bytes([0x14, 0x8A]) + bytes(4)
+    assert mpeg2_second_fields(sequence + top, bottom, bottom, top) == [False, True, False, True]
+    assert mpeg2_second_fields(frame, top, bottom, frame, frame) == [False, False, True, False, False]
+    assert mpeg2_second_fields(top + bottom, top + bottom, top, bottom) == [False, False, False, True]
+    assert mpeg2_second_fields(top, frame, top, bottom) == [False, False, False, True]
+    assert mpeg2_second_fields(top, b"", b"\0\0\1\xb5", bottom) == [False, False, False, True]
+
+
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_any_bytes_are_read(parameters: bytes, packet: bytes) -> None:
     for start in (b"", START, START + b"\x67", b"\1"):
-        reader = FieldReader(NalReader("h264", None), start + parameters)
-        reader.is_second_field(
-            memoryview(start + b"\x67" + parameters + START + b"\x41" + packet), is_key=True
-        )
+        reader = H264FieldReader(NalReader("h264", None), start + parameters)
+        whole = start + b"\x67" + parameters + START + b"\x41" + packet
+        reader.is_second_field(whole, len(whole), is_key=True)
+    mpeg2_second_fields(packet, mpeg2_picture(1)[: len(parameters)] + packet, b"\0\0\1\xb5" + packet)

@@ -138,6 +138,43 @@ def test_a_live_recording_does_not_tell_its_size(read: Reader) -> None:
     assert read(b"\x1aE\xdf\xa3\x80" + b"\x18S\x80g\x01" + b"\xff" * 7 + bytes(50)).declared_bytes is None
 
 
+def element(name: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return name + struct.pack(">Q", len(body) | 1 << 56) + body
+
+
+@pytest.mark.parametrize("is_at_the_end", [False, True])
+def test_tags_of_a_matroska_are_counted_where_its_seek_head_points_too(
+    is_at_the_end: bool, read: Reader
+) -> None:
+    tag = element(b"g\xc8", element(b"E\xa3", b"NAME"), element(b"D\x87", b"value"))
+    tags = element(b"\x12T\xc3g", element(b"ss", element(b"c\xc0"), *[tag] * 5))
+    cluster = element(b"\x1fC\xb6u", bytes(99))
+
+    def seek_head(position: int) -> bytes:
+        target = element(b"S\xab", b"\x12T\xc3g"), element(b"S\xac", struct.pack(">I", position))
+        return element(b"\x11M\x9bt", element(b"M\xbb", *target))
+
+    place = len(seek_head(0)) + (len(cluster) if is_at_the_end else 0)
+    content = [cluster, tags] if is_at_the_end else [tags, cluster]
+    data = element(b"\x1aE\xdf\xa3") + element(b"\x18S\x80g", seek_head(place), *content)
+    assert not read(data, VideoLimits(max_tags=5)).is_cut_short
+    with pytest.raises(HeaderOverLimit, match="max_tags"):
+        read(data, VideoLimits(max_tags=4))
+
+
+def test_tags_of_a_movie_are_counted_in_all_of_its_boxes_of_tags(read: Reader) -> None:
+    names = [b"\xa9nam", b"\xa9ART", b"\xa9day"]
+    tags = box(b"ilst", *(box(name, box(b"data", bytes(8), b"x")) for name in names))
+    handler = box(b"hdlr", bytes(8), b"mdir", bytes(13))
+    of_mp4, of_quicktime = box(b"meta", bytes(4), handler, tags), box(b"meta", handler, tags)
+    own = box(b"udta", of_mp4, box(b"\xa9cmt", b"\0\1\0\0x"))
+    data = FTYP + box(b"moov", track(50), own, of_quicktime) + box(b"mdat", bytes(5000))
+    assert read(data, VideoLimits(max_tags=9)).tracks[0].handler == b"vide"  # with two handlers of the tags
+    with pytest.raises(HeaderOverLimit, match="max_tags"):
+        read(data, VideoLimits(max_tags=8))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_any_bytes_after_a_known_beginning_are_read_or_refused(read: Reader, data: bytes) -> None:

@@ -9,7 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from field_pictures import coded_fields
+import field_pictures
+import mpeg2_fields
 
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=size=128x72:rate=25:duration=2"]  # 50 frames, all different
 H264 = ["-c:v", "libx264", "-preset", "veryfast", "-g", "12", "-bf", "3", "-pix_fmt", "yuv420p"]
@@ -53,27 +54,62 @@ def _tail(name: str, skipped_bytes: int) -> Recipe:
 TICKS_A_FRAME = 3600  # of 90 kHz
 
 
-def _fields(*, packets_a_frame: int) -> Recipe:
+H264_FIELDS = field_pictures.coded_fields(50)
+MPEG2_FIELDS = mpeg2_fields.coded_fields(50, group=12, is_intra_only=False)
+MPEG2_INTRA_FIELDS = mpeg2_fields.coded_fields(50, group=12, is_intra_only=True)
+
+
+def _fields(fields: list[bytes], raw_name: str, *, packets_a_frame: int, keyframes: range) -> Recipe:
     """Field pictures, each in a packet with a time stamp of its own, or both of a frame in one."""
 
     def make(folder: ClipFolder, target: Path) -> None:
-        fields = coded_fields(50)
         size = 2 // packets_a_frame
         step = TICKS_A_FRAME // packets_a_frame
-        with av.open(str(folder.get("fields.h264"))) as raw, av.open(str(target), "w") as muxer:
+        with av.open(str(folder.get(raw_name))) as raw, av.open(str(target), "w") as muxer:
             stream = muxer.add_stream_from_template(raw.streams.video[0])
             for number in range(len(fields) // size):
                 packet = av.Packet(b"".join(fields[number * size : (number + 1) * size]))
                 packet.stream, packet.time_base = stream, Fraction(1, 90_000)
                 packet.pts = packet.dts = number * step
-                packet.is_keyframe = number == 0
+                packet.is_keyframe = number * size in keyframes
                 muxer.mux(packet)
 
     return make
 
 
-def _raw_fields(_folder: ClipFolder, target: Path) -> None:
-    target.write_bytes(b"".join(coded_fields(50)))
+def _h264_fields(*, packets_a_frame: int) -> Recipe:
+    return _fields(H264_FIELDS, "fields.h264", packets_a_frame=packets_a_frame, keyframes=range(1))
+
+
+def _frames_then_fields(folder: ClipFolder, target: Path) -> None:
+    """Ten pictures that are frames, then fields in packets of their own."""
+    frames, fields = field_pictures.coded_frames(10), H264_FIELDS[20:]
+    packets = [*((data, TICKS_A_FRAME) for data in frames), *((data, TICKS_A_FRAME // 2) for data in fields)]
+    with av.open(str(folder.get("fields.h264"))) as raw, av.open(str(target), "w") as muxer:
+        stream = muxer.add_stream_from_template(raw.streams.video[0])
+        at = 0
+        for number, (data, ticks) in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+            packet.pts, packet.dts, packet.is_keyframe = at, at, number == 0
+            muxer.mux(packet)
+            at += ticks
+
+
+def _mpeg2_fields(*, packets_a_frame: int, is_intra_only: bool = False) -> Recipe:
+    if is_intra_only:
+        return _fields(
+            MPEG2_INTRA_FIELDS, "fields_intra.m2v", packets_a_frame=packets_a_frame, keyframes=range(100)
+        )
+    return _fields(MPEG2_FIELDS, "fields.m2v", packets_a_frame=packets_a_frame, keyframes=range(0, 100, 24))
+
+
+def _raw(fields: list[bytes]) -> Recipe:
+    return lambda _folder, target: _write(target, b"".join(fields))
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.write_bytes(data)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -93,12 +129,23 @@ RECIPES: dict[str, Recipe] = {
     "h264_444_odd.mkv": [*H264, "-vf", "scale=127:71", "-pix_fmt", "yuv444p"],
     "h264_full_range.mp4": [*H264, "-pix_fmt", "yuvj420p", "-color_range", "pc"],
     "h264_bt709.mp4": [*H264, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"],
-    "fields.h264": _raw_fields,
-    "fields.ts": _fields(packets_a_frame=1),
-    "fields.mkv": _fields(packets_a_frame=1),
-    "fields_apart.ts": _fields(packets_a_frame=2),
-    "fields_apart.mkv": _fields(packets_a_frame=2),
-    "fields_apart.mp4": _fields(packets_a_frame=2),
+    "fields.h264": _raw(H264_FIELDS),
+    "fields.ts": _h264_fields(packets_a_frame=1),
+    "fields.mkv": _h264_fields(packets_a_frame=1),
+    "fields_apart.ts": _h264_fields(packets_a_frame=2),
+    "fields_apart.mkv": _h264_fields(packets_a_frame=2),
+    "fields_apart.mp4": _h264_fields(packets_a_frame=2),
+    "fields_apart_later.mp4": _frames_then_fields,
+    "fields.m2v": _raw(MPEG2_FIELDS),
+    "fields_intra.m2v": _raw(MPEG2_INTRA_FIELDS),
+    "mpeg2_fields.ts": _mpeg2_fields(packets_a_frame=1),
+    "mpeg2_fields.mpg": _mpeg2_fields(packets_a_frame=1),
+    "mpeg2_fields.mkv": _mpeg2_fields(packets_a_frame=1),
+    "mpeg2_fields_apart.ts": _mpeg2_fields(packets_a_frame=2),
+    "mpeg2_fields_apart.mpg": _mpeg2_fields(packets_a_frame=2),
+    "mpeg2_fields_apart.mkv": _mpeg2_fields(packets_a_frame=2),
+    "mpeg2_intra_fields_apart.ts": _mpeg2_fields(packets_a_frame=2, is_intra_only=True),
+    "mpeg2_intra_fields_apart.mkv": _mpeg2_fields(packets_a_frame=2, is_intra_only=True),
     "hevc_open_gop.mp4": HEVC,
     "hevc_open_gop.ts": HEVC,
     "hevc_10.mkv": HEVC_10,

@@ -26,20 +26,25 @@ class Bits:
         digits = format(value + 1, "b")
         self._bits.append("0" * (len(digits) - 1) + digits)
 
+    def code(self, digits: str) -> None:
+        self._bits.append(digits)
+
     def align(self) -> None:
         self._bits.append("0" * (-len("".join(self._bits)) % 8))
 
     def samples(self, data: bytes) -> None:
         self._bits.append("".join(format(byte, "08b") for byte in data))
 
+    def content(self) -> bytes:
+        text = "".join(self._bits)
+        return bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
+
     def unit(self, kind: int) -> bytes:
         """The NAL unit with a start code, its end marked and its zeros kept apart (7.4.1)."""
         self._bits.append("1")
         self.align()
-        text = "".join(self._bits)
-        payload = bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
         escaped = bytearray()
-        for byte in payload:
+        for byte in self.content():
             if byte <= 3 and escaped[-2:] == b"\0\0":
                 escaped.append(3)
             escaped.append(byte)
@@ -72,23 +77,25 @@ def _parameter_sets() -> bytes:
     return sequence.unit(7) + picture.unit(8)
 
 
-def _field(frame: int, *, is_bottom: bool, luma: int) -> bytes:
+def _picture(frame: int, *, is_bottom: bool | None, luma: int) -> bytes:
+    """A field, or a frame where `is_bottom` is None."""
     is_idr = frame == 0 and not is_bottom
     bits = Bits()
     for value in (0, _I_SLICE, 0):  # first macroblock, type, parameter set
         bits.golomb(value)
     bits.number(frame % 256, 8)
-    bits.number(1, 1)
-    bits.number(is_bottom, 1)
+    bits.number(is_bottom is not None, 1)
+    if is_bottom is not None:
+        bits.number(is_bottom, 1)
     if is_idr:
         bits.golomb(0)
-    bits.number((2 * frame + is_bottom) % 256, 8)
+    bits.number((2 * frame + bool(is_bottom)) % 256, 8)
     if is_idr:
         bits.number(0, 2)
     else:
         bits.number(0, 1)
     bits.golomb(0)  # quantiser
-    for _ in range(_MACROBLOCKS_A_FIELD):
+    for _ in range(_MACROBLOCKS_A_FIELD * (2 if is_bottom is None else 1)):
         bits.golomb(_I_PCM)
         bits.align()
         bits.samples(bytes([luma]) * 256 + bytes([128]) * 128)
@@ -100,7 +107,14 @@ def coded_fields(frames: int) -> list[bytes]:
     fields = []
     for frame in range(frames):
         luma = 20 + 3 * frame
-        fields.append(_field(frame, is_bottom=False, luma=luma))
-        fields.append(_field(frame, is_bottom=True, luma=luma + 1))
+        fields.append(_picture(frame, is_bottom=False, luma=luma))
+        fields.append(_picture(frame, is_bottom=True, luma=luma + 1))
     fields[0] = _parameter_sets() + fields[0]
     return fields
+
+
+def coded_frames(frames: int) -> list[bytes]:
+    """`frames` access units that are one picture each, as may come before fields in the same stream."""
+    units = [_picture(frame, is_bottom=None, luma=20 + 3 * frame) for frame in range(frames)]
+    units[0] = _parameter_sets() + units[0]
+    return units

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,7 @@ def pool_of(main: Callable[[ChildPlan], None], *, threads: int = 1) -> Iterator[
     with DecoderPool(
         limits=VideoLimits(),
         threads=threads,
-        memory_bytes=512 * MIB,
+        memory_bytes=128 * MIB,  # which a child that hoards takes within the stall time on a busy machine
         ring_bytes=4 * MIB,
         stall_seconds=1.0,
         child_main=main,
@@ -199,6 +200,7 @@ class OrphaningPool(KillingPool):
 
     def strike(self, child: ChildProcess) -> None:
         psutil.Process(child.pid).parent().kill()  # not waited for: that is multiprocessing's to do
+        assert connection.wait([child._process.sentinel], timeout=10)  # or the child may end its work before
 
 
 @pytest.mark.parametrize("killing_pool", [KillingPool, OrphaningPool])

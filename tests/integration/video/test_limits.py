@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from clips import ClipFolder
-from reading import MIB, read_video
+from reading import MIB, WHOLE, never, read_video
+from tagged_files import tagged
 
 from app.errors import VideoOverLimit
 from app.settings import Settings
@@ -47,3 +50,33 @@ def test_a_video_at_a_limit_is_read(name: str, clips: ClipFolder) -> None:
     limits = VideoLimits(**{name: exact[name]})
     with DecoderPool(limits=limits, memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool:
         assert len(read_video(pool, clips.get("h264.mp4")).frames) == 50
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "webm"])
+def test_tags_are_counted_before_they_are_compared(
+    container: str, clips: ClipFolder, pool: DecoderPool, tmp_path: Path
+) -> None:
+    video = tmp_path / f"tagged.{container}"
+    tagged(container, VideoLimits().max_tags - 10)(clips, video)
+    assert len(read_video(pool, video, frame_size=(64, 36)).frames) == 50
+    tagged(container, 20 * VideoLimits().max_tags)(clips, video)
+    with pytest.raises(VideoOverLimit) as refused:
+        read_video(pool, video)
+    limit = VideoLimits().max_tags
+    assert refused.value.extensions == {"limit": "max_tags", "limit_value": limit, "value": limit + 1}
+
+
+@pytest.mark.parametrize("container", ["ogg", "avi"])
+def test_what_opens_too_slowly_is_refused_at_the_first_try(
+    container: str, clips: ClipFolder, tmp_path: Path
+) -> None:
+    """It would stand still for longer than a child may, three times over."""
+    video = tmp_path / f"tagged.{container}"
+    tagged(container, 100_000)(clips, video)  # for one or two minutes
+    limits = VideoLimits(max_opening_seconds=1)
+    with (
+        DecoderPool(limits=limits, memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool,
+        pytest.raises(VideoOverLimit) as refused,
+    ):
+        pool.index(video, segment_frames=WHOLE, cancelled=never)
+    assert refused.value.extensions == {"limit": "max_opening_seconds", "limit_value": 1, "value": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -75,6 +76,9 @@ class CountingChannel:
 
     def show_fed(self, packets: int) -> None:
         self.packets_fed = packets
+
+    def show_opening(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def receive(self) -> tuple[Command, bytes]:
         return Command.RELEASE, self.freed.pop(0)
