@@ -47,6 +47,11 @@ FRAMES_IN_MEMORY = 128
 class FindsNothing(SizedDetector):
     """Takes frames as its model does, and does nothing with them."""
 
+    @property
+    def name(self) -> str:
+        """Its own: segments are sent to the device of the model that has their detector's name."""
+        return DECODE_ALONE + self.detector.name
+
     def detect(self, frames: Tensor) -> list[Detections]:
         return [Detections.empty() for _ in frames]
 
