@@ -11,6 +11,7 @@ import structlog
 import torch
 
 from app.detection.model_pool import ModelBudget, ModelPool
+from app.detection.precision import Precision
 from app.detection.registry import detector_names, load_detector
 from app.jobs.engine import Engine, EngineLimits
 from app.jobs.retention import Retention, RetentionLimits
@@ -111,7 +112,11 @@ def _models(settings: Settings, data: DataFolder) -> ModelPool:
     return ModelPool(
         devices=devices,
         load=lambda name, device: load_detector(
-            name, device=device, models_folder=settings.models, allowed_hashes=settings.model_hashes
+            name,
+            device=device,
+            models_folder=settings.models,
+            allowed_hashes=settings.model_hashes,
+            precision=Precision(settings.precision),
         ),
         profiles=ProfileStore(data.profiles, data.model_attempts, runtime=_runtime()),
         budget=ModelBudget(max(0, room_bytes), _device_bytes(devices)),

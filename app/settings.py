@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="torch devices, comma-separated; all CUDA devices, or the CPU, if empty"
     )
+    precision: str = Field(
+        "float32",
+        pattern="^(float32|float16|bfloat16)$",
+        description="what networks of torch compute in on CUDA, unless their declarations say otherwise; 16 "
+        "bits change boxes a little, by what /v1/models tells as precision_effect",
+    )
 
     # -- HTTP
     max_upload_bytes: int = Field(

@@ -20,7 +20,9 @@ def main() -> int:
         print("python -m benchmarks NAME [--help]; NAME is one of: " + ", ".join(NAMES))
         return 2
     name = sys.argv.pop(1)
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the engine does
+    # As the engine has it (`programs.prepare_engine`), before anything loads torch or onnxruntime.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     importlib.import_module(f"benchmarks.{name}").main()
     return 0
 

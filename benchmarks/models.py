@@ -39,7 +39,7 @@ from benchmarks.job import Bench
 from benchmarks.machine import describe_machine
 from benchmarks.plain_detection import Box, PlainDetector, agreement, captured, decoded
 
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.05
 DECODE_ALONE = "decode alone, as "  # and a model's name: its frames and batches, and no boxes
 FRAMES_IN_MEMORY = 128
 
@@ -47,13 +47,21 @@ FRAMES_IN_MEMORY = 128
 class FindsNothing(SizedDetector):
     """Takes frames as its model does, and does nothing with them."""
 
+    @property
+    def name(self) -> str:
+        """Its own: segments are sent to the device of the model that has their detector's name."""
+        return DECODE_ALONE + self.detector.name
+
     def detect(self, frames: Tensor) -> list[Detections]:
         return [Detections.empty() for _ in frames]
 
 
 @dataclass
 class CpuSeconds:
-    """What this process and its descendants took while a block ran; sampled, so a little less than that."""
+    """What this process and its descendants took while a block ran; sampled, so a little less than that.
+
+    What the sampling itself takes, up to a fifth of a core, is left out.
+    """
 
     total: float = 0.0
 
@@ -61,6 +69,7 @@ class CpuSeconds:
 @contextmanager
 def cpu_seconds() -> Iterator[CpuSeconds]:
     spent, last, done = CpuSeconds(), {}, threading.Event()
+    sampling = []
     own = psutil.Process()
 
     def look() -> None:
@@ -74,6 +83,7 @@ def cpu_seconds() -> Iterator[CpuSeconds]:
     def watch() -> None:
         while not done.wait(SAMPLE_SECONDS):
             look()
+        sampling.append(time.thread_time())
 
     look()
     before = dict(last)
@@ -87,6 +97,7 @@ def cpu_seconds() -> Iterator[CpuSeconds]:
         look()
         # A process that began during the block is charged from zero on.
         spent.total = sum(now - (first if pid in before else 0.0) for pid, (first, now) in last.items())
+        spent.total -= sum(sampling)
 
 
 def pool_of(folder: Path, scratch: Path) -> ModelPool:
@@ -111,7 +122,8 @@ def parity(bench: Bench, models: ModelPool, folder: Path, videos: list[Path], sc
             for other, rivals in answers.items():
                 if one != other:
                     result = agreement(found, rivals)
-                    print(f"{video.name}: {result.agreeing} of {result.compared} of {one} in {other}")
+                    told = f"{result.agreeing} of {result.compared} ({result.share:.2%}) of {one} in {other}"
+                    print(f"{video.name}: {told}", *result.differences, sep="\n    ", flush=True)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,30 @@ Box = dict[str, Any]  # as in an answer: box, label, score
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A certain box that the other answer does not have, and its nearest one of that label."""
+
+    frame_id: int
+    found: Box
+    nearest: Box | None
+
+    def __str__(self) -> str:
+        told = f"frame {self.frame_id}: {self.found['label']} {self.found['score']:.3f}"
+        if self.nearest is None:
+            return f"{told}, and no box of that label"
+        return f"{told}, {self.nearest['score']:.3f} at {_overlap(self.found, self.nearest):.3f}"
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How many certain boxes of one answer the other has too, in the same place and with the same label."""
 
     compared: int
-    agreeing: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def agreeing(self) -> int:
+        return self.compared - len(self.differences)
 
     @property
     def share(self) -> float:
@@ -91,17 +111,16 @@ def captured(video: Path) -> Iterator[Frame]:
 
 def agreement(ones: Iterable[list[Box]], others: Iterable[list[Box]]) -> Agreement:
     """Compare two answers, frame by frame: the certain boxes of `ones` with all of `others`."""
-    compared = agreeing = 0
-    for one, other in zip(ones, others, strict=True):
+    compared, differences = 0, []
+    for frame_id, (one, other) in enumerate(zip(ones, others, strict=True)):
         for found in one:
             if found["score"] > CERTAIN_SCORE:
                 compared += 1
-                agreeing += any(_is_same(found, rival) for rival in other)
-    return Agreement(compared, agreeing)
-
-
-def _is_same(one: Box, other: Box) -> bool:
-    return bool(one["label"] == other["label"] and _overlap(one, other) > SAME_PLACE)
+                rivals = [rival for rival in other if rival["label"] == found["label"]]
+                nearest = max(rivals, key=partial(_overlap, found), default=None)
+                if nearest is None or _overlap(found, nearest) <= SAME_PLACE:
+                    differences.append(Difference(frame_id, found, nearest))
+    return Agreement(compared, tuple(differences))
 
 
 def _overlap(one: Box, other: Box) -> float:

@@ -16,6 +16,7 @@
     min_score = 0.25              # where a request names none
     max_overlap = 0.45            # of boxes of one class that both stay
     max_boxes = 300               # a frame
+    precision = "float32"         # what it computes in: float32, float16, bfloat16
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, BoxFormat, Coordinates, Layout, Reading
 from app.detection.network_input import Channels, NetworkInput, PixelRules
+from app.detection.precision import Precision
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault
 
@@ -59,6 +61,7 @@ class Declaration(BaseModel):
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
     max_overlap: float = Field(default=0.45, gt=0, le=1)
     max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
+    precision: Precision | None = None  # None: as FRAMEBOX_PRECISION has it
 
     @property
     def input_size(self) -> InputSize:

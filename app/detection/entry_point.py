@@ -20,9 +20,10 @@ from torch import Tensor
 from app.detection.checks import check_batch
 from app.detection.declaration import validated
 from app.detection.detector import Detections
+from app.detection.golden import golden_picture
 from app.detection.model_content import ModelContent, changed_fault, hash_model
 from app.detection.model_modules import import_beside
-from app.detection.network import golden_picture, reason
+from app.detection.network import reason
 from app.errors import ModelFault
 
 ENTRY_POINT = "entry_point"

@@ -22,6 +22,7 @@ from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, Reading
 from app.detection.model_content import ModelContent
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
@@ -59,6 +60,7 @@ class FolderDeclaration(BaseModel):
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)  # as transformers' own pipeline has it
     max_boxes: int | None = Field(default=None, ge=1, le=MOST_BOXES)
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
         batch=None,
     )
     network = HuggingFaceNetwork(module.to(device), NetworkInput())
-    return LoadedNetwork(network, rules, labels, declaration.min_score)
+    return LoadedNetwork(network, rules, labels, declaration.min_score, declaration.precision)
 
 
 def _json(content: ModelContent, file: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that holds one such file, the files of Hugging Face, or Python code, and perhaps
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +19,18 @@ from app.detection.detector import Detector
 from app.detection.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.huggingface import CONFIG_FILE, load_huggingface
 from app.detection.model_content import DECLARATION_FILE, ModelContent, ModelFiles, hash_model
-from app.detection.network import LoadedNetwork, Network, NetworkDetector, NetworkRules, check_at_load
-from app.detection.onnx import load_onnx
+from app.detection.network import (
+    LoadedNetwork,
+    Network,
+    NetworkDetector,
+    NetworkRules,
+    check_at_load,
+    check_lowered,
+)
+from app.detection.onnx import OnnxNetwork, load_onnx
+from app.detection.precision import Precision, choose_precision
 from app.detection.pt2 import load_pt2
-from app.detection.torchscript import load_torchscript
+from app.detection.torchscript import TorchScriptNetwork, load_torchscript
 from app.detection.torchvision_models import load_torchvision
 from app.errors import ModelFault
 
@@ -31,6 +40,8 @@ BATCH_SIZE_CUDA = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 WEIGHTS_SUFFIX = ".pth"
 
+_log = logging.getLogger(__name__)
+
 Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
 
 # Formats of one file, which holds the whole network.
@@ -38,6 +49,10 @@ FORMATS: Mapping[str, Loader] = MappingProxyType(
     {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
 )
 SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
+
+# Networks that compute in what their files say. TorchScript has an autocast of its own, which its first call
+# settles for good.
+FIXED_NETWORKS = (OnnxNetwork, TorchScriptNetwork)
 
 
 def find_models(folder: Path) -> dict[str, ModelFiles]:
@@ -68,9 +83,17 @@ def _is_model(path: Path) -> bool:
     return len([file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]) == 1
 
 
-def load_model(name: str, files: ModelFiles, device: str, *, allowed_hashes: Path | None = None) -> Detector:
+def load_model(
+    name: str,
+    files: ModelFiles,
+    device: str,
+    *,
+    allowed_hashes: Path | None = None,
+    precision: Precision = Precision.FLOAT32,
+) -> Detector:
     """Load a model onto a device and check it. Raises ModelFault with what is wrong and what to write.
 
+    A network on CUDA computes in `precision` unless its file or its declaration says otherwise.
     With `allowed_hashes`, a file that ``sha256sum`` wrote, only what is listed there is loaded.
     """
     content = hash_model(name, files)
@@ -91,7 +114,32 @@ def load_model(name: str, files: ModelFiles, device: str, *, allowed_hashes: Pat
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
     check_at_load(detector)
-    return detector
+    wanted = choose_precision(device, declared=loaded.precision, setting=precision)
+    return _in_precision(detector, loaded, wanted)
+
+
+def _in_precision(detector: NetworkDetector, loaded: LoadedNetwork, wanted: Precision) -> NetworkDetector:
+    """Return the detector as it computes in `wanted`, or as it is where its file leaves no choice.
+
+    Raises ModelFault where that contradicts its declaration, or it is of no use in so few bits.
+    """
+    if wanted == detector.precision:
+        return detector
+    if isinstance(loaded.network, FIXED_NETWORKS) or detector.precision != Precision.FLOAT32:
+        if loaded.precision is not None:
+            raise ModelFault(
+                f"Model {detector.name!r} computes in {detector.precision}, as its file has it, but "
+                f"precision = {wanted.value!r} is declared. Leave that out of framebox.toml, or export the "
+                "network anew: as .pt2 it takes any."
+            )
+        _log.warning(
+            "model keeps its file's precision",
+            extra={"model": detector.name, "precision": detector.precision, "setting": wanted.value},
+        )
+        return detector
+    lowered = detector.lowered(wanted)
+    check_lowered(lowered)
+    return lowered
 
 
 def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
@@ -108,7 +156,7 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
         reading=declaration.reading,
         batch=network.takes.batch or declaration.batch,
     )
-    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score)
+    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def _network_file(content: ModelContent) -> str:

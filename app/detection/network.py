@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from app.detection.detector import Detections
+from app.detection.golden import golden_picture
 from app.detection.layouts import Candidates, Columns, Layout, Reading, fitting_layouts, read_columns, select
 from app.detection.network_input import NetworkInput, PixelRules, hand_over
 from app.detection.outputs import describe_output, first_tensor
+from app.detection.precision import AutocastNetwork, Precision
 from app.detection.resize import Fitting
 from app.errors import ModelFault
 
@@ -50,10 +54,13 @@ class LoadedNetwork:
     rules: NetworkRules
     class_names: Sequence[str]
     min_score: float  # where a request names none
+    precision: Precision | None  # what is declared
 
 
 class NetworkDetector:
     """A network, and the rules for what its numbers mean. Fulfils Detector."""
+
+    reference: NetworkDetector | None = None  # the same network in float32, where this one has fewer bits
 
     def __init__(
         self,
@@ -80,6 +87,15 @@ class NetworkDetector:
     @property
     def layout(self) -> Layout:
         return self._rules.reading.layout
+
+    def lowered(self, precision: Precision) -> Self:
+        """Return the same network as another model, which computes in 16 bits. It has to be one of torch."""
+        other = copy.copy(self)
+        other.reference = self
+        other.precision = precision.value
+        other.fingerprint = hashlib.sha256(f"{self.fingerprint} {precision}".encode()).hexdigest()
+        other._network = AutocastNetwork(self._network, torch.device(self.device), precision)  # noqa: SLF001 - our own
+        return other
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         return self._rules.fitting.frame_size(width, height)
@@ -109,8 +125,16 @@ class NetworkDetector:
             raise ModelFault(self._mismatch(output, frame_count))
         # One pass over each: NaN and infinity both survive a sum.
         if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
-            raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.")
+            raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
         return columns
+
+    @property
+    def advice(self) -> str:
+        """What to do about a fault that may come of few bits; nothing in float32."""
+        if self.reference is None:
+            return ""
+        wider = 'precision = "bfloat16" or ' if self.precision == Precision.FLOAT16 else ""
+        return f' It computes in {self.precision}: write {wider}precision = "float32" in framebox.toml.'
 
     def _mismatch(self, output: object, frame_count: int) -> str:
         class_count = len(self.class_names)
@@ -196,6 +220,24 @@ def check_at_load(detector: NetworkDetector) -> None:
         )
 
 
+def check_lowered(detector: NetworkDetector) -> None:
+    """Run a picture through a network that is sound in float32, and computes in fewer bits now.
+
+    Raises ModelFault, and says what to write, if it fails in them, or gives other numbers each time. That in
+    batches it gives slightly other ones than alone lies in the few bits.
+    """
+    picture = golden_picture(*detector.frame_size(1280, 720))[None]
+    with torch.inference_mode():
+        fault = _failure(detector, picture)
+        if fault is not None:
+            raise ModelFault(f"Model {detector.name!r} fails: {reason(fault)}.{detector.advice}") from fault
+        alone, again = (_comparable(detector, picture) for _ in range(2))
+    if not torch.equal(alone, again):
+        raise ModelFault(
+            f"Model {detector.name!r} gives other numbers for the same picture each time.{detector.advice}"
+        )
+
+
 def _check_it_runs(detector: NetworkDetector, picture: Tensor, pair: Tensor) -> None:
     """Raises ModelFault if it fails, or if what it gives is not as declared."""
     fault = _failure(detector, pair)
@@ -236,12 +278,3 @@ def _comparable(detector: NetworkDetector, frames: Tensor) -> Tensor:
     if detector.layout in (Layout.YOLO, Layout.YOLO_OBJECTNESS) and dense is not None:
         return dense
     return columns.scores.sort(dim=1, descending=True).values
-
-
-def golden_picture(width: int, height: int) -> Tensor:
-    """Return (height, width, 3) uint8: a bright shape and noise on a gradient, the same ever after."""
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.linspace(0, 160, width).repeat(height, 1)[..., None].repeat(1, 1, 3)
-    picture += torch.rand((height, width, 3), generator=generator) * 40
-    picture[height // 4 :, width // 3 : width // 2] = torch.tensor([230.0, 60.0, 40.0])
-    return picture.to(torch.uint8)

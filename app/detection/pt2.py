@@ -18,6 +18,8 @@ from app.errors import ModelFault
 
 METADATA_FILE = "config.json"
 
+_TYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default  # noqa: SLF001 - an operator's name
+
 
 @dataclass(frozen=True, slots=True)
 class Pt2Network:
@@ -46,7 +48,20 @@ def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[s
     for weights in module.parameters():
         if weights.ndim == 4:  # convolutions run half as fast again with the channels last
             weights.data = weights.data.contiguous(memory_format=torch.channels_last)
+    _drop_type_checks(module)
     return Pt2Network(module, takes), json_metadata(name, extra_files[METADATA_FILE])
+
+
+def _drop_type_checks(module: torch.nn.Module) -> None:
+    """Let the network's own casts take what they are given.
+
+    The exporter checks before each that it is of the type seen then, which it is not in another precision.
+    """
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.find_nodes(op="call_function", target=_TYPE_CHECK):
+                part.graph.erase_node(node)
+            part.recompile()
 
 
 def _takes(name: str, program: torch.export.ExportedProgram) -> NetworkInput:

@@ -17,6 +17,8 @@ from app.detection.measuring import ModelProfile
 from app.detection.model_content import ModelFiles
 from app.detection.models_folder import find_models, load_model
 from app.detection.none import NoneDetector
+from app.detection.precision import Precision
+from app.detection.precision_effect import PrecisionEffect
 from app.errors import InvalidOption
 
 DetectorFactory = Callable[[str], Detector]  # takes the torch device
@@ -39,6 +41,7 @@ class ModelDescription(TypedDict):
     default_min_score: float
     device: str
     precision: str
+    precision_effect: PrecisionEffect | None  # what 16 bits do to its boxes, where it was given them here
     batch_size: int
     frames_per_second: float  # of 1280 × 720 video in such batches, decoding apart
     memory_bytes: int  # of the host, at its peak
@@ -52,16 +55,23 @@ def detector_names(models_folder: Path | None = None) -> list[str]:
 
 
 def load_detector(
-    name: str, *, device: str, models_folder: Path | None = None, allowed_hashes: Path | None = None
+    name: str,
+    *,
+    device: str,
+    models_folder: Path | None = None,
+    allowed_hashes: Path | None = None,
+    precision: Precision = Precision.FLOAT32,
 ) -> Detector:
     """Load the detector `name` onto the torch device `device`. Takes seconds: once a process and device.
+
+    `precision`: of networks on CUDA that do not say it themselves.
 
     Raises InvalidOption, listing what there is, for an unknown name, and ModelFault for a model file that is
     broken, does not say what its output means, or is not in the list `allowed_hashes`.
     """
     models = _models(models_folder)
     if name in models:
-        return load_model(name, models[name], device, allowed_hashes=allowed_hashes)
+        return load_model(name, models[name], device, allowed_hashes=allowed_hashes, precision=precision)
     if name in BUILT_IN:
         return BUILT_IN[name](device)
     names = detector_names(models_folder)
@@ -85,6 +95,7 @@ def describe_detector(detector: Detector, profile: ModelProfile) -> ModelDescrip
         "default_min_score": detector.default_min_score,
         "device": detector.device,
         "precision": detector.precision,
+        "precision_effect": profile.get("precision_effect"),
         "batch_size": detector.batch_size,
         "frames_per_second": profile["frames_per_second"],
         "memory_bytes": profile["host_bytes"],

@@ -24,6 +24,7 @@ from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, Reading
 from app.detection.model_content import ModelContent
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
@@ -37,6 +38,7 @@ class WeightsDeclaration(BaseModel):
     labels: tuple[str, ...] = Field(min_length=2)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)
     max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def load_torchvision(
         batch=None,
     )
     network = TorchvisionNetwork(module.to(device), NetworkInput())
-    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score)
+    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def read_weights(name: str, content: bytes) -> dict[str, Tensor]:

@@ -117,8 +117,8 @@ class JobList(_Shape):
 class ModelList(_Shape):
     default: str
     models: list[dict[str, Any]] = Field(
-        description="name, sha256, labels, input size, default score, device, precision, batch size, frames "
-        "per second, memory, loaded or not"
+        description="name, sha256, labels, input size, default score, device, precision and its effect on "
+        "boxes, batch size, frames per second, memory, loaded or not"
     )
     refused: list[dict[str, Any]] = Field(
         description="models that are there and cannot be asked for: their names, and why"

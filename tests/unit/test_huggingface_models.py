@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from app.detection.detector import Detections
 from app.detection.layouts import FLOOR_SCORE
+from app.detection.network import NetworkDetector
 from app.detection.registry import load_detector
 from app.errors import ModelFault
 
@@ -228,3 +229,15 @@ def test_a_missing_package_is_named_with_what_to_install(copy: Path, monkeypatch
     assert caught.value.detail == (
         "Model 'model' is a folder of Hugging Face; to serve it, pip install -r requirements-huggingface.txt."
     )
+
+
+def test_a_folder_takes_a_precision(copy: Path) -> None:
+    (copy / "framebox.toml").write_text('precision = "bfloat16"\nmin_score = 0.05\n')
+    detector = load_detector("model", device="cpu", models_folder=copy.parent)
+    assert detector.precision == "bfloat16"
+    assert isinstance(detector, NetworkDetector)
+    assert detector.reference is not None
+    frames = torch.from_numpy(pictures(1, 192, 160))
+    with torch.inference_mode():
+        few, many = (model.output(frames)["logits"] for model in (detector, detector.reference))
+    assert 0 < (few - many).abs().max() < 0.2
