@@ -21,6 +21,7 @@ import numpy.typing as npt
 from app.video import messages, ring, sandbox
 from app.video.container import OpenOptions, PacketReader, VideoRefused
 from app.video.decoding import CountingDecoder, MatchingDecoder
+from app.video.headers import Header
 from app.video.indexing import Indexer
 from app.video.limits import VideoLimits
 from app.video.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message
@@ -162,10 +163,20 @@ class _Child:
         CountingDecoder(serial, self._channel, self._ring, request).run()
 
     def _open_at_start(self) -> PacketReader:
-        if self._reader is not None:
+        if self._reader is None:
+            self._reader = PacketReader(self._options, self._channel, self._wait_if_large)
+        else:
             self._reader.reopen()
             self._serial = None
-        return self._open()
+        return self._reader
+
+    def _wait_if_large(self, header: Header) -> None:
+        """Wait until the engine lets it open a video whose index takes much memory."""
+        if header.sample_count > self._options.limits.large_samples:
+            self._channel.send(Message.LARGE)
+            kind, _ = self._channel.receive()
+            if kind is not Command.OPEN:
+                raise EOFError
 
     def _open(self) -> PacketReader:
         if self._reader is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -184,13 +184,19 @@ class Channel(Protocol):
 class PacketReader:
     """The chosen stream's packets, in the container's order, from any entry of the index on."""
 
-    def __init__(self, options: OpenOptions, channel: Channel) -> None:
+    def __init__(
+        self,
+        options: OpenOptions,
+        channel: Channel,
+        before_opening: Callable[[Header], None] = lambda _header: None,
+    ) -> None:
         self._options = options
         self._channel = channel
         self._packets_read = 0
         self.header = check_header(options)
         self.read_errors = 0
         self.gave_up = False
+        before_opening(self.header)
         self._open()
 
     def _open(self) -> None:

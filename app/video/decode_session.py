@@ -7,6 +7,7 @@ next entry of the segment; what lies between is reported. Every step leaves less
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -56,6 +57,11 @@ class ChildSource(Protocol):
     @property
     def memory_bytes(self) -> int:
         """The address space that a child may take."""
+        ...
+
+    @property
+    def large_turn(self) -> threading.Semaphore:
+        """Held by who indexes a video whose index takes much memory."""
         ...
 
     def acquire(self, *, threads: int | None, cancelled: Cancelled) -> ChildProcess: ...

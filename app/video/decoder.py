@@ -84,6 +84,7 @@ class DecoderPool:
         self._idle: list[tuple[_VideoKey, ChildProcess]] = []
         self._idle_lock = threading.Lock()
         self._sandbox: dict[str, Any] = {}
+        self.large_turn = threading.BoundedSemaphore()
 
     def __enter__(self) -> Self:
         self.start()
@@ -257,6 +258,7 @@ class _Source:
         self._pool = pool
         self._video = video
         self.memory_bytes = pool.memory_bytes
+        self.large_turn = pool.large_turn
 
     def acquire(self, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
         return self._pool.acquire(self._video, threads=threads, cancelled=cancelled)

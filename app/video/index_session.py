@@ -31,11 +31,12 @@ from app.video.planner import (
     SerialNumbering,
     UnusableTimestamps,
 )
-from app.video.process import ChildDied, ChildProcess
+from app.video.process import ChildDied, ChildProcess, DecodingCancelled
 from app.video.sampling import Sampling
 from app.video.segments import Entry, Segment
 
 _MAX_DEATHS = 2
+_POLL_SECONDS = 0.1
 
 
 class IndexSession:
@@ -65,6 +66,7 @@ class IndexSession:
         self._is_counted = False  # frames were counted, for their time stamps do not tell them apart
         self._notes: list[str] = []
         self._summary: IndexSummary | None = None
+        self._has_turn = False  # of large indexes, of which there is one at a time
         found = self._begin()
         self.facts: VideoFacts = found.facts
         self._numbering = SegmentNumbering(sampling, found.facts.time_base)
@@ -96,26 +98,41 @@ class IndexSession:
         child, self._child = self._child, None
         if child is not None:
             child.close()
+        if self._has_turn:
+            self._has_turn = False
+            self._source.large_turn.release()
 
     def _begin(self) -> FoundVideo:
-        while True:
-            try:
-                return self._start_child()
-            except (ChildDied, DecoderProtocolError) as error:
-                self._bury(error)
-            except BaseException:
-                self.close()
-                raise
+        try:
+            while True:
+                try:
+                    return self._start_child()
+                except (ChildDied, DecoderProtocolError) as error:
+                    self._bury(error)
+        except BaseException:
+            self.close()
+            raise
 
     def _start_child(self) -> FoundVideo:
         self._child = self._source.acquire(threads=1, cancelled=self._cancelled)
         self._child.send(Command.INDEX)
         kind, payload = self._child.receive(self._cancelled)
+        if kind is Message.LARGE:
+            self._wait_for_turn()
+            self._child.send(Command.OPEN)
+            kind, payload = self._child.receive(self._cancelled)
         if kind is Message.FAULT:
             raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
         if kind is not Message.FACTS:
             raise DecoderProtocolError("an index without facts")
         return unpack_facts(payload)
+
+    def _wait_for_turn(self) -> None:
+        """Return once no other large index is at work. A session whose child died has its turn still."""
+        while not self._has_turn:
+            self._has_turn = self._source.large_turn.acquire(timeout=_POLL_SECONDS)
+            if self._cancelled():
+                raise DecodingCancelled
 
     def _bury(self, error: Exception) -> None:
         """Raises UnusableVideo if the video has killed too many children."""

@@ -37,6 +37,7 @@ class Command(IntEnum):
     DECODE = 2
     RELEASE = 3
     COUNT = 4
+    OPEN = 5  # the answer to LARGE
 
 
 class Message(IntEnum):
@@ -48,6 +49,7 @@ class Message(IntEnum):
     BATCH = 6
     SEGMENT_END = 7
     FRAMES = 8
+    LARGE = 9  # the index will take much memory; the child waits before it opens the video
 
 
 class FrameStatus(IntEnum):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ from clips import ClipFolder
 from reading import MIB, WHOLE, never, read_video
 from tagged_files import tagged
 
-from app.errors import VideoOverLimit
+from app.errors import NothingDecodable, VideoOverLimit
 from app.settings import Settings
-from app.video.decoder import DecoderPool
+from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
 from app.video.limits import VideoLimits
 
 # limit: (its value, a clip, what the clip has)
@@ -80,3 +82,34 @@ def test_what_opens_too_slowly_is_refused_at_the_first_try(
     ):
         pool.index(video, segment_frames=WHOLE, cancelled=never)
     assert refused.value.extensions == {"limit": "max_opening_seconds", "limit_value": 1, "value": 1}
+
+
+def test_of_videos_with_large_indexes_one_is_indexed_at_a_time(clips: ClipFolder) -> None:
+    limits = VideoLimits(large_samples=49)
+    large, small = clips.get("h264.mp4"), clips.get("vfr.mp4")
+    with DecoderPool(limits=limits, memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool:
+        with index(pool, large, never):
+            index(pool, small, never).close()
+            looks = count()
+            with pytest.raises(DecodingCancelled):
+                index(pool, large, lambda: next(looks) > 3)
+        with index(pool, large, never) as second:
+            assert sum(segment.frame_count for segment in second) == 50
+            index(pool, large, never).close()  # it is another one's turn as soon as the pass is through
+
+
+def test_a_large_index_that_fails_ends_its_turn(clips: ClipFolder, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    whole = clips.get("h264_front.mp4").read_bytes()
+    head, data = whole[: whole.index(b"mdat") + 4], whole[whole.index(b"mdat") + 4 :]
+    broken.write_bytes(head + bytes(len(data)))
+    with DecoderPool(
+        limits=VideoLimits(large_samples=49), memory_bytes=512 * MIB, ring_bytes=4 * MIB
+    ) as pool:
+        for _ in range(2):
+            with pytest.raises(NothingDecodable):
+                index(pool, broken, never)
+
+
+def index(pool: DecoderPool, video: Path, cancelled: Callable[[], bool]) -> IndexSession:
+    return pool.index(video, segment_frames=20, cancelled=cancelled)
