@@ -71,7 +71,7 @@ def test_jobs_of_models_that_do_not_fit_together_all_succeed(instance: Instance,
         answer = instance.post(short_clip, model=name)
         assert answer.status_code == 200, answer.text
         assert alone.setdefault(name, answer.content) == answer.content
-        assert instance.wait(lambda: loaded(instance), 10, "what is loaded") == {name}
+        wait_until_alone(instance, name)
         assert own_bytes(instance) < ENGINE_BYTES
     assert alone["first"] != alone["second"]
 
