@@ -24,7 +24,7 @@ import requests
 from benchmarks.machine import describe_machine
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "integration"))
+sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "integration")]
 
 from web_instance import WebInstance, running_instance  # noqa: E402
 
