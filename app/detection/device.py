@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -23,7 +23,10 @@ from app.errors import FrameboxError, ModelFault
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
 
-QUEUED_BATCHES = 4  # enough that the device never waits for a hand-over; each pins its frames' memory
+QUEUED_BATCHES = (
+    4  # of one owner: so that the device never waits for a hand-over; each pins its frames' memory
+)
+REMEMBERED_OWNERS = 64  # whose last turns are kept: more than there are jobs at a time
 SUBMIT_TIMEOUT_SECONDS = 300.0
 CLOSE_TIMEOUT_SECONDS = 30.0
 REGROW_AFTER_CALLS = 64  # after so many that fitted, a batch size that lack of memory halved is doubled again
@@ -55,7 +58,10 @@ class _Batch:
 
 
 class DeviceThread:
-    """Runs one detector, batch by batch, first come, first served. Several devices: several of these.
+    """Runs one detector, batch by batch. Several devices: several of these.
+
+    Owners take turns, so that one with many batches on the way has no more of the device than one with few; the
+    batches of one are run in their order.
 
     The model computes with as many torch threads as the thread that made this object would.
     A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
@@ -69,7 +75,10 @@ class DeviceThread:
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
-        self._changed = threading.Condition()  # guards _queue, _closing and _lost
+        self._turns: OrderedDict[str | None, int] = (
+            OrderedDict()
+        )  # the number of each owner's last, oldest first
+        self._changed = threading.Condition()  # guards _queue, _turns, _closing and _lost
         self._closing = False
         self._lost: DeviceLost | None = None
         self._thread = threading.Thread(
@@ -153,16 +162,16 @@ class DeviceThread:
 
         `frames`: (n, height, width, 3) uint8 RGB, 1 ≤ n ≤ the detector's batch_size. A writable array is not
         copied, so it must stay as it is until the future is done or its `cancel` returned true; a future
-        that is not wanted any more can be cancelled until the model takes it. `owner` is whom `running_call`
-        names while the model is at it.
+        that is not wanted any more can be cancelled until the model takes it. `owner` takes turns with
+        others, and is whom `running_call` names while the model is at it.
         The future fails with ModelFault or DeviceLost, and is cancelled if the thread is closed first.
-        Raises DeviceBusy if the queue is still full after `timeout_seconds`, DeviceLost once the device is
+        Raises DeviceBusy if the owner's queue is still full after `timeout_seconds`, DeviceLost once the device is
         lost, RuntimeError on a closed thread.
         """
         _check_frames(frames, self._detector.batch_size)
         batch = _Batch(frames, Future(), owner)
         with self._changed:
-            has_room = self._changed.wait_for(self._takes_or_refuses, timeout_seconds)
+            has_room = self._changed.wait_for(lambda: self._takes_or_refuses(owner), timeout_seconds)
             if self._lost is not None:
                 raise DeviceLost(*self._lost.args)
             if self._closing:
@@ -173,8 +182,9 @@ class DeviceThread:
             self._changed.notify_all()
         return batch.future
 
-    def _takes_or_refuses(self) -> bool:
-        return self._closing or self._lost is not None or len(self._queue) < self._queued_batches
+    def _takes_or_refuses(self, owner: str | None) -> bool:
+        queued = sum(batch.owner == owner for batch in self._queue)
+        return self._closing or self._lost is not None or queued < self._queued_batches
 
     # ---- the device's thread
 
@@ -192,9 +202,18 @@ class DeviceThread:
             self._changed.wait_for(lambda: self._closing or bool(self._queue))
             if self._closing:
                 return None
-            batch = self._queue.popleft()
+            batch = min(self._queue, key=lambda queued: self._turns.get(queued.owner, 0))
+            self._queue.remove(batch)
+            self._note_turn(batch.owner)
             self._changed.notify_all()
             return batch
+
+    def _note_turn(self, owner: str | None) -> None:
+        latest = next(reversed(self._turns.values()), 0)
+        self._turns.pop(owner, None)
+        self._turns[owner] = latest + 1
+        if len(self._turns) > REMEMBERED_OWNERS:
+            self._turns.popitem(last=False)
 
     def _answer(self, batch: _Batch) -> None:
         if self._lost is not None:

@@ -71,6 +71,37 @@ def test_batches_are_answered_in_order_by_one_named_thread() -> None:
     assert device.stats.batch_count == 20
 
 
+def test_owners_take_turns_however_many_batches_each_has_queued() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def note(frames: Tensor) -> None:
+        seen.append(int(frames[0, 0, 0, 0]))
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+
+    with DeviceThread(ScriptedDetector(note)) as device:
+        futures = [device.submit(frames_marked(1), owner="large")]
+        assert entered.wait(WAIT_SECONDS)
+        futures += [device.submit(frames_marked(mark), owner="large") for mark in (2, 3, 4)]
+        futures += [device.submit(frames_marked(mark), owner="small") for mark in (11, 12)]
+        leave.set()
+        for future in futures:
+            future.result(WAIT_SECONDS)
+    assert seen == [1, 11, 2, 12, 3, 4]
+
+
+def test_an_owner_that_fills_its_queue_keeps_no_other_out() -> None:
+    leave = threading.Event()
+    with DeviceThread(ScriptedDetector(lambda _: leave.wait(WAIT_SECONDS)), queued_batches=1) as device:
+        futures = [device.submit(frames_marked(mark), owner="large") for mark in (1, 2)]
+        with pytest.raises(DeviceBusy):
+            device.submit(frames_marked(3), owner="large", timeout_seconds=0.01)
+        futures.append(device.submit(frames_marked(4), owner="small"))
+        leave.set()
+        assert [marks_of(future.result(WAIT_SECONDS)) for future in futures] == [[1], [2], [4]]
+
+
 def test_frames_reach_the_model_without_a_copy() -> None:
     addresses: list[int] = []
     detector = ScriptedDetector(lambda frames: addresses.append(frames.data_ptr()))
