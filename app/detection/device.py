@@ -23,9 +23,7 @@ from app.errors import FrameboxError, ModelFault
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
 
-QUEUED_BATCHES = (
-    4  # of one owner: so that the device never waits for a hand-over; each pins its frames' memory
-)
+QUEUED_BATCHES = 4  # of an owner: the device never waits for a hand-over; each pins its frames' memory
 REMEMBERED_OWNERS = 64  # whose last turns are kept: more than there are jobs at a time
 SUBMIT_TIMEOUT_SECONDS = 300.0
 CLOSE_TIMEOUT_SECONDS = 30.0
@@ -60,8 +58,8 @@ class _Batch:
 class DeviceThread:
     """Runs one detector, batch by batch. Several devices: several of these.
 
-    Owners take turns, so that one with many batches on the way has no more of the device than one with few; the
-    batches of one are run in their order.
+    Owners take turns, so that one with many batches on the way has no more of the device than one with few;
+    the batches of one are run in their order.
 
     The model computes with as many torch threads as the thread that made this object would.
     A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
@@ -75,9 +73,7 @@ class DeviceThread:
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
-        self._turns: OrderedDict[str | None, int] = (
-            OrderedDict()
-        )  # the number of each owner's last, oldest first
+        self._turns: OrderedDict[str | None, int] = OrderedDict()  # each owner's last; ascending
         self._changed = threading.Condition()  # guards _queue, _turns, _closing and _lost
         self._closing = False
         self._lost: DeviceLost | None = None
@@ -165,8 +161,8 @@ class DeviceThread:
         that is not wanted any more can be cancelled until the model takes it. `owner` takes turns with
         others, and is whom `running_call` names while the model is at it.
         The future fails with ModelFault or DeviceLost, and is cancelled if the thread is closed first.
-        Raises DeviceBusy if the owner's queue is still full after `timeout_seconds`, DeviceLost once the device is
-        lost, RuntimeError on a closed thread.
+        Raises DeviceBusy if the owner's queue stays full for `timeout_seconds`, DeviceLost once the device
+        is lost, RuntimeError on a closed thread.
         """
         _check_frames(frames, self._detector.batch_size)
         batch = _Batch(frames, Future(), owner)
