@@ -53,13 +53,6 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.create()
-    return folder
-
-
-@pytest.fixture
 def space(folder: DataFolder) -> SpaceLedger:
     return SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
 
