@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -19,13 +18,6 @@ from app.storage.data_folder import new_job_id
 from app.web.waiting import wait_for_end
 
 WAIT_SECONDS = 10.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.create()
-    return store
 
 
 @pytest.fixture
