@@ -12,6 +12,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 from app.client.framebox import Framebox, Refused
+from app.errors import InvalidOption, ModelFault
 from app.health import Address, ask_instance, ask_web, look_up_courier, look_up_engine, wait_for_instance
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
@@ -58,7 +59,10 @@ def engine(settings: Settings, chosen: Namespace) -> int:
     prepare_engine(settings, replace=chosen.replace)
     from app.engine_factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
 
-    create_engine(settings).run()
+    try:
+        create_engine(settings).run()
+    except (InvalidOption, ModelFault) as fault:  # of the model that it cannot do without
+        raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
     return 0
 
 

@@ -10,9 +10,13 @@ from functools import partial
 import structlog
 import torch
 
+from app.detection.devices import UnusableDevice, choose_devices, make_ready, memory_bytes
+from app.detection.frame_copies import pinning_for
+from app.detection.measuring import REVISION as PROFILE_REVISION
 from app.detection.model_pool import ModelBudget, ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import detector_names, load_detector
+from app.detection.runtime import describe_runtime
 from app.jobs.engine import Engine, EngineLimits
 from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
@@ -22,6 +26,7 @@ from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
+from app.preflight import StartFault
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
@@ -43,19 +48,21 @@ _log = structlog.get_logger(__name__)
 def create_engine(settings: Settings) -> Engine:
     """Return the engine of this machine, ready to `run`; SIGTERM and SIGINT stop it.
 
-    Call it in the main thread of a process that holds the data folder's engine lock.
+    Call it in the main thread of a process that holds the data folder's engine lock. Raises StartFault for
+    devices that cannot be used.
     """
     configure_logging("engine", settings.log_level)
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
+    devices = _ready_devices(settings)
     data = DataFolder(settings.data)
     data.create()
     store = JobStore(data.database)
     store.create()
     retire_counters()
     metrics = Metrics()
-    models = _models(settings, data)
-    decoders, meter = _decoders(settings), FrameMeter()
+    models = _models(settings, data, devices)
+    decoders, meter = _decoders(settings, devices), FrameMeter()
     engine = Engine(
         data=data,
         store=store,
@@ -99,13 +106,17 @@ def _uploads(settings: Settings, data: DataFolder) -> Uploads:
     return Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads))
 
 
-def _all_devices() -> tuple[str, ...]:
-    count = torch.cuda.device_count()
-    return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
+def _ready_devices(settings: Settings) -> tuple[str, ...]:
+    try:
+        devices = choose_devices(settings.devices)
+        for device in devices:
+            make_ready(device)
+    except UnusableDevice as fault:
+        raise StartFault(f"FRAMEBOX_DEVICES: {fault}") from fault
+    return devices
 
 
-def _models(settings: Settings, data: DataFolder) -> ModelPool:
-    devices = settings.devices or _all_devices()
+def _models(settings: Settings, data: DataFolder, devices: Sequence[str]) -> ModelPool:
     room_bytes = settings.engine_memory_bytes - memory_use().own - OWN_BYTES
     if all(device == "cpu" for device in devices):  # CUDA reserves much more than it takes
         limit_private_bytes(settings.engine_memory_bytes)
@@ -118,22 +129,23 @@ def _models(settings: Settings, data: DataFolder) -> ModelPool:
             allowed_hashes=settings.model_hashes,
             precision=Precision(settings.precision),
         ),
-        profiles=ProfileStore(data.profiles, data.model_attempts, runtime=_runtime()),
+        profiles=ProfileStore(data.profiles, data.model_attempts, runtime=_runtime(devices[0])),
         budget=ModelBudget(max(0, room_bytes), _device_bytes(devices)),
         most_attempts=MOST_LOAD_ATTEMPTS,
     )
 
 
-def _runtime() -> str:
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+def _runtime(device: str) -> str:
+    return f"{describe_runtime(device, threads=torch.get_num_threads())}, profile {PROFILE_REVISION}"
 
 
 def _device_bytes(devices: Sequence[str]) -> int | None:
-    totals = [torch.cuda.mem_get_info(device)[1] for device in devices if device.startswith("cuda")]
+    totals = [total for total in map(memory_bytes, devices) if total is not None]
     return int(DEVICE_SHARE * min(totals)) if totals else None
 
 
-def _decoders(settings: Settings) -> DecoderPool:
+def _decoders(settings: Settings, devices: Sequence[str]) -> DecoderPool:
+    pinning = pinning_for(devices)
     return DecoderPool(
         limits=VideoLimits(
             max_pixels=settings.max_pixels,
@@ -150,6 +162,7 @@ def _decoders(settings: Settings) -> DecoderPool:
         ring_bytes=settings.ring_bytes,
         stall_seconds=settings.decoder_stall_seconds,
         require_sandbox=settings.require_sandbox,
+        pin=None if pinning is None else pinning.pin,
     )
 
 

@@ -87,6 +87,11 @@ class Detector(Protocol):
         """What it computes in, as torch names it: ``float32``, ``float16``."""
         ...
 
+    @property
+    def takes_device_frames(self) -> bool:
+        """Whether `detect` takes frames that lie on `device` too, so that they can be copied ahead."""
+        ...
+
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) at which it wants the frames of a `width` × `height` video.
 
@@ -98,8 +103,8 @@ class Detector(Protocol):
     def detect(self, frames: Tensor) -> list[Detections]:
         """Return one Detections per frame of `frames`, (n, height, width, 3) uint8 RGB, in order.
 
-        `frames` lies in host memory, 1 ≤ n ≤ batch_size, all of one size; it is only valid during
-        the call. Equal frames in equal batches give equal boxes.
+        `frames` lies in host memory, or on `device` if `takes_device_frames`; 1 ≤ n ≤ batch_size, all of
+        one size; it is only valid during the call. Equal frames in equal batches give equal boxes.
         Raises DeviceOutOfMemory if this batch does not fit; a smaller one may.
         """
         ...

@@ -1,4 +1,4 @@
-"""The one thread that may touch a device: batches go in, in order, and futures of their boxes come out."""
+"""The one thread that runs a model on a device: batches go in, and futures of their boxes come out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from app.detection.checks import Checked, check_batch
 from app.detection.detector import Detections, Detector, DeviceLost, is_out_of_memory
+from app.detection.frame_copies import FrameCopies, copies_to
 from app.detection.runtime import describe_runtime
 from app.errors import FrameboxError, ModelFault
 
@@ -50,7 +52,7 @@ class DeviceStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    frames: Frames
+    frames: Tensor  # on the device, if its model takes them so
     future: Future[list[Detections]]
     owner: str | None
 
@@ -61,15 +63,24 @@ class DeviceThread:
     Owners take turns, so that one with many batches on the way has no more of the device than one with few;
     the batches of one are run in their order.
 
+    Frames for a model that takes them on its device are copied there by whoever brings them.
+
     The model computes with as many torch threads as the thread that made this object would.
     A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
     A lost device fails its batch and every later one with DeviceLost: the process has to start anew.
     """
 
-    def __init__(self, detector: Detector, *, queued_batches: int = QUEUED_BATCHES) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        queued_batches: int = QUEUED_BATCHES,
+        copies_to: Callable[[str], FrameCopies | None] = copies_to,
+    ) -> None:
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
         self._detector = detector
+        self._copies = copies_to(detector.device) if detector.takes_device_frames else None
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
@@ -157,15 +168,15 @@ class DeviceThread:
         """Queue a batch and return the future of its detections, one a frame, in order.
 
         `frames`: (n, height, width, 3) uint8 RGB, 1 ≤ n ≤ the detector's batch_size. A writable array is not
-        copied, so it must stay as it is until the future is done or its `cancel` returned true; a future
-        that is not wanted any more can be cancelled until the model takes it. `owner` takes turns with
-        others, and is whom `running_call` names while the model is at it.
+        copied in host memory, so it must stay as it is until the future is done or its `cancel` returned
+        true; a future that is not wanted any more can be cancelled until the model takes it. `owner` takes
+        turns with others, and is whom `running_call` names while the model is at it.
         The future fails with ModelFault or DeviceLost, and is cancelled if the thread is closed first.
         Raises DeviceBusy if the owner's queue stays full for `timeout_seconds`, DeviceLost once the device
         is lost, RuntimeError on a closed thread.
         """
         _check_frames(frames, self._detector.batch_size)
-        batch = _Batch(frames, Future(), owner)
+        batch = _Batch(self._send(frames), Future(), owner)
         with self._changed:
             has_room = self._changed.wait_for(lambda: self._takes_or_refuses(owner), timeout_seconds)
             if self._lost is not None:
@@ -177,6 +188,18 @@ class DeviceThread:
             self._queue.append(batch)
             self._changed.notify_all()
         return batch.future
+
+    def _send(self, frames: Frames) -> Tensor:
+        """Return `frames` where the model takes them. Raises DeviceLost."""
+        host_frames = _as_tensor(frames)
+        if self._copies is None or self._lost is not None:
+            return host_frames
+        try:
+            return self._copies.send(host_frames)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return host_frames  # the model takes those too, in as small batches as fit
+            raise self._lose(error) from error
 
     def _takes_or_refuses(self, owner: str | None) -> bool:
         queued = sum(batch.owner == owner for batch in self._queue)
@@ -226,10 +249,12 @@ class DeviceThread:
     def _detect(self, batch: _Batch) -> list[Detections]:
         """Run a batch, in as many calls as memory asks for. Raises whatever the model raises."""
         frames = batch.frames
+        if self._copies is not None:
+            self._copies.receive(frames)
         detections: list[Detections] = []
         while len(detections) < len(frames):
             done = len(detections)
-            part = _as_tensor(frames[done : done + self._fitting.size])
+            part = frames[done : done + self._fitting.size]
             checked = self._run_model(part, batch.owner)
             if checked is None:
                 self._shrink(len(part))

@@ -45,6 +45,8 @@ class EntryPointDeclaration(BaseModel):
 class EntryPointDetector:
     """Somebody's object, with the name and the fingerprint of its files. Fulfils Detector."""
 
+    takes_device_frames = False  # it may be made for numpy
+
     def __init__(self, inner: Any, *, name: str, fingerprint: str, device: str) -> None:
         """Raises what the object's attributes raise, and ValueError for those that make no sense."""
         self.name = name

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,6 +35,7 @@ from app.detection.hog_scores import (
     make_axis,
 )
 from app.detection.resize import fit_within
+from app.detection.side_by_side import SideBySide
 
 NAME = "hog-people"
 REVISION = 1  # of the code; raised when it changes a box
@@ -105,15 +105,20 @@ class HogPeopleDetector:
     class_names: Sequence[str] = ("person",)
     batch_size = 8
     precision = "float32"
+    takes_device_frames = True
 
     def __init__(self, device: str, parameters: HogParameters | None = None) -> None:
         self.device = device
         self._parameters = parameters or HogParameters()
         weights = np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), dtype=np.float32).reshape(-1)
-        self._weights = torch.from_numpy(weights)
+        strip_values = STRIP_VALUES_CPU if device == "cpu" else STRIP_VALUES_CUDA
         self.fingerprint = _fingerprint(weights.tobytes(), self._parameters)
         self.default_min_score = 0.5
-        self._scorers: list[WindowScorer] = []
+        self._threads = SideBySide(NAME) if device == "cpu" else None
+        self._scorers = [
+            WindowScorer(torch.from_numpy(weights), device, strip_values=strip_values)
+            for _ in range(1 if self._threads is None else self._threads.count)
+        ]
         self._pyramid: _Pyramid | None = None
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
@@ -143,32 +148,23 @@ class HogPeopleDetector:
     def _margins(self, frames: Tensor, pyramid: _Pyramid) -> list[Tensor]:
         """Return the margins of each level's windows, (windows, n), in the pyramid's order."""
         planes = Planes(frames, self.device)
-        threads = torch.get_num_threads() if self.device == "cpu" else 1
-        threads = min(threads, len(pyramid.levels))
-        while len(self._scorers) < threads:
-            self._scorers.append(self._make_scorer())
         todo = deque(enumerate(pyramid.levels))
         margins: list[Tensor] = [torch.empty(0)] * len(pyramid.levels)
 
         def score_levels(scorer: WindowScorer) -> None:
-            with torch.inference_mode():
-                while todo:
-                    try:
-                        number, level = todo.popleft()
-                    except IndexError:
-                        return  # another thread took the last
-                    scores = scorer.scores(planes, level.rows, level.columns)
-                    margins[number] = scores.view(-1, planes.frame_count)
+            while todo:
+                try:
+                    number, level = todo.popleft()
+                except IndexError:
+                    return  # another thread took the last
+                scores = scorer.scores(planes, level.rows, level.columns)
+                margins[number] = scores.view(-1, planes.frame_count)
 
-        if threads == 1:
+        if self._threads is None:
             score_levels(self._scorers[0])
         else:
-            _in_threads(self._scorers[:threads], score_levels)
+            self._threads.run(score_levels, self._scorers)
         return margins
-
-    def _make_scorer(self) -> WindowScorer:
-        strip_values = STRIP_VALUES_CPU if self.device == "cpu" else STRIP_VALUES_CUDA
-        return WindowScorer(self._weights, self.device, strip_values=strip_values)
 
     def _boxes(self, windows_xywh: Tensor, excess: Tensor, width: int, height: int) -> Detections:
         parameters = self._parameters
@@ -225,21 +221,6 @@ def _windows(width: int, height: int, scale: float, padding: tuple[int, int]) ->
     boxes[:, 1] = (top.ravel() * CELL - padding[1]) * scale
     boxes[:, 2:] = WINDOW_WIDTH * scale, WINDOW_HEIGHT * scale
     return np.rint(boxes).astype(np.int64)
-
-
-def _in_threads(scorers: Sequence[WindowScorer], work: Callable[[WindowScorer], None]) -> None:
-    """Run `work` with each scorer in a thread of its own, and raise what one of them raises.
-
-    Each computes alone: threads that share every single step wait for one another after it, which costs
-    little on idle cores and a multiple of the work on busy ones, such as those that decode.
-    """
-    threads_of_a_step = torch.get_num_threads()
-    with ThreadPoolExecutor(len(scorers), "hog", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(work, scorer) for scorer in scorers]
-    # A thread's number is its own, but also what threads that are new to torch begin with.
-    torch.set_num_threads(threads_of_a_step)
-    for future in futures:
-        future.result()
 
 
 def _fingerprint(weights: bytes, parameters: HogParameters) -> str:

@@ -70,6 +70,10 @@ class HuggingFaceNetwork:
     module: Any
     takes: NetworkInput
 
+    @property
+    def is_stateless(self) -> bool:
+        return True
+
     def run(self, pictures: Tensor) -> dict[str, Tensor]:
         output = self.module(pixel_values=pictures)
         return {"logits": output.logits, "pred_boxes": output.pred_boxes}

@@ -16,6 +16,7 @@ from app.detection.network import NetworkDetector
 from app.detection.precision_effect import PrecisionEffect, measure_effect
 from app.memory import forget_peak, give_back_free_memory, memory_use
 
+REVISION = 2  # of ModelProfile; raised when what was kept before tells less, or something else
 TYPICAL_VIDEO = (1280, 720)
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
 MEASURE_SECONDS = 3.0  # no larger batch is begun after so long
@@ -27,8 +28,13 @@ HOPELESS = 0.8  # of the best speed: where larger batches are that slow, still l
 class MemoryCost:
     """What a model takes."""
 
-    host_bytes: int
+    host_bytes: int  # while it runs
     device_bytes: int = 0
+    loading_bytes: int = 0  # of the host while it loads: its file too, and what of it goes to a device
+
+    @property
+    def peak_host_bytes(self) -> int:
+        return max(self.host_bytes, self.loading_bytes)
 
 
 class ModelProfile(TypedDict):
@@ -36,7 +42,8 @@ class ModelProfile(TypedDict):
 
     batch_size: int
     frames_per_second: float  # of 1280 × 720 video, decoding apart
-    host_bytes: int  # host memory at its peak: loading, or a batch of that size
+    host_bytes: int  # host memory with a batch of that size
+    loading_bytes: int  # host memory at its peak while it loads
     device_bytes: int  # memory of the device, if that has its own
     precision_effect: NotRequired[PrecisionEffect]  # of a network that was given 16 bits
 
@@ -100,7 +107,8 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
     profile: ModelProfile = {
         "batch_size": chosen.batch_size,
         "frames_per_second": round(chosen.frames_per_second, 1),
-        "host_bytes": max(loading.host_bytes, chosen.cost.host_bytes),
+        "host_bytes": chosen.cost.host_bytes,
+        "loading_bytes": loading.host_bytes,
         "device_bytes": max(loading.device_bytes, chosen.cost.device_bytes),
     }
     if isinstance(detector, NetworkDetector) and detector.reference is not None:
@@ -152,9 +160,11 @@ def _seconds(detector: Detector, frames: Tensor) -> float:
 
 
 def _noise(detector: Detector, count: int) -> Tensor:
+    """Return frames where the model is given them: on their device, if it takes them there."""
     width, height = detector.frame_size(*TYPICAL_VIDEO)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    return frames.to(detector.device) if detector.takes_device_frames else frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,10 @@ class SizedDetector:
     @property
     def precision(self) -> str:
         return self.detector.precision
+
+    @property
+    def takes_device_frames(self) -> bool:
+        return self.detector.takes_device_frames
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         return self.detector.frame_size(width, height)

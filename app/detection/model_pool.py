@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -25,6 +25,10 @@ _log = structlog.get_logger(__name__)
 
 class NoRoomForModel(Exception):
     """Models in use hold the memory that this one needs; it can be had once they are not used any more."""
+
+
+class _LacksMemory(Exception):
+    """A model was not loaded because an allocation failed."""
 
 
 class Profiles(Protocol):
@@ -50,10 +54,23 @@ class ModelBudget:
     host_bytes: int | None = None
     device_bytes: int | None = None  # a device
 
-    def holds(self, costs: Iterable[MemoryCost]) -> bool:
-        total = _sum(costs)
-        fits_host = self.host_bytes is None or total.host_bytes <= self.host_bytes
-        return fits_host and (self.device_bytes is None or total.device_bytes <= self.device_bytes)
+    def takes(self, cost: MemoryCost, held: Iterable[MemoryCost] = ()) -> bool:
+        """Whether a model that costs `cost` may be loaded, and then run, beside those that are held."""
+        beside = tuple(held)
+        host = cost.peak_host_bytes + sum(other.host_bytes for other in beside)
+        device = cost.device_bytes + sum(other.device_bytes for other in beside)
+        fits_host = self.host_bytes is None or host <= self.host_bytes
+        return fits_host and (self.device_bytes is None or device <= self.device_bytes)
+
+    def more_than_left(self, held: Sequence[MemoryCost]) -> MemoryCost:
+        """Return the least that does not fit beside what is held: what a model costs that just did not."""
+        host = _one_more_than_left(self.host_bytes, sum(other.host_bytes for other in held))
+        device = _one_more_than_left(self.device_bytes, sum(other.device_bytes for other in held))
+        return MemoryCost(0, device, loading_bytes=host)
+
+
+def _one_more_than_left(budget: int | None, held: int) -> int:
+    return 0 if budget is None else min(budget, max(0, budget - held) + 1)
 
 
 NO_BUDGET = ModelBudget()
@@ -151,8 +168,8 @@ class ModelPool:
                 name
                 for name, cost in self._costs.items()
                 if name not in self._held
-                and self._budget.holds([cost])
-                and not self._budget.holds([cost, *in_use])
+                and self._budget.takes(cost)
+                and not self._budget.takes(cost, in_use)
             )
 
     def descriptions(self) -> list[ModelDescription]:
@@ -219,7 +236,7 @@ class ModelPool:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
-        model, cost = self._load_on_devices(name)
+        model, cost = self._load_or_lack(name) or self._load_alone(name)
         try:
             self._make_room(name, cost)
         except BaseException:
@@ -232,21 +249,44 @@ class ModelPool:
             self._held[name] = held
         return held
 
+    def _load_or_lack(self, name: str) -> tuple[LoadedModel, MemoryCost] | None:
+        """Return the loaded model, or None if it finds no memory; of what it then held, nothing is kept."""
+        with suppress(_LacksMemory):
+            return self._load_on_devices(name)
+        drop_unused()
+        return None
+
+    def _load_alone(self, name: str) -> tuple[LoadedModel, MemoryCost]:
+        """Load a model that found no memory beside the others, now without those that nobody uses."""
+        with self._changed:
+            unused = [other for other, held in self._held.items() if not held.user_count]
+            unloaded = [self._held.pop(other).model for other in unused]
+            in_use = [held.cost for held in self._held.values()]
+        self._unload(unloaded)
+        found = self._load_or_lack(name)
+        if found is not None:
+            return found
+        if not in_use:
+            raise ModelFault(f"There is not enough memory to load model {name!r}.")
+        with self._changed:
+            self._costs[name] = self._budget.more_than_left(in_use)
+        raise NoRoomForModel(name)
+
     def _make_room(self, name: str, cost: MemoryCost) -> None:
         """Unload unused models, longest unused first, until `cost` fits into the budget too."""
-        if not self._budget.holds([cost]):
+        if not self._budget.takes(cost):
             raise ModelFault(
                 f"Model {name!r} takes {_told(cost)}; all models together may take "
                 f"{_told_budget(self._budget)}."
             )
         unloaded = []
         with self._changed:
-            while not self._budget.holds([cost, *(held.cost for held in self._held.values())]):
+            while not self._budget.takes(cost, [held.cost for held in self._held.values()]):
                 unused = next((other for other, held in self._held.items() if not held.user_count), None)
                 if unused is None:
                     break
                 unloaded.append(self._held.pop(unused).model)
-            fits = self._budget.holds([cost, *(held.cost for held in self._held.values())])
+            fits = self._budget.takes(cost, [held.cost for held in self._held.values()])
         self._unload(unloaded)
         if not fits:
             raise NoRoomForModel(name)
@@ -266,12 +306,18 @@ class ModelPool:
         with self._profiles.attempt(name):
             try:
                 return self._load_and_measure(name)
-            except FrameboxError:
-                raise
             except torch.AcceleratorError as error:
                 raise DeviceLost(str(error)) from error
             except Exception as error:  # the model's boundary: whatever it raises is its own fault
-                raise _load_fault(name, error) from error
+                if _is_lack_of_memory(error):
+                    _log.warning("model found no memory to load", exc_info=error, model=name)
+                    raise _LacksMemory(name) from error
+                if isinstance(error, FrameboxError):
+                    raise
+                _log.error("model failed to load", exc_info=error, model=name)
+                raise ModelFault(
+                    f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
+                ) from error
 
     def _load_and_measure(self, name: str) -> tuple[LoadedModel, MemoryCost]:
         meter = MemoryMeter(self._device_names[0])
@@ -284,7 +330,7 @@ class ModelPool:
         # All devices take the same batches: a frame's boxes may depend on the size of its batch.
         detectors = [SizedDetector(detector, profile["batch_size"]) for detector in (first, *others)]
         model = LoadedModel(tuple(DeviceThread(detector) for detector in detectors))
-        cost = MemoryCost(profile["host_bytes"] * len(detectors), profile["device_bytes"])
+        cost = _cost(profile, device_count=len(detectors))
         with self._changed:
             self._costs[name] = cost
             self._descriptions[name] = describe_detector(model.detector, profile)
@@ -298,23 +344,28 @@ def _close(model: LoadedModel) -> None:
         device.close()
 
 
-def _load_fault(name: str, error: Exception) -> ModelFault:
-    _log.error("model failed to load", exc_info=error, model=name)
-    if is_out_of_memory(error):
-        return ModelFault(f"There is not enough memory to load model {name!r}.")
-    return ModelFault(f"Model {name!r} raised {type(error).__name__} when it was loaded and tried.")
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what an error comes of: formats say of all that goes wrong that a file is broken."""
+    while error is not None:
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            return True
+        error = error.__cause__
+    return False
 
 
-def _sum(costs: Iterable[MemoryCost]) -> MemoryCost:
-    host = device = 0
-    for cost in costs:
-        host, device = host + cost.host_bytes, device + cost.device_bytes
-    return MemoryCost(host, device)
+def _cost(profile: ModelProfile, *, device_count: int) -> MemoryCost:
+    """Return what a model takes that was measured so: once a device, and it is loaded on one at a time."""
+    running = profile["host_bytes"]
+    return MemoryCost(
+        running * device_count,
+        profile["device_bytes"],
+        running * (device_count - 1) + profile["loading_bytes"],
+    )
 
 
 def _told(cost: MemoryCost) -> str:
     on_device = f" and {cost.device_bytes // MIB} MiB on its device" if cost.device_bytes else ""
-    return f"{cost.host_bytes // MIB} MiB of host memory{on_device}"
+    return f"{cost.peak_host_bytes // MIB} MiB of host memory{on_device}"
 
 
 def _told_budget(budget: ModelBudget) -> str:

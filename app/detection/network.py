@@ -18,7 +18,12 @@ from app.detection.network_input import NetworkInput, PixelRules, hand_over
 from app.detection.outputs import describe_output, first_tensor
 from app.detection.precision import AutocastNetwork, Precision
 from app.detection.resize import Fitting
+from app.detection.side_by_side import SideBySide
 from app.errors import ModelFault
+
+# On a CPU, whose threads divide a batch among them.
+FRAMES_A_THREAD = 4
+LARGEST_BATCH = 64
 
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
 ABSOLUTE_TOLERANCE = 0.01
@@ -30,6 +35,11 @@ class Network(Protocol):
 
     @property
     def takes(self) -> NetworkInput: ...
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether it has changed nothing in itself so far, so that several threads may run it at a time."""
+        ...
 
     def run(self, pictures: Tensor) -> object:
         """Return the output for `pictures`, as `takes` wants them: tensors, in lists, tuples or by name."""
@@ -60,6 +70,7 @@ class LoadedNetwork:
 class NetworkDetector:
     """A network, and the rules for what its numbers mean. Fulfils Detector."""
 
+    takes_device_frames = True
     reference: NetworkDetector | None = None  # the same network in float32, where this one has fewer bits
 
     def __init__(
@@ -79,10 +90,22 @@ class NetworkDetector:
         self.device = device
         self.class_names = class_names
         self.default_min_score = default_min_score
-        self.batch_size = rules.batch or batch_size
         self.precision = _precision(network.takes)
         self._network = network
         self._rules = rules
+        self._threads: SideBySide | None = None
+        self.call_size = rules.batch or batch_size  # frames that the network takes at a time, at most
+        self.batch_size = self.call_size
+
+    def use_threads(self) -> None:
+        """Divide batches among threads on a CPU, if the network bears it. Called once it has run."""
+        if self.device != "cpu" or not self._network.is_stateless:
+            return
+        self._threads = SideBySide(f"model {self.name}")
+        if self._rules.batch is not None:
+            self.batch_size = self._rules.batch * self._threads.count
+        else:
+            self.batch_size = max(self.call_size, min(LARGEST_BATCH, FRAMES_A_THREAD * self._threads.count))
 
     @property
     def layout(self) -> Layout:
@@ -101,6 +124,15 @@ class NetworkDetector:
         return self._rules.fitting.frame_size(width, height)
 
     def detect(self, frames: Tensor) -> list[Detections]:
+        if self._threads is None:
+            return self.detect_together(frames)
+        least = 1 if self._rules.batch is None else self._rules.batch  # what is missing would be computed too
+        count = min(self._threads.count, -(-len(frames) // least))
+        parts = frames.tensor_split(count)
+        return [found for part in self._threads.run(self.detect_together, parts) for found in part]
+
+    def detect_together(self, frames: Tensor) -> list[Detections]:
+        """Return what `detect` does, in one call of the network, by this thread. n is what that takes."""
         n, height, width, _ = frames.shape
         columns = self.columns(self.output(frames), n)
         placement = self._rules.fitting.place(width, height)
@@ -202,7 +234,7 @@ def check_at_load(detector: NetworkDetector) -> None:
     Raises ModelFault for a model that fails, whose output is not as declared, or not the same each time.
     """
     picture = golden_picture(*detector.frame_size(1280, 720))
-    pair = torch.stack([picture] * min(2, detector.batch_size))
+    pair = torch.stack([picture] * min(2, detector.call_size))
     with torch.inference_mode():
         _check_it_runs(detector, picture, pair)
         alone, again, together = (
@@ -255,7 +287,7 @@ def _check_it_runs(detector: NetworkDetector, picture: Tensor, pair: Tensor) -> 
 def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
     """Return what the network raises; what it gives and should not is raised here."""
     try:
-        detector.detect(frames)
+        detector.detect_together(frames)
     except (ModelFault, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises

@@ -23,6 +23,7 @@ class NoneDetector:
     default_min_score = 0.0
     batch_size = 16
     precision = "uint8"
+    takes_device_frames = False
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -39,6 +39,10 @@ class OnnxNetwork:
     takes: NetworkInput
     device: torch.device
 
+    @property
+    def is_stateless(self) -> bool:
+        return True
+
     def run(self, pictures: Tensor) -> dict[str, Tensor]:
         pictures = pictures.contiguous()
         place = (self.device.type, self.device.index or 0)
@@ -58,14 +62,14 @@ class OnnxNetwork:
 def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict[str, object]]:
     """Return the network and its metadata.
 
-    Raises ModelFault for what is no network for RGB pictures, and, naming the requirement file or the
-    package, where onnxruntime is not installed or cannot use the device.
+    Raises ModelFault for what is no network for RGB pictures, and, naming the requirement file, where
+    onnxruntime is not installed or cannot use the device.
     """
     runtime = _onnxruntime(name)
     place = torch.device(device)
     providers = _providers(name, runtime, place)
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1  # the detector's threads run it side by side
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -73,6 +77,7 @@ def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict
         session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen classes of its own
         raise ModelFault(f"Model {name!r} cannot be read as ONNX: {type(error).__name__}.") from error
+    _check_providers(name, session, place)
     inputs = session.get_inputs()
     if len(inputs) != 1:
         seen = ", ".join(f"{node.name} {node.shape} {node.type}" for node in inputs)
@@ -91,9 +96,19 @@ def _providers(name: str, runtime: ModuleType, device: torch.device) -> list[Any
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
         return [("CUDAExecutionProvider", {"device_id": device.index or 0})]
     raise ModelFault(
-        f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {device.type}; install "
-        "onnxruntime-gpu in its place, or export the model as .pt2."
+        f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {device.type}: pip uninstall "
+        "onnxruntime, then pip install -r requirements-onnx-gpu.txt; or export the model as .pt2."
     )
+
+
+def _check_providers(name: str, session: Any, device: torch.device) -> None:
+    """onnxruntime computes on the CPU, with a line in the log, where CUDA's libraries cannot be loaded."""
+    used = session.get_providers()
+    if device.type == "cuda" and "CUDAExecutionProvider" not in used:
+        raise ModelFault(
+            f"Model {name!r} is an ONNX file, and onnxruntime cannot load what it needs of CUDA and cuDNN; "
+            "the engine's log says what. Put that right, or export the model as .pt2."
+        )
 
 
 def _onnxruntime(name: str) -> ModuleType:

@@ -41,6 +41,9 @@ class Runs(Protocol):
     @property
     def takes(self) -> NetworkInput: ...
 
+    @property
+    def is_stateless(self) -> bool: ...
+
     def run(self, pictures: Tensor) -> object: ...
 
 
@@ -58,6 +61,10 @@ class AutocastNetwork:
     @property
     def takes(self) -> NetworkInput:
         return self.network.takes
+
+    @property
+    def is_stateless(self) -> bool:
+        return self.network.is_stateless
 
     def run(self, pictures: Tensor) -> object:
         # Without the cache weights are halved layer by layer, and not all at a time: it saves their memory.

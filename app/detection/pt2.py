@@ -27,11 +27,17 @@ class Pt2Network:
 
     module: torch.nn.Module
     takes: NetworkInput
+    versions: tuple[int, ...]  # of its tensors when it was loaded
+
+    @property
+    def is_stateless(self) -> bool:
+        return _versions(self.module) == self.versions
 
     def run(self, pictures: Tensor) -> object:
         return self.module(pictures)
 
 
+@torch.inference_mode(mode=False)  # tensors that are made in it do not tell whether they were changed
 def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[str, object]]:
     """Return the network and its metadata. Raises ModelFault for what is no program for RGB pictures."""
     extra_files = {METADATA_FILE: ""}
@@ -49,7 +55,12 @@ def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[s
         if weights.ndim == 4:  # convolutions run half as fast again with the channels last
             weights.data = weights.data.contiguous(memory_format=torch.channels_last)
     _drop_type_checks(module)
-    return Pt2Network(module, takes), json_metadata(name, extra_files[METADATA_FILE])
+    return Pt2Network(module, takes, _versions(module)), json_metadata(name, extra_files[METADATA_FILE])
+
+
+def _versions(module: torch.nn.Module) -> tuple[int, ...]:
+    """Return how often each tensor that the program keeps was changed in place."""
+    return tuple(tensor._version for tensor in (*module.parameters(), *module.buffers()))  # noqa: SLF001
 
 
 def _drop_type_checks(module: torch.nn.Module) -> None:

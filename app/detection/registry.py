@@ -98,7 +98,7 @@ def describe_detector(detector: Detector, profile: ModelProfile) -> ModelDescrip
         "precision_effect": profile.get("precision_effect"),
         "batch_size": detector.batch_size,
         "frames_per_second": profile["frames_per_second"],
-        "memory_bytes": profile["host_bytes"],
+        "memory_bytes": max(profile["host_bytes"], profile["loading_bytes"]),
         "device_memory_bytes": profile["device_bytes"],
         "loaded": True,
     }

@@ -30,6 +30,10 @@ class TorchScriptNetwork:
     module: torch.jit.ScriptModule
     takes: NetworkInput
 
+    @property
+    def is_stateless(self) -> bool:
+        return True
+
     def run(self, pictures: Tensor) -> object:
         # The optimiser rewrites a script after its first calls; the same picture could give other digits.
         with optimized_execution(False):

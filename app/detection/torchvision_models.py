@@ -48,6 +48,10 @@ class TorchvisionNetwork:
     module: torch.nn.Module
     takes: NetworkInput
 
+    @property
+    def is_stateless(self) -> bool:
+        return True
+
     def run(self, pictures: Tensor) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = self.module(list(pictures))
         return found

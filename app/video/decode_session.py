@@ -216,6 +216,7 @@ class DecodeSession:
             # Frames that are counted must be counted as they were when the video was indexed.
             threads = 1 if request.frames_before is not None else self._deaths.threads
             self._child = self._source.acquire(threads=threads, cancelled=self._cancelled)
+            self._child.pin_pictures()
         return self._child
 
     def _refuse(self, fault: Fault) -> None:

@@ -35,7 +35,7 @@ from app.video.faults import over_limit
 from app.video.index_session import IndexSession
 from app.video.limits import VideoLimits
 from app.video.messages import DecoderProtocolError
-from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled
+from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -57,7 +57,8 @@ class DecoderPool:
 
     `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
     that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
-    their video. All methods may be called from several threads.
+    their video. `pin` is given the ring of each child that decodes. All methods may be called from several
+    threads.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class DecoderPool:
         stall_seconds: float = 60.0,
         require_sandbox: bool = True,
         idle_children: int = 2,
+        pin: Pin | None = None,
         child_main: Callable[[ChildPlan], None] = run_child,
     ) -> None:
         self._limits = limits
         self._threads = threads
         self._ring_bytes = ring_bytes
         self._settings = ChildSettings(
-            limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, child_main
+            limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, pin, child_main
         )
         self._context: ForkServerContext | None = None
         self._start_lock = threading.Lock()  # multiprocessing's bookkeeping of children is no thread's own

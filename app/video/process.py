@@ -27,6 +27,9 @@ _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
 _END_SECONDS = 10.0  # for a killed child to be gone
 _PARENT_IS_GONE = 255  # what multiprocessing takes for an exit status where the child's server has died
 
+# Keeps memory, (ring_bytes,) uint8, in RAM for a GPU to read, for as long as it or a view of it lives.
+Pin = Callable[[npt.NDArray[np.uint8]], None]
+
 
 class DecodingCancelled(Exception):
     """The caller's `cancelled` said so."""
@@ -45,6 +48,7 @@ class ChildSettings:
     ring_bytes: int
     stall_seconds: float
     require_sandbox: bool
+    pin: Pin | None = None
     main: Callable[[ChildPlan], None] = run_child
 
 
@@ -84,6 +88,7 @@ class ChildProcess:
         self._max_opening_seconds = settings.limits.max_opening_seconds
         self._buffer = bytearray()
         self._has_ended = False
+        self._pin = settings.pin
         self._start_lock = start_lock
         with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
             video_descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
@@ -122,6 +127,12 @@ class ChildProcess:
     def pictures(self) -> npt.NDArray[np.uint8]:
         """The ring's memory, without its counters, (ring_bytes,) uint8."""
         return self.memory[ring.HEADER_BYTES :]
+
+    def pin_pictures(self) -> None:
+        """Have the ring pinned, if rings are. Not for one that only indexes: it uses next to none of it."""
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin(self.memory)
 
     @property
     def packets_fed(self) -> int:

@@ -1,4 +1,7 @@
-"""What every detector has to do, run on each. A new detector is one line in DETECTORS."""
+"""What every detector has to do, run on each, and on a GPU too where there is one.
+
+A new detector is one line in DETECTORS.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from exported_networks import Yolo, as_onnx, as_pt2, as_torchscript
@@ -16,6 +20,7 @@ from torch import Tensor
 from app.detection.checks import check_batch
 from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
+from app.detection.devices import make_ready
 from app.detection.hog import OPENCV_PARAMETERS, HogPeopleDetector
 from app.detection.measuring import MemoryMeter, measure
 from app.detection.none import NoneDetector
@@ -37,6 +42,7 @@ class BrightestSquare:
     batch_size = 4
     device = "cpu"
     precision = "float32"
+    takes_device_frames = True
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         return min(width, 64), min(height, 64)
@@ -55,13 +61,13 @@ class BrightestSquare:
         return Detections(box, squares.reshape(1, -1).amax(dim=1) / 255, torch.zeros(1, dtype=torch.int64))
 
 
-DETECTORS: dict[str, Callable[[], Detector]] = {
-    "brightest-square": BrightestSquare,
-    "hog-people": lambda: HogPeopleDetector("cpu"),
-    "hog-people, every window": lambda: HogPeopleDetector(
-        "cpu", replace(OPENCV_PARAMETERS, min_margin=-1.0, min_neighbours=0)
+DETECTORS: dict[str, Callable[[str], Detector]] = {
+    "brightest-square": lambda _: BrightestSquare(),
+    "hog-people": HogPeopleDetector,
+    "hog-people, every window": lambda device: HogPeopleDetector(
+        device, replace(OPENCV_PARAMETERS, min_margin=-1.0, min_neighbours=0)
     ),
-    "none": lambda: NoneDetector("cpu"),
+    "none": NoneDetector,
 }
 
 
@@ -108,16 +114,37 @@ FORMATS: dict[str, Callable[[Path], object]] = {
 }
 
 
+# Where there is none, `test_the_suite_runs_on_a_gpu` tells.
+DEVICES = ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",)
+
+
+def has_runtime(name: str, device: str) -> bool:
+    """Whether what runs model `name` can use `device`: onnxruntime is another package for GPUs."""
+    if "onnx" not in name.lower() or device == "cpu":
+        return True
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    make_ready(request.param)
+    return str(request.param)
+
+
 @pytest.fixture(scope="module", params=[*DETECTORS, *MODELS, *FORMATS])
-def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+def detector(
+    request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory
+) -> Detector:
+    if not has_runtime(request.param, device):
+        pytest.skip("this onnxruntime is for the CPU; requirements-onnx-gpu.txt has another")
     if request.param in DETECTORS:
-        return DETECTORS[request.param]()
+        return DETECTORS[request.param](device)
     if request.param in FORMATS:
         made = tmp_path_factory.mktemp("models")
         FORMATS[request.param](made)
-        return load_detector("made", device="cpu", models_folder=made)
+        return load_detector("made", device=device, models_folder=made)
     folder = request.getfixturevalue("test_data") / "models"
-    return load_detector(request.param, device="cpu", models_folder=folder)
+    return load_detector(request.param, device=device, models_folder=folder)
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -132,10 +159,10 @@ def batch(count: int, width: int = 200, height: int = 260) -> np.ndarray:
     return np.stack([picture(width, height, seed) for seed in range(count)])
 
 
-def detect(detector: Detector, frames: np.ndarray) -> list[Detections]:
-    """What the protocol promises holds for what comes out, or this fails."""
+def detect(detector: Detector, frames: np.ndarray, *, place: str = "cpu") -> list[Detections]:
+    """What the protocol promises holds for what comes out, or this fails. `place`: where the frames lie."""
     with torch.inference_mode():
-        outputs = detector.detect(torch.from_numpy(frames))
+        outputs = detector.detect(torch.from_numpy(frames).to(place))
     count, height, width, _ = frames.shape
     checked = check_batch(
         detector.name,
@@ -163,16 +190,20 @@ def assert_same(one: list[Detections], other: list[Detections]) -> None:
 
 def test_the_suite_has_something_to_compare() -> None:
     for name in ("brightest-square", "hog-people, every window"):
-        assert all(len(found.scores) for found in detect(DETECTORS[name](), batch(4)))
+        assert all(len(found.scores) for found in detect(DETECTORS[name]("cpu"), batch(4)))
 
 
-def test_it_says_what_it_is(detector: Detector) -> None:
+def test_the_suite_runs_on_a_gpu(cuda: str) -> None:
+    assert cuda in DEVICES
+
+
+def test_it_says_what_it_is(detector: Detector, device: str) -> None:
     assert detector.name
     assert len(detector.fingerprint) == 64
     assert set(detector.fingerprint) <= set("0123456789abcdef")
     assert detector.batch_size >= 1
     assert 0 <= detector.default_min_score <= 1
-    assert torch.device(detector.device).type == "cpu"
+    assert detector.device in (device, BrightestSquare.device)
     assert isinstance(getattr(torch, detector.precision), torch.dtype)
     assert len(set(detector.class_names)) == len(detector.class_names)
 
@@ -180,6 +211,15 @@ def test_it_says_what_it_is(detector: Detector) -> None:
 def test_the_same_batch_gives_the_same_bits(detector: Detector) -> None:
     frames = batch(min(3, detector.batch_size))
     for one, other in zip(detect(detector, frames), detect(detector, frames.copy()), strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+        assert torch.equal(one.scores, other.scores)
+
+
+def test_frames_on_its_device_give_the_same_bits(detector: Detector) -> None:
+    frames = batch(min(3, detector.batch_size))
+    place = detector.device if detector.takes_device_frames else "cpu"
+    ahead = detect(detector, frames, place=place)
+    for one, other in zip(detect(detector, frames), ahead, strict=True):
         assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
         assert torch.equal(one.scores, other.scores)
 
@@ -242,11 +282,11 @@ def test_the_frame_size_it_wants_is_no_larger_and_of_that_shape(
 
 def test_a_device_thread_gives_what_it_gives(detector: Detector) -> None:
     frames = batch(min(2, detector.batch_size))
-    with DeviceThread(detector) as device:
-        assert_same(device.submit(frames).result(60), detect(detector, frames))
+    with DeviceThread(detector) as thread:
+        assert_same(thread.submit(frames).result(60), detect(detector, frames))
 
 
 def test_it_can_be_described(detector: Detector) -> None:
-    description = describe_detector(detector, measure(detector, MemoryMeter("cpu")))
+    description = describe_detector(detector, measure(detector, MemoryMeter(detector.device)))
     assert description["labels"] == list(detector.class_names)
     assert description["frames_per_second"] > 0

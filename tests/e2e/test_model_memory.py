@@ -13,9 +13,9 @@ from instance import Instance, make_clip
 from torch import Tensor, nn
 
 MIB = 1024 * 1024
-# Of these some 330 MiB are the engine's own at its start, and 160 kept for its jobs: 500 are left for models.
+# Of these 280 to 330 MiB are the engine's own at its start, and 160 kept for its jobs: 510 to 560 are left.
 ENGINE_BYTES = 1000 * MIB
-BALLAST_BYTES = 80 * MIB  # a network takes four times that while it is loaded
+BALLAST_BYTES = 120 * MIB  # a network takes four times that while it is loaded, beside the other five times
 NAMES = ("first", "second")
 
 

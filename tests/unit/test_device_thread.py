@@ -28,6 +28,7 @@ class ScriptedDetector:
     batch_size = 8
     device = "cpu"
     precision = "float32"
+    takes_device_frames = True
 
     def __init__(self, before: Callable[[Tensor], object] = len) -> None:
         self.before = before

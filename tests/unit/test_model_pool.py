@@ -27,6 +27,7 @@ class FakeDetector:
     default_min_score = 0.5
     device = "cpu"
     precision = "float32"
+    takes_device_frames = False
 
     def __init__(self, name: str, *, batch_size: int = 8, before: Callable[[Tensor], object] = len) -> None:
         self.name = name
@@ -57,7 +58,13 @@ class Loads:
 
 
 def profile(mib: int) -> ModelProfile:
-    return {"batch_size": 4, "frames_per_second": 10.0, "host_bytes": mib * MIB, "device_bytes": 0}
+    return {
+        "batch_size": 4,
+        "frames_per_second": 10.0,
+        "host_bytes": mib * MIB,
+        "loading_bytes": 0,
+        "device_bytes": 0,
+    }
 
 
 @pytest.fixture
@@ -84,6 +91,29 @@ def pool(loads: Loads, profiles: ProfileStore[ModelProfile]) -> Iterator[ModelPo
 
 def loaded(pool: ModelPool) -> list[str]:
     return [found["name"] for found in pool.descriptions() if found["loaded"]]
+
+
+def test_models_may_need_more_while_they_load_than_beside_each_other(
+    loads: Loads, profiles: ProfileStore[ModelProfile]
+) -> None:
+    for name in "abc":
+        profiles.write(FakeDetector(name).fingerprint, "cpu", profile(30) | {"loading_bytes": 120 * MIB})
+    budget = ModelBudget(host_bytes=180 * MIB)
+    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+        use_once(pool, "a", "b", "c")
+        assert loaded(pool) == ["a", "b", "c"]
+        assert [found["memory_bytes"] for found in pool.descriptions()] == [120 * MIB] * 3
+    budget = ModelBudget(host_bytes=179 * MIB)
+    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+        use_once(pool, "a", "b", "c")
+        assert loaded(pool) == ["b", "c"]
+    with (
+        ModelPool(
+            devices=["cpu"], load=loads, profiles=profiles, budget=ModelBudget(host_bytes=100 * MIB)
+        ) as pool,
+        pytest.raises(ModelFault, match="takes 120 MiB of host memory"),
+    ):
+        use_once(pool, "a")
 
 
 def use_once(pool: ModelPool, *names: str) -> None:
@@ -212,6 +242,47 @@ def test_a_lost_device_is_not_the_models_fault(profiles: ProfileStore[ModelProfi
         pytest.raises(DeviceLost, match="illegal memory access"),
     ):
         use_once(pool, "a")
+
+
+class CrampedLoads(Loads):
+    """Finds memory for a model of the name `large` only while no other is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool: ModelPool | None = None
+
+    def __call__(self, name: str, device: str) -> FakeDetector:
+        assert self.pool is not None
+        if name == "large" and loaded(self.pool):
+            lack = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise ModelFault("The file cannot be read.") from lack
+        return super().__call__(name, device)
+
+
+def test_a_model_that_finds_no_memory_is_loaded_without_those_that_nobody_uses(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    loads, budget = CrampedLoads(), ModelBudget(host_bytes=1000 * MIB)
+    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+        loads.pool = pool
+        use_once(pool, "a", "b", "large")
+        assert loaded(pool) == ["large"]
+        assert loads.names == ["a", "b", "large"]
+
+
+def test_a_model_that_finds_no_memory_waits_for_those_in_use(profiles: ProfileStore[ModelProfile]) -> None:
+    loads, budget = CrampedLoads(), ModelBudget(host_bytes=1000 * MIB)
+    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+        loads.pool = pool
+        use_once(pool, "b")
+        with pool.use("a"):
+            with pytest.raises(NoRoomForModel), pool.use("large"):
+                pass
+            assert loaded(pool) == ["a"]
+            assert pool.crowded_models() == {"large"}
+        assert pool.crowded_models() == frozenset()
+        use_once(pool, "large")
+        assert loaded(pool) == ["large"]
 
 
 def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(

@@ -30,6 +30,7 @@ class Blind:
     batch_size = 4
     device = "cpu"
     precision = "float32"
+    takes_device_frames = False
     frame_count = 0
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:

@@ -152,6 +152,27 @@ def test_batches_may_be_held_while_the_next_is_decoded(clips: ClipFolder, pool: 
             before.release()
 
 
+def test_rings_are_pinned_of_children_that_decode_and_once_each(clips: ClipFolder) -> None:
+    pinned: list[int] = []
+    video = clips.get("h264.mp4")
+    with DecoderPool(
+        limits=VideoLimits(),
+        memory_bytes=512 * MIB,
+        ring_bytes=4 * MIB,
+        pin=lambda memory: pinned.append(memory.nbytes),
+    ) as pool:
+        with pool.index(video, segment_frames=20, cancelled=never) as index:
+            segments = list(index)
+        assert pinned == []
+        assert len(segments) > 1
+        for segment in segments:  # by the child that indexed, which goes from hand to hand
+            with pool.decode(
+                video, index.facts, segment, frame_size=(128, 72), batch_size=5, cancelled=never
+            ) as session:
+                assert sum(len(batch.frames) for batch in _released(session)) > 0
+    assert pinned == [4 * MIB + 4096]
+
+
 def test_a_consumer_that_releases_nothing_is_told(clips: ClipFolder, pool: DecoderPool) -> None:
     with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
         (segment,) = index
