@@ -57,10 +57,14 @@ def web(settings: Settings, chosen: Namespace) -> int:
 def engine(settings: Settings, chosen: Namespace) -> int:
     """run the engine alone: it holds the models and works on the jobs"""
     prepare_engine(settings, replace=chosen.replace)
-    from app.engine_factory import create_engine  # noqa: PLC0415 - loads torch, which no other command needs
+    # They load torch, which no other command needs.
+    from app.detection.devices import UnusableDevice  # noqa: PLC0415
+    from app.engine_factory import create_engine  # noqa: PLC0415
 
     try:
         create_engine(settings).run()
+    except UnusableDevice as fault:
+        raise StartFault(f"FRAMEBOX_DEVICES: {fault}") from fault
     except (InvalidOption, ModelFault) as fault:  # of the model that it cannot do without
         raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
     return 0

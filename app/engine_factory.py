@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 import torch
 
-from app.detection.devices import UnusableDevice, choose_devices, make_ready, memory_bytes
+from app.detection.devices import choose_devices, make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
 from app.detection.measuring import REVISION as PROFILE_REVISION
 from app.detection.model_pool import ModelBudget, ModelPool
@@ -26,7 +26,6 @@ from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
-from app.preflight import StartFault
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
@@ -48,8 +47,8 @@ _log = structlog.get_logger(__name__)
 def create_engine(settings: Settings) -> Engine:
     """Return the engine of this machine, ready to `run`; SIGTERM and SIGINT stop it.
 
-    Call it in the main thread of a process that holds the data folder's engine lock. Raises StartFault for
-    devices that cannot be used.
+    Call it in the main thread of a process that holds the data folder's engine lock. Raises
+    UnusableDevice.
     """
     configure_logging("engine", settings.log_level)
     if settings.cpu_threads is not None:
@@ -107,12 +106,9 @@ def _uploads(settings: Settings, data: DataFolder) -> Uploads:
 
 
 def _ready_devices(settings: Settings) -> tuple[str, ...]:
-    try:
-        devices = choose_devices(settings.devices)
-        for device in devices:
-            make_ready(device)
-    except UnusableDevice as fault:
-        raise StartFault(f"FRAMEBOX_DEVICES: {fault}") from fault
+    devices = choose_devices(settings.devices)
+    for device in devices:
+        make_ready(device)
     return devices
 
 

@@ -13,7 +13,13 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-_M_ARENA_MAX = -8  # mallopt(3)
+# mallopt(3)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+_KEPT_BYTES = 1 << 30
+_LARGE_BYTES = 32 * 1024 * 1024  # larger pieces are the system's own, each, and leave no holes
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): VmHWM begins anew with what is resident now
@@ -38,6 +44,19 @@ def use_one_arena() -> None:
     """Have all threads allocate from one arena. Call before threads are started; a no-op without glibc."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed for the next one who asks; a no-op without glibc.
+
+    Else the tensors of each step of a network are fetched from the system, page by page and zeroed, and given
+    back after it: 2000 to 3000 page faults a frame with YOLOX-Nano, an eighth of its processor time. The peak
+    stays the same. `give_back_free_memory` still gives all of it back.
+    """
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)  # 128 KiB and fixed, once the other is set
 
 
 def give_back_free_memory() -> None:

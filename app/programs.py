@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from app.memory import use_one_arena
+from app.memory import keep_freed_memory, use_one_arena
 from app.nginx import render_nginx_conf
 from app.preflight import (
     StartFault,
@@ -112,6 +112,7 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
     use_one_arena()
+    keep_freed_memory()
     data = _start_program("engine", settings, replace)
     # Threads of a matrix product that spin while they wait take the decoders' cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from app.memory import keep_freed_memory, use_one_arena
+
 OTHERS = ("__init__", "__main__", "census", "machine", "plain_detection")
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in OTHERS)
 
@@ -23,6 +25,8 @@ def main() -> int:
     # As the engine has it (`programs.prepare_engine`), before anything loads torch or onnxruntime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    use_one_arena()
+    keep_freed_memory()
     importlib.import_module(f"benchmarks.{name}").main()
     return 0
 

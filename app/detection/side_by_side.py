@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 START_SECONDS = 60.0
+STACK_BYTES = 2 * 1024 * 1024  # the usual 8 MiB count as taken where a process limits what it may reserve
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -32,7 +33,9 @@ class SideBySide:
         self.count = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.count, name, initializer=_compute_alone)
         all_begun = threading.Barrier(self.count)
+        usual_bytes = threading.stack_size(STACK_BYTES)
         wait([self._pool.submit(all_begun.wait, START_SECONDS) for _ in range(self.count)])
+        threading.stack_size(usual_bytes)
         # A thread's number is its own, but also what threads that are new to torch begin with.
         torch.set_num_threads(self.count)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app.cli import main
 from app.preflight import StartFault, check_port
+from app.settings import CHECKOUT
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +78,23 @@ def test_what_is_no_command_ends_with_the_usage(
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
     with pytest.raises(StartFault, match=r"port 8080 of 192\.0\.2\.1 cannot be listened on: "):
         check_port("192.0.2.1", 8080)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("FRAMEBOX_DEVICES", "cuda:99", "there is no device 'cuda:99'; torch"),
+        ("FRAMEBOX_MODEL", "nothing", "There is no model 'nothing'. There are: hog-people, none."),
+    ],
+)
+def test_an_engine_that_cannot_start_says_why_in_one_line(
+    tmp_path: Path, setting: str, value: str, told: str
+) -> None:
+    environment = {**os.environ, "FRAMEBOX_DATA": str(tmp_path / "data"), setting: value}
+    command = [sys.executable, "-m", "app", "engine"]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith(f"framebox: {setting}: {told}")

@@ -28,6 +28,31 @@ print(memory_use().own <= before.own + 64 * MIB)
 """
 
 
+KEEPING = """
+import resource
+import numpy as np
+from app.memory import give_back_free_memory, keep_freed_memory, memory_use, use_one_arena
+MIB = 1024 * 1024
+use_one_arena()
+keep_freed_memory()
+def step():
+    return [np.ones(8 * MIB, np.uint8) for _ in range(4)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100)
+kept = memory_use().own
+give_back_free_memory()
+print(memory_use().own <= kept - 28 * MIB)
+"""
+
+
+def test_freed_memory_is_kept_until_it_is_to_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 def test_a_process_at_its_limit_is_refused_memory_and_goes_on() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["refused", "True"]
