@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         (), description="folders from which {'path': …} may be read; comma-separated"
     )
     devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="torch devices, comma-separated; all CUDA devices, or the CPU, if empty"
+        (),
+        description="torch devices of one make, comma-separated; all CUDA devices like the first, or the "
+        "CPU, if empty",
     )
     precision: str = Field(
         "float32",
