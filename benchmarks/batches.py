@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,8 +36,8 @@ from app.detection.registry import load_detector
 from app.errors import ModelFault
 from app.memory import memory_use
 from benchmarks.machine import describe_machine
-from benchmarks.models import names_in
-from benchmarks.plain_detection import Box, agreement, decoded
+from benchmarks.models import frames_of, names_in
+from benchmarks.plain_detection import Box, agreement
 
 MIB = 1024 * 1024
 FRAMES = 256
@@ -50,18 +49,11 @@ LOOK_SECONDS = 0.05
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
 
 
-def frames_of(video: Path, detector: Detector, count: int) -> Frames:
-    """Return frames as the decoder would give them to `detector`, on whole pages of memory."""
-    kept = []
-    for frame in decoded(video):
-        size = detector.frame_size(frame.shape[1], frame.shape[0])
-        kept.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
-        if len(kept) == count:
-            break
-    stacked = np.stack(kept)
-    aligned = np.frombuffer(mmap.mmap(-1, stacked.nbytes), dtype=np.uint8).reshape(stacked.shape)
-    aligned[:] = stacked
-    return aligned
+def on_whole_pages(frames: Frames) -> Frames:
+    """Return a copy that begins where a page of memory does, as a ring does: only so can it be pinned."""
+    copy = np.frombuffer(mmap.mmap(-1, frames.nbytes), dtype=np.uint8).reshape(frames.shape)
+    copy[:] = frames
+    return copy
 
 
 def repeated(work: Callable[[], int]) -> float:
@@ -204,7 +196,7 @@ def main() -> None:
                 print(f"{name}: {fault.detail}")
                 continue
             print(f"{name} on {chosen.device}, {model.precision}")
-            frames = frames_of(chosen.video, model, chosen.frames)
+            frames = on_whole_pages(frames_of(chosen.video, model, chosen.frames))
             if pinning is not None:
                 pinning.pin(frames)
             measure_batches(model, frames, sizes, chosen.rounds)

@@ -20,10 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import orjson
 import psutil
 import torch
@@ -130,15 +132,18 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix in (".pt2", ".onnx"))
 
 
-def bare(detector: Detector, video: Path, count: int) -> tuple[float, float]:
-    """Return wall and CPU seconds of the model alone on `count` frames, which lie in memory."""
+def frames_of(video: Path, detector: Detector, count: int) -> npt.NDArray[np.uint8]:
+    """Return the first frames, (n, height, width, 3) RGB, n ≤ `count`, at the size that `detector` wants."""
     frames = []
-    for frame in decoded(video):
+    for frame in islice(decoded(video), count):
         size = detector.frame_size(frame.shape[1], frame.shape[0])
         frames.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
-        if len(frames) == FRAMES_IN_MEMORY:
-            break
-    batches = torch.from_numpy(np.stack(frames)).split(detector.batch_size)
+    return np.stack(frames)
+
+
+def bare(detector: Detector, video: Path, count: int) -> tuple[float, float]:
+    """Return wall and CPU seconds of the model alone on `count` frames, which lie in memory."""
+    batches = torch.from_numpy(frames_of(video, detector, FRAMES_IN_MEMORY)).split(detector.batch_size)
     with torch.inference_mode(), cpu_seconds() as cpu:
         started, done = time.perf_counter(), 0
         while done < count:

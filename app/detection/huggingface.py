@@ -69,10 +69,7 @@ class HuggingFaceNetwork:
 
     module: Any
     takes: NetworkInput
-
-    @property
-    def is_stateless(self) -> bool:
-        return True
+    is_stateless = True
 
     def run(self, pictures: Tensor) -> dict[str, Tensor]:
         output = self.module(pixel_values=pictures)

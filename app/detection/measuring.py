@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a ro
 MEASURE_SECONDS = 3.0  # no larger batch is begun after so long
 GOOD_ENOUGH = 0.95  # of the best speed: the smallest batch that reaches it takes the least memory
 HOPELESS = 0.8  # of the best speed: where larger batches are that slow, still larger ones are not tried
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +133,10 @@ def _trials(detector: Detector, meter: MemoryMeter) -> list[Trial]:
         try:
             trials.append(_try(detector, size, meter))
         except Exception as error:
-            if not trials or not is_out_of_memory(error):
+            if not trials or isinstance(error, torch.AcceleratorError):
                 raise
+            if not is_out_of_memory(error):  # a network may be exported for so many and no more
+                _log.warning("model fails on a larger batch", exc_info=error, extra={"frames": size})
             break
         best = max(trial.frames_per_second for trial in trials)
         too_long = time.monotonic() - started > MEASURE_SECONDS

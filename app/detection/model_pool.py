@@ -262,10 +262,11 @@ class ModelPool:
             unused = [other for other, held in self._held.items() if not held.user_count]
             unloaded = [self._held.pop(other).model for other in unused]
             in_use = [held.cost for held in self._held.values()]
-        self._unload(unloaded)
-        found = self._load_or_lack(name)
-        if found is not None:
-            return found
+        if unloaded:
+            self._unload(unloaded)
+            found = self._load_or_lack(name)
+            if found is not None:
+                return found
         if not in_use:
             raise ModelFault(f"There is not enough memory to load model {name!r}.")
         with self._changed:

@@ -38,10 +38,7 @@ class OnnxNetwork:
     output_names: tuple[str, ...]
     takes: NetworkInput
     device: torch.device
-
-    @property
-    def is_stateless(self) -> bool:
-        return True
+    is_stateless = True
 
     def run(self, pictures: Tensor) -> dict[str, Tensor]:
         pictures = pictures.contiguous()

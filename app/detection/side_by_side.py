@@ -34,8 +34,10 @@ class SideBySide:
         self._pool = ThreadPoolExecutor(self.count, name, initializer=_compute_alone)
         all_begun = threading.Barrier(self.count)
         usual_bytes = threading.stack_size(STACK_BYTES)
-        wait([self._pool.submit(all_begun.wait, START_SECONDS) for _ in range(self.count)])
-        threading.stack_size(usual_bytes)
+        try:
+            wait([self._pool.submit(all_begun.wait, START_SECONDS) for _ in range(self.count)])
+        finally:
+            threading.stack_size(usual_bytes)
         # A thread's number is its own, but also what threads that are new to torch begin with.
         torch.set_num_threads(self.count)
 

@@ -29,10 +29,7 @@ class TorchScriptNetwork:
 
     module: torch.jit.ScriptModule
     takes: NetworkInput
-
-    @property
-    def is_stateless(self) -> bool:
-        return True
+    is_stateless = True
 
     def run(self, pictures: Tensor) -> object:
         # The optimiser rewrites a script after its first calls; the same picture could give other digits.

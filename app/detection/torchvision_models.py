@@ -47,10 +47,7 @@ class TorchvisionNetwork:
 
     module: torch.nn.Module
     takes: NetworkInput
-
-    @property
-    def is_stateless(self) -> bool:
-        return True
+    is_stateless = True
 
     def run(self, pictures: Tensor) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = self.module(list(pictures))

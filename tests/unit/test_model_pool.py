@@ -358,6 +358,23 @@ def test_a_batch_that_does_not_fit_ends_the_search() -> None:
     assert found["batch_size"] <= 2
 
 
+def test_a_batch_for_which_a_network_was_not_exported_ends_the_search() -> None:
+    def takes_two(frames: Tensor) -> None:
+        if len(frames) > 2:
+            raise RuntimeError("Guard failed: 1 <= batch <= 2")
+
+    assert measure(FakeDetector("exported", before=takes_two), MemoryMeter("cpu"))["batch_size"] <= 2
+
+
+def test_a_device_that_is_lost_meanwhile_is_no_end_of_the_search() -> None:
+    def lose(frames: Tensor) -> None:
+        if len(frames) > 2:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(torch.AcceleratorError):
+        measure(FakeDetector("losing", before=lose), MemoryMeter("cpu"))
+
+
 def test_what_a_model_takes_is_measured_at_its_peak() -> None:
     def take(frames: Tensor) -> None:
         torch.ones(32 * MIB, dtype=torch.uint8).amax()
