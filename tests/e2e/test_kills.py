@@ -124,8 +124,11 @@ def test_a_killed_nginx_comes_back(instance: Instance, video: Path, undisturbed:
     client = Waiting(instance, video)
     wait_for_parts(instance, client.job_id, 1)
     (master,) = [process for process in instance.find("nginx") if process.ppid() == instance.supervisor_pid]
+    workers = master.children()
     master.kill()
     client.join()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "the orphans, which answer too, were not ended"
     instance.wait(instance.is_ready, 60, "a new nginx")
     assert instance.wait_for_end(client.job_id)["state"] == "succeeded"
     assert instance.result(client.job_id) == undisturbed
