@@ -52,6 +52,9 @@ def _make(device: str) -> str:
 def make_ready(device: str) -> None:
     """Load what a device's first computation needs, and settle on algorithms that always add up alike.
 
+    float32 is what it says: torch would round it to TF32's 11 bits for convolutions, so that boxes were
+    neither those of a CPU nor the same in batches of other sizes.
+
     CUDA, cuBLAS and cuDNN take host memory that no model's end gives back: after this call it is there, and
     not taken for the first model's. Raises UnusableDevice if the device cannot compute.
     """
@@ -59,12 +62,28 @@ def make_ready(device: str) -> None:
         return
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         pictures = torch.zeros((1, 3, 32, 32), device=device)
         features = torch.nn.functional.conv2d(pictures, torch.zeros((8, 3, 3, 3), device=device))
         (features.flatten(2) @ features.flatten(2).mT).sum().item()
     except RuntimeError as error:
         raise UnusableDevice(f"{device} ({_make(device)}) fails: {error}") from error
+
+
+def sticking_fault(device: str) -> Exception | None:
+    """Return the error that a device answers everything with from now on; None if it is well.
+
+    torch has a class for such errors, but libraries that compute there tell of them in words of their own.
+    """
+    if device == "cpu":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def memory_bytes(device: str) -> int | None:

@@ -14,6 +14,7 @@ import torch
 
 from app.detection.detector import Detector, DeviceLost, is_out_of_memory
 from app.detection.device import DeviceThread
+from app.detection.devices import sticking_fault
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, SizedDetector, drop_unused, measure
 from app.detection.registry import ModelDescription, describe_detector
 from app.errors import FrameboxError, ModelFault
@@ -117,6 +118,7 @@ class ModelPool:
         profiles: Profiles,
         budget: ModelBudget = NO_BUDGET,
         most_attempts: int | None = None,
+        sticking_fault: Callable[[str], Exception | None] = sticking_fault,
     ) -> None:
         """`load` takes a model's name and a torch device; it raises InvalidOption for an unknown name.
 
@@ -129,6 +131,7 @@ class ModelPool:
         self._profiles = profiles
         self._budget = budget
         self._most_attempts = most_attempts
+        self._sticking_fault = sticking_fault
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
@@ -307,18 +310,27 @@ class ModelPool:
         with self._profiles.attempt(name):
             try:
                 return self._load_and_measure(name)
-            except torch.AcceleratorError as error:
-                raise DeviceLost(str(error)) from error
             except Exception as error:  # the model's boundary: whatever it raises is its own fault
                 if _is_lack_of_memory(error):
                     _log.warning("model found no memory to load", exc_info=error, model=name)
                     raise _LacksMemory(name) from error
+                lost = self._lost_device(error)
+                if lost is not None:
+                    _log.error("model failed to load on a lost device", exc_info=error, model=name)
+                    raise DeviceLost(str(lost)) from error
                 if isinstance(error, FrameboxError):
                     raise
                 _log.error("model failed to load", exc_info=error, model=name)
                 raise ModelFault(
                     f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
                 ) from error
+
+    def _lost_device(self, error: Exception) -> Exception | None:
+        """Return why a device is lost, if that is what `error` comes of."""
+        if isinstance(error, torch.AcceleratorError):
+            return error
+        faults = map(self._sticking_fault, self._device_names)
+        return next((fault for fault in faults if fault is not None), None)
 
     def _load_and_measure(self, name: str) -> tuple[LoadedModel, MemoryCost]:
         meter = MemoryMeter(self._device_names[0])

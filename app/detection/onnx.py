@@ -28,6 +28,10 @@ _ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
     {torch.float32: 1, torch.uint8: 2, torch.float16: 10}  # onnx.TensorProto.DataType
 )
 
+# As `make_ready` has it for torch. By itself onnxruntime times cuDNN's algorithms at each start and takes the
+# fastest, so that the next start may give other digits; and it rounds float32 to TF32.
+_CUDA_OPTIONS: Mapping[str, object] = MappingProxyType({"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
+
 
 @dataclass(frozen=True, slots=True)
 class OnnxNetwork:
@@ -68,6 +72,7 @@ def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1  # the detector's threads run it side by side
     options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -91,7 +96,7 @@ def _providers(name: str, runtime: ModuleType, device: torch.device) -> list[Any
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        return [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+        return [("CUDAExecutionProvider", {"device_id": device.index or 0, **_CUDA_OPTIONS})]
     raise ModelFault(
         f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {device.type}: pip uninstall "
         "onnxruntime, then pip install -r requirements-onnx-gpu.txt; or export the model as .pt2."

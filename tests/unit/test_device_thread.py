@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -14,6 +16,7 @@ from torch import Tensor
 from app.detection.detector import Detections, DeviceLost, DeviceOutOfMemory
 from app.detection.device import REGROW_AFTER_CALLS, DeviceBusy, DeviceThread
 from app.errors import ModelFault
+from app.settings import CHECKOUT
 
 WAIT_SECONDS = 10
 
@@ -223,6 +226,64 @@ def test_a_lost_device_fails_what_runs_what_waits_and_what_comes() -> None:
             device.submit(frames_marked(3))
     assert device.lost is not None
     assert detector.call_sizes == [1]
+
+
+def test_a_device_is_lost_whatever_the_library_calls_it_that_met_the_fault() -> None:
+    def fail(frames: Tensor) -> None:
+        raise RuntimeError("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED")
+
+    asked: list[str] = []
+
+    def sticking_fault(device: str) -> Exception | None:
+        asked.append(device)
+        return torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with DeviceThread(ScriptedDetector(fail), sticking_fault=sticking_fault) as device:
+        with pytest.raises(DeviceLost, match="illegal memory access"):
+            device.submit(frames_marked(1)).result(WAIT_SECONDS)
+        assert device.lost is not None
+    assert asked == ["cpu"]
+    assert device.stats.model_fault_count == 0
+
+
+# Runs in a process of its own: CUDA is of no use in it afterwards.
+LOSE_A_GPU = """
+import sys
+import torch
+from app.detection.detector import DeviceLost
+from app.detection.device import DeviceThread
+from tests.unit.test_device_thread import ScriptedDetector, frames_marked
+
+def lose(frames):
+    if frames.max() == 2:
+        there = torch.zeros(3, device=frames.device)[torch.tensor([1000], device=frames.device)]
+        try:
+            there.cpu()
+        except RuntimeError as error:
+            raise ValueError("in words of its own") from error
+
+detector = ScriptedDetector(lose)
+detector.device = sys.argv[1]
+with DeviceThread(detector) as device:
+    device.submit(frames_marked(1)).result(60)
+    for _ in range(2):
+        try:
+            device.submit(frames_marked(2)).result(60)
+        except DeviceLost as lost:
+            print("lost:", lost)
+"""
+
+
+def test_a_gpu_that_met_a_fault_is_lost(cuda: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LOSE_A_GPU, cuda],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.stdout.count(f"lost: {cuda}: CUDA error: device-side assert triggered") == 2, run.stderr
 
 
 def test_a_full_queue_is_refused_at_the_deadline_and_close_cancels_what_waits() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.detection.devices import UnusableDevice, choose_devices, make_ready, memory_bytes
+from app.detection.devices import UnusableDevice, choose_devices, make_ready, memory_bytes, sticking_fault
 
 
 def have(monkeypatch: pytest.MonkeyPatch, *makes: str) -> None:
@@ -71,11 +71,23 @@ def test_a_cuda_device_that_cannot_compute_is_told(monkeypatch: pytest.MonkeyPat
 def test_a_cuda_device_is_made_ready(cuda: str) -> None:
     assert choose_devices([cuda]) == (cuda,)
     make_ready(cuda)
+    assert sticking_fault(cuda) is None
     total = memory_bytes(cuda)
     assert total is not None
     assert total > 1e9
 
 
+def test_float32_on_a_gpu_has_all_its_bits(cuda: str) -> None:
+    make_ready(cuda)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn((2, 64, 32, 32), generator=generator)
+    weights = torch.randn((64, 64, 3, 3), generator=generator)
+    wanted = torch.nn.functional.conv2d(pictures.double(), weights.double())
+    found = torch.nn.functional.conv2d(pictures.to(cuda), weights.to(cuda)).double().cpu()
+    assert (found - wanted).abs().max() < 1e-3  # float32 is off by 4e-5 on a CPU, and TF32 by 3e-2
+
+
 def test_the_cpu_is_ready_and_has_no_memory_of_its_own() -> None:
     make_ready("cpu")
+    assert sticking_fault("cpu") is None
     assert memory_bytes("cpu") is None

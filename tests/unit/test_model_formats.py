@@ -13,6 +13,7 @@ import torch
 from exported_networks import BOX, METADATA, as_onnx, as_pt2, as_torchscript
 
 from app.detection.detector import Detector
+from app.detection.onnx import load_onnx
 from app.detection.registry import load_detector
 from app.errors import ModelFault
 
@@ -293,3 +294,11 @@ def test_onnx_without_a_runtime_for_the_device_says_what_to_do(tmp_path: Path) -
     told = r"pip install -r requirements-onnx-gpu\.txt|cannot load what it needs of CUDA and cuDNN"
     with pytest.raises(ModelFault, match=told):
         load_detector("model", device="cuda:0", models_folder=tmp_path)
+
+
+def test_onnx_on_a_gpu_computes_alike_in_each_session(cuda: str) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is for the CPU; requirements-onnx-gpu.txt has another")
+    network, _ = load_onnx("model", as_onnx(networks.Yolo()), cuda)
+    used = network.session.get_provider_options()["CUDAExecutionProvider"]
+    assert (used["cudnn_conv_algo_search"], used["use_tf32"]) == ("HEURISTIC", "0")

@@ -244,6 +244,31 @@ def test_a_lost_device_is_not_the_models_fault(profiles: ProfileStore[ModelProfi
         use_once(pool, "a")
 
 
+def test_a_device_that_is_lost_while_a_model_loads_is_not_the_models_fault_in_any_words(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    sticking = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    pool = ModelPool(
+        devices=["one", "other"],
+        load=Loads(a=ModelFault("The file cannot be read.")),
+        profiles=profiles,
+        sticking_fault={"one": None, "other": sticking}.get,
+    )
+    with pool, pytest.raises(DeviceLost, match="unspecified launch failure"):
+        use_once(pool, "a")
+
+
+def test_a_library_that_found_no_memory_on_a_device_has_not_lost_it(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    fault = torch.AcceleratorError("CUDA error: out of memory")
+    with (
+        ModelPool(devices=["cpu"], load=Loads(a=fault), profiles=profiles) as pool,
+        pytest.raises(ModelFault, match="not enough memory to load"),
+    ):
+        use_once(pool, "a")
+
+
 class CrampedLoads(Loads):
     """Finds memory for a model of the name `large` only while no other is loaded."""
 
