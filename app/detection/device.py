@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.detection.checks import Checked, check_batch
 from app.detection.detector import Detections, Detector, DeviceLost, is_out_of_memory
-from app.detection.devices import sticking_fault
+from app.detection.devices import Ask, sticking_fault, why_lost
 from app.detection.frame_copies import FrameCopies, copies_to
 from app.detection.runtime import describe_runtime
 from app.errors import FrameboxError, ModelFault
@@ -77,13 +77,13 @@ class DeviceThread:
         *,
         queued_batches: int = QUEUED_BATCHES,
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
-        sticking_fault: Callable[[str], Exception | None] = sticking_fault,
+        ask_device: Ask = sticking_fault,
     ) -> None:
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
         self._detector = detector
         self._copies = copies_to(detector.device) if detector.takes_device_frames else None
-        self._sticking_fault = sticking_fault
+        self._ask_device = ask_device
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
@@ -307,12 +307,9 @@ class DeviceThread:
     def _fault(self, error: Exception) -> FrameboxError | DeviceLost:
         """The error that the batch's owner is told; what it hides from the caller goes to the log."""
         name = self._detector.name
-        if isinstance(error, torch.AcceleratorError | DeviceLost):
-            return self._lose(error)
-        sticking = self._sticking_fault(self._detector.device)
-        if sticking is not None:
-            _log.error("model failed on a lost device", exc_info=error, extra={"model": name})
-            return self._lose(sticking)
+        lost = why_lost(error, [self._detector.device], self._ask_device)
+        if lost is not None:
+            return self._lose(lost)
         self._count(model_fault_count=1)
         _log.error("model failed", exc_info=error, extra={"model": name, "device": self._detector.device})
         if isinstance(error, ModelFault):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+
+from app.detection.detector import DeviceLost
+
+Ask = Callable[[str], Exception | None]
 
 
 class UnusableDevice(Exception):
@@ -84,6 +88,19 @@ def sticking_fault(device: str) -> Exception | None:
     except RuntimeError as error:
         return error
     return None
+
+
+def why_lost(error: Exception, devices: Iterable[str], ask: Ask = sticking_fault) -> Exception | None:
+    """Return why one of `devices` is lost, if that is what `error` comes of; None if all are well.
+
+    `ask` says what is wrong with a device.
+    """
+    if isinstance(error, torch.AcceleratorError | DeviceLost):
+        return error
+    fault = next((fault for fault in map(ask, devices) if fault is not None), None)
+    if fault is not None:
+        fault.__cause__ = error
+    return fault
 
 
 def memory_bytes(device: str) -> int | None:

@@ -14,7 +14,7 @@ import torch
 
 from app.detection.detector import Detector, DeviceLost, is_out_of_memory
 from app.detection.device import DeviceThread
-from app.detection.devices import sticking_fault
+from app.detection.devices import Ask, sticking_fault, why_lost
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, SizedDetector, drop_unused, measure
 from app.detection.registry import ModelDescription, describe_detector
 from app.errors import FrameboxError, ModelFault
@@ -118,7 +118,7 @@ class ModelPool:
         profiles: Profiles,
         budget: ModelBudget = NO_BUDGET,
         most_attempts: int | None = None,
-        sticking_fault: Callable[[str], Exception | None] = sticking_fault,
+        ask_device: Ask = sticking_fault,
     ) -> None:
         """`load` takes a model's name and a torch device; it raises InvalidOption for an unknown name.
 
@@ -131,7 +131,7 @@ class ModelPool:
         self._profiles = profiles
         self._budget = budget
         self._most_attempts = most_attempts
-        self._sticking_fault = sticking_fault
+        self._ask_device = ask_device
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
@@ -314,23 +314,15 @@ class ModelPool:
                 if _is_lack_of_memory(error):
                     _log.warning("model found no memory to load", exc_info=error, model=name)
                     raise _LacksMemory(name) from error
-                lost = self._lost_device(error)
+                lost = why_lost(error, self._device_names, self._ask_device)
                 if lost is not None:
-                    _log.error("model failed to load on a lost device", exc_info=error, model=name)
-                    raise DeviceLost(str(lost)) from error
+                    raise DeviceLost(str(lost)) from lost
                 if isinstance(error, FrameboxError):
                     raise
                 _log.error("model failed to load", exc_info=error, model=name)
                 raise ModelFault(
                     f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
                 ) from error
-
-    def _lost_device(self, error: Exception) -> Exception | None:
-        """Return why a device is lost, if that is what `error` comes of."""
-        if isinstance(error, torch.AcceleratorError):
-            return error
-        faults = map(self._sticking_fault, self._device_names)
-        return next((fault for fault in faults if fault is not None), None)
 
     def _load_and_measure(self, name: str) -> tuple[LoadedModel, MemoryCost]:
         meter = MemoryMeter(self._device_names[0])

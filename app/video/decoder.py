@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
+from av import library_versions
 
 from app.errors import InternalError
 from app.video import ring
@@ -132,7 +132,7 @@ class DecoderPool:
     @property
     def identity(self) -> str:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
-        versions = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
+        versions = {name: ".".join(map(str, number)) for name, number in library_versions.items()}
         return f"{_REVISION} {versions} threads={self._threads} ring={self._ring_bytes}"
 
     def index(

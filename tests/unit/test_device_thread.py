@@ -238,7 +238,7 @@ def test_a_device_is_lost_whatever_the_library_calls_it_that_met_the_fault() -> 
         asked.append(device)
         return torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    with DeviceThread(ScriptedDetector(fail), sticking_fault=sticking_fault) as device:
+    with DeviceThread(ScriptedDetector(fail), ask_device=sticking_fault) as device:
         with pytest.raises(DeviceLost, match="illegal memory access"):
             device.submit(frames_marked(1)).result(WAIT_SECONDS)
         assert device.lost is not None

@@ -252,7 +252,7 @@ def test_a_device_that_is_lost_while_a_model_loads_is_not_the_models_fault_in_an
         devices=["one", "other"],
         load=Loads(a=ModelFault("The file cannot be read.")),
         profiles=profiles,
-        sticking_fault={"one": None, "other": sticking}.get,
+        ask_device={"one": None, "other": sticking}.get,
     )
     with pool, pytest.raises(DeviceLost, match="unspecified launch failure"):
         use_once(pool, "a")
