@@ -154,7 +154,7 @@ class _Run:
                 self._take(outcome)
             summary = feed.summary()
         self._report.video |= _video_summary(summary)
-        self._report.completeness = self._completeness(summary, feed)
+        self._report.completeness = completeness_report(self._tally, summary)
         self._check_outcome()
         document = write_document(self._parts, self._request.document, self._digest)
         self._report.document = _document_report(document)
@@ -269,28 +269,23 @@ class _Run:
         self._parts.append(outcome.part)
         self._digest.add(outcome.part)
         self._tally.add(analysed=outcome.analysed, corrupt=outcome.corrupt, undecodable=outcome.undecodable)
-        self._progress.frames_done = self._tally.analysed + self._tally.undecodable
+        self._progress.frames_done = self._tally.analysed + self._tally.undecodable.frames
         self._progress.segments_done += 1
         self._observe(self._progress, self._report)
 
-    def _completeness(self, summary: IndexSummary, feed: _SegmentFeed) -> dict[str, Any]:
-        return completeness_report(
-            self._tally,
-            frames_indexed=summary.frames_indexed,
-            frames_wanted=feed.frames_wanted,
-            packets_refused=summary.packets_refused,
-            truncated=summary.truncated,
-            notes=summary.notes,
-        )
-
     def _check_outcome(self) -> None:
-        if not self._tally.analysed and not self._tally.undecodable:
+        if not self._report.completeness["frames_wanted"]:
             raise InvalidOption(
                 "No frame of the video lies between start and end.",
                 {"parameter": "start", "allowed": f"below {self._report.video['duration_seconds']} seconds"},
             )
-        if self._tally.undecodable and not self._tally.analysed:
+        if not self._tally.analysed:
             raise NothingDecodable("No frame of the video could be decoded.", self._failure_extensions())
+        if self._tally.is_noise:
+            raise NothingDecodable(
+                "Nearly all pictures of the video are damaged: nothing found in them can be trusted.",
+                self._failure_extensions(),
+            )
         if self._request.options.on_damage is OnDamage.FAIL and not self._report.completeness["complete"]:
             raise DamagedVideo(
                 "The video is damaged, and on_damage=fail was asked for.", self._failure_extensions()
@@ -299,7 +294,8 @@ class _Run:
     def _failure_extensions(self) -> dict[str, Any]:
         self._observe(self._progress, self._report)
         account = self._report.completeness
-        return {name: account[name] for name in ("frames_indexed", "frames_analysed", "frames_undecodable")}
+        names = ("frames_indexed", "frames_analysed", "frames_undecodable", "frames_corrupt")
+        return {name: account[name] for name in names}
 
 
 class _SegmentFeed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
@@ -15,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from app.detection.detector import Detections
-from app.pipeline.completeness import FrameRange
 from app.pipeline.frame_records import RecordRules, encode_record
 from app.storage.parts import Part, PartStore, PartWriter, TornPart
 from app.video.decoder import DecoderPool, FrameBatch
 from app.video.facts import VideoFacts
-from app.video.segments import Segment
+from app.video.segments import FrameRange, Segment
 
 Cancelled = Callable[[], bool]
 
@@ -60,7 +60,7 @@ class SegmentOutcome:
 
     part: Part
     analysed: int
-    corrupt: int
+    corrupt: tuple[FrameRange, ...]
     undecodable: tuple[FrameRange, ...]
 
     @property
@@ -115,12 +115,12 @@ def run_segment(
                 analysed += len(found)
                 advance(len(found))
         outcome = session.outcome
-        advance(sum(gap.last - gap.first + 1 for gap in outcome.undecodable))
+        advance(sum(gap.frame_count for gap in outcome.undecodable))
         writer.finish(
             {
                 "plan": _plan(task),
                 "analysed": analysed,
-                "corrupt": outcome.corrupt_count,
+                "corrupt": [[stretch.first, stretch.last] for stretch in outcome.corrupt],
                 "undecodable": [[gap.first, gap.last, gap.reason] for gap in outcome.undecodable],
             }
         )
@@ -192,7 +192,7 @@ def _write_batch(writer: PartWriter, batch: FrameBatch, found: list[Detections],
 
 
 def _plan(task: SegmentTask) -> list[Any]:
-    return [task.identity, task.segment.first_frame_id, task.segment.frame_count]
+    return [task.identity, zlib.crc32(task.segment.frame_ids.tobytes())]
 
 
 def _outcome(part: Part) -> SegmentOutcome:
@@ -200,6 +200,6 @@ def _outcome(part: Part) -> SegmentOutcome:
     return SegmentOutcome(
         part=part,
         analysed=footer["analysed"],
-        corrupt=footer["corrupt"],
+        corrupt=tuple(FrameRange(*stretch) for stretch in footer["corrupt"]),
         undecodable=tuple(FrameRange(*gap) for gap in footer["undecodable"]),
     )

@@ -26,6 +26,7 @@ from app.video.indexing import Indexer
 from app.video.limits import VideoLimits
 from app.video.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message
 from app.video.serial import FrameCounter, SerialDecoder
+from app.video.watch import LogCapture, PacketWatch
 
 
 class Descriptor:
@@ -138,17 +139,36 @@ class _Child:
         self._options = options
         self._ring = ring
         self._reader: PacketReader | None = None
+        self._log: LogCapture | None = None
         self._serial: SerialDecoder | None = None
 
     def serve(self) -> None:
         while True:
             kind, payload = self._channel.receive()
             if kind is Command.INDEX:
-                Indexer(self._open_at_start(), self._channel, self._options.limits).run()
+                self._index()
             elif kind is Command.COUNT:
-                FrameCounter(self._open(), self._channel, CountRequest.unpack(payload)).run()
+                self._count(CountRequest.unpack(payload))
             elif kind is Command.DECODE:
                 self._decode(DecodeRequest.unpack(payload))
+
+    def _index(self) -> None:
+        log = self._captured_log()
+        reader = self._open_at_start()
+        watch = PacketWatch(reader, self._channel, log)
+        Indexer(reader, watch, self._channel, self._options.limits).run()
+
+    def _count(self, request: CountRequest) -> None:
+        log = self._captured_log()
+        reader = self._open()
+        first, at = request.entry.ordinal, request.entry.position or 0
+        watch = PacketWatch(reader, self._channel, log, first_place=first, from_byte=at)
+        FrameCounter(reader, watch, self._channel, request).run()
+
+    def _captured_log(self) -> LogCapture:
+        """Begin to take down what FFmpeg logs, before it opens the video: it probes the first packets then."""
+        self._log = self._log or LogCapture()
+        return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
         reader = self._open()

@@ -171,6 +171,29 @@ def has_room(byte_count: int) -> bool:
     return True
 
 
+def claimed_seconds(reader: PacketReader) -> float | None:
+    """The duration that the container claims for the video, or for all of its streams together."""
+    stream, container = reader.stream, reader.container
+    if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and container.duration >= 0:
+        return container.duration / av.time_base
+    return None
+
+
+def overlong_claim(reader: PacketReader, last_pts: int | None) -> float | None:
+    """The duration that the container claims for the video alone, if the last frame is well before its end.
+
+    Containers count it from zero or from the first time stamp. Where there are sample tables, they decide.
+    """
+    stream, claimed = reader.stream, claimed_seconds(reader)
+    is_alone = len(reader.container.streams) == 1 and not reader.header.has_sample_tables
+    if claimed is None or not is_alone or last_pts is None or stream.time_base is None:
+        return None
+    end = float((last_pts - min(0, stream.start_time or 0)) * stream.time_base)
+    return claimed if claimed - end > max(2.0, claimed / 50) else None
+
+
 class Channel(Protocol):
     """The way to the engine, as `child.Channel` is."""
 

@@ -31,7 +31,7 @@ from app.video.messages import (
     unpack_statuses,
 )
 from app.video.process import ChildDied, ChildProcess
-from app.video.segments import Entry, Segment
+from app.video.segments import Entry, FrameRange, Segment
 
 Cancelled = Callable[[], bool]
 
@@ -69,15 +69,6 @@ class ChildSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FrameRange:
-    """Frame ids `first` … `last`, inclusive."""
-
-    first: int
-    last: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class DecodeOutcome:
     """What became of the wanted frames of a segment."""
 
@@ -88,7 +79,7 @@ class DecodeOutcome:
 
     @property
     def corrupt_count(self) -> int:
-        return sum(gap.last - gap.first + 1 for gap in self.corrupt)
+        return sum(gap.frame_count for gap in self.corrupt)
 
 
 class FrameBatch:
@@ -238,7 +229,7 @@ class DecodeSession:
         self._statuses[ranks] = FrameStatus.DECODED
         self._next_rank = int(ranks[-1]) + 1
         return FrameBatch(
-            frame_ids=self._segment.first_frame_id + ranks.astype(np.int64),
+            frame_ids=self._segment.frame_ids[ranks],
             pts=self._segment.pts[ranks],
             frames=frames,
             source_size=(message.source_width, message.source_height),
@@ -377,8 +368,8 @@ class DecodeSession:
         return DecodeOutcome(
             frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
-            undecodable=_ranges(segment.first_frame_id, missing, statuses, reasons),
-            corrupt=_ranges(segment.first_frame_id, corrupt, statuses, reasons),
+            undecodable=_ranges(segment.frame_ids, missing, statuses, reasons),
+            corrupt=_ranges(segment.frame_ids, corrupt, statuses, reasons),
         )
 
 
@@ -392,14 +383,14 @@ class _Deadline:
 
 
 def _ranges(
-    first_frame_id: int,
+    frame_ids: npt.NDArray[np.int64],
     mask: npt.NDArray[np.bool_],
     statuses: npt.NDArray[np.uint8],
     reasons: dict[FrameStatus, str],
 ) -> tuple[FrameRange, ...]:
     ranges: list[FrameRange] = []
     for rank in np.flatnonzero(mask).tolist():
-        frame_id = first_frame_id + rank
+        frame_id = int(frame_ids[rank])
         reason = reasons.get(FrameStatus(int(statuses[rank])), "")
         last = ranges[-1] if ranges else None
         if last is not None and last.last == frame_id - 1 and last.reason == reason:

@@ -29,7 +29,7 @@ from av import library_versions
 from app.errors import InternalError
 from app.video import ring
 from app.video.child import ChildPlan, run_child
-from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch, FrameRange
+from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch
 from app.video.facts import VideoFacts
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
@@ -37,7 +37,7 @@ from app.video.limits import VideoLimits
 from app.video.messages import DecoderProtocolError
 from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
 from app.video.sampling import Sampling
-from app.video.segments import Segment
+from app.video.segments import FrameRange, Segment
 
 __all__ = [
     "DecodeOutcome",

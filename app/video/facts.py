@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from fractions import Fraction
+
+from app.video.evidence import DamagedPlace
+from app.video.segments import FrameRanges
+
+
+class Proof(Enum):
+    """What proves that no frame is missing from an index."""
+
+    TABLE = "table"  # the container lists its samples
+    CLOCK = "clock"  # time stamps are those of a regular clock without a gap
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +50,11 @@ class IndexSummary:
     duration_seconds: float | None  # from the first frame's time stamp to the end of the last frame
     variable_frame_rate: bool
     truncated: bool
-    packets_refused: int  # where frames had to be counted: packets of which none came, and no id tells
+    frames_without_id: int  # where frames had to be counted: those of which data is there and no picture came
     notes: tuple[str, ...]  # how a truncation, damage or odd time stamps showed, for the report
+    lost: FrameRanges  # wanted frames of which the container holds nothing; they are in no segment
+    damage: tuple[DamagedPlace, ...]  # the first places where the container has lost data
+    damage_total: int  # places
+    is_damage_harmless: bool  # it is proven that no frame was lost at any of them
+    leading_frames: int  # shown before the first clean keyframe: they may need what the file never held
+    proof: Proof

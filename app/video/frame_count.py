@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from app.video.deaths import Deaths
 from app.video.decode_session import Cancelled, ChildSource
+from app.video.evidence import EvidenceList
 from app.video.faults import error_of
 from app.video.messages import (
     Command,
@@ -14,6 +16,7 @@ from app.video.messages import (
     Fault,
     IndexEnd,
     Message,
+    unpack_evidence,
     unpack_frames,
 )
 from app.video.process import ChildDied, ChildProcess
@@ -25,10 +28,14 @@ _MAX_DEATHS = 12
 class FrameCount:
     """One count, from an entry to the video's end. A child that dies is followed by one that goes on."""
 
-    def __init__(self, source: ChildSource, entry: Entry, cancelled: Cancelled) -> None:
+    def __init__(
+        self, source: ChildSource, entry: Entry, evidence: EvidenceList, cancelled: Cancelled
+    ) -> None:
         self._source = source
         self._entry = entry
+        self._evidence = evidence  # gets what is seen, with the place of the frame that comes next
         self._cancelled = cancelled
+        self.next_place: Callable[[], int] = lambda: entry.ordinal
         self._child: ChildProcess | None = None
         self._deaths = Deaths()
         self._frames = 0  # given out
@@ -61,6 +68,9 @@ class FrameCount:
                 return
             if kind is Message.FAULT:
                 raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
+            if kind is Message.EVIDENCE:
+                self._evidence.add(replace(unpack_evidence(payload), place=self.next_place()))
+                continue
             if kind is not Message.FRAMES:
                 raise DecoderProtocolError("an answer to another question")
             stamps = list(unpack_frames(payload))

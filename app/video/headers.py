@@ -118,8 +118,15 @@ class Header:
         return sum(track.samples for track in self.tracks) + self.fragment_samples
 
     @property
+    def has_sample_tables(self) -> bool:
+        """Whether it is an MP4 or MOV that lists all its samples in tables: they tell what is missing."""
+        return bool(self.tracks) and not self.fragment_samples
+
+    @property
     def is_cut_short(self) -> bool:
-        return self.declared_bytes is not None and self.declared_bytes > self.file_bytes
+        """Whether the container's own length passes the file's end. Where there are tables, they decide."""
+        is_longer = self.declared_bytes is not None and self.declared_bytes > self.file_bytes
+        return is_longer and not self.has_sample_tables
 
 
 def read_header(descriptor: int, limits: VideoLimits) -> Header:

@@ -10,7 +10,8 @@ from typing import Self
 from app.errors import UnusableVideo
 from app.video.deaths import Deaths
 from app.video.decode_session import Cancelled, ChildSource
-from app.video.facts import IndexSummary, VideoFacts
+from app.video.evidence import MAX_REORDER, EvidenceList
+from app.video.facts import IndexSummary, Proof, VideoFacts
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
 from app.video.limits import VideoLimits
@@ -21,6 +22,7 @@ from app.video.messages import (
     FoundVideo,
     IndexEnd,
     Message,
+    unpack_evidence,
     unpack_facts,
     unpack_packets,
 )
@@ -37,6 +39,9 @@ from app.video.segments import Entry, Segment
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1
+# Containers whose frames have time stamps of their own. In others they follow from the frames' numbers.
+_STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
+_USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
 
 
 class IndexSession:
@@ -66,10 +71,18 @@ class IndexSession:
         self._is_counted = False  # frames were counted, for their time stamps do not tell them apart
         self._notes: list[str] = []
         self._summary: IndexSummary | None = None
+        self._evidence = EvidenceList()
         self._has_turn = False  # of large indexes, of which there is one at a time
         found = self._begin()
         self.facts: VideoFacts = found.facts
-        self._numbering = SegmentNumbering(sampling, found.facts.time_base)
+        self._enumerates_frames = found.enumerates_frames
+        self._numbering = SegmentNumbering(
+            sampling,
+            found.facts.time_base,
+            evidence=self._evidence,
+            nominal_step=_ticks_a_frame(found.facts),
+            max_frames=limits.max_frames,
+        )
         self._planner = SegmentPlanner(
             self._numbering, segment_frames=segment_frames, first_shown_pts=found.first_shown_pts
         )
@@ -121,6 +134,9 @@ class IndexSession:
             self._wait_for_turn()
             self._child.send(Command.OPEN)
             kind, payload = self._child.receive(self._cancelled)
+        while kind is Message.EVIDENCE:
+            self._evidence.add(unpack_evidence(payload))
+            kind, payload = self._child.receive(self._cancelled)
         if kind is Message.FAULT:
             raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
         if kind is not Message.FACTS:
@@ -166,14 +182,16 @@ class IndexSession:
 
     def _plan_by_count(self, entry: Entry) -> Iterator[Segment]:
         self.close()
-        count = FrameCount(self._source, entry, self._cancelled)
+        self._evidence.forget_from(entry.ordinal)
+        count = FrameCount(self._source, entry, self._evidence, self._cancelled)
         numberer = SerialNumbering(
             self._numbering,
             entry,
             segment_frames=self._segment_frames,
             given_out=self._planner.last_pts,
-            ticks_a_frame=self._ticks_a_frame(),
+            ticks_a_frame=max(1, round(_ticks_a_frame(self.facts) or _USUAL_FRAME_SECONDS / self.facts.time_base)),
         )
+        count.next_place = lambda: numberer.next_place
         try:
             for stamps in count.run():
                 for segment in numberer.feed(stamps, count.skipped):
@@ -184,10 +202,6 @@ class IndexSession:
             count.close()
         self._end = count.end
         self._is_counted = True
-
-    def _ticks_a_frame(self) -> int:
-        rate = self.facts.frame_rate or Fraction(25)
-        return max(1, round(1 / (rate * self.facts.time_base)))
 
     def _next_packets(self) -> list[PacketRecord]:
         """Return the next records, none at the end. A child that dies is followed by one that reads on."""
@@ -203,6 +217,9 @@ class IndexSession:
     def _receive_packets(self) -> list[PacketRecord]:
         assert self._child is not None  # noqa: S101 - between `_begin` and `close`
         kind, payload = self._child.receive(self._cancelled)
+        while kind is Message.EVIDENCE:
+            self._evidence.add(unpack_evidence(payload))
+            kind, payload = self._child.receive(self._cancelled)
         if kind is Message.INDEX_END:
             self._end = IndexEnd.unpack(payload)
             return []
@@ -237,19 +254,48 @@ class IndexSession:
     def _summarise(self) -> IndexSummary:
         numbering, end = self._numbering, self._end
         assert end is not None  # noqa: S101 - the pass is through
-        if end.read_errors:
-            self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
-        if end.lost and not self._is_counted:
-            self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
-        if end.lost and self._is_counted:
-            self._notes.append(f"the decoder refused the data of {end.lost} frames, which have no ids")
+        numbering.finish()
+        self._note_what_was_found(end)
+        is_unbroken = (
+            self.facts.container in _STAMPS_EVERY_FRAME
+            and not self._is_counted
+            and numbering.clock.is_unbroken
+            and not numbering.lost.total
+        )
+        # Between frames of an unbroken clock none can be missing; beyond the first and the last ones they can.
+        safe = range(MAX_REORDER + 1, self._packets - MAX_REORDER) if is_unbroken else range(0)
         return IndexSummary(
             frames_indexed=numbering.frames,
             frames_wanted=numbering.frames_wanted,
             segments=numbering.segments,
             duration_seconds=numbering.duration_seconds,
-            variable_frame_rate=numbering.variable_frame_rate,
+            variable_frame_rate=numbering.clock.is_variable,
             truncated=end.truncated or end.gave_up,
-            packets_refused=end.lost if self._is_counted else 0,
+            frames_without_id=end.lost if self._is_counted else 0,
             notes=tuple(self._notes),
+            lost=numbering.lost,
+            damage=self._evidence.report(safe),
+            damage_total=self._evidence.total,
+            is_damage_harmless=self._evidence.lies_within(safe),
+            leading_frames=end.leading if self._is_counted and end.leading else self._planner.leading_frames,
+            proof=Proof.TABLE if self._enumerates_frames else Proof.CLOCK if is_unbroken else Proof.NONE,
         )
+
+    def _note_what_was_found(self, end: IndexEnd) -> None:
+        if end.read_errors:
+            self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
+        if end.lost and not self._is_counted:
+            self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
+        if end.lost and self._is_counted:
+            self._notes.append(f"no picture came of the data of {end.lost} frames, which have no ids")
+        if end.claimed_seconds is not None:
+            self._notes.append(f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before")
+        if self._numbering.unsure_from is not None:
+            self._notes.append(
+                f"from frame {self._numbering.unsure_from} on, ids may be lower than in the intact video:"
+                " frames are missing, and the clock does not tell how many"
+            )
+
+
+def _ticks_a_frame(facts: VideoFacts) -> Fraction | None:
+    return None if facts.frame_rate is None else 1 / (facts.frame_rate * facts.time_base)

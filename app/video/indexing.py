@@ -12,15 +12,16 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video import messages
-from app.video.container import Channel, PacketReader, VideoRefused, check_size, has_room
+from app.video.container import Channel, PacketReader, VideoRefused, check_size, claimed_seconds, has_room, overlong_claim
 from app.video.facts import VideoFacts
 from app.video.fields import field_reader
-from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
+from app.video.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
 from app.video.movie_index import MovieIndex
 from app.video.picture import clockwise_rotation, displayed_size
 from app.video.planner import PacketFlag, PacketRecord
+from app.video.watch import PacketWatch
 
 _RECORDS_A_MESSAGE = 512
 _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
@@ -33,8 +34,11 @@ _TOO_LARGE = re.compile(r"Picture size (\d{1,9})x(\d{1,9}) exceeds")
 class Indexer:
     """Sends the facts as soon as a first frame is decoded, then a record of every packet."""
 
-    def __init__(self, reader: PacketReader, channel: Channel, limits: VideoLimits) -> None:
+    def __init__(
+        self, reader: PacketReader, watch: PacketWatch, channel: Channel, limits: VideoLimits
+    ) -> None:
         self._reader = reader
+        self._watch = watch
         self._channel = channel
         self._limits = limits
         context = reader.stream.codec_context
@@ -76,7 +80,7 @@ class Indexer:
         if is_large:
             self._start_without_decoder()
         largest_bytes = 0
-        while (packet := self._reader.read()) is not None:
+        while (packet := self._watch.read()) is not None:
             self._record(packet)
             largest_bytes = max(largest_bytes, packet.size)
         if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
@@ -85,7 +89,7 @@ class Indexer:
     def _find_first_frame(self) -> VideoFrame:
         context = self._reader.stream.codec_context
         for _ in range(_MAX_PACKETS_BEFORE_FIRST_FRAME):
-            packet = self._reader.read()
+            packet = self._watch.read()
             if packet is not None:
                 self._record(packet)
             try:
@@ -110,6 +114,7 @@ class Indexer:
         self._reader.reopen()
         for _ in range(self._ordinal):
             self._reader.read()
+        self._watch.overlook()
 
     def _refuse_if_too_large(self) -> None:
         """Raises VideoRefused if no frame came because frames have too many pixels: FFmpeg's log tells."""
@@ -138,7 +143,8 @@ class Indexer:
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
                 flags |= PacketFlag.CLEAN
-        if packet.is_discard or is_second_field or self._is_hidden(data):
+        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(bytes(data))
+        if packet.is_discard or is_second_field or is_empty or self._is_hidden(data):
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         record = PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
@@ -181,34 +187,18 @@ class Indexer:
             rotation_degrees=clockwise_rotation(frame),
             time_base=_positive(stream.time_base) or Fraction(1, 1000),
             frame_rate=_positive(stream.average_rate),
-            duration_seconds=self._duration_seconds(),
+            duration_seconds=claimed_seconds(self._reader),
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
             frames_from_header=stream.frames or None,
         )
-        return FoundVideo(facts, frame.pts)
-
-    def _duration_seconds(self) -> float | None:
-        stream, container = self._reader.stream, self._reader.container
-        if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
-            return float(stream.duration * stream.time_base)
-        if container.duration is not None and container.duration >= 0:
-            return container.duration / av.time_base
-        return None
+        return FoundVideo(facts, frame.pts, self._movie.is_movie)
 
     def _end(self, lost: int) -> IndexEnd:
         reader = self._reader
-        truncated = reader.header.is_cut_short or lost > 0 or self._ends_early()
-        return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated)
-
-    def _ends_early(self) -> bool:
-        """Whether frames end well before the duration that the container claims for the video alone."""
-        stream, claimed = self._reader.stream, self._duration_seconds()
-        is_alone = len(self._reader.container.streams) == 1
-        if claimed is None or not is_alone or self._last_pts is None or stream.time_base is None:
-            return False
-        end = float((self._last_pts - (stream.start_time or 0)) * stream.time_base)
-        return claimed - end > max(2.0, claimed / 50)
+        claimed = overlong_claim(reader, self._last_pts)
+        truncated = reader.header.is_cut_short or lost > 0 or claimed is not None
+        return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
 
 
 def _positive(value: Fraction | None) -> Fraction | None:

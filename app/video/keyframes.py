@@ -11,8 +11,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _H264_IDR, _H264_SEI = 5, 6
+_H264_SLICES = (1, 2, 5)
+_H264_MESSAGES = (6, 7, 8, 9, 10, 11, 12)  # SEI, parameter sets, delimiters, ends, filler
+_HEVC_MESSAGES = range(32, 41)
+_HEVC_SKIPPED_LEADING = (8, 9)  # RASL_N, RASL_R: without what came before the keyframe they are not shown
+_MPEG2_PICTURE = b"\0\0\1\0"
+_MPEG2_B = 3
+_LEAST_VOP_BYTES = 9  # MPEG-4: less is a placeholder for a picture that is packed with another, or left out
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
+HEAD_BYTES = 4096  # of a packet, which mostly tell what it is
 SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
 
 
@@ -80,6 +88,39 @@ class KeyframeReader:
     def _head_units(self, packet: bytes, packet_bytes: int | None) -> Iterator[bytes]:
         whole = len(packet) if packet_bytes is None else packet_bytes
         return self.nals.units(packet[:SEARCHED_BYTES], whole)
+
+    def is_without_picture(self, packet: bytes) -> bool:
+        """Whether there are delimiters or messages only, as streams may end with. Never true of damage."""
+        if self._codec in ("h264", "hevc"):
+            units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
+            return bool(units) and all(self._is_message(unit) for unit in units)
+        if self._codec in ("mpeg1video", "mpeg2video"):
+            return packet[:3] == b"\0\0\1" and _MPEG2_PICTURE not in packet
+        if self._codec == "mpeg4":
+            return len(packet) < _LEAST_VOP_BYTES
+        return not packet
+
+    def may_need_earlier(self, packet: bytes) -> bool:
+        """Whether the picture may need what came before the keyframe that it follows; decoders leave it out.
+
+        True of pictures that no other needs, which may as well need nothing: asked of a stream's first only.
+        """
+        if self._codec == "h264":
+            units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
+            slices = [unit for unit in units if unit[0] & 31 in _H264_SLICES]
+            return bool(slices) and not slices[0][0] >> 5 & 3
+        if self._codec == "hevc":
+            types = [(unit[0] >> 1) & 63 for unit in self.nals.units(packet, len(packet)) if unit]
+            return any(kind in _HEVC_SKIPPED_LEADING for kind in types)
+        if self._codec in ("mpeg1video", "mpeg2video"):
+            at = packet.find(_MPEG2_PICTURE)
+            return 0 <= at < len(packet) - 5 and packet[at + 5] >> 3 & 7 == _MPEG2_B
+        return False
+
+    def _is_message(self, unit: bytes) -> bool:
+        if self._codec == "h264":
+            return unit[0] & 31 in _H264_MESSAGES
+        return (unit[0] >> 1) & 63 in _HEVC_MESSAGES
 
     def is_hidden(self, packet: bytes) -> bool:
         """Whether the packet holds no frame that is shown: a reference that later frames alone use."""

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from app.video.evidence import Evidence
 from app.video.facts import VideoFacts
 from app.video.planner import PacketRecord
 from app.video.segments import Entry
@@ -49,6 +51,7 @@ class Message(IntEnum):
     BATCH = 6
     SEGMENT_END = 7
     FRAMES = 8
+    EVIDENCE = 10  # of lost data; comes before the packets or frames that follow it
     LARGE = 9  # the index will take much memory; the child waits before it opens the video
 
 
@@ -92,7 +95,7 @@ def head_of(data: bytes | bytearray) -> tuple[Message, int]:
     return kind, length
 
 
-def _unpack(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+def _unpack(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
     if len(payload) != layout.size:
         raise DecoderProtocolError(f"{len(payload)} bytes where {layout.size} belong")
     return layout.unpack(payload)
@@ -171,7 +174,7 @@ class Fault:
 
 # -- facts
 
-_FACTS = struct.Struct("<64s32s32sIIIqqqqqqdIqq")
+_FACTS = struct.Struct("<64s32s32sIIIqqqqqqdIqq?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,7 @@ class FoundVideo:
 
     facts: VideoFacts
     first_shown_pts: int | None  # time stamp of the first frame that its decoder put out
+    enumerates_frames: bool = False  # the container has a table of all its samples
 
 
 def pack_facts(found: FoundVideo) -> bytes:
@@ -202,6 +206,7 @@ def pack_facts(found: FoundVideo) -> bytes:
         facts.stream_index,
         _absent(facts.frames_from_header),
         _absent(found.first_shown_pts),
+        found.enumerates_frames,
     )
 
 
@@ -209,7 +214,8 @@ def unpack_facts(payload: bytes) -> FoundVideo:
     if len(payload) != _FACTS.size:
         raise DecoderProtocolError("facts of another length")
     (container, codec, pixel_format, width, height, rotation, *numbers) = _FACTS.unpack(payload)
-    tick_n, tick_d, rate_n, rate_d, sar_n, sar_d, duration, stream, frames, first_pts = numbers
+    *rates, duration, stream, frames, first_pts, enumerates = numbers
+    tick_n, tick_d, rate_n, rate_d, sar_n, sar_d = rates
     if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE and rotation in (0, 90, 180, 270)):
         raise DecoderProtocolError("an impossible picture size")
     if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > 100_000:
@@ -230,7 +236,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         sample_aspect_ratio=Fraction(sar_n, sar_d),
         frames_from_header=_present(frames),
     )
-    return FoundVideo(facts, _present(first_pts))
+    return FoundVideo(facts, _present(first_pts), bool(enumerates))
 
 
 # -- index
@@ -256,7 +262,25 @@ def unpack_packets(payload: bytes, first_ordinal: int) -> list[PacketRecord]:
     ]
 
 
-_INDEX_END = struct.Struct("<IIqI")
+_EVIDENCE = struct.Struct("<qqI128s")
+
+
+def pack_evidence(evidence: Evidence) -> bytes:
+    reason = _text(evidence.reason, 128)
+    return _EVIDENCE.pack(evidence.place, _absent(evidence.position), evidence.count, reason)
+
+
+def unpack_evidence(payload: bytes) -> Evidence:
+    if len(payload) != _EVIDENCE.size:
+        raise DecoderProtocolError("evidence of another length")
+    place, position, count, raw = _EVIDENCE.unpack(payload)
+    reason = raw.rstrip(b"\0").decode("ascii", "replace")
+    if place < 0 or not count or not reason.isprintable():
+        raise DecoderProtocolError("impossible evidence")
+    return Evidence(place, _present(position), count, reason)
+
+
+_INDEX_END = struct.Struct("<IIqqdI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,18 +289,24 @@ class IndexEnd:
 
     read_errors: int  # times that reading failed and went on
     gave_up: bool  # reading went on failing; what follows is unread
-    lost: int  # frames that the container tells of and does not hold, or packets that a count had to leave
+    lost: int  # frames that the container tells of, and that it does not hold or that no decoder gave
     truncated: bool
+    leading: int = 0  # of counted frames: shown before the first keyframe
+    claimed_seconds: float | None = None  # a duration that the container claims and its frames do not reach
 
     def pack(self) -> bytes:
-        return _INDEX_END.pack(self.read_errors, self.gave_up, self.lost, self.truncated)
+        claimed = math.nan if self.claimed_seconds is None else self.claimed_seconds
+        return _INDEX_END.pack(
+            self.read_errors, self.gave_up, self.lost, self.leading, claimed, self.truncated
+        )
 
     @classmethod
     def unpack(cls, payload: bytes) -> IndexEnd:
-        errors, gave_up, missing, truncated = _unpack(_INDEX_END, payload)
-        if missing < 0:
+        errors, gave_up, missing, leading, claimed, truncated = _unpack(_INDEX_END, payload)
+        if missing < 0 or leading < 0:
             raise DecoderProtocolError("a negative count")
-        return cls(errors, bool(gave_up), missing, bool(truncated))
+        seconds = None if math.isnan(claimed) else claimed
+        return cls(errors, bool(gave_up), missing, bool(truncated), leading, seconds)
 
 
 # -- decoding

@@ -16,7 +16,7 @@ from av.index import IndexEntries, IndexEntry
 
 from app.video.container import PacketReader
 from app.video.fields import FieldReader
-from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
+from app.video.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
 from app.video.planner import PacketFlag, PacketRecord
 from app.video.sample_table import Sample, has_plain_tables, read_samples
 
@@ -25,7 +25,6 @@ from app.video.sample_table import Sample, has_plain_tables, read_samples
 _TOLD_BY_BYTES = frozenset(("h264", "hevc"))
 _EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
 _CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
-_FIRST_BYTES = 4096  # of a packet, which mostly tell what it is
 _ENTRIES_AT_A_TIME = 4096
 
 
@@ -35,7 +34,7 @@ class MovieIndex:
     def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
         header, stream = reader.header, reader.stream
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
-        self.is_movie = bool(header.tracks) and not header.fragment_samples
+        self.is_movie = header.has_sample_tables
         self._reader = reader  # which may open its stream anew
         self._keyframes = keyframes
         self._fields = fields  # which has seen the packets that were read
@@ -138,7 +137,7 @@ class MovieIndex:
         """Interlaced streams may change from frames to fields anywhere: the bytes of each packet tell."""
         if self._fields is None or not self._fields.may_see_fields or record.position is None:
             return record
-        head = os.pread(self._reader.descriptor, min(_FIRST_BYTES, record.size_bytes), record.position)
+        head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), record.position)
         is_key = bool(record.flags & PacketFlag.KEY)
         if self._fields.is_second_field(head, record.size_bytes, is_key=is_key):
             return record._replace(flags=PacketFlag.DISCARD)
@@ -148,7 +147,7 @@ class MovieIndex:
         if self._codec not in _TOLD_BY_BYTES:
             return PacketFlag.KEY | PacketFlag.CLEAN
         head = b""
-        for length in (_FIRST_BYTES, SEARCHED_BYTES):
+        for length in (HEAD_BYTES, SEARCHED_BYTES):
             head = os.pread(self._reader.descriptor, min(length, size), position)
             if self._keyframes.is_clean_entry(head, size):
                 return PacketFlag.KEY | PacketFlag.CLEAN

@@ -8,18 +8,24 @@ leading pictures of an open GOP) belong to the segment before, which reads on to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from fractions import Fraction
+from heapq import heappush, heapreplace
 from typing import NamedTuple
 
 import numpy as np
 
-from app.video.sampling import PtsArray, Sampling
-from app.video.segments import Entry, Segment
+from app.video.clock import FrameClock
+from app.video.evidence import MAX_REORDER, EvidenceList, NumberedFrames
+from app.video.sampling import BoolArray, PtsArray, Sampling
+from app.video.segments import Entry, FrameRanges, Segment
 
-_LONGEST_SEGMENT_FRAMES = 5000  # a part, its progress and its retry must stay small
+_LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must stay small
+_PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
+_LOST_FRAMES_A_BLOCK = 65536
 
 
 class PacketFlag(IntFlag):
@@ -59,39 +65,73 @@ class UnusableTimestamps(Exception):
 class _Run:
     key: PacketRecord
     pts: list[int] = field(default_factory=list)  # of the frames shown, in the container's order
+    places: list[int] = field(default_factory=list)  # of the packets that hold them
     packet_count: int = 0
     last_leading: int = 0  # packets from the key to the last one shown before it, itself included
     missing_pts: bool = False
 
-    def add(self, packet: PacketRecord) -> None:
+    def add(self, packet: PacketRecord, *, is_shown: bool) -> None:
         self.packet_count += 1
-        if packet.flags & PacketFlag.DISCARD:
+        if not is_shown:
             return
         if packet.pts is None:
             self.missing_pts = True
             return
         self.pts.append(packet.pts)
+        self.places.append(packet.ordinal)
         if self.key.pts is not None and packet.pts < self.key.pts:
             self.last_leading = self.packet_count
 
+    def leading(self) -> _Run:
+        """The run up to the last frame that is shown before its keyframe, with such frames only."""
+        return self._part(lambda pts, key: pts < key, self.last_leading)
+
+    def without_leading(self) -> _Run:
+        """The whole run, with the frames that are shown from its keyframe on."""
+        return self._part(lambda pts, key: pts >= key, self.packet_count)
+
+    def _part(self, belongs: Callable[[int, int], bool], packet_count: int) -> _Run:
+        key_pts = 0 if self.key.pts is None else self.key.pts
+        kept = [n for n, pts in enumerate(self.pts) if belongs(pts, key_pts)]
+        return _Run(self.key, [self.pts[n] for n in kept], [self.places[n] for n in kept], packet_count)
+
 
 class SegmentNumbering:
-    """Gives consecutive runs of frames their numbers, ids and sampling."""
+    """Gives consecutive runs of frames their numbers, ids and sampling.
 
-    def __init__(self, sampling: Sampling, time_base: Fraction) -> None:
+    Where frames are missing from a regular clock and there is evidence that data was lost, the missing ones
+    have ids too: later frames keep those that they have in the intact video.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        time_base: Fraction,
+        *,
+        evidence: EvidenceList | None = None,
+        nominal_step: Fraction | None = None,
+        max_frames: int = 2**62,
+    ) -> None:
         self._sampling = sampling
         self._time_base = time_base
-        self._previous_pts: int | None = None
+        self._max_frames = max_frames
+        self._previous: tuple[int, int] | None = None  # (pts, place) of the last frame, lost ones included
         self._start_pts: int | None = None
-        self._smallest_step: int | None = None
-        self._largest_step: int | None = None
+        none = np.array([], dtype=np.int64)
+        self._latest = NumberedFrames(none, none, none, time_base)
+        self.clock = FrameClock(nominal_step)
+        self._evidence = EvidenceList() if evidence is None else evidence
         self.segments = 0
         self.frames = 0
-        self.frames_wanted = 0
+        self.frames_wanted = 0  # lost ones included
+        self.lost = FrameRanges("the data is missing from the file")  # wanted frames that are in no segment
+        # The first frame whose id may be too low: frames were lost before it, and no clock tells how many.
+        self.unsure_from: int | None = None
 
     def number(
         self,
         pts: PtsArray,
+        places: PtsArray,
         entry: Entry,
         packet_count: int,
         *,
@@ -99,64 +139,138 @@ class SegmentNumbering:
         frames_before: int | None = None,
         skipped: tuple[int, ...] = (),
     ) -> Segment:
+        """Return the segment of the next frames: `pts` and `places` (n,), in presentation order."""
         if self._start_pts is None:
             self._start_pts = int(pts[0])
-        self._note_steps(pts)
-        wanted = self._sampling.wanted(
-            self.frames,
-            pts,
-            previous_pts=self._previous_pts,
-            start_pts=self._start_pts,
-            time_base=self._time_base,
-        )
+        ids, wanted = [], []
+        for first, last in self._stretches(pts, places):
+            ids.append(np.arange(self.frames, self.frames + last - first, dtype=np.int64))
+            wanted.append(self._sample(pts[first:last], int(places[last - 1])))
+        self._latest = NumberedFrames(np.concatenate(ids), places, pts, self._time_base)
+        self._evidence.locate(int(places.max()) + 1, self._latest)
         segment = Segment(
             self.segments,
-            self.frames,
+            self._latest.frame_ids,
             pts,
-            wanted,
+            np.concatenate(wanted),
             entry,
             packet_count,
             later_entries,
             frames_before,
             skipped,
         )
-        self._previous_pts = int(pts[-1])
         self.segments += 1
-        self.frames += len(pts)
-        self.frames_wanted += segment.wanted_count
         return segment
+
+    def finish(self) -> None:
+        """Take note that no frame follows: what evidence is left lies behind the last one."""
+        self._evidence.locate(None, self._latest)
+
+    def _stretches(self, pts: PtsArray, places: PtsArray) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of the stretches of frames between which none is missing.
+
+        The ids of the missing ones have been given away when the next stretch is yielded.
+        """
+        first = 0
+        for rank in self._odd_steps(pts):
+            before = (int(pts[rank - 1]), int(places[rank - 1])) if rank else self._previous
+            assert before is not None  # noqa: S101 - a step leads from a frame to a frame
+            gap = int(pts[rank]) - before[0]
+            missing = 0
+            if self._evidence.is_near(*sorted((before[1], int(places[rank])))):
+                missing = self.clock.missing_in(gap)
+                if not missing or self.frames + missing > self._max_frames:
+                    missing = 0
+                    self.unsure_from = self.unsure_from or self.frames + rank - first
+            if not missing:
+                self.clock.add_odd(gap)
+                continue
+            if rank > first:
+                yield first, rank
+            self._lose(missing, gap)
+            first = rank
+        yield first, len(pts)
+
+    def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
+        """Yield the frames before which the step is not regular; the clock has taken all regular ones then."""
+        offset = 0 if self._previous is not None else 1
+        before = [] if self._previous is None else [self._previous[0]]
+        steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
+        at = 0
+        while True:
+            regular = self.clock.regular_prefix(steps[at:])
+            self.clock.add_regular(steps[at : at + regular])
+            at += regular
+            if at == len(steps):
+                return
+            yield at + offset
+            at += 1
+
+    def _lose(self, count: int, gap: int) -> None:
+        """Give ids to lost frames, as many as fit into the gap, a block at a time."""
+        assert self._previous is not None  # noqa: S101 - a gap is behind a frame
+        before, place = self._previous
+        for first in range(0, count, _LOST_FRAMES_A_BLOCK):
+            numbers = range(first + 1, min(first + _LOST_FRAMES_A_BLOCK, count) + 1)
+            pts = np.array([before + round(number * gap / (count + 1)) for number in numbers])
+            first_id = self.frames
+            self.lost.add(first_id + np.flatnonzero(self._sample(pts, place)))
+
+    def _sample(self, pts: PtsArray, place: int) -> BoolArray:
+        assert self._start_pts is not None  # noqa: S101 - set by `number`
+        wanted = self._sampling.wanted(
+            self.frames,
+            pts,
+            previous_pts=None if self._previous is None else self._previous[0],
+            start_pts=self._start_pts,
+            time_base=self._time_base,
+        )
+        self._previous = (int(pts[-1]), place)
+        self.frames += len(pts)
+        self.frames_wanted += int(np.count_nonzero(wanted))
+        return wanted
 
     @property
     def duration_seconds(self) -> float | None:
         """From the first frame's time stamp to the end of the last, taken to last as the smallest step."""
-        if self._start_pts is None or self._previous_pts is None:
+        if self._start_pts is None or self._previous is None:
             return None
-        ticks = self._previous_pts - self._start_pts + max(self._smallest_step or 0, 0)
+        ticks = self._previous[0] - self._start_pts + max(self.clock.smallest or 0, 0)
         return float(ticks * self._time_base) if ticks >= 0 else None
 
-    @property
-    def variable_frame_rate(self) -> bool:
-        """Whether steps between frames differ by more than the rounding of the container's clock."""
-        if self._smallest_step is None or self._largest_step is None:
-            return False
-        return self._largest_step - self._smallest_step > max(2, self._smallest_step // 50)
 
-    def _note_steps(self, pts: PtsArray) -> None:
-        before = [] if self._previous_pts is None else [self._previous_pts]
-        steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts)))
-        if len(steps) == 0:
-            return
-        low, high = int(steps.min()), int(steps.max())
-        self._smallest_step = low if self._smallest_step is None else min(low, self._smallest_step)
-        self._largest_step = high if self._largest_step is None else max(high, self._largest_step)
+class _PresentationOrder:
+    """Checks that a decoder which holds back MAX_REORDER frames can show frames in the order of their pts."""
+
+    def __init__(self) -> None:
+        self._greatest: list[int] = []  # heap of the greatest pts so far, one more than may be held back
+        self._latest = -(2**63)
+        self._earlier_since = 0  # frames since the latest one, all of them shown before it
+
+    def allows(self, pts: int) -> bool:
+        """Take the next frame in decoding order; False if it, or one before it, is shown out of turn."""
+        if pts > self._latest:
+            self._latest, self._earlier_since = pts, 0
+        else:
+            self._earlier_since += 1
+        if len(self._greatest) <= MAX_REORDER:
+            heappush(self._greatest, pts)
+        elif pts < self._greatest[0]:
+            return False
+        else:
+            heapreplace(self._greatest, pts)
+        return self._earlier_since <= MAX_REORDER
 
 
 class SegmentPlanner:
     """Cuts a stream of packets into segments of at least `segment_frames` frames (the last may be shorter).
 
-    The plan depends on the packets and `segment_frames` alone. `first_shown_pts` is the time stamp of the
-    first frame that a decoder put out: pictures before it that need frames from before the file are no
-    frames of this video. Raises UnusableTimestamps from `feed` or `finish`.
+    A run that may begin a segment is a *joint*: frames before it are shown before it. From joint to joint,
+    frames are checked and told apart without regard to where segments are cut, so the ids, and the place from
+    which frames have to be counted, depend on the packets alone.
+
+    `first_shown_pts` is the time stamp of the first frame that a decoder put out: pictures before it that need
+    frames from before the file are no frames of this video. Raises UnusableTimestamps from `feed` or `finish`.
     """
 
     def __init__(
@@ -165,118 +279,139 @@ class SegmentPlanner:
         self._numbering = numbering
         self._segment_frames = segment_frames
         self._first_shown_pts = first_shown_pts
+        self._ahead: deque[PacketRecord] = deque()  # not planned yet: evidence about them may still come
         self._runs: list[_Run] = []  # of the open segment; the last one still grows
-        self._given_out: PtsArray = np.array([], dtype=np.int64)
-        self._boundary: int | None = None  # every frame of the open segment is shown at or after it
+        self._joint = 0  # index of the run at the latest joint
+        self._floor: int | None = None  # pts of the latest joint; frames of later runs are shown after it
         self._frames = 0  # in the open segment, its growing run aside
-        self._most_frames = max(_LONGEST_SEGMENT_FRAMES, 16 * segment_frames)
-        self._last_pts: int | None = None  # greatest of the open segment, its growing run aside
+        self._frames_from_joint = 0
+        self._greatest: int | None = None  # pts of all closed runs
+        self._order = _PresentationOrder()
+        self._given_out: PtsArray = np.array([], dtype=np.int64)
+        self._first_clean_pts: int | None = None
+        self.leading_frames = 0  # shown before the first clean keyframe: they may need what the file lacks
 
     def feed(self, packets: Iterable[PacketRecord]) -> Iterator[Segment]:
         """Take the next packets and yield the segments that they complete, in order."""
         for packet in packets:
-            starts_run = bool(packet.flags & PacketFlag.KEY) or not self._runs
-            if starts_run and self._runs:
-                yield from self._close_run()
-            if starts_run:
-                self._runs.append(_Run(packet))
-            self._runs[-1].add(packet)
-            if self._frames + self._runs[-1].packet_count > self._most_frames:
-                raise UnusableTimestamps(self._runs[0].key.entry, "no keyframe for a long time")
+            self._ahead.append(packet)
+            if len(self._ahead) > _PACKETS_AHEAD:
+                yield from self._plan(self._ahead.popleft())
 
-    def finish(self) -> list[Segment]:
-        """Return the last segments."""
+    def finish(self) -> Iterator[Segment]:
+        """Yield the last segments."""
+        while self._ahead:
+            yield from self._plan(self._ahead.popleft())
         if not self._runs:
-            return []
-        segments = self._close_run()
-        pts = self._own_pts()
-        if len(pts):
-            first = self._runs[0].key.entry
-            later = _later_entries(self._runs, pts)
-            segments.append(self._numbering.number(pts, first, self._packets(), later_entries=later))
+            return
+        yield from self._close_run()
+        if _has_equal(self._runs[self._joint :], self._floor):
+            yield from self._give_up("frames that share a time stamp")
+        yield from self._segment_of(self._runs, [])
         self._runs = []
-        return segments
 
     @property
     def last_pts(self) -> PtsArray:
         """The time stamps of the segment that was given out last; empty if none was."""
         return self._given_out
 
-    def _close_run(self) -> list[Segment]:
+    def _plan(self, packet: PacketRecord) -> Iterator[Segment]:
+        starts_run = bool(packet.flags & PacketFlag.KEY) or not self._runs
+        if starts_run and self._runs:
+            yield from self._close_run()
+        if starts_run:
+            self._runs.append(_Run(packet))
         run = self._runs[-1]
-        self._check(run)
-        closed: list[Segment] = []
-        if self._may_cut_at(run):
-            closed.append(self._cut_before(run))
-        self._extend_by(run)
-        return closed
+        run.add(packet, is_shown=self._is_shown(packet))
+        if run.places and run.places[-1] == packet.ordinal and not self._order.allows(run.pts[-1]):
+            yield from self._give_up("time stamps that run backward")
+        if self._frames_from_joint + run.packet_count > _LONGEST_WITHOUT_JOINT:
+            yield from self._give_up("no keyframe for a long time")
 
-    def _check(self, run: _Run) -> None:
-        if run.missing_pts:
-            raise UnusableTimestamps(self._runs[0].key.entry, "frames without time stamps")
-        if len(set(run.pts)) != len(run.pts):
-            raise UnusableTimestamps(self._runs[0].key.entry, "frames that share a time stamp")
-        if run is self._runs[0]:
-            return
-        if self._boundary is not None and run.pts and min(run.pts) < self._boundary:
-            raise UnusableTimestamps(self._runs[0].key.entry, "time stamps that run backward")
-
-    def _may_cut_at(self, run: _Run) -> bool:
-        key = run.key
-        if run is self._runs[0] or not key.flags & PacketFlag.CLEAN or key.pts is None:
+    def _is_shown(self, packet: PacketRecord) -> bool:
+        if packet.flags & PacketFlag.DISCARD:
             return False
-        leading = sum(value < key.pts for value in run.pts)
-        return (
-            self._frames + leading >= self._segment_frames
-            and (self._last_pts is None or self._last_pts < key.pts)
-            and len(run.pts) > leading
-        )
-
-    def _cut_before(self, run: _Run) -> Segment:
-        key_pts = run.key.pts
-        assert key_pts is not None  # noqa: S101 - _may_cut_at has seen to it
-        earlier = self._runs[:-1]
-        leading = [value for value in run.pts if value < key_pts]
-        pts = self._own_pts(earlier, leading)
-        packet_count = sum(other.packet_count for other in earlier) + run.last_leading
-        segment = self._numbering.number(
-            pts, earlier[0].key.entry, packet_count, later_entries=_later_entries(earlier, pts)
-        )
-        self._runs = [run]
-        self._given_out = pts
-        self._boundary = key_pts
-        self._frames = 0
-        self._last_pts = None
-        return segment
-
-    def _extend_by(self, run: _Run) -> None:
-        shown = [value for value in run.pts if self._is_own(value)]
-        self._frames += len(shown)
-        if shown:
-            last = max(shown)
-            self._last_pts = last if self._last_pts is None else max(last, self._last_pts)
-
-    def _is_own(self, pts: int) -> bool:
-        if self._boundary is not None:
-            return pts >= self._boundary
-        first = self._runs[0].key
-        if self._first_shown_pts is None:
+        if packet.pts is None or self._first_shown_pts is None or self._floor is not None:
             return True
-        if not first.flags & PacketFlag.KEY or first.pts is None:
-            return pts >= self._first_shown_pts
-        return pts >= min(self._first_shown_pts, first.pts)
+        first = self._runs[0].key
+        is_entry = bool(first.flags & PacketFlag.KEY) and first.pts is not None
+        return packet.pts >= (min(self._first_shown_pts, first.pts or 0) if is_entry else self._first_shown_pts)
 
-    def _own_pts(self, runs: list[_Run] | None = None, leading: Sequence[int] = ()) -> PtsArray:
-        values = [value for run in (self._runs if runs is None else runs) for value in run.pts]
-        own = np.array(
-            sorted([value for value in values if self._is_own(value)] + list(leading)), dtype=np.int64
+    def _close_run(self) -> Iterator[Segment]:
+        run = self._runs[-1]
+        if run.missing_pts:
+            yield from self._give_up("frames without time stamps")
+        if self._floor is not None and run.pts and min(run.pts) < self._floor:
+            yield from self._give_up("time stamps that run backward")
+        if run.key.flags & PacketFlag.CLEAN and self._first_clean_pts is None:
+            self._first_clean_pts = run.key.pts
+        self._greatest, greatest_before = max([*run.pts, *_known(self._greatest)], default=None), self._greatest
+        if run is not self._runs[0] and _is_joint(run, greatest_before):
+            yield from self._take_joint(run)
+        shown = len(self._runs[-1].pts)  # without what a cut has given to the segment before
+        self._frames += shown
+        self._frames_from_joint += shown
+
+    def _take_joint(self, run: _Run) -> Iterator[Segment]:
+        if _has_equal([*self._runs[self._joint : -1], run.leading()], self._floor):
+            yield from self._give_up("frames that share a time stamp")
+        self._joint = len(self._runs) - 1
+        if self._frames + len(run.leading().pts) >= self._segment_frames:
+            yield from self._cut_at_joint()
+        self._floor = run.key.pts
+        self._frames_from_joint = 0
+
+    def _cut_at_joint(self) -> Iterator[Segment]:
+        earlier, later = self._runs[: self._joint], self._runs[self._joint :]
+        yield from self._segment_of(earlier, [later[0].leading()])
+        later[0] = later[0].without_leading()
+        self._runs = later
+        self._joint = 0
+        self._frames = sum(len(run.pts) for run in later[:-1])
+
+    def _segment_of(self, runs: list[_Run], leading: list[_Run]) -> Iterator[Segment]:
+        """Yield the segment of `runs` and of the leading pictures of the run after them, if it has frames."""
+        pts = np.array([pts for run in [*runs, *leading] for pts in run.pts], dtype=np.int64)
+        places = np.array([place for run in [*runs, *leading] for place in run.places], dtype=np.int64)
+        if not len(pts):
+            return
+        order = np.argsort(pts, kind="stable")
+        pts, places = pts[order], places[order]
+        first_clean = self._first_clean_pts
+        self.leading_frames += len(pts) if first_clean is None else int(np.searchsorted(pts, first_clean))
+        self._given_out = pts
+        yield self._numbering.number(
+            pts,
+            places,
+            runs[0].key.entry,
+            sum(run.packet_count for run in [*runs, *leading]),
+            later_entries=_later_entries(runs, pts),
         )
-        if len(own) > 1 and bool((np.diff(own) == 0).any()):
-            raise UnusableTimestamps(self._runs[0].key.entry, "frames that share a time stamp")
-        return own
 
-    def _packets(self) -> int:
-        return sum(run.packet_count for run in self._runs)
+    def _give_up(self, reason: str) -> Iterator[Segment]:
+        """Yield what lies before the latest joint, and raise UnusableTimestamps for all from there on."""
+        entry = self._runs[self._joint].key.entry
+        if self._joint:
+            yield from self._cut_at_joint()
+        raise UnusableTimestamps(entry, reason)
+
+
+def _known(value: int | None) -> list[int]:
+    return [] if value is None else [value]
+
+
+def _is_joint(run: _Run, greatest_before: int | None) -> bool:
+    """Whether decoding can enter at the run's keyframe, and everything before it is shown before it."""
+    key = run.key
+    if not key.flags & PacketFlag.CLEAN or key.pts is None:
+        return False
+    return (greatest_before is None or greatest_before < key.pts) and any(pts >= key.pts for pts in run.pts)
+
+
+def _has_equal(runs: Iterable[_Run], floor: int | None) -> bool:
+    """Whether frames of `runs` from `floor` on share a time stamp."""
+    pts = [pts for run in runs for pts in run.pts if floor is None or pts >= floor]
+    return len(set(pts)) != len(pts)
 
 
 _MAX_LATER_ENTRIES = 16
@@ -318,6 +453,11 @@ class SerialNumbering:
         self._last_pts: int | None = None
         self._pts: list[int] = []
 
+    @property
+    def next_place(self) -> int:
+        """The place of the frame that comes next: its number among all that came out, from the entry on."""
+        return self._entry.ordinal + self._frames_before + len(self._pts)
+
     def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
         """Take the time stamps of the next frames and return the segments that they completed."""
         segments = []
@@ -326,22 +466,32 @@ class SerialNumbering:
                 self._frames_before += 1
                 continue
             self._pts.append(self._pts_of(stamp))
-            if len(self._pts) == self._segment_frames:
-                segments += self.finish(skipped)
+            if len(self._pts) == self._segment_frames + _PACKETS_AHEAD:
+                segments.append(self._cut(self._segment_frames, skipped))
         return segments
 
     def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Return what is left as a segment."""
-        if not self._pts:
-            return []
-        pts = np.array(self._pts, dtype=np.int64)
+        """Return what is left as segments."""
+        segments = []
+        while self._pts:
+            segments.append(self._cut(self._segment_frames, skipped))
+        return segments
+
+    def _cut(self, count: int, skipped: tuple[int, ...]) -> Segment:
+        pts = np.array(self._pts[:count], dtype=np.int64)
         before = self._frames_before
+        first_place = self._entry.ordinal + before
         segment = self._numbering.number(
-            pts, self._entry, before + len(pts), frames_before=before, skipped=skipped
+            pts,
+            np.arange(first_place, first_place + len(pts)),
+            self._entry,
+            before + len(pts),
+            frames_before=before,
+            skipped=skipped,
         )
         self._frames_before += len(pts)
-        self._pts = []
-        return [segment]
+        del self._pts[:count]
+        return segment
 
     def _is_leading(self, stamp: int | None) -> bool:
         if stamp in self._leading:

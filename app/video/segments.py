@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,51 @@ class Entry:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FrameRange:
+    """Frame ids `first` … `last`, both included."""
+
+    first: int
+    last: int
+    reason: str = ""
+
+    @property
+    def frame_count(self) -> int:
+        return self.last - self.first + 1
+
+
+RANGES_KEPT = 1000  # in a report
+
+
+class FrameRanges:
+    """Ids of frames, in ascending order: how many, and the first ranges of them."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+        self.kept: list[FrameRange] = []
+        self.dropped = 0  # ranges
+        self.total = 0  # frames
+
+    def add(self, frame_ids: npt.NDArray[np.int64]) -> None:
+        """Take further ids, (n,) ascending, all greater than those before."""
+        if not len(frame_ids):
+            return
+        self.total += len(frame_ids)
+        starts = np.flatnonzero(np.diff(frame_ids, prepend=frame_ids[0] - 2) > 1)
+        ends = [*(starts[1:] - 1), len(frame_ids) - 1]
+        for start, end in zip(starts, ends, strict=True):
+            first, last = int(frame_ids[start]), int(frame_ids[end])
+            if self.kept and self.kept[-1].last + 1 == first:
+                self.kept[-1] = replace(self.kept[-1], last=last)
+            elif len(self.kept) < RANGES_KEPT:
+                self.kept.append(FrameRange(first, last, self._reason))
+            else:
+                self.dropped += 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """The frames `first_frame_id` … `first_frame_id + len(pts) - 1` of a video, in presentation order.
+    """The frames `frame_ids` of a video, in presentation order. Ids of lost frames are in no segment.
 
     Decoding feeds `packet_count` packets from `entry` on and keeps the frames whose time stamps are in
     `pts`: a keyframe's leading pictures belong to the segment before it, which reads that far.
@@ -29,7 +71,7 @@ class Segment:
     """
 
     number: int  # 0-based, in presentation order, without gaps
-    first_frame_id: int
+    frame_ids: npt.NDArray[np.int64]  # (n,) ascending
     pts: npt.NDArray[np.int64]  # (n,) ticks of VideoFacts.time_base; ascending unless `frames_before` is set
     wanted: npt.NDArray[np.bool_]  # (n,) the frames to be delivered
     entry: Entry
@@ -42,6 +84,10 @@ class Segment:
     # segments of one `entry` are cheapest decoded in order, by one caller.
     frames_before: int | None = None
     skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded: they crash decoders
+
+    @property
+    def first_frame_id(self) -> int:
+        return int(self.frame_ids[0])
 
     @property
     def frame_count(self) -> int:

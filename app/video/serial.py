@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Callable
+from itertools import islice
 
 import av
 from av.packet import Packet
@@ -10,9 +13,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video import messages
-from app.video.container import Channel, PacketReader, VideoRefused
+from app.video.container import Channel, PacketReader, VideoRefused, overlong_claim
+from app.video.fields import field_reader
+from app.video.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
 from app.video.segments import Entry
+from app.video.watch import PacketWatch
 
 _FRAMES_A_MESSAGE = 64
 
@@ -21,9 +27,15 @@ class SerialDecoder:
     """Decodes from an entry on, forward only, one frame at a time; goes on where it was left."""
 
     def __init__(
-        self, reader: PacketReader, channel: Channel, entry: Entry, skipped: tuple[int, ...]
+        self,
+        reader: PacketReader,
+        channel: Channel,
+        entry: Entry,
+        skipped: tuple[int, ...],
+        read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
     ) -> None:
         """Raises VideoRefused if the entry cannot be found."""
+        self._read_packet = read_packet or reader.read
         self._reader = reader
         self._channel = channel
         self._entry = entry
@@ -32,7 +44,6 @@ class SerialDecoder:
         self._packets = 0  # taken since the entry
         self._has_ended = False
         self.position = 0  # frames read since the entry
-        self.rejected = 0  # packets that the decoder refused
         if not reader.move_to(entry):
             raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
         reader.stream.codec_context.flush_buffers()
@@ -56,7 +67,7 @@ class SerialDecoder:
         return self._pending.popleft()
 
     def _feed(self) -> None:
-        packet = self._reader.read()
+        packet = self._read_packet()
         if packet is None:
             self._has_ended = True
         else:
@@ -67,30 +78,87 @@ class SerialDecoder:
         self._decode(packet)
 
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
-        try:
+        with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._pending += self._reader.stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
-        except (av.FFmpegError, OSError, ValueError):
-            self.rejected += 1
 
 
 class FrameCounter:
-    """Sends the time stamp of every frame that comes out from an entry on."""
+    """Sends the time stamp of every frame that comes out from an entry on, and counts those that should."""
 
-    def __init__(self, reader: PacketReader, channel: Channel, request: CountRequest) -> None:
+    def __init__(
+        self, reader: PacketReader, watch: PacketWatch, channel: Channel, request: CountRequest
+    ) -> None:
         self._reader = reader
+        self._watch = watch
         self._channel = channel
-        self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped)
+        self._entry = request.entry
+        context = reader.stream.codec_context
+        self._keyframes = KeyframeReader(context.name, context.extradata)
+        self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
+        self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
+        self._stamps: list[int | None] = []
+        self._expected = 0  # frames, by the packets
+        self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
+        self._last_pts: int | None = None
+        self._leading: int | None = None  # frames before the first keyframe
+        watch.before_sending = self._send_stamps
 
     def run(self) -> None:
-        stamps: list[int | None] = []
         while (frame := self._decoder.read()) is not None:
-            stamps.append(frame.pts)
-            if len(stamps) == _FRAMES_A_MESSAGE:
-                self._channel.send(Message.FRAMES, messages.pack_frames(stamps))
-                stamps = []
-        self._channel.send(Message.FRAMES, messages.pack_frames(stamps))
+            if self._leading is None and frame.key_frame:
+                self._leading = self._decoder.position - 1
+            self._stamps.append(frame.pts)
+            if len(self._stamps) == _FRAMES_A_MESSAGE:
+                self._send_stamps()
+        self._send_stamps()
+        self._channel.send(Message.INDEX_END, self._end().pack())
+
+    def _read_packet(self) -> Packet[VideoStream] | None:
+        packet = self._watch.read()
+        if packet is not None:
+            self._expected += self._gives_frame(packet)
+            if packet.pts is not None:
+                self._last_pts = max(packet.pts, packet.pts if self._last_pts is None else self._last_pts)
+        return packet
+
+    def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
+        """Whether a frame must come of the packet."""
+        data = bytes(packet)
+        head = data[:HEAD_BYTES]
+        is_second_field = self._fields is not None and self._fields.is_second_field(
+            data, len(data), is_key=packet.is_keyframe
+        )
+        if packet.is_keyframe and not self._decoder.position:
+            self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
+        elif self._is_opening and not is_second_field:
+            self._is_opening = self._keyframes.may_need_earlier(head)
+            if self._is_opening:
+                return False
+        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(data)
+        is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
+        return not (packet.is_discard or is_second_field or is_empty or is_hidden)
+
+    def _send_stamps(self) -> None:
+        if self._stamps:
+            self._channel.send(Message.FRAMES, messages.pack_frames(self._stamps))
+            self._stamps = []
+
+    def _end(self) -> IndexEnd:
         reader = self._reader
-        end = IndexEnd(reader.read_errors, reader.gave_up, self._decoder.rejected, truncated=False)
-        self._channel.send(Message.INDEX_END, end.pack())
+        expected = max(self._expected, self._listed())
+        claimed = overlong_claim(reader, self._last_pts)
+        return IndexEnd(
+            reader.read_errors,
+            reader.gave_up,
+            lost=max(0, expected - self._decoder.position),
+            truncated=reader.header.is_cut_short or claimed is not None,
+            leading=self._leading or 0 if self._entry.ordinal == 0 else 0,
+            claimed_seconds=claimed,
+        )
+
+    def _listed(self) -> int:
+        """Frames from the entry on of which an MP4's tables tell; 0 where there are none."""
+        if not self._reader.header.has_sample_tables:
+            return 0
+        entries = self._reader.stream.index_entries
+        return sum(not entry.is_discard for entry in islice(entries, self._entry.ordinal, None))

@@ -1,0 +1,148 @@
+"""In the child: reads packets and takes down what tells that the container has lost data.
+
+Sources of evidence: reads that fail, packets that the demuxer marks as corrupt, its own log, and a walker
+that checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with a
+table of its samples needs none of this: there the table tells which frames are missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+import av
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from app.video import messages
+from app.video.container import Channel, PacketReader
+from app.video.evidence import Evidence
+from app.video.messages import Message
+from app.video.walkers.choice import walker_for
+from app.video.walkers.walker import Walker
+
+_LOG = logging.getLogger("libav")
+_WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
+_LINES_KEPT = 64  # of the log, between two packets
+# What demuxers say of intact files.
+_HARMLESS = re.compile(
+    "Could not find codec parameters|Estimating duration|changing packet size|not enough frames to estimate"
+    "|start time for stream|decoding for stream|Packet corrupt"  # the packet itself is marked, too
+)
+
+
+class LogCapture(logging.Handler):
+    """Keeps the last lines that FFmpeg logged as warnings or errors. One a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[tuple[str, str]] = deque(maxlen=_LINES_KEPT)
+        logging.raiseExceptions = False
+        _LOG.handlers = [self]
+        _LOG.propagate = False
+        av.logging.set_skip_repeated(False)
+        av.logging.set_level(av.logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.name, record.getMessage()))
+
+    def take(self, demuxer: str) -> list[str]:
+        """Return what that demuxer has logged since, and forget all lines."""
+        lines = [text for name, text in self._lines if name == f"libav.{demuxer}"]
+        self._lines.clear()
+        return [text for text in lines if not _HARMLESS.search(text)]
+
+
+class PacketWatch:
+    """The packets of a reader, with evidence of lost data sent ahead of them."""
+
+    def __init__(
+        self,
+        reader: PacketReader,
+        channel: Channel,
+        log: LogCapture,
+        *,
+        first_place: int = 0,
+        from_byte: int = 0,
+    ) -> None:
+        self._reader = reader
+        self._channel = channel
+        self._log = log
+        self._from_byte = from_byte  # evidence before it is known already
+        self._place = first_place  # of the packet that comes next
+        self._read_errors = 0
+        self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
+        self._seen: list[tuple[int | None, str]] = []  # (position, reason), not sent yet
+        self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
+        self._has_walked = False
+        self._header = reader.header
+        is_table = reader.header.has_sample_tables
+        name = reader.container.format.name
+        self._demuxer = None if is_table else name
+        self._walker = None
+        if not is_table:
+            self._walker = walker_for(
+                name.split(",")[0],
+                reader.descriptor,
+                self._header.file_bytes,
+                lambda position, reason: heappush(self._ahead, (position, reason)),
+                pids=frozenset((reader.stream.id,)),
+            )
+
+    def read(self) -> Packet[VideoStream] | None:
+        """Return the reader's next packet, None at the end; evidence of what came before it has been sent."""
+        packet = self._reader.read()
+        if self._demuxer is None:
+            return packet
+        self._look_at_reader(packet)
+        if self._walker is not None:
+            self._take_from_walker(self._walker, packet)
+        if self._seen:
+            self._send()
+        self._place += 1
+        return packet
+
+    def overlook(self) -> None:
+        """Forget what the reader met while it read packets again that were looked at before."""
+        self._log.take("")
+        self._read_errors = self._reader.read_errors
+
+    def _look_at_reader(self, packet: Packet[VideoStream] | None) -> None:
+        position = None if packet is None else _position(packet)
+        if self._reader.read_errors > self._read_errors:
+            self._read_errors = self._reader.read_errors
+            self._seen.append((position, "reading failed and went on after the damage"))
+        if packet is not None and packet.is_corrupt:
+            self._seen.append((position, "the demuxer marks the packet as damaged"))
+        for text in self._log.take(self._demuxer or ""):
+            self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
+
+    def _take_from_walker(self, walker: Walker, packet: Packet[VideoStream] | None) -> None:
+        """Let the walker go ahead of the packet, and take what it has seen before it."""
+        reached = self._header.file_bytes if packet is None else _position(packet)
+        if reached is None:
+            return
+        if reached + _WALKERS_LEAD_BYTES < self._header.file_bytes:
+            walker.walk_to(reached + _WALKERS_LEAD_BYTES)
+        elif not self._has_walked:
+            self._has_walked = True
+            walker.finish()
+        while self._ahead and (packet is None or self._ahead[0][0] <= reached):
+            self._seen.append(heappop(self._ahead))
+
+    def _send(self) -> None:
+        fresh = [seen for seen in self._seen if seen[0] is None or seen[0] >= self._from_byte]
+        self._seen = []
+        if fresh:
+            self.before_sending()
+            position, reason = min(fresh, key=lambda seen: seen[0] is None)
+            reason = "".join(char if " " <= char <= "~" else "?" for char in reason)
+            evidence = Evidence(self._place, position, len(fresh), reason)
+            self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
+
+
+def _position(packet: Packet[VideoStream]) -> int | None:
+    return packet.pos if packet.pos is not None and packet.pos >= 0 else None
