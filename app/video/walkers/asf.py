@@ -1,0 +1,126 @@
+"""ASF (WMV): data packets of one size, between a header that counts them and indexes.
+
+Source: Advanced Systems Format specification, revision 01.20.05: 2 (objects), 3.2 (file properties), 5 (data).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+
+_HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
+_PROPERTIES_BYTES = 104
+_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_INDEXES = (  # what may follow the data: simple index, index, media object index, time code index
+    bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"),
+    bytes.fromhex("d329e2d6da35d111903400a0c90349be"),
+    bytes.fromhex("f803b1fead12644c840f2a1d2f7ad48c"),
+    bytes.fromhex("d03fb73c4a0c0348953dedf7b6228f0c"),
+)
+_MAX_OBJECTS = 1000
+_MAX_PACKET_BYTES = BLOCK_BYTES
+_LIVE = 1  # flag: the header was written before the data, so its counts and sizes mean nothing
+_CORRECTION = b"\x82\0\0"  # error correction data follow: two bytes, without content
+_PACKETS_IN_A_ROW = 3  # that make data packets of bytes
+_NO_PACKET = "bytes that are no data packet"
+
+
+class _Layout(NamedTuple):
+    packet_bytes: int
+    first: int  # packet, bytes into the file
+    end: int | None  # of the data, bytes into the file; None if the header does not tell
+
+
+class AsfWalker(StrideWalker):
+    """Checks the heads of data packets where they have error correction data, as nearly all have.
+
+    Nothing is checked where the header names no size of packets. What is behind the data is no evidence.
+    """
+
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
+        super().__init__(descriptor, file_bytes, note)
+        layout = _read_layout(descriptor, file_bytes)
+        if layout is None:
+            self._is_over = True
+            return
+        self._packet_bytes, self._at, self._end = layout
+        self._has_heads = self._is_element(self._at)
+
+    def _follow(self, end: int) -> None:
+        while self._at < end and not self._is_lost:
+            data_end = self._file_bytes if self._end is None else min(self._end, self._file_bytes)
+            count = min(data_end - self._at, BLOCK_BYTES) // self._packet_bytes
+            if not count:
+                self._leave_packets(data_end)
+                return
+            self._check_packets(os.pread(self._descriptor, count * self._packet_bytes, self._at))
+
+    def _check_packets(self, data: bytes) -> None:
+        count = len(data) // self._packet_bytes
+        rows = np.frombuffer(data, np.uint8, count * self._packet_bytes).reshape(count, self._packet_bytes)
+        is_packet = (rows[:, : len(_CORRECTION)] == list(_CORRECTION)).all(axis=1) | (not self._has_heads)
+        if is_packet.all():
+            self._at = self._at + len(data) if count else self._file_bytes
+            return
+        self._at += int(is_packet.argmin()) * self._packet_bytes
+        if self._end is None and self._is_index():
+            self._at = self._file_bytes
+            return
+        self._end = None  # bytes may have been lost or inserted
+        self._lose(self._at, _NO_PACKET, search_from=self._at + 1)
+
+    def _leave_packets(self, data_end: int) -> None:
+        """Less than a packet is left of the data; what follows them is of no interest."""
+        if self._end is None and self._at < data_end and not self._is_index():
+            self._note(self._at, "the file ends inside a data packet")
+        self._at = self._file_bytes
+
+    def _is_index(self) -> bool:
+        return self._window.get(self._at, 16) in _INDEXES
+
+    def _search(self) -> None:
+        self._find((_CORRECTION,))
+
+    def _is_element(self, position: int) -> bool:
+        places = range(position, position + _PACKETS_IN_A_ROW * self._packet_bytes, self._packet_bytes)
+        heads = [self._window.get(place, len(_CORRECTION)) for place in places if place < self._file_bytes]
+        return all(head == _CORRECTION[: len(head)] for head in heads)
+
+    def _check_end(self) -> None:
+        if self._end is not None and self._end > self._file_bytes:
+            self._note(self._file_bytes, "the file ends before its last data packet")
+
+
+def _read_layout(descriptor: int, file_bytes: int) -> _Layout | None:
+    """Return how the header lays out the data; None if there are none, or packets have no fixed size."""
+    header_end = int.from_bytes(os.pread(descriptor, 8, 16), "little")
+    properties = _find_object(descriptor, _PROPERTIES, _HEADER_BYTES, min(header_end, file_bytes))
+    data = _find_object(descriptor, _DATA, header_end, file_bytes)
+    head = b"" if properties is None else os.pread(descriptor, _PROPERTIES_BYTES, properties)
+    if data is None or len(head) < _PROPERTIES_BYTES:
+        return None
+    flags, least, most = struct.unpack_from("<III", head, 88)
+    if least != most or not len(_CORRECTION) < least <= _MAX_PACKET_BYTES:
+        return None
+    size = int.from_bytes(os.pread(descriptor, 8, data + 16), "little")
+    is_known = size > _DATA_BYTES and not flags & _LIVE
+    return _Layout(least, data + _DATA_BYTES, data + size if is_known else None)
+
+
+def _find_object(descriptor: int, name: bytes, start: int, end: int) -> int | None:
+    at = start
+    for _ in range(_MAX_OBJECTS):
+        head = os.pread(descriptor, _OBJECT_BYTES, at) if at + _OBJECT_BYTES <= end else b""
+        if head[:16] == name:
+            return at
+        size = int.from_bytes(head[16:], "little")
+        if size < _OBJECT_BYTES:
+            return None
+        at += size
+    return None

@@ -1,0 +1,127 @@
+"""Flash video: each tag is followed by its own length.
+
+Sources: Adobe Flash Video File Format Specification 10.1, annex E; libavformat/flvdec.c for what recorders
+write in place of that length.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+
+_LENGTH_BYTES = 4  # of the field behind each tag
+_HEAD_BYTES = 11  # of a tag
+_STEP_BYTES = _LENGTH_BYTES + _HEAD_BYTES
+_KINDS = frozenset((8, 9, 15, 18))  # sound, video, data as AMF3, data
+_SEARCHED_KINDS = (8, 9, 18)
+_KIND_BITS = 0x1F  # without the bit of an encrypted tag
+
+
+class FlvWalker(StrideWalker):
+    """`_at` is where the length of the tag before is stored; the next tag follows it.
+
+    A tag of an unknown kind is none of ours to judge where lengths are stored: the chain shows that it is one.
+    """
+
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
+        super().__init__(descriptor, file_bytes, note)
+        self._at = int.from_bytes(os.pread(descriptor, 4, 5), "big")  # behind the header
+        self._first = self._at + _LENGTH_BYTES
+        self._tag = self._first  # the last one, bytes into the file
+        self._tag_bytes: int | None = None  # of the last tag with its head; None if there is none
+        self._tags = 0
+        self._stores_zero = self._reads_zero()
+
+    def _reads_zero(self) -> bool:
+        """Whether the file has 0 in place of its tags' lengths, as some recorders write."""
+        head = self._window.get(self._first, _HEAD_BYTES)
+        stored = self._first + _HEAD_BYTES + int.from_bytes(head[1:4], "big")
+        return self._window.get(stored, _LENGTH_BYTES) == bytes(_LENGTH_BYTES)
+
+    def _follow(self, end: int) -> None:
+        window = self._window
+        at, tag_bytes = self._at, self._tag_bytes
+        while at < end:
+            offset = at - window.start
+            if offset < 0 or offset + _STEP_BYTES > len(window.data):
+                window.load(at)
+                offset = 0
+            head = window.data[offset : offset + _STEP_BYTES]
+            self._at, self._tag_bytes = at, tag_bytes
+            if int.from_bytes(head[:4], "big") != tag_bytes and not self._is_usual(head[:_LENGTH_BYTES]):
+                self._lose_chain("a tag's length is not the one that is stored behind it")
+                return
+            if len(head) < _STEP_BYTES:
+                self._check_rest(len(head))
+                return
+            if self._stores_zero and head[4] & _KIND_BITS not in _KINDS:
+                self._lose_chain("bytes that are no tag")
+                return
+            tag_bytes = _HEAD_BYTES + int.from_bytes(head[5:8], "big")
+            self._tag = at + _LENGTH_BYTES
+            at = self._tag + tag_bytes
+            self._tags += 1
+            self._elements += 1
+        self._at, self._tag_bytes = at, tag_bytes
+
+    def _is_usual(self, stored: bytes) -> bool:
+        """Whether `stored` is one of what recorders write instead of a tag's length (flvdec.c)."""
+        if self._tag_bytes is None or len(stored) < _LENGTH_BYTES:
+            return True
+        value = int.from_bytes(stored, "big")
+        if self._stores_zero and not value:
+            return True
+        sum_of_all = self._at - self._first - _LENGTH_BYTES * (self._tags - 1)
+        return value in (self._tag_bytes - 1, self._tag_bytes - _HEAD_BYTES, sum_of_all) and value > 0
+
+    def _check_rest(self, length: int) -> None:
+        """The last bytes: nothing, or the last tag's length."""
+        if length not in (0, _LENGTH_BYTES):
+            self._note(self._at, "the file ends inside a tag")
+        self._at = self._file_bytes
+
+    def _lose_chain(self, reason: str) -> None:
+        self._lose(self._at, reason, search_from=self._tag + 1)
+
+    def _check_end(self) -> None:
+        if self._at > self._file_bytes:
+            self._note(self._tag, "the file ends inside a tag")
+
+    def _search(self) -> None:
+        block = os.pread(self._descriptor, BLOCK_BYTES, self._at)
+        for place in _possible_tags(block):
+            self._elements += 1
+            position = self._at + place
+            if self._is_element(position):
+                self._at = position - _LENGTH_BYTES
+                self._tag_bytes = None
+                self._is_lost = False
+                return
+        is_last = self._at + len(block) >= self._file_bytes or not block
+        self._at = self._file_bytes if is_last else self._at + len(block) - _HEAD_BYTES + 1
+
+    def _is_element(self, position: int) -> bool:
+        head = self._window.get(position, _HEAD_BYTES)
+        tag_bytes = _HEAD_BYTES + int.from_bytes(head[1:4], "big")
+        after = self._window.get(position + tag_bytes, _STEP_BYTES)
+        if len(after) < _LENGTH_BYTES:
+            return False
+        stored = int.from_bytes(after[:_LENGTH_BYTES], "big")
+        if self._stores_zero:
+            return not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
+        return stored in (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES) and tag_bytes > _HEAD_BYTES
+
+
+def _possible_tags(block: bytes) -> list[int]:
+    """Return where a tag may start: a known kind, and a stream id of 0."""
+    data = np.frombuffer(block, np.uint8)
+    count = len(data) - _HEAD_BYTES + 1
+    if count <= 0:
+        return []
+    is_tag = (data[8 : 8 + count] == 0) & (data[9 : 9 + count] == 0) & (data[10 : 10 + count] == 0)
+    is_tag &= np.isin(data[:count] & _KIND_BITS, _SEARCHED_KINDS)
+    places: list[int] = np.flatnonzero(is_tag).tolist()
+    return places

@@ -1,0 +1,171 @@
+"""MPEG transport streams: packets of one size, and a continuity counter a PID.
+
+Source: ISO/IEC 13818-1, 2.4.3.2 and 2.4.3.3. Packets of 192 bytes (M2TS: a time stamp of 4 bytes, then the
+packet) and of 204 (16 bytes of error correction behind it) are read as FFmpeg's libavformat/mpegts.c does.
+
+A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it should be and is not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import numpy as np
+import numpy.typing as npt
+
+from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+
+_SYNC = 0x47
+_BYTES = 188
+_SIZES = (_BYTES, 192, 204)
+_SYNCS_IN_A_ROW = 5  # that make a transport stream of bytes
+_PIDS = 8192
+_NULL_PID = 0x1FFF
+_ERROR = 1 << 23  # in a head, the first 32 bits of a packet
+_HAS_FIELD = 1 << 5
+_HAS_PAYLOAD = 1 << 4
+_BLOCK_PACKETS = 2048  # some 400 kB: they stay in the processor's cache
+
+_Heads = npt.NDArray[np.uint32]
+_Places = npt.NDArray[np.int64]
+
+
+class MpegTsWalker(StrideWalker):
+    """Checks sync bytes of all packets, and the counters of `pids` (of all if None)."""
+
+    def __init__(self, descriptor: int, file_bytes: int, note: Note, pids: frozenset[int] | None) -> None:
+        super().__init__(descriptor, file_bytes, note)
+        self._is_checked = np.full(_PIDS, pids is None)
+        if pids is not None:
+            self._is_checked[[pid for pid in pids if 0 <= pid < _PIDS]] = True
+        self._is_checked[_NULL_PID] = False  # its counter is undefined
+        self._heads = np.zeros(_PIDS, np.uint32)  # of each PID's last packet; 0 if there was none
+        self._positions = np.zeros(_PIDS, np.int64)  # of that packet, bytes into the file
+        self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
+        self._size = 0  # of a packet with what is around it; 0 until it is known
+        self._block = np.zeros(0, np.uint8)
+
+    def _follow(self, end: int) -> None:
+        if not self._size:
+            self._size = _packet_size(os.pread(self._descriptor, BLOCK_BYTES, 0))
+            self._is_lost = True
+            return
+        while self._at < end and not self._is_lost and not self._is_over:
+            self._check_block()
+
+    def _check_block(self) -> None:
+        data = os.pread(self._descriptor, _BLOCK_PACKETS * self._size, self._at)
+        self._block = np.frombuffer(data, np.uint8)
+        count = (len(data) + self._size - _BYTES) // self._size
+        if not count:
+            self._note(self._at, "the file ends inside a packet")
+            self._at = self._file_bytes
+            return
+        heads = np.ndarray((count,), ">u4", data, 0, (self._size,)).astype(np.uint32)
+        is_packet = heads >> 24 == _SYNC
+        whole = count if is_packet.all() else int(is_packet.argmin())
+        if whole:
+            self._check_packets(heads[:whole])
+        if whole < count:
+            self._heads[:] = 0  # what is lost here is noted once, not once a PID
+            place = self._at + whole * self._size
+            self._lose(place, "bytes that are no transport packet", search_from=place + 1)
+        else:
+            self._at += whole * self._size
+
+    def _check_packets(self, heads: _Heads) -> None:
+        is_marked = heads & _ERROR != 0
+        if is_marked.any():
+            place = self._at + int(is_marked.argmax()) * self._size
+            self._note(place, f"packets marked as damaged by the receiver: {np.count_nonzero(is_marked)}")
+        pids = (heads >> 8 & _NULL_PID).astype(np.uint16)
+        rows = np.flatnonzero(self._is_checked[pids])
+        if len(rows):
+            rows = rows[np.argsort(pids[rows], kind="stable")]  # each PID's packets in a row
+            self._check_counters(rows, pids[rows], heads[rows])
+
+    def _check_counters(self, rows: _Places, pids: npt.NDArray[np.uint16], heads: _Heads) -> None:
+        is_other = pids[1:] != pids[:-1]
+        is_first = np.append(True, is_other)
+        before = np.append(np.uint32(0), heads[:-1])
+        before[is_first] = self._heads[pids[is_first]]
+        has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
+        is_odd = ((heads - before & 15) != has_payload) & (before != 0)
+        positions = self._at + rows * self._size
+        is_repeat = np.zeros(len(rows), np.bool_)
+        for place in np.flatnonzero(is_odd):
+            pid, head, head_before = int(pids[place]), int(heads[place]), int(before[place])
+            here = int(positions[place])
+            earlier, was_repeat = positions[place - 1], is_repeat[place - 1]
+            if is_first[place]:
+                earlier, was_repeat = self._positions[pid], self._is_repeat[pid]
+            if not was_repeat and self._repeats(int(earlier), here, head_before, head):
+                is_repeat[place] = True
+            elif not self._may_jump(here, head):
+                self._note(here, _describe(pid, head_before & 15, head & 15))
+        self._elements += int(np.count_nonzero(is_odd))
+        is_last = np.append(is_other, True)
+        self._heads[pids[is_last]] = heads[is_last]
+        self._positions[pids[is_last]] = positions[is_last]
+        self._is_repeat[pids[is_last]] = is_repeat[is_last]
+
+    def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
+        """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
+        both = head & head_before
+        if (head ^ head_before) & 15 or not both & _HAS_PAYLOAD:
+            return False
+        return _payload(self._packet(earlier)) == _payload(self._packet(here))
+
+    def _may_jump(self, here: int, head: int) -> bool:
+        packet = self._packet(here)
+        return bool(head & _HAS_FIELD and packet[4] and packet[5] & 0x80)  # discontinuity_indicator
+
+    def _packet(self, position: int) -> bytes:
+        offset = position - self._at
+        if offset >= 0:
+            return self._block[offset : offset + _BYTES].tobytes()
+        return os.pread(self._descriptor, _BYTES, position)
+
+    def _search(self) -> None:
+        length = BLOCK_BYTES + (_SYNCS_IN_A_ROW - 1) * self._size
+        block = np.frombuffer(os.pread(self._descriptor, length, self._at), np.uint8)
+        count = len(block) - (_SYNCS_IN_A_ROW - 1) * self._size
+        found = _first_run(block, count, self._size) if count > 0 else None
+        is_start = not self._notes and self._at == 0
+        self._is_lost = found is None
+        if is_start and (found is None or found >= self._size):  # else a recording begins inside a packet
+            self._note(0, "bytes that are no transport packet")
+        if found is not None:
+            self._at += found
+        else:
+            self._at = self._file_bytes if len(block) < length else self._at + BLOCK_BYTES
+
+
+def _packet_size(data: bytes) -> int:
+    """Return the size whose multiples are most often a sync byte."""
+    is_sync = np.frombuffer(data, np.uint8) == _SYNC
+    return max(_SIZES, key=lambda size: _best_phase(is_sync, size))
+
+
+def _best_phase(is_sync: npt.NDArray[np.bool_], size: int) -> float:
+    rows = len(is_sync) // size
+    if not rows:
+        return 0.0
+    return float(is_sync[: rows * size].reshape(rows, size).mean(axis=0).max())
+
+
+def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | None:
+    """Return the first of `count` places where packets follow each other."""
+    is_run = block[:count] == _SYNC
+    for number in range(1, _SYNCS_IN_A_ROW):
+        is_run &= block[number * size : number * size + count] == _SYNC
+    place = int(is_run.argmax())
+    return place if is_run[place] else None
+
+
+def _payload(packet: bytes) -> bytes:
+    return packet[5 + packet[4] :] if packet[3] & _HAS_FIELD else packet[4:]
+
+
+def _describe(pid: int, before: int, counter: int) -> str:
+    step = f"stays at {before}" if counter == before else f"jumps from {before} to {counter}"
+    return f"packets are missing: the continuity counter of PID {pid} {step}"

@@ -1,0 +1,93 @@
+"""Ogg: pages of one or more streams, numbered in each.
+
+Source: RFC 3533, section 6. The checksums of pages are left to FFmpeg: its demuxer drops a page whose checksum
+is wrong and logs "CRC mismatch" (libavformat/oggdec.c; seen with FFmpeg 8.1).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from app.video.walkers.walker import Note, StrideWalker
+
+_CAPTURE = b"OggS\0"  # with the version, the only one
+_HEAD = struct.Struct("<5sBqII4xB")
+_MOST_HEAD_BYTES = _HEAD.size + 255
+_FIRST, _LAST = 2, 4  # flags of a page
+_PAGES = 1 << 32  # numbers of them; then they begin again
+_NO_GRANULE = -1  # no frame ends on the page
+_MAX_STREAMS = 256
+
+
+@dataclass(slots=True)
+class _Stream:
+    page: int  # number of its last one
+    is_at_headers: bool  # no page of its frames has come
+    has_ended: bool
+
+
+class OggWalker(StrideWalker):
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
+        super().__init__(descriptor, file_bytes, note)
+        self._streams: dict[int, _Stream] = {}  # by serial number
+        self._last = 0  # the last page, bytes into the file
+
+    def _follow(self, end: int) -> None:
+        window = self._window
+        while self._at < end:
+            at = self._at
+            offset = at - window.start
+            if offset < 0 or offset + _MOST_HEAD_BYTES > len(window.data):
+                window.load(at)
+                offset = 0
+            data = window.data
+            if data[offset : offset + 5] != _CAPTURE:
+                self._lose(at, "bytes that are no page", search_from=self._last + 1)
+                return
+            size = _page_bytes(data, offset)
+            self._elements += 1
+            if at + size > self._file_bytes:
+                self._lose(at, "the file ends inside a page", search_from=at + 1)
+                return
+            _, flags, granule, serial, page, _ = _HEAD.unpack_from(data, offset)
+            self._check_page(at, flags, granule, serial, page)
+            self._last = at
+            self._at = at + size
+
+    def _check_page(self, at: int, flags: int, granule: int, serial: int, page: int) -> None:
+        stream = self._streams.get(serial)
+        if stream is None or flags & _FIRST:
+            self._add_stream(serial, _Stream(page, granule == 0, bool(flags & _LAST)))
+            return
+        # A server sends its headers to each listener, and then the pages that are live.
+        may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
+        if page != (stream.page + 1) % _PAGES and not may_jump:
+            self._note(at, f"a page is missing: page {page} of a stream comes after page {stream.page}")
+        stream.page = page
+        stream.is_at_headers &= granule in (0, _NO_GRANULE)
+        stream.has_ended |= bool(flags & _LAST)
+
+    def _add_stream(self, serial: int, stream: _Stream) -> None:
+        if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
+            self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
+        if len(self._streams) < _MAX_STREAMS or serial in self._streams:
+            self._streams[serial] = stream
+
+    def _search(self) -> None:
+        self._find((_CAPTURE,))
+
+    def _is_element(self, position: int) -> bool:
+        return True  # five bytes by chance: once in a terabyte
+
+    def _check_end(self) -> None:
+        if not all(stream.has_ended for stream in self._streams.values()):
+            self._note(self._file_bytes, "no last page: a stream stops without its end mark")
+
+
+def _page_bytes(data: bytes, offset: int) -> int:
+    """Return the size of the page at `offset`: its head, the sizes of its segments, and these."""
+    sizes = offset + _HEAD.size
+    if sizes > len(data):
+        return _HEAD.size
+    return _HEAD.size + data[sizes - 1] + sum(data[sizes : sizes + data[sizes - 1]])

@@ -1,0 +1,148 @@
+"""What all walkers share: they move in strides, they keep within a budget, and they read through a window."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+Note = Callable[[int, str], None]  # (position in bytes into the file, reason)
+
+BLOCK_BYTES = 1024 * 1024  # of the file, in memory at a time
+_STRIDE_BYTES = 1024 * 1024
+_MAX_NOTES = 1000  # after so many breaks a file is known to be damaged all over
+_FREE_ELEMENTS = 1_000_000
+_MIN_MEAN_BYTES = 64  # of an element in real files: Speex in FLV, still pictures in Matroska
+_LEAST_READ_BYTES = 512  # more than any head
+_MOST_READ_BYTES = 64 * 1024
+_NEAR_BYTES = 4096  # elements closer than this cost less to read in blocks than one by one
+
+
+class Walker(Protocol):
+    def walk_to(self, position: int) -> None:
+        """Check the file up to byte `position`, in whole strides of 1 MiB. Cheap to call often."""
+
+    def finish(self) -> None:
+        """Check the rest, and that the file ends as the container says."""
+
+
+class Window:
+    """Reads a file by position. Reads blocks where elements are small, and only their heads where not."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read_bytes = _LEAST_READ_BYTES
+        self.start = 0  # of `data`, bytes into the file
+        self.data = b""
+
+    def load(self, position: int) -> bytes:
+        """Return bytes from `position` on, at least 512 but at the file's end. They become the window."""
+        distance = position - self.start
+        if 0 <= distance < self._read_bytes + _NEAR_BYTES:
+            self._read_bytes = min(4 * self._read_bytes, _MOST_READ_BYTES)
+        else:
+            self._read_bytes = max(self._read_bytes // 4, _LEAST_READ_BYTES)
+        self.start = position
+        self.data = os.pread(self._descriptor, self._read_bytes, position)
+        return self.data
+
+    def get(self, position: int, length: int) -> bytes:
+        """Return `length` bytes, at most 512, or fewer at the file's end."""
+        offset = position - self.start
+        if offset < 0 or offset + length > len(self.data):
+            self.load(position)
+            offset = 0
+        return self.data[offset : offset + length]
+
+
+class StrideWalker(ABC):
+    """Walks element by element, or block by block, in strides that begin at fixed positions.
+
+    A stride does not depend on how `walk_to` is called, so neither do the notes.
+    """
+
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
+        self._descriptor = descriptor
+        self._file_bytes = file_bytes
+        self._window = Window(descriptor)
+        self._on_note = note
+        self._notes = 0
+        self._at = 0  # the next element, bytes into the file
+        self._elements = 0  # looked at so far, for the budget
+        self._stride_end = _STRIDE_BYTES
+        self._is_lost = False  # looking for the next element after a break
+        self._is_over = False
+
+    def walk_to(self, position: int) -> None:
+        while self._stride_end <= min(position, self._file_bytes) and not self._is_over:
+            self._stride(self._stride_end)
+
+    def finish(self) -> None:
+        while self._at < self._file_bytes and not self._is_over:
+            self._stride(min(self._stride_end, self._file_bytes))
+        if not self._is_over:
+            self._check_end()
+        self._is_over = True
+
+    def _stride(self, end: int) -> None:
+        while self._at < end and not self._is_over:
+            if self._is_lost:
+                self._search()
+            else:
+                self._follow(end)
+        if self._elements > _FREE_ELEMENTS + self._at // _MIN_MEAN_BYTES:
+            self._note(self._at, "too many small elements to check")
+            self._is_over = True
+        self._stride_end = max(end, self._at - self._at % _STRIDE_BYTES) + _STRIDE_BYTES
+
+    @abstractmethod
+    def _follow(self, end: int) -> None:
+        """Follow the chain until `_at` is `end` or more, or `_is_lost`."""
+
+    @abstractmethod
+    def _search(self) -> None:
+        """Look through one block from `_at` on for the chain's next element; move `_at` in any case."""
+
+    def _check_end(self) -> None:
+        """Check what can be known only at the file's end."""
+
+    def _note(self, position: int, reason: str) -> None:
+        self._on_note(position, reason)
+        self._notes += 1
+        self._is_over |= self._notes >= _MAX_NOTES
+
+    def _lose(self, position: int, reason: str, *, search_from: int) -> None:
+        """Note a break at `position`, and look for the next element from `search_from` on."""
+        self._note(position, reason)
+        self._at = search_from
+        self._is_lost = True
+
+    def _find(self, patterns: tuple[bytes, ...], *, before: int = 0) -> None:
+        """Search one block for the first of `patterns` that `_is_element` accepts, and go on there.
+
+        The element starts `before` bytes before its pattern.
+        """
+        block = os.pread(self._descriptor, BLOCK_BYTES, self._at)
+        for place in _occurrences(block, patterns, before):
+            self._elements += 1
+            if self._is_element(self._at + place - before):
+                self._at += place - before
+                self._is_lost = False
+                return
+        longest = max(map(len, patterns))
+        is_last = self._at + len(block) >= self._file_bytes or not block
+        self._at = self._file_bytes if is_last else self._at + len(block) - longest - before + 1
+
+    def _is_element(self, position: int) -> bool:
+        """Whether an element starts at `position`, beyond doubt."""
+        raise NotImplementedError
+
+
+def _occurrences(block: bytes, patterns: tuple[bytes, ...], first: int) -> Iterator[int]:
+    """Yield where any of `patterns` occurs in `block`, from `first` on, in order."""
+    places = {pattern: block.find(pattern, first) for pattern in patterns}
+    while places := {pattern: place for pattern, place in places.items() if place >= 0}:
+        pattern = min(places, key=places.__getitem__)
+        yield places[pattern]
+        places[pattern] = block.find(pattern, places[pattern] + 1)
