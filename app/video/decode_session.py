@@ -75,7 +75,8 @@ class DecodeOutcome:
     frames_wanted: int
     frames_decoded: int
     undecodable: tuple[FrameRange, ...]  # ascending
-    corrupt: tuple[FrameRange, ...]  # decoded, but marked by the decoder as built on damaged data
+    corrupt: tuple[FrameRange, ...]  # decoded, but built on damaged data: the decoder says so, or they
+    # follow a missing frame and no keyframe has come since
 
     @property
     def corrupt_count(self) -> int:
@@ -364,13 +365,28 @@ class DecodeSession:
         reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
-        corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
+        is_doubtful = _follow_missing(segment, missing)
+        corrupt = segment.wanted & has_picture & ((statuses == FrameStatus.CORRUPT) | is_doubtful)
         return DecodeOutcome(
             frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
             undecodable=_ranges(segment.frame_ids, missing, statuses, reasons),
             corrupt=_ranges(segment.frame_ids, corrupt, statuses, reasons),
         )
+
+
+def _follow_missing(segment: Segment, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which frames come after a missing one, and before a keyframe that needs nothing, (n,) bool."""
+    found = np.zeros(len(missing), dtype=np.bool_)
+    if segment.clean_ranks is None:
+        return found
+    clean = np.append(np.unique(segment.clean_ranks), len(missing))
+    after_lost = np.flatnonzero(np.diff(segment.frame_ids, prepend=segment.frame_ids[0] - 1) > 1)
+    for rank in np.flatnonzero(missing).tolist():
+        found[rank : clean[np.searchsorted(clean, rank, side="right")]] = True
+    for rank in after_lost.tolist():
+        found[rank : clean[np.searchsorted(clean, rank)]] = True
+    return found
 
 
 class _Deadline:

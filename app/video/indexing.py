@@ -197,7 +197,8 @@ class Indexer:
     def _end(self, lost: int) -> IndexEnd:
         reader = self._reader
         claimed = overlong_claim(reader, self._last_pts)
-        truncated = reader.header.is_cut_short or lost > 0 or claimed is not None
+        is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
+        truncated = is_cut or claimed is not None
         return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
 
 

@@ -51,6 +51,13 @@ class MovieIndex:
         """Packets of which the header tells, whether they are in the file or not."""
         return len(self._entries) if self.is_movie else 0
 
+    def ends_inside(self, ordinal: int) -> bool:
+        """Whether the file ends inside that packet, by the header."""
+        if not self.is_movie or not 0 <= ordinal < len(self._entries):
+            return False
+        entry = self._entries[ordinal]
+        return bool(entry.pos + entry.size > self._file_bytes)
+
     @property
     def can_replace_reading(self) -> bool:
         """Whether the records of the packets that come next can be had without them."""

@@ -138,6 +138,7 @@ class SegmentNumbering:
         later_entries: tuple[tuple[Entry, int], ...] = (),
         frames_before: int | None = None,
         skipped: tuple[int, ...] = (),
+        clean_ranks: PtsArray | None = None,
     ) -> Segment:
         """Return the segment of the next frames: `pts` and `places` (n,), in presentation order."""
         if self._start_pts is None:
@@ -158,6 +159,7 @@ class SegmentNumbering:
             later_entries,
             frames_before,
             skipped,
+            clean_ranks,
         )
         self.segments += 1
         return segment
@@ -377,6 +379,9 @@ class SegmentPlanner:
             return
         order = np.argsort(pts, kind="stable")
         pts, places = pts[order], places[order]
+        clean_pts = [
+            run.key.pts for run in runs if run.key.flags & PacketFlag.CLEAN and run.key.pts is not None
+        ]
         first_clean = self._first_clean_pts
         self.leading_frames += len(pts) if first_clean is None else int(np.searchsorted(pts, first_clean))
         self._given_out = pts
@@ -386,6 +391,7 @@ class SegmentPlanner:
             runs[0].key.entry,
             sum(run.packet_count for run in [*runs, *leading]),
             later_entries=_later_entries(runs, pts),
+            clean_ranks=np.searchsorted(pts, clean_pts),
         )
 
     def _give_up(self, reason: str) -> Iterator[Segment]:

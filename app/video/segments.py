@@ -84,6 +84,9 @@ class Segment:
     # segments of one `entry` are cheapest decoded in order, by one caller.
     frames_before: int | None = None
     skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded: they crash decoders
+    # Ranks of the keyframes that need nothing from before; None where that is not known. Frames after a
+    # missing one are built on what is there instead, up to the next of these.
+    clean_ranks: npt.NDArray[np.int64] | None = None
 
     @property
     def first_frame_id(self) -> int:

@@ -30,7 +30,9 @@ _LINES_KEPT = 64  # of the log, between two packets
 # What demuxers say of intact files.
 _HARMLESS = re.compile(
     "Could not find codec parameters|Estimating duration|changing packet size|not enough frames to estimate"
-    "|start time for stream|decoding for stream|Packet corrupt"  # the packet itself is marked, too
+    "|start time for stream|decoding for stream"
+    r"|missing picture in access unit with size \d$"  # a delimiter at the end of a raw stream
+    "|Packet corrupt"  # the packet itself is marked, too
 )
 
 
@@ -89,7 +91,6 @@ class PacketWatch:
                 reader.descriptor,
                 self._header.file_bytes,
                 lambda position, reason: heappush(self._ahead, (position, reason)),
-                pids=frozenset((reader.stream.id,)),
             )
 
     def read(self) -> Packet[VideoStream] | None:

@@ -1,68 +1,136 @@
-"""Every frame is accounted for."""
+"""Every frame is accounted for, and nothing is called whole that may lack one."""
 
 from __future__ import annotations
 
-from app.pipeline.completeness import (
-    UNDECODABLE_RANGES_KEPT,
-    FrameRange,
-    FrameTally,
-    completeness_report,
-)
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from app.pipeline.completeness import FrameTally, completeness_report
+from app.video.evidence import DamagedPlace
+from app.video.facts import IndexSummary, Proof
+from app.video.segments import RANGES_KEPT, FrameRange, FrameRanges
+
+PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)
 
 
-def report(tally: FrameTally, indexed: int, *, truncated: bool = False, packets_refused: int = 0):
-    return completeness_report(
-        tally,
-        frames_indexed=indexed,
-        frames_wanted=indexed,
-        packets_refused=packets_refused,
-        truncated=truncated,
+def index(frames: int = 100, *, lost: tuple[int, ...] = (), **changes: object) -> IndexSummary:
+    missing = FrameRanges("the data is missing from the file")
+    missing.add(np.array(lost, dtype=np.int64))
+    summary = IndexSummary(
+        frames_indexed=frames,
+        frames_wanted=frames,
+        segments=1,
+        duration_seconds=4.0,
+        variable_frame_rate=False,
+        truncated=False,
+        frames_without_id=0,
         notes=(),
+        lost=missing,
+        damage=(),
+        damage_total=0,
+        is_damage_harmless=True,
+        leading_frames=0,
+        proof=Proof.NONE,
     )
+    return replace(summary, **changes)  # type: ignore[arg-type]
+
+
+def tally(
+    analysed: int = 100, *, corrupt: tuple[FrameRange, ...] = (), undecodable: tuple[FrameRange, ...] = ()
+) -> FrameTally:
+    found = FrameTally()
+    found.add(analysed=analysed, corrupt=corrupt, undecodable=undecodable)
+    return found
 
 
 def test_a_video_with_every_frame_is_complete() -> None:
-    tally = FrameTally()
-    tally.add(analysed=10, corrupt=0, undecodable=())
-    assert report(tally, 10)["complete"] is True
+    assert completeness_report(tally(), index())["complete"] is True
 
 
-def test_a_missing_frame_that_nobody_reported_is_not_complete() -> None:
-    tally = FrameTally()
-    tally.add(analysed=9, corrupt=0, undecodable=())
-    assert report(tally, 10)["complete"] is False
+@pytest.mark.parametrize(
+    ("found", "summary"),
+    [
+        (tally(99), index()),
+        (tally(), index(truncated=True)),
+        (tally(), index(frames_without_id=1)),
+        (tally(99, undecodable=(FrameRange(7, 7, "refused"),)), index()),
+        (tally(97), index(lost=(40, 41, 42))),
+        (tally(), index(damage=(PLACE,), damage_total=1, is_damage_harmless=False)),
+    ],
+    ids=["unreported", "truncated", "no picture", "undecodable", "lost", "damage"],
+)
+def test_whatever_may_be_missing_makes_a_video_incomplete(found: FrameTally, summary: IndexSummary) -> None:
+    assert completeness_report(found, summary)["complete"] is False
 
 
-def test_a_truncated_video_is_not_complete() -> None:
-    tally = FrameTally()
-    tally.add(analysed=10, corrupt=0, undecodable=())
-    assert report(tally, 10, truncated=True)["complete"] is False
+def test_damage_that_has_cost_no_frame_is_reported_and_does_no_harm() -> None:
+    harmless = replace(PLACE, is_harmless=True)
+    report = completeness_report(tally(), index(damage=(harmless,), damage_total=3, proof=Proof.CLOCK))
+    assert report["complete"] is True
+    assert report["damage"] == [
+        {
+            "position": 4711,
+            "seconds": 1.5,
+            "first_frame": 30,
+            "last_frame": 33,
+            "reason": "bytes that are no transport packet",
+            "observations": 2,
+            "harmless": True,
+        }
+    ]
+    assert report["damage_left_out"] == 2
 
 
-def test_packets_that_gave_no_frame_to_count_make_a_video_incomplete() -> None:
-    tally = FrameTally()
-    tally.add(analysed=10, corrupt=0, undecodable=())
-    assert report(tally, 10, packets_refused=1)["complete"] is False
+@pytest.mark.parametrize(
+    ("proof", "corrupt", "is_complete"),
+    [
+        (Proof.TABLE, 99, True),  # the container lists its samples
+        (Proof.CLOCK, 50, True),  # frames before and after it are there, without a gap
+        (Proof.CLOCK, 99, False),  # the last frames: others may have followed
+        (Proof.NONE, 50, False),
+        (Proof.NONE, 1, True),  # before the first keyframe: it may need what the recording never held
+    ],
+)
+def test_damaged_pictures_count_where_nothing_proves_that_no_frame_is_missing(
+    proof: Proof, corrupt: int, *, is_complete: bool
+) -> None:
+    found = tally(corrupt=(FrameRange(corrupt, corrupt),))
+    report = completeness_report(found, index(proof=proof, leading_frames=2))
+    assert report["complete"] is is_complete
+    assert report["frames_corrupt"] == 1
+
+
+def test_lost_and_undecodable_frames_are_listed_together_in_order() -> None:
+    found = tally(92, undecodable=(FrameRange(3, 4, "refused"), FrameRange(50, 50, "refused")))
+    report = completeness_report(found, index(lost=(20, 21, 60, 61, 62)))
+    assert report["frames_undecodable"] == 8
+    assert [(gap["first"], gap["last"]) for gap in report["undecodable"]] == [(3, 4), (20, 21), (50, 50), (60, 62)]
 
 
 def test_gaps_that_touch_across_segments_are_one_range() -> None:
-    tally = FrameTally()
-    tally.add(analysed=3, corrupt=1, undecodable=[FrameRange(3, 4, "damaged")])
-    tally.add(analysed=2, corrupt=0, undecodable=[FrameRange(5, 6, "damaged"), FrameRange(9, 9, "crash")])
-    found = report(tally, 10)
-    assert found["undecodable"] == [
-        {"first": 3, "last": 6, "reason": "damaged"},
+    found = tally(3, undecodable=(FrameRange(3, 4, "refused"),))
+    found.add(analysed=2, corrupt=(), undecodable=[FrameRange(5, 6, "refused"), FrameRange(9, 9, "crash")])
+    report = completeness_report(found, index(10))
+    assert report["undecodable"] == [
+        {"first": 3, "last": 6, "reason": "refused"},
         {"first": 9, "last": 9, "reason": "crash"},
     ]
-    assert found["frames_undecodable"] == 5
-    assert found["frames_corrupt"] == 1
+    assert report["frames_undecodable"] == 5
 
 
 def test_the_list_of_ranges_is_capped_but_the_count_is_not() -> None:
-    tally = FrameTally()
-    for number in range(UNDECODABLE_RANGES_KEPT + 50):
-        tally.add(analysed=1, corrupt=0, undecodable=[FrameRange(2 * number, 2 * number, "damaged")])
-    found = report(tally, 10_000)
-    assert len(found["undecodable"]) == UNDECODABLE_RANGES_KEPT
-    assert found["undecodable_ranges_left_out"] == 50
-    assert found["frames_undecodable"] == UNDECODABLE_RANGES_KEPT + 50
+    found = FrameTally()
+    for number in range(RANGES_KEPT + 50):
+        found.add(analysed=1, corrupt=(), undecodable=[FrameRange(2 * number, 2 * number, "refused")])
+    report = completeness_report(found, index(10_000))
+    assert len(report["undecodable"]) == RANGES_KEPT
+    assert report["undecodable_ranges_left_out"] == 50
+    assert report["frames_undecodable"] == RANGES_KEPT + 50
+
+
+def test_a_video_of_which_nearly_all_pictures_are_damaged_is_noise() -> None:
+    assert tally(100, corrupt=(FrameRange(2, 98),)).is_noise
+    assert not tally(100, corrupt=(FrameRange(2, 80),)).is_noise
+    assert not tally(10, corrupt=(FrameRange(0, 9),)).is_noise

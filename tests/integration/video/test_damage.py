@@ -14,7 +14,7 @@ EXPECTED = {
     "hole.mp4": (1264, 1394, False),
     "flip.ts": (1385, 1394, False),
     "trunc_faststart.mp4": (630, 1394, True),
-    "trunc.mkv": (637, 637, True),
+    "trunc.mkv": (637, 639, True),
     "editlist.mp4": (51, 51, False),
     "opengop.mp4": (200, 200, False),
     "opengop265.mkv": (200, 200, False),
