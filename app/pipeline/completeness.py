@@ -46,13 +46,20 @@ class FrameTally:
     analysed: int = 0
     undecodable: RangeList = field(default_factory=RangeList)
     corrupt: RangeList = field(default_factory=RangeList)
+    doubtful: RangeList = field(default_factory=RangeList)
     last_corrupt: int = -1  # frame id
 
     def add(
-        self, *, analysed: int, corrupt: Iterable[FrameRange], undecodable: Iterable[FrameRange]
+        self,
+        *,
+        analysed: int,
+        undecodable: Iterable[FrameRange] = (),
+        corrupt: Iterable[FrameRange] = (),
+        doubtful: Iterable[FrameRange] = (),
     ) -> None:
         self.analysed += analysed
         self.undecodable.add(undecodable)
+        self.doubtful.add(doubtful)
         corrupt = tuple(corrupt)
         self.corrupt.add(corrupt)
         self.last_corrupt = corrupt[-1].last if corrupt else self.last_corrupt
@@ -89,6 +96,8 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> dict[str, Any
         "undecodable_ranges_left_out": ranges.dropped + tally.undecodable.dropped + index.lost.dropped,
         "frames_corrupt": tally.corrupt.frames,
         "corrupt": [{"first": stretch.first, "last": stretch.last} for stretch in tally.corrupt.kept],
+        "frames_doubtful": tally.doubtful.frames,
+        "doubtful": [{"first": stretch.first, "last": stretch.last} for stretch in tally.doubtful.kept],
         "frames_without_id": index.frames_without_id,
         "truncated": index.truncated,
         "damage": [

@@ -268,7 +268,12 @@ class _Run:
     def _take(self, outcome: SegmentOutcome) -> None:
         self._parts.append(outcome.part)
         self._digest.add(outcome.part)
-        self._tally.add(analysed=outcome.analysed, corrupt=outcome.corrupt, undecodable=outcome.undecodable)
+        self._tally.add(
+            analysed=outcome.analysed,
+            undecodable=outcome.undecodable,
+            corrupt=outcome.corrupt,
+            doubtful=outcome.doubtful,
+        )
         self._progress.frames_done = self._tally.analysed + self._tally.undecodable.frames
         self._progress.segments_done += 1
         self._observe(self._progress, self._report)

@@ -61,6 +61,7 @@ class SegmentOutcome:
     part: Part
     analysed: int
     corrupt: tuple[FrameRange, ...]
+    doubtful: tuple[FrameRange, ...]
     undecodable: tuple[FrameRange, ...]
 
     @property
@@ -121,6 +122,7 @@ def run_segment(
                 "plan": _plan(task),
                 "analysed": analysed,
                 "corrupt": [[stretch.first, stretch.last] for stretch in outcome.corrupt],
+                "doubtful": [[stretch.first, stretch.last] for stretch in outcome.doubtful],
                 "undecodable": [[gap.first, gap.last, gap.reason] for gap in outcome.undecodable],
             }
         )
@@ -201,5 +203,6 @@ def _outcome(part: Part) -> SegmentOutcome:
         part=part,
         analysed=footer["analysed"],
         corrupt=tuple(FrameRange(*stretch) for stretch in footer["corrupt"]),
+        doubtful=tuple(FrameRange(*stretch) for stretch in footer["doubtful"]),
         undecodable=tuple(FrameRange(*gap) for gap in footer["undecodable"]),
     )

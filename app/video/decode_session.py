@@ -75,8 +75,8 @@ class DecodeOutcome:
     frames_wanted: int
     frames_decoded: int
     undecodable: tuple[FrameRange, ...]  # ascending
-    corrupt: tuple[FrameRange, ...]  # decoded, but built on damaged data: the decoder says so, or they
-    # follow a missing frame and no keyframe has come since
+    corrupt: tuple[FrameRange, ...]  # decoded, but marked by the decoder as built on damaged data
+    doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt one and before a keyframe
 
     @property
     def corrupt_count(self) -> int:
@@ -133,6 +133,7 @@ class DecodeSession:
         self._frame_size = frame_size
         self._cancelled = cancelled
         self._child: ChildProcess | None = None
+        self._frame_ids = segment.frame_ids
         self._held: set[int] = set()  # slots in the consumer's hands
         self._statuses = np.zeros(segment.frame_count, dtype=np.uint8)
         self._next_rank = 0  # the first frame that is neither delivered nor given up
@@ -230,7 +231,7 @@ class DecodeSession:
         self._statuses[ranks] = FrameStatus.DECODED
         self._next_rank = int(ranks[-1]) + 1
         return FrameBatch(
-            frame_ids=self._segment.frame_ids[ranks],
+            frame_ids=self._frame_ids[ranks],
             pts=self._segment.pts[ranks],
             frames=frames,
             source_size=(message.source_width, message.source_height),
@@ -365,27 +366,30 @@ class DecodeSession:
         reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
-        is_doubtful = _follow_missing(segment, missing)
-        corrupt = segment.wanted & has_picture & ((statuses == FrameStatus.CORRUPT) | is_doubtful)
+        corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
+        doubtful = segment.wanted & has_picture & ~corrupt & _follow(segment, missing | corrupt)
         return DecodeOutcome(
             frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
-            undecodable=_ranges(segment.frame_ids, missing, statuses, reasons),
-            corrupt=_ranges(segment.frame_ids, corrupt, statuses, reasons),
+            undecodable=_ranges(self._frame_ids, missing, statuses, reasons),
+            corrupt=_ranges(self._frame_ids, corrupt, statuses, reasons),
+            doubtful=_ranges(self._frame_ids, doubtful, statuses, reasons),
         )
 
 
-def _follow_missing(segment: Segment, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return which frames come after a missing one, and before a keyframe that needs nothing, (n,) bool."""
-    found = np.zeros(len(missing), dtype=np.bool_)
-    if segment.clean_ranks is None:
+def _follow(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which frames are decoded after a damaged or lost one and before a clean keyframe, (n,) bool.
+
+    Their pictures are built on what the decoder put in its place.
+    """
+    found = np.zeros(len(damaged), dtype=np.bool_)
+    order, clean = segment.packet_offsets, segment.clean_offsets
+    if order is None or clean is None:
         return found
-    clean = np.append(np.unique(segment.clean_ranks), len(missing))
-    after_lost = np.flatnonzero(np.diff(segment.frame_ids, prepend=segment.frame_ids[0] - 1) > 1)
-    for rank in np.flatnonzero(missing).tolist():
-        found[rank : clean[np.searchsorted(clean, rank, side="right")]] = True
-    for rank in after_lost.tolist():
-        found[rank : clean[np.searchsorted(clean, rank)]] = True
+    starts = order[damaged].tolist() + [min(order[rank - 1 : rank + 1]) for rank, _ in segment.lost_before]
+    ends = np.append(clean, np.iinfo(np.int32).max)[np.searchsorted(clean, starts, side="right")]
+    for start, end in zip(starts, ends, strict=True):
+        found |= (order > start) & (order < end)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from app.video.keyframes import SEARCHED_BYTES, NalReader
 
 _SLICES = (1, 5)
+_IDR = 5
 _SEQUENCE = 7
 _EXTENSION, _PICTURE_CODING = b"\0\0\1\xb5", 8
 _STRUCTURE_BYTE = 6  # of the extension, from its start code on; its last two bits
@@ -21,11 +22,12 @@ _WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 
 
 
 class _Sequence(NamedTuple):
-    """What a sequence parameter set says of fields."""
+    """What a sequence parameter set says of fields and of frame numbers."""
 
     may_have_fields: bool
     frame_number_bits: int
     has_colour_planes: bool
+    may_leave_out_numbers: bool  # streams with layers of time, of which some were taken away
 
 
 class _Field(NamedTuple):
@@ -93,6 +95,7 @@ class H264FieldReader:
         self._nals = nals
         self._sequence: _Sequence | None = None
         self._first: _Field | None = None  # of the packet before, if it held one field alone
+        self._reference_number: int | None = None  # frame_num of the last picture that others need
         if extradata:
             self._note_sequence(_extradata_units(extradata))
 
@@ -115,6 +118,27 @@ class H264FieldReader:
             return True
         self._first = field
         return False
+
+    def missing_reference(self, packet: bytes) -> str | None:
+        """What tells that a picture which others need is missing before this packet: the numbers of frames.
+
+        Every such picture counts one on (7.4.3). Packets must come in order, after `is_second_field`.
+        """
+        unit = next((unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None)
+        if unit is None or self._sequence is None or self._sequence.may_leave_out_numbers:
+            return None
+        try:
+            number = _read_frame_number(_Bits(unit[1:_HEAD_BYTES]), self._sequence)
+        except EOFError:
+            return None
+        before, is_needed = self._reference_number, bool(unit[0] >> 5 & 3)
+        if is_needed or unit[0] & 31 == _IDR:
+            self._reference_number = number
+        next_number = None if before is None else (before + 1) % (1 << self._sequence.frame_number_bits)
+        # After an operation that forgets all references, numbers begin at 0 again, with no mark in this header.
+        if before is None or number in (before, next_number, 0, 1):
+            return None
+        return f"pictures are missing: their numbers jump from {before} to {number}"
 
     def _units(self, packet: bytes, packet_bytes: int) -> Iterator[bytes]:
         return self._nals.units(packet[:SEARCHED_BYTES], packet_bytes)
@@ -193,10 +217,10 @@ def _read_sequence(bits: _Bits) -> _Sequence:
         bits.skip_golombs(2)
         bits.skip_golombs(min(bits.golomb(), 255))
     bits.golomb()
-    bits.number(1)
+    may_leave_out_numbers = bool(bits.number(1))
     bits.skip_golombs(2)
     is_frames_only = bool(bits.number(1))
-    return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes)
+    return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes, may_leave_out_numbers)
 
 
 def _read_chroma_format(bits: _Bits) -> bool:
@@ -220,11 +244,15 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
         last = following or last
 
 
-def _read_field(bits: _Bits, sequence: _Sequence) -> _Field | None:
+def _read_frame_number(bits: _Bits, sequence: _Sequence) -> int:
     bits.skip_golombs(3)
     if sequence.has_colour_planes:
         bits.number(2)
-    frame_number = bits.number(sequence.frame_number_bits)
-    if not bits.number(1):
+    return bits.number(sequence.frame_number_bits)
+
+
+def _read_field(bits: _Bits, sequence: _Sequence) -> _Field | None:
+    frame_number = _read_frame_number(bits, sequence)
+    if not sequence.may_have_fields or not bits.number(1):
         return None
     return _Field(frame_number, bool(bits.number(1)))

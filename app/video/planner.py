@@ -138,20 +138,23 @@ class SegmentNumbering:
         later_entries: tuple[tuple[Entry, int], ...] = (),
         frames_before: int | None = None,
         skipped: tuple[int, ...] = (),
-        clean_ranks: PtsArray | None = None,
+        clean_places: Sequence[int] = (),
     ) -> Segment:
         """Return the segment of the next frames: `pts` and `places` (n,), in presentation order."""
         if self._start_pts is None:
             self._start_pts = int(pts[0])
-        ids, wanted = [], []
+        firsts: list[int] = []
+        wanted: list[BoolArray] = []
+        lost_before: list[tuple[int, int]] = []
         for first, last in self._stretches(pts, places):
-            ids.append(np.arange(self.frames, self.frames + last - first, dtype=np.int64))
+            firsts.append(self.frames)
+            if first:
+                lost_before.append((first, self.frames - firsts[0] - first - sum(n for _, n in lost_before)))
             wanted.append(self._sample(pts[first:last], int(places[last - 1])))
-        self._latest = NumberedFrames(np.concatenate(ids), places, pts, self._time_base)
-        self._evidence.locate(int(places.max()) + 1, self._latest)
+        is_counted = frames_before is not None
         segment = Segment(
             self.segments,
-            self._latest.frame_ids,
+            firsts[0],
             pts,
             np.concatenate(wanted),
             entry,
@@ -159,8 +162,12 @@ class SegmentNumbering:
             later_entries,
             frames_before,
             skipped,
-            clean_ranks,
+            tuple(lost_before),
+            None if is_counted else (places - entry.ordinal).astype(np.int32),
+            None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
+        self._latest = NumberedFrames(segment.frame_ids, places, pts, self._time_base)
+        self._evidence.locate(int(places.max()) + 1, self._latest)
         self.segments += 1
         return segment
 
@@ -379,9 +386,6 @@ class SegmentPlanner:
             return
         order = np.argsort(pts, kind="stable")
         pts, places = pts[order], places[order]
-        clean_pts = [
-            run.key.pts for run in runs if run.key.flags & PacketFlag.CLEAN and run.key.pts is not None
-        ]
         first_clean = self._first_clean_pts
         self.leading_frames += len(pts) if first_clean is None else int(np.searchsorted(pts, first_clean))
         self._given_out = pts
@@ -391,7 +395,7 @@ class SegmentPlanner:
             runs[0].key.entry,
             sum(run.packet_count for run in [*runs, *leading]),
             later_entries=_later_entries(runs, pts),
-            clean_ranks=np.searchsorted(pts, clean_pts),
+            clean_places=[run.key.ordinal for run in runs if run.key.flags & PacketFlag.CLEAN],
         )
 
     def _give_up(self, reason: str) -> Iterator[Segment]:

@@ -63,7 +63,7 @@ class FrameRanges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """The frames `frame_ids` of a video, in presentation order. Ids of lost frames are in no segment.
+    """Frames of a video, in presentation order, from id `first_frame_id` on. Lost frames are in no segment.
 
     Decoding feeds `packet_count` packets from `entry` on and keeps the frames whose time stamps are in
     `pts`: a keyframe's leading pictures belong to the segment before it, which reads that far.
@@ -71,7 +71,7 @@ class Segment:
     """
 
     number: int  # 0-based, in presentation order, without gaps
-    frame_ids: npt.NDArray[np.int64]  # (n,) ascending
+    first_frame_id: int
     pts: npt.NDArray[np.int64]  # (n,) ticks of VideoFacts.time_base; ascending unless `frames_before` is set
     wanted: npt.NDArray[np.bool_]  # (n,) the frames to be delivered
     entry: Entry
@@ -84,13 +84,19 @@ class Segment:
     # segments of one `entry` are cheapest decoded in order, by one caller.
     frames_before: int | None = None
     skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded: they crash decoders
-    # Ranks of the keyframes that need nothing from before; None where that is not known. Frames after a
-    # missing one are built on what is there instead, up to the next of these.
-    clean_ranks: npt.NDArray[np.int64] | None = None
+    lost_before: tuple[tuple[int, int], ...] = ()  # (rank, how many frames were lost just before it)
+    # The order in which frames are decoded, as packets from `entry` on, (n,) int32, and at which of those
+    # packets are keyframes that need nothing from before. None where frames are counted.
+    packet_offsets: npt.NDArray[np.int32] | None = None
+    clean_offsets: npt.NDArray[np.int32] | None = None
 
     @property
-    def first_frame_id(self) -> int:
-        return int(self.frame_ids[0])
+    def frame_ids(self) -> npt.NDArray[np.int64]:
+        """(n,) ascending; made anew at each call, so that a long video's segments stay small."""
+        ids = np.arange(self.first_frame_id, self.first_frame_id + len(self.pts), dtype=np.int64)
+        for rank, count in self.lost_before:
+            ids[rank:] += count
+        return ids
 
     @property
     def frame_count(self) -> int:

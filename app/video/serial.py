@@ -14,13 +14,17 @@ from av.video.stream import VideoStream
 
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, overlong_claim
-from app.video.fields import field_reader
+from app.video.fields import H264FieldReader, field_reader
 from app.video.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
 from app.video.segments import Entry
 from app.video.watch import PacketWatch
 
 _FRAMES_A_MESSAGE = 64
+# Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
+# 7.4.2, H.262 5.2.3), and an encoder that has to fill a gap uses a unit of its own for that.
+_BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo"))
+_ZEROS = bytes(256)
 
 
 class SerialDecoder:
@@ -97,6 +101,7 @@ class FrameCounter:
         self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
         self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
         self._stamps: list[int | None] = []
+        self._is_bare = reader.container.format.name in _BARE_STREAMS
         self._expected = 0  # frames, by the packets
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
         self._last_pts: int | None = None
@@ -128,6 +133,10 @@ class FrameCounter:
         is_second_field = self._fields is not None and self._fields.is_second_field(
             data, len(data), is_key=packet.is_keyframe
         )
+        if self._is_bare and _ZEROS in data:
+            self._watch.note(packet, "zeros in place of data")
+        if isinstance(self._fields, H264FieldReader) and (reason := self._fields.missing_reference(data)):
+            self._watch.note(packet, reason)
         if packet.is_keyframe and not self._decoder.position:
             self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
         elif self._is_opening and not is_second_field:

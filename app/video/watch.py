@@ -106,6 +106,10 @@ class PacketWatch:
         self._place += 1
         return packet
 
+    def note(self, packet: Packet[VideoStream], reason: str) -> None:
+        """Take down evidence that the reader of a packet has found in it. It is sent with the next packet's."""
+        self._seen.append((_position(packet), reason))
+
     def overlook(self) -> None:
         """Forget what the reader met while it read packets again that were looked at before."""
         self._log.take("")
