@@ -390,6 +390,7 @@ def _follow(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.
     ends = np.append(clean, np.iinfo(np.int32).max)[np.searchsorted(clean, starts, side="right")]
     for start, end in zip(starts, ends, strict=True):
         found |= (order > start) & (order < end)
+        found[: np.argmax(order == end)] |= order[: np.argmax(order == end)] > end  # its leading pictures
     return found
 
 
