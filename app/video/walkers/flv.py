@@ -23,7 +23,8 @@ _KIND_BITS = 0x1F  # without the bit of an encrypted tag
 class FlvWalker(StrideWalker):
     """`_at` is where the length of the tag before is stored; the next tag follows it.
 
-    A tag of an unknown kind is none of ours to judge where lengths are stored: the chain shows that it is one.
+    A tag of an unknown kind is no break: the length behind it shows that it is a tag. Only a file that stores
+    no lengths has nothing else to go by.
     """
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:

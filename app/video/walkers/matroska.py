@@ -99,10 +99,9 @@ class MatroskaWalker(StrideWalker):
             return _CUT if self._file_bytes - self._at < _HEAD_BYTES else "bytes that are no element"
         if size == _NO_SIZE:
             return None if name in _MAY_LACK_SIZE else "an element without a size"
-        if end > self._file_bytes and parent_end > self._file_bytes and name not in _MASTERS:
-            return _CUT
-        if end > parent_end:
-            return "an element that ends behind the one that holds it"
+        if end > min(parent_end, _NOWHERE if name in _MASTERS else self._file_bytes):
+            is_cut = parent_end > self._file_bytes
+            return _CUT if is_cut else "an element that ends behind the one that holds it"
         if parent == _SEGMENT and name in _OF_CLUSTERS:
             return "a block outside a cluster"
         if parent in (_CLUSTER, _GROUP) and name in _OUTER:
@@ -124,7 +123,7 @@ class MatroskaWalker(StrideWalker):
 
 
 def _read_element(data: bytes, offset: int) -> tuple[int, int, int]:
-    """Return the identifier, the bytes of the head, and the size of what follows. Identifier 0: no element."""
+    """Return the identifier (0 if there is no element), the bytes of the head, and the size of the rest."""
     try:
         name_bytes = 9 - data[offset].bit_length()
         size_at = offset + name_bytes

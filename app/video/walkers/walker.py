@@ -104,7 +104,7 @@ class StrideWalker(ABC):
     def _search(self) -> None:
         """Look through one block from `_at` on for the chain's next element; move `_at` in any case."""
 
-    def _check_end(self) -> None:
+    def _check_end(self) -> None:  # noqa: B027 - most containers have nothing to check there
         """Check what can be known only at the file's end."""
 
     def _note(self, position: int, reason: str) -> None:
