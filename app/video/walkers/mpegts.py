@@ -17,7 +17,8 @@ from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
 
 _SYNC = 0x47
 _BYTES = 188
-_SIZES = (_BYTES, 192, 204)
+_STAMP_BYTES = 4  # before a packet of M2TS
+_SIZES = (_BYTES, _STAMP_BYTES + _BYTES, 204)
 _SYNCS_IN_A_ROW = 5  # that make a transport stream of bytes
 _PIDS = 8192
 _NULL_PID = 0x1FFF
@@ -162,7 +163,13 @@ def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | Non
     for number in range(1, _SYNCS_IN_A_ROW):
         is_run &= block[number * size : number * size + count] == _SYNC
     place = int(is_run.argmax())
-    return place if is_run[place] else None
+    if not is_run[place]:
+        return None
+    behind_stamp = (
+        place + _STAMP_BYTES
+    )  # a time stamp of M2TS can begin with the sync byte, for half a second
+    is_stamp = size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
+    return behind_stamp if is_stamp else place
 
 
 def _payload(packet: bytes) -> bytes:
