@@ -165,9 +165,8 @@ def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | Non
     place = int(is_run.argmax())
     if not is_run[place]:
         return None
-    behind_stamp = (
-        place + _STAMP_BYTES
-    )  # a time stamp of M2TS can begin with the sync byte, for half a second
+    # M2TS: for half a second a time stamp may begin with the sync byte.
+    behind_stamp = place + _STAMP_BYTES
     is_stamp = size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
     return behind_stamp if is_stamp else place
 
