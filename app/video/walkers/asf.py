@@ -1,6 +1,7 @@
 """ASF (WMV): data packets of one size, between a header that counts them and indexes.
 
-Source: Advanced Systems Format specification, revision 01.20.05: 2 (objects), 3.2 (file properties), 5 (data).
+Source: Advanced Systems Format specification, revision 01.20.05: sections 2 (objects), 3.2 (file
+properties) and 5 (data).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ _LIST_BYTES = 12  # the head of a list, with its kind
 _ENTRY_BYTES = 16  # of the index
 _HAS_INDEX = 0x10  # flag in avih
 _USUAL_KINDS = (b"00dc", b"00db", b"01wb", b"01dc", b"00wb")  # sought after a break before any chunk
+_ENDS = {b"RIFF": (b"RIFF",), b"movi": (b"RIFF", b"idx1"), b"rec ": (b"RIFF", b"idx1")}  # of lists without
 _MAX_KINDS = 64  # of chunks that are counted
 _SOUGHT_KINDS = 6
 _MAX_HEADER_CHUNKS = 1000
@@ -32,12 +33,10 @@ class AviWalker(StrideWalker):
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
-        self._parents = [
-            (b"", _NOWHERE)
-        ]  # kinds of lists and their ends, the outermost first: b"" is the file
+        self._parents = [(b"", _NOWHERE)]  # kinds of lists and their ends; b"" is the file
         self._filled: Counter[bytes] = Counter()  # chunks of each kind that have content
-        self._empty: Counter[bytes] = Counter()  # and that have none: an index may leave them out
-        self._is_after_odd = False  # the last chunk has an odd length, and so a byte of padding
+        self._empty: Counter[bytes] = Counter()  # and that have none
+        self._is_after_odd = 0  # 1 if the last chunk has an odd length, and so a byte of padding
         self._wants_index = False  # the header says that there is one, and it has not come
         self._declared_end = 0  # of the RIFF lists, bytes into the file
 
@@ -46,7 +45,7 @@ class AviWalker(StrideWalker):
         data, start, at = window.data, window.start, self._at
         filled = self._filled
         parent_end = self._parents[-1][1]
-        size = elements = 0
+        is_after_odd, elements = self._is_after_odd, 0
         while at < end:
             if at >= parent_end:
                 self._parents.pop()
@@ -61,29 +60,24 @@ class AviWalker(StrideWalker):
             elements += 1
             if kind in filled and size and after <= parent_end and after <= self._file_bytes:
                 filled[kind] += 1
-                self._is_after_odd = bool(size & 1)
-                at = after + (size & 1)
+                is_after_odd = size & 1
+                at = after + is_after_odd
                 continue
-            self._at = at
+            self._at, self._is_after_odd = at, is_after_odd
             self._step(kind, size, data[offset + 8 : offset + _LIST_BYTES])
             if self._is_lost:
                 break
-            at = self._at
+            at, is_after_odd = self._at, self._is_after_odd
             parent_end = self._parents[-1][1]
         else:
-            self._at = at
+            self._at, self._is_after_odd = at, is_after_odd
         self._elements += elements
 
     def _step(self, kind: bytes, size: int, list_kind: bytes) -> None:
-        """Move into the list at `_at`, over the chunk, or out of the list that holds it; or lose the chain."""
+        """Move into the list at `_at`, over the chunk, or out of its parent; or lose the chain."""
         at = self._at
         parent, parent_end = self._parents[-1]
-        if (
-            parent_end == _NOWHERE
-            and parent
-            and kind in (b"RIFF", b"idx1")
-            and (kind, parent) != (b"idx1", b"RIFF")
-        ):
+        if parent_end == _NOWHERE and kind in _ENDS.get(parent, ()):
             self._parents.pop()
         elif not parent and kind != b"RIFF":
             self._at = self._file_bytes  # what follows the last RIFF list is of no interest
@@ -91,13 +85,13 @@ class AviWalker(StrideWalker):
             self._enter(kind if kind == b"RIFF" else list_kind, size)
         elif fault := self._fault(kind, size):
             if self._is_after_odd and self._is_chunk(at - 1):
-                self._at, self._is_after_odd = at - 1, False  # written without padding
+                self._at, self._is_after_odd = at - 1, 0  # written without padding
             else:
                 self._lose_chain(fault)
         else:
             self._read_chunk(kind, size)
             self._at = at + _HEAD_BYTES + size + (size & 1)
-            self._is_after_odd = bool(size & 1)
+            self._is_after_odd = size & 1
 
     def _enter(self, kind: bytes, size: int) -> None:
         at = self._at
@@ -155,8 +149,9 @@ class AviWalker(StrideWalker):
             names, counts = np.unique(np.frombuffer(data, ">u4", whole)[::4], return_counts=True)
             for name, count in zip(names[:_MAX_KINDS].tolist(), counts.tolist(), strict=False):
                 listed[name.to_bytes(4, "big")] += count
-        for kind, found in self._filled.items():
-            if not found <= listed[kind] <= found + self._empty[kind]:
+        for kind, filled in self._filled.items():
+            found = filled + self._empty[kind]
+            if listed[kind] > found:  # cameras write indexes that list fewer
                 text = f"the index lists {listed[kind]} chunks {kind.decode('latin-1')}, the file has {found}"
                 self._note(start - _HEAD_BYTES, text)
 
@@ -164,7 +159,7 @@ class AviWalker(StrideWalker):
         seen = tuple(kind for kind, _ in self._filled.most_common(_SOUGHT_KINDS))
         self._find((*(seen or _USUAL_KINDS), b"idx1"))
         self._parents = [(b"", _NOWHERE), (b"RIFF", _NOWHERE), (b"movi", _NOWHERE)]
-        self._is_after_odd = False
+        self._is_after_odd = 0
 
     def _is_element(self, position: int) -> bool:
         head = self._window.get(position, _HEAD_BYTES)

@@ -23,7 +23,8 @@ _KIND_BITS = 0x1F  # without the bit of an encrypted tag
 class FlvWalker(StrideWalker):
     """`_at` is where the length of the tag before is stored; the next tag follows it.
 
-    A tag of an unknown kind is none of ours to judge where lengths are stored: the chain shows that it is one.
+    A tag of an unknown kind is no break: the length behind it shows that it is a tag. Only a file that stores
+    no lengths has nothing else to go by.
     """
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
@@ -66,6 +67,8 @@ class FlvWalker(StrideWalker):
             self._tags += 1
             self._elements += 1
         self._at, self._tag_bytes = at, tag_bytes
+        if at > self._file_bytes:
+            self._lose(self._tag, "the file ends inside a tag", search_from=self._tag + 1)
 
     def _is_usual(self, stored: bytes) -> bool:
         """Whether `stored` is one of what recorders write instead of a tag's length (flvdec.c)."""
@@ -85,10 +88,6 @@ class FlvWalker(StrideWalker):
 
     def _lose_chain(self, reason: str) -> None:
         self._lose(self._at, reason, search_from=self._tag + 1)
-
-    def _check_end(self) -> None:
-        if self._at > self._file_bytes:
-            self._note(self._tag, "the file ends inside a tag")
 
     def _search(self) -> None:
         block = os.pread(self._descriptor, BLOCK_BYTES, self._at)

@@ -63,7 +63,7 @@ class FragmentsWalker(StrideWalker):
                     self._note(inner.start, "a fragment's table of samples does not fill its box")
         before, before_of_track = self._number, self._numbers.get(track, -1)
         if before is not None and number > before + 1 and number > before_of_track + 1:
-            self._note(fragment.start, f"fragments are missing: number {number} comes after {before}")
+            self._note(self._at, f"fragments are missing: number {number} comes after {before}")
         self._number = number
         if len(self._numbers) < _MAX_TRACKS or track in self._numbers:
             self._numbers[track] = number

@@ -2,7 +2,7 @@
 
 Sources: RFC 8794 (EBML), sections 4 to 6; RFC 9559 (Matroska), section 5. Unknown elements are skipped, as
 RFC 8794 asks of readers. A byte that starts no identifier breaks the chain, and so does an element that ends
-behind the one that holds it.
+behind the one that holds it. In a cluster an unknown element must lead to a known one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ _MASTERS = frozenset((_SEGMENT, _CLUSTER, _GROUP))  # that are walked through
 _MAY_LACK_SIZE = frozenset((_SEGMENT, _CLUSTER))
 _DURATION, _REFERENCE, _PADDING, _ADDITIONS = 0x9B, 0xFB, 0x75A2, 0x75A1
 _USUAL = frozenset((_BLOCK, _SIMPLE_BLOCK, _TIME, _DURATION, _REFERENCE, _PADDING, _ADDITIONS))
+_OTHERS_IN_CLUSTER = frozenset((0xAF, 0xA2, 0xFA, 0xFD, 0xA4, 0x8E, 0xC8))  # as in RFC 9559, 5.1.3
+_KNOWN = _OUTER | _FIRST_IN_CLUSTER | _USUAL | _OTHERS_IN_CLUSTER
 _HEAD_BYTES = 12  # of an element at most: an identifier of 4 bytes and a size of 8
 _MASKS = tuple((1 << 7 * length) - 1 for length in range(9))  # of the value in a size of so many bytes
 _NO_SIZE = 1 << 62
 _NOWHERE = 1 << 63  # the end of an element that does not tell its size
 _CUT = "the file ends inside an element"
+_NO_ELEMENT = "bytes that are no element"
 
 
 class MatroskaWalker(StrideWalker):
@@ -93,20 +96,27 @@ class MatroskaWalker(StrideWalker):
 
     def _fault(self, name: int, head_bytes: int, size: int) -> str | None:
         """Return what is wrong with the element at `_at`, if anything is."""
-        parent, parent_end = self._parents[-1]
+        parent_end = self._parents[-1][1]
         end = self._at + head_bytes + size
         if not name:
-            return _CUT if self._file_bytes - self._at < _HEAD_BYTES else "bytes that are no element"
+            return _CUT if self._file_bytes - self._at < _HEAD_BYTES else _NO_ELEMENT
         if size == _NO_SIZE:
             return None if name in _MAY_LACK_SIZE else "an element without a size"
-        if end > self._file_bytes and parent_end > self._file_bytes and name not in _MASTERS:
-            return _CUT
-        if end > parent_end:
-            return "an element that ends behind the one that holds it"
-        if parent == _SEGMENT and name in _OF_CLUSTERS:
-            return "a block outside a cluster"
-        if parent in (_CLUSTER, _GROUP) and name in _OUTER:
+        if end > min(parent_end, _NOWHERE if name in _MASTERS else self._file_bytes):
+            is_cut = parent_end > self._file_bytes
+            return _CUT if is_cut else "an element that ends behind the one that holds it"
+        return self._misplaced(name, end)
+
+    def _misplaced(self, name: int, end: int) -> str | None:
+        """Return why an element cannot be where it is, if it cannot."""
+        parent, parent_end = self._parents[-1]
+        if parent == _SEGMENT:
+            return "a block outside a cluster" if name in _OF_CLUSTERS else None
+        if name in _OUTER and parent:
             return "a cluster that is shorter than it says"
+        if parent and name not in _KNOWN and end not in (parent_end, self._file_bytes):
+            after, _, _ = _read_element(self._window.get(end, _HEAD_BYTES), 0)
+            return None if after in _KNOWN else _NO_ELEMENT
         return None
 
     def _search(self) -> None:
@@ -124,7 +134,7 @@ class MatroskaWalker(StrideWalker):
 
 
 def _read_element(data: bytes, offset: int) -> tuple[int, int, int]:
-    """Return the identifier, the bytes of the head, and the size of what follows. Identifier 0: no element."""
+    """Return the identifier (0 if there is no element), the bytes of the head, and the size of the rest."""
     try:
         name_bytes = 9 - data[offset].bit_length()
         size_at = offset + name_bytes

@@ -50,12 +50,12 @@ class MpegPsWalker(StrideWalker):
         """Move over what may stand between packets: an end code, zeros. Lose the chain at anything else."""
         at = self._at
         data = self._window.load(at)
-        if self._file_bytes - at < _LENGTH_BYTES and data in (_START, _END_CODE[: len(data)]):
-            self._note(at, "the file ends inside a packet")
-            self._at = self._file_bytes
-            return
         if data.startswith(_END_CODE):
             self._at = self._ended_at = at + len(_END_CODE)
+            return
+        if data.startswith(_START) and len(data) < _HEAD_BYTES:
+            self._note(at, "the file ends inside a packet")
+            self._at = self._file_bytes
             return
         zeros = len(data) - len(data.lstrip(b"\0"))
         if data[zeros : zeros + 1] == b"\1":

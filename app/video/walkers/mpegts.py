@@ -9,6 +9,7 @@ A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it sho
 from __future__ import annotations
 
 import os
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,17 +17,18 @@ from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
 
 _SYNC = 0x47
 _BYTES = 188
-_SIZES = (_BYTES, 192, 204)
+_STAMP_BYTES = 4  # before a packet of M2TS
+_SIZES = (_BYTES, _STAMP_BYTES + _BYTES, 204)
 _SYNCS_IN_A_ROW = 5  # that make a transport stream of bytes
 _PIDS = 8192
 _NULL_PID = 0x1FFF
-_ERROR = 1 << 23  # in a head, the first 32 bits of a packet
+_ERROR = 1 << 23  # transport_error_indicator; in a head, the first 32 bits of a packet
+_SYNC_OR_ERROR = 0xFF << 24 | _ERROR
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
-_BLOCK_PACKETS = 2048  # some 400 kB: they stay in the processor's cache
+_BLOCK_PACKETS = 8192  # 1.5 MB: fewer make numpy's calls dear, more leave the processor's cache
 
 _Heads = npt.NDArray[np.uint32]
-_Places = npt.NDArray[np.int64]
 
 
 class MpegTsWalker(StrideWalker):
@@ -61,10 +63,13 @@ class MpegTsWalker(StrideWalker):
             self._at = self._file_bytes
             return
         heads = np.ndarray((count,), ">u4", data, 0, (self._size,)).astype(np.uint32)
-        is_packet = heads >> 24 == _SYNC
-        whole = count if is_packet.all() else int(is_packet.argmin())
+        whole = count
+        if not (heads & _SYNC_OR_ERROR == _SYNC << 24).all():
+            is_packet = heads >> 24 == _SYNC
+            whole = count if is_packet.all() else int(is_packet.argmin())
+            self._note_marked(heads[:whole])
         if whole:
-            self._check_packets(heads[:whole])
+            self._check_counters(heads[:whole])
         if whole < count:
             self._heads[:] = 0  # what is lost here is noted once, not once a PID
             place = self._at + whole * self._size
@@ -72,27 +77,27 @@ class MpegTsWalker(StrideWalker):
         else:
             self._at += whole * self._size
 
-    def _check_packets(self, heads: _Heads) -> None:
-        is_marked = heads & _ERROR != 0
-        if is_marked.any():
-            place = self._at + int(is_marked.argmax()) * self._size
-            self._note(place, f"packets marked as damaged by the receiver: {np.count_nonzero(is_marked)}")
-        pids = (heads >> 8 & _NULL_PID).astype(np.uint16)
-        rows = np.flatnonzero(self._is_checked[pids])
-        if len(rows):
-            rows = rows[np.argsort(pids[rows], kind="stable")]  # each PID's packets in a row
-            self._check_counters(rows, pids[rows], heads[rows])
+    def _note_marked(self, heads: _Heads) -> None:
+        marked = np.flatnonzero(heads & _ERROR)
+        if len(marked):
+            place = self._at + int(marked[0]) * self._size
+            self._note(place, f"packets marked as damaged by the receiver: {len(marked)}")
 
-    def _check_counters(self, rows: _Places, pids: npt.NDArray[np.uint16], heads: _Heads) -> None:
-        is_other = pids[1:] != pids[:-1]
-        is_first = np.append(True, is_other)
+    def _check_counters(self, heads: _Heads) -> None:
+        pids = (heads >> 8 & _NULL_PID).astype(np.uint16)
+        rows = np.argsort(pids, kind="stable")  # each PID's packets in a row
+        pids, heads = pids[rows], heads[rows]
+        is_first = np.append(True, pids[1:] != pids[:-1])
+        first = np.flatnonzero(is_first)
+        last = np.append(first[1:], len(rows)) - 1
         before = np.append(np.uint32(0), heads[:-1])
-        before[is_first] = self._heads[pids[is_first]]
+        before[first] = self._heads[pids[first]]
         has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
-        is_odd = ((heads - before & 15) != has_payload) & (before != 0)
+        odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
+        odd = odd[self._is_checked[pids[odd]]]
         positions = self._at + rows * self._size
         is_repeat = np.zeros(len(rows), np.bool_)
-        for place in np.flatnonzero(is_odd):
+        for place in odd.tolist():
             pid, head, head_before = int(pids[place]), int(heads[place]), int(before[place])
             here = int(positions[place])
             earlier, was_repeat = positions[place - 1], is_repeat[place - 1]
@@ -102,11 +107,10 @@ class MpegTsWalker(StrideWalker):
                 is_repeat[place] = True
             elif not self._may_jump(here, head):
                 self._note(here, _describe(pid, head_before & 15, head & 15))
-        self._elements += int(np.count_nonzero(is_odd))
-        is_last = np.append(is_other, True)
-        self._heads[pids[is_last]] = heads[is_last]
-        self._positions[pids[is_last]] = positions[is_last]
-        self._is_repeat[pids[is_last]] = is_repeat[is_last]
+        self._elements += len(odd)
+        self._heads[pids[last]] = heads[last]
+        self._positions[pids[last]] = positions[last]
+        self._is_repeat[pids[last]] = is_repeat[last]
 
     def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
         """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
@@ -159,7 +163,12 @@ def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | Non
     for number in range(1, _SYNCS_IN_A_ROW):
         is_run &= block[number * size : number * size + count] == _SYNC
     place = int(is_run.argmax())
-    return place if is_run[place] else None
+    if not is_run[place]:
+        return None
+    # M2TS: for half a second a time stamp may begin with the sync byte.
+    behind_stamp = place + _STAMP_BYTES
+    is_stamp = size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
+    return behind_stamp if is_stamp else place
 
 
 def _payload(packet: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Ogg: pages of one or more streams, numbered in each.
 
-Source: RFC 3533, section 6. The checksums of pages are left to FFmpeg: its demuxer drops a page whose checksum
-is wrong and logs "CRC mismatch" (libavformat/oggdec.c; seen with FFmpeg 8.1).
+Source: RFC 3533, section 6. The checksums of pages are left to FFmpeg: its demuxer drops a page whose
+checksum is wrong and logs "CRC mismatch" (libavformat/oggdec.c; seen with FFmpeg 8.1).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class OggWalker(StrideWalker):
         self._find((_CAPTURE,))
 
     def _is_element(self, position: int) -> bool:
-        return True  # five bytes by chance: once in a terabyte
+        return position >= 0  # five bytes by chance: once in a terabyte
 
     def _check_end(self) -> None:
         if not all(stream.has_ended for stream in self._streams.values()):

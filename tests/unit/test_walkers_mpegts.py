@@ -1,0 +1,108 @@
+"""The walker of MPEG transport streams: what it lets pass, and what it notes where."""
+
+from __future__ import annotations
+
+import pytest
+from walking import ts_packet, ts_run, walk
+
+MISSING = "packets are missing: the continuity counter of PID 256"
+
+
+def joined(packets: list[bytes]) -> bytes:
+    return b"".join(packets)
+
+
+def test_an_intact_stream_has_no_break():
+    packets = [
+        packet for pair in zip(ts_run(256, 3, 400), ts_run(257, 9, 400), strict=True) for packet in pair
+    ]
+    assert walk("mpegts", joined(packets)) == []
+
+
+def test_lost_packets_are_noted_with_their_pid_and_place():
+    packets = ts_run(256, 0, 400)
+    del packets[100:105]
+    assert walk("mpegts", joined(packets)) == [(100 * 188, f"{MISSING} jumps from 3 to 9")]
+
+
+def test_a_loss_between_two_blocks_is_noted():
+    packets = ts_run(256, 0, 20_000)
+    del packets[8192:8195]
+    assert walk("mpegts", joined(packets)) == [(8192 * 188, f"{MISSING} jumps from 15 to 3")]
+
+
+def test_pids_that_are_not_asked_for_are_not_checked():
+    packets = ts_run(256, 0, 50) + ts_run(256, 52, 50)
+    assert walk("mpegts", joined(packets), pids=frozenset({0, 257})) == []
+    assert walk("mpegts", joined(packets), pids=frozenset({256, 70_000})) != []
+
+
+@pytest.mark.parametrize(
+    ("reason", "extra"),
+    [
+        ("a null packet", [ts_packet(0x1FFF, 5)]),
+        ("a repeated packet", [ts_run(256, 49, 1)[0]]),
+        ("an adaptation field alone", [ts_packet(256, 49, has_payload=False)]),
+        ("a scrambled packet of a PID that comes late", [b"\x47\x01\x00\xd0".ljust(188, b"\x99")]),
+        ("a jump that is announced", [ts_packet(300, 1), ts_packet(300, 9, jumps=True)]),
+    ],
+)
+def test_what_a_stream_may_hold_is_no_break(reason: str, extra: list[bytes]):
+    follow = ts_run(256, 50, 50)
+    if "scrambled" in reason:
+        extra = [b"\x47\x02\x00\xd0".ljust(188, b"\x99")]
+    assert walk("mpegts", joined(ts_run(256, 0, 50) + extra + follow)) == [], reason
+
+
+def test_a_packet_that_comes_three_times_is_noted():
+    packets = ts_run(256, 0, 50) + 2 * ts_run(256, 49, 1) + ts_run(256, 50, 50)
+    assert walk("mpegts", joined(packets)) == [(51 * 188, f"{MISSING} stays at 1")]
+
+
+def test_fifteen_lost_packets_do_not_pass_as_a_repeated_one():
+    packets = ts_run(256, 0, 50) + ts_run(256, 65, 50)
+    assert walk("mpegts", joined(packets)) == [(50 * 188, f"{MISSING} stays at 1")]
+
+
+def test_a_packet_repeated_across_two_blocks_is_no_break():
+    packets = [*ts_run(256, 0, 8192), *ts_run(256, 8191, 1), *ts_run(256, 8192, 50)]
+    assert walk("mpegts", joined(packets)) == []
+
+
+def test_packets_that_the_receiver_marked_are_noted_once_a_block():
+    packets = ts_run(256, 0, 100)
+    packets[40] = ts_packet(256, 40, is_bad=True)
+    packets[41] = ts_packet(256, 41, is_bad=True)
+    assert walk("mpegts", joined(packets)) == [(40 * 188, "packets marked as damaged by the receiver: 2")]
+
+
+@pytest.mark.parametrize("hole", [b"\x00" * 5000, b"\x99" * 188 * 20, b"\x99"])
+def test_foreign_bytes_are_one_break_and_the_rest_is_checked(hole: bytes):
+    later = ts_run(256, 70, 50) + ts_run(256, 125, 50)
+    data = joined(ts_run(256, 0, 50)) + hole + joined(later)
+    place = 50 * 188 + len(hole) + 50 * 188
+    assert walk("mpegts", data) == [
+        (50 * 188, "bytes that are no transport packet"),
+        (place, f"{MISSING} jumps from 7 to 13"),
+    ]
+
+
+def test_a_recording_may_begin_inside_a_packet_but_not_with_foreign_bytes():
+    data = joined(ts_run(256, 0, 100))
+    assert walk("mpegts", data[100:]) == []
+    assert walk("mpegts", b"\x99" * 3000 + data) == [(0, "bytes that are no transport packet")]
+
+
+def test_a_file_that_ends_inside_a_packet_is_noted():
+    data = joined(ts_run(256, 0, 100))
+    assert walk("mpegts", data[:-1]) == [(99 * 188, "the file ends inside a packet")]
+
+
+@pytest.mark.parametrize(("before", "behind"), [(b"\x47\x02\x03\x04", b""), (b"", b"\x47" * 16)])
+def test_packets_with_bytes_around_them_are_read(before: bytes, behind: bytes):
+    packets = [before + packet + behind for packet in ts_run(256, 0, 100)]
+    assert walk("mpegts", joined(packets)) == []
+    del packets[60]
+    notes = walk("mpegts", joined(packets))
+    assert notes is not None
+    assert [reason for _, reason in notes] == [f"{MISSING} jumps from 11 to 13"]

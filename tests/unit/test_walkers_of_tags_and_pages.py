@@ -1,0 +1,117 @@
+"""The walkers of Ogg, FLV and MPEG program streams: what they let pass, and what they note where."""
+
+from __future__ import annotations
+
+import pytest
+from walking import flv, ogg_page, ps_pack, ps_packet, walk
+
+PAGE = len(ogg_page(1, 0))
+
+
+def pages(first: int, last: int, *, serial: int = 1) -> bytes:
+    return b"".join(
+        ogg_page(serial, number, flags=2 * (number == 0) | 4 * (number == last))
+        for number in range(first, last + 1)
+    )
+
+
+def test_intact_ogg_files_have_no_break():
+    alternate = b"".join(
+        ogg_page(serial, number, flags=2 * (number == 0) | 4 * (number == 40))
+        for number in range(41)
+        for serial in (1, 2)
+    )
+    assert walk("ogg", alternate) == []
+    assert walk("ogg", pages(0, 30) + pages(0, 20)) == []  # chained, with the same serial number
+    assert walk("ogg", pages(7, 30)) == []  # a recording that begins late
+
+
+def test_a_missing_page_is_noted():
+    data = pages(0, 30)
+    assert walk("ogg", data[: 9 * PAGE] + data[11 * PAGE :]) == [
+        (9 * PAGE, "a page is missing: page 11 of a stream comes after page 8")
+    ]
+
+
+def test_pages_may_jump_from_the_headers_of_a_live_stream():
+    live = ogg_page(1, 0, flags=2, granule=0) + ogg_page(1, 1, granule=0) + pages(500, 510)
+    assert walk("ogg", live) == []
+
+
+def test_bytes_that_are_no_page_are_one_break():
+    data = pages(0, 30)
+    assert walk("ogg", data[: 9 * PAGE] + b"\0" * 7000 + data[9 * PAGE :]) == [
+        (9 * PAGE, "bytes that are no page")
+    ]
+
+
+def test_an_ogg_file_that_is_cut_is_noted():
+    data = pages(0, 30)
+    no_end = (20 * PAGE, "no last page: a stream stops without its end mark")
+    assert walk("ogg", data[: 20 * PAGE]) == [no_end]
+    notes = walk("ogg", data[: 20 * PAGE - 100])
+    assert notes is not None
+    assert notes[0] == (19 * PAGE, "the file ends inside a page")
+
+
+def test_a_number_that_goes_beyond_32_bits_begins_again():
+    assert walk("ogg", ogg_page(1, 2**32 - 1, flags=2) + ogg_page(1, 0, flags=4)) == []
+
+
+@pytest.mark.parametrize("lengths", ["right", "zero", "bare"])
+def test_intact_flv_files_have_no_break_however_they_store_lengths(lengths: str):
+    assert walk("flv", flv(*[50, 900] * 40, lengths=lengths)) == []
+
+
+def test_an_flv_file_may_lack_the_last_length():
+    assert walk("flv", flv(*[700] * 40)[:-4]) == []
+
+
+@pytest.mark.parametrize("lengths", ["right", "zero"])
+def test_foreign_bytes_in_an_flv_file_are_noted_and_the_rest_is_checked(lengths: str):
+    data = flv(*[700] * 80, lengths=lengths)
+    place = 13 + 715 * 20
+    notes = walk("flv", data[:place] + b"\x99" * 500 + data[place : -715 * 20 + 3] + data[-715 * 20 + 9 :])
+    assert notes is not None
+    assert 2 <= len(notes) <= 3
+    assert abs(notes[0][0] - place) < 730
+    assert abs(notes[1][0] - (len(data) + 500 - 715 * 20)) < 1500
+
+
+def test_zeros_are_no_tags_even_where_lengths_are_stored_as_zero():
+    data = flv(*[700] * 40, lengths="zero")
+    assert walk("flv", data[:14313] + bytes(7150) + data[21463:]) != []
+
+
+def test_an_flv_file_that_is_cut_is_noted():
+    data = flv(*[700] * 40)
+    assert walk("flv", data[:-300]) == [(13 + 715 * 39, "the file ends inside a tag")]
+    assert walk("flv", data[:-2]) == [(len(data) - 4, "the file ends inside a tag")]
+
+
+@pytest.mark.parametrize("mpeg1", [False, True])
+def test_intact_program_streams_have_no_break(mpeg1: bool):
+    pack = ps_pack(mpeg1=mpeg1) + ps_packet(0xBB, 12) + ps_packet(0xE0, 1500) + ps_packet(0xC0, 400)
+    padded = pack + bytes(900) + ps_packet(0xBE, 100) + pack
+    assert walk("mpeg", pack * 30) == []
+    assert walk("mpeg", pack * 5 + padded * 5 + b"\0\0\1\xb9") == []
+    assert walk("mpeg", pack * 5 + b"\0\0\1\xb9" + bytes(200_000)) == []
+    assert walk("mpeg", (pack * 30)[1000:]) == []  # a recording that begins inside a packet
+
+
+def test_damage_in_a_program_stream_is_noted_where_it_is():
+    pack = ps_pack() + ps_packet(0xE0, 1500) + ps_packet(0xC0, 400)
+    size = len(pack)
+    data = pack * 60
+    twice = data[: 20 * size + 50] + data[20 * size + 90 : 40 * size] + b"\x77" * 300 + data[40 * size :]
+    assert walk("mpeg", twice) == [
+        (20 * size + len(ps_pack()) + 1506, "bytes that are no pack and no packet"),
+        (40 * size - 40, "bytes that are no pack and no packet"),
+    ]
+    zeros = data[: 20 * size] + bytes(10 * size) + data[30 * size :]
+    assert walk("mpeg", zeros) == [(20 * size, "zeros in place of packets")]
+    assert walk("mpeg", data[:-9]) == [(len(data) - 406, "the file ends inside a packet")]
+
+
+def test_a_video_cd_in_riff_has_no_walker():
+    assert walk("mpeg", b"RIFF\0\0\0\0CDXA" + ps_pack()) is None
