@@ -25,8 +25,9 @@ from app.detection.detector import Detector
 from app.detection.resize import fit_within
 from app.errors import DamagedVideo, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.pipeline.document import DocumentDigest, DocumentFacts, write_document
+from app.pipeline.document import DocumentDigest, DocumentFacts, write_document, write_pts
 from app.pipeline.frame_records import RecordRules
+from app.pipeline.frame_times import pts_seconds
 from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
@@ -51,6 +52,7 @@ class DetectionRequest:
     video: Path
     parts_folder: Path
     document: Path  # where the answer goes
+    pts: Path  # where the time stamps of its frames go
     options: DetectionOptions
     segment_frames: int
     runtime: str  # what computes the boxes, beside the model: parts of another one are not taken
@@ -98,7 +100,7 @@ def detect_video(
     observe: Observe,
     cancelled: Cancelled,
 ) -> DetectionReport:
-    """Write the document of `request`; whole and durable when this returns.
+    """Write the document of `request` and its time stamps; both are whole and durable when this returns.
 
     The same video, model, options and runtime give the same bytes, whatever was interrupted before.
     `observe` is called in this thread once the video is open and after every segment; what it is given goes
@@ -141,6 +143,7 @@ class _Run:
                 "name": detector.name,
                 "sha256": detector.fingerprint,
                 "device": detector.device.partition(":")[0],
+                "labels": list(detector.class_names),
             }
         )
 
@@ -153,9 +156,10 @@ class _Run:
             for outcome in self._run_segments(feed, facts):
                 self._take(outcome)
             summary = feed.summary()
-        self._report.video |= _video_summary(summary)
+        self._report.video |= _video_summary(summary, facts)
         self._report.completeness = self._completeness(summary, feed)
         self._check_outcome()
+        write_pts(self._parts, self._request.pts)
         document = write_document(self._parts, self._request.document, self._digest)
         self._report.document = _document_report(document)
         self._observe(self._progress, self._report)
@@ -415,12 +419,16 @@ def _video_report(facts: VideoFacts) -> dict[str, Any]:
         "rotation_degrees": facts.rotation_degrees,
         "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
         "sample_aspect_ratio": str(facts.sample_aspect_ratio),
+        "time_base": f"{facts.time_base.numerator}/{facts.time_base.denominator}",
+        "start_seconds": None,  # until the whole video is indexed
         "duration_seconds": facts.duration_seconds,
     }
 
 
-def _video_summary(summary: IndexSummary) -> dict[str, Any]:
+def _video_summary(summary: IndexSummary, facts: VideoFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"variable_frame_rate": summary.variable_frame_rate}
+    if summary.start_pts is not None:
+        found["start_seconds"] = pts_seconds(summary.start_pts, facts.time_base)
     if summary.duration_seconds is not None:
         found["duration_seconds"] = round(summary.duration_seconds, 6)
     return found

@@ -186,7 +186,8 @@ def _write_batch(writer: PartWriter, batch: FrameBatch, found: list[Detections],
                 rules=rules,
             )
             for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
-        ]
+        ],
+        batch.pts.tolist(),
     )
     batch.release()
 

@@ -85,6 +85,7 @@ class SegmentNumbering:
         self._start_pts: int | None = None
         self._smallest_step: int | None = None
         self._largest_step: int | None = None
+        self.start_is_made_up = False  # the first frame has no time stamp of its own
         self.segments = 0
         self.frames = 0
         self.frames_wanted = 0
@@ -125,6 +126,11 @@ class SegmentNumbering:
         self.frames += len(pts)
         self.frames_wanted += segment.wanted_count
         return segment
+
+    @property
+    def start_pts(self) -> int | None:
+        """The first frame's time stamp, if there is one."""
+        return None if self.start_is_made_up else self._start_pts
 
     @property
     def duration_seconds(self) -> float | None:
@@ -352,6 +358,8 @@ class SerialNumbering:
     def _pts_of(self, stamp: int | None) -> int:
         """Frames without a time stamp follow at the container's rate."""
         if stamp is None:
+            if self._last_pts is None and not self._numbering.frames:
+                self._numbering.start_is_made_up = True
             stamp = 0 if self._last_pts is None else self._last_pts + self._ticks_a_frame
         self._last_pts = stamp
         return stamp
