@@ -536,7 +536,11 @@ class _Account:
         if not progress.segments_done:
             return  # a resumed job goes on showing what it had, until its parts are counted
         self.progress = Progress(
-            progress.frames_done, progress.frames_total, progress.segments_done, progress.segments_total
+            progress.frames_done,
+            progress.frames_total,
+            progress.segments_done,
+            progress.segments_total,
+            progress.frames_missing,
         )
         self.report = report.to_json()
         if time.monotonic() >= self._next_write:

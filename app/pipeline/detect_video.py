@@ -63,9 +63,10 @@ class DetectionRequest:
 class DetectionProgress:
     """How far a video is. Totals are None until its index is whole."""
 
-    frames_done: int = 0
-    frames_resumed: int = 0  # of those, what an earlier run had done
-    frames_total: int | None = None
+    frames_done: int = 0  # analysed: they are in the document
+    frames_missing: int = 0  # there is nothing of them to analyse
+    frames_resumed: int = 0  # of both, what an earlier run had settled
+    frames_total: int | None = None  # of both
     segments_done: int = 0
     segments_total: int | None = None
 
@@ -214,7 +215,7 @@ class _Run:
         outcome = finished_segment(task)
         if outcome is None:
             return self._runner.submit(task, self._must_stop, is_urgent=self._request.is_urgent)
-        self._progress.frames_resumed += outcome.frames_done
+        self._progress.frames_resumed += outcome.frames_settled
         future: Future[SegmentOutcome] = Future()
         future.set_result(outcome)
         return future
@@ -273,7 +274,8 @@ class _Run:
         self._parts.append(outcome.part)
         self._digest.add(outcome.part)
         self._tally.add(analysed=outcome.analysed, corrupt=outcome.corrupt, undecodable=outcome.undecodable)
-        self._progress.frames_done = self._tally.analysed + self._tally.undecodable
+        self._progress.frames_done = self._tally.analysed
+        self._progress.frames_missing = self._tally.undecodable
         self._progress.segments_done += 1
         self._observe(self._progress, self._report)
 

@@ -64,7 +64,7 @@ class SegmentOutcome:
     undecodable: tuple[FrameRange, ...]
 
     @property
-    def frames_done(self) -> int:
+    def frames_settled(self) -> int:
         """Frames that are analysed, or known to be undecodable."""
         return self.analysed + sum(gap.frame_count for gap in self.undecodable)
 

@@ -44,11 +44,14 @@ class Document(RootModel[list[tuple[int, list[Box]] | tuple[int, list[Box], Fram
 
 
 class Progress(_Shape):
-    frames_done: int
-    frames_total: int | None = Field(description="null until the whole index is known")
+    frames_done: int = Field(description="frames that are analysed: they are in the answer")
+    frames_missing: int = Field(description="frames found to be missing so far: see completeness")
+    frames_total: int | None = Field(
+        description="frames to be analysed, missing ones too; null until the whole index is known"
+    )
     segments_done: int
     segments_total: int | None
-    fraction: float | None = Field(ge=0, le=1)
+    fraction: float | None = Field(ge=0, le=1, description="of the work, so done and missing of total")
     seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
 
 

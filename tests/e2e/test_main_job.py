@@ -133,6 +133,25 @@ def test_every_format_with_times_says_the_same_and_when(
         assert get(document_format).status_code == 400
 
 
+def test_a_job_with_missing_frames_is_never_shown_as_whole(
+    shared_instance: Instance, test_data: Path
+) -> None:
+    answer = shared_instance.post(test_data / "damaged" / "hole.mp4", model="none")
+    assert answer.headers["Framebox-Complete"] == "false"
+    job_id = answer.headers["Framebox-Job"]
+    progress = shared_instance.report(job_id)["progress"]
+    assert (progress["frames_done"], progress["frames_missing"], progress["frames_total"]) == (
+        1264,
+        130,
+        1394,
+    )
+    assert progress["fraction"] == 1.0
+    page = requests.get(f"{shared_instance.url}/", timeout=30).text
+    (row,) = [row for row in page.split("<tr>") if job_id in row]
+    assert "1264 of 1394 frames, 130 missing" in row
+    assert "incomplete" in row
+
+
 def test_two_runs_give_the_same_bytes(shared_instance: Instance, people_video: Path) -> None:
     options = {"start": 30, "end": 34, "max_side": 400}
     first, second = (shared_instance.post(people_video, **options) for _ in range(2))

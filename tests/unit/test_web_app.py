@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 
 from app.errors import NoVideoStream
 from app.factory import VERSION, create_app
-from app.jobs.job import JobState
+from app.jobs.job import JobState, Progress
 from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
@@ -154,7 +154,7 @@ def test_the_openapi_document_has_every_option_and_no_dangling_reference():
     assert references <= set(document["components"]["schemas"])
 
 
-@pytest.mark.parametrize("shape", ["FrameTime", "Video", "Model"])
+@pytest.mark.parametrize("shape", ["FrameTime", "Progress", "Video", "Model"])
 def test_every_field_with_a_meaning_of_its_own_is_described(shape: str):
     fields = openapi_document("1")["components"]["schemas"][shape]["properties"]
     plain = {"name", "segments_done", "segments_total"}
@@ -292,6 +292,34 @@ def test_a_form_tells_the_labels_of_the_model_that_ran_and_not_of_those_that_the
     assert coco.status_code == 200
     assert coco.json["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
     assert [annotation["category_id"] for annotation in coco.json["annotations"]] == [2]
+
+
+def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: JobStore, epoch: int):
+    _post(client)
+    job = store.claim(epoch)
+    assert job is not None
+    store.update(job.id, epoch, Progress(600, 1394, 7, 14, frames_missing=100))
+    page = client.get("/").text
+    assert "600 of 1394 frames, 100 missing" in page
+    assert "incomplete" not in page
+    store.finish(
+        job.id,
+        epoch,
+        JobState.SUCCEEDED,
+        progress=Progress(1264, 1394, 14, 14, frames_missing=130),
+        report={"completeness": {"complete": False}},
+    )
+    page = client.get("/").text
+    assert "1264 of 1394 frames, 130 missing" in page
+    assert "incomplete" in page
+
+
+def test_the_dashboard_marks_no_whole_job(client: FlaskClient, folder, store, epoch):
+    _post(client)
+    _finish(folder, store, epoch)
+    page = client.get("/").text
+    assert "missing" not in page
+    assert "incomplete" not in page
 
 
 def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient, folder, store, epoch):
