@@ -213,7 +213,7 @@ def _add_detect_arguments(parser: ArgumentParser) -> None:
         default=[],
         type=_option,
         metavar="NAME=VALUE",
-        help="an option of the detection, such as stride=10; may be repeated",
+        help="an option of the detection, such as stride=10 or times=true; may be repeated",
     )
 
 

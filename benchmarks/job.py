@@ -51,6 +51,7 @@ class Bench:
                 video=video,
                 parts_folder=Path(folder) / "parts",
                 document=document or Path(folder) / "document",
+                pts=Path(folder) / "pts",
                 options=DetectionOptions(),
                 segment_frames=self._settings.segment_frames,
                 runtime="",

@@ -119,7 +119,7 @@ def _write_parts(store: PartStore, records: Iterator[bytes]) -> Iterator[Part]:
     number = 0
     while batch := [*islice(records, FRAMES_A_PART)]:
         with store.write(number) as writer:
-            writer.append(batch)
+            writer.append(batch, range(len(batch)))
             writer.finish({})
         part = store.read(number)
         assert part is not None

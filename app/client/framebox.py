@@ -16,6 +16,7 @@ _CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1024 * 1024
 _REPORT_SECONDS = 60.0
 _ASK_EVERY_SECONDS = 1.0
+_RENDERING_OPTIONS = ("format", "times")  # of a request for a job's result, too
 
 
 class Refused(Exception):
@@ -42,6 +43,7 @@ class Box:
 class Frame:
     id: int
     boxes: tuple[Box, ...]  # best score first
+    pts_seconds: float | None = None  # from the container's own zero; None unless asked for by ``times``
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Answer:
 
     def frames(self) -> Iterator[Frame]:
         """Read the frames in order, once, in constant memory. Only for ``format=pairs``."""
-        for frame_id, boxes in ijson.items(ijson.from_iter(self.chunks()), "item", use_float=True):
-            yield Frame(frame_id, tuple(_box(box) for box in boxes))
+        for record in ijson.items(ijson.from_iter(self.chunks()), "item", use_float=True):
+            yield _frame(*record)
 
     def chunks(self) -> Iterator[bytes]:
         """Read the body as it is, once."""
@@ -71,21 +73,22 @@ class Framebox:
         self._session = requests.Session()
 
     @contextmanager
-    def detect(self, video: Path, **options: str | float) -> Iterator[Answer]:
+    def detect(self, video: Path, **options: str | float | bool) -> Iterator[Answer]:
         """Send `video`, wait until its frames are all analysed, and yield the answer.
 
         `options` are those of ``POST /v1/detections``. The file is streamed, and so is the answer.
         Raises Refused for what the service refuses, OSError (requests' errors are) where it is not reached.
         """
-        with video.open("rb") as body, self._post(body, options) as response:
+        query = {name: _query_value(value) for name, value in options.items()}
+        with video.open("rb") as body, self._post(body, query) as response:
             if response.status_code != requests.codes.accepted:
                 yield _answer(response)
                 return
             report = response.json()
-        with self._collect(report, options.get("format")) as response:
+        with self._collect(report, query) as response:
             yield _answer(response)
 
-    def _collect(self, report: dict[str, Any], document_format: str | float | None) -> requests.Response:
+    def _collect(self, report: dict[str, Any], query: dict[str, str]) -> requests.Response:
         """Wait for the job of a request that the service did not let wait."""
         address = f"{self._url}{report['links']['self']}"
         while report["state"] in ("queued", "running"):
@@ -94,15 +97,15 @@ class Framebox:
             if not asked.ok:
                 raise Refused(_problem(asked))
             report = asked.json()
-        options = {} if document_format is None else {"format": document_format}
+        rendering = {name: query[name] for name in _RENDERING_OPTIONS if name in query}
         return self._session.get(
-            f"{address}/result", params=options, stream=True, timeout=(_CONNECT_SECONDS, None)
+            f"{address}/result", params=rendering, stream=True, timeout=(_CONNECT_SECONDS, None)
         )
 
-    def _post(self, body: Any, options: dict[str, str | float]) -> requests.Response:
+    def _post(self, body: Any, query: dict[str, str]) -> requests.Response:
         return self._session.post(
             f"{self._url}/v1/detections",
-            params=options,
+            params=query,
             data=body,
             headers={"Content-Type": "application/octet-stream"},
             stream=True,
@@ -119,6 +122,14 @@ def _answer(response: requests.Response) -> Answer:
         frame_count=int(response.headers["Framebox-Frames"]),
         response=response,
     )
+
+
+def _query_value(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _frame(frame_id: int, boxes: list[dict[str, Any]], times: dict[str, float] | None = None) -> Frame:
+    return Frame(frame_id, tuple(_box(box) for box in boxes), times["pts_seconds"] if times else None)
 
 
 def _box(box: dict[str, Any]) -> Box:

@@ -441,7 +441,8 @@ class Engine:
             job_id=job.id,
             video=video,
             parts_folder=self._data.parts(job.id),
-            document=self._data.result(job.id, "pairs"),
+            document=self._data.document(job.id),
+            pts=self._data.pts(job.id),
             options=job.options,
             segment_frames=self._limits.segment_frames,
             runtime=runtime,
@@ -535,7 +536,11 @@ class _Account:
         if not progress.segments_done:
             return  # a resumed job goes on showing what it had, until its parts are counted
         self.progress = Progress(
-            progress.frames_done, progress.frames_total, progress.segments_done, progress.segments_total
+            progress.frames_done,
+            progress.frames_total,
+            progress.segments_done,
+            progress.segments_total,
+            progress.frames_missing,
         )
         self.report = report.to_json()
         if time.monotonic() >= self._next_write:

@@ -107,10 +107,18 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    frames_done: int = 0  # frames whose part is on disk
+    """Of the segments whose parts are on disk."""
+
+    frames_done: int = 0  # analysed
     frames_total: int | None = None  # frames to analyse; None until the index is whole
     segments_done: int = 0
     segments_total: int | None = None
+    frames_missing: int = 0  # that could not be analysed; frames_total counts them too
+
+    @property
+    def frames_settled(self) -> int:
+        """Frames with which nothing is left to do."""
+        return self.frames_done + self.frames_missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def event_id(job: Job) -> str:
     waiting = f"-{job.waiting}" if job.waiting else ""
     state = f"{job.state}{cancelling}{waiting}"
     received = "" if job.source.received_bytes is None else f"-{job.source.received_bytes}"
-    return f"{state}{received}-{progress.segments_done}-{progress.frames_done}-{progress.frames_total}"
+    frames = f"{progress.frames_done}-{progress.frames_missing}-{progress.frames_total}"
+    return f"{state}{received}-{progress.segments_done}-{frames}"
 
 
 def _callback(delivery: Delivery) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def _progress(job: Job, now: float) -> dict[str, Any]:
     progress = job.progress
     return {
         "frames_done": progress.frames_done,
+        "frames_missing": progress.frames_missing,
         "frames_total": progress.frames_total,
         "segments_done": progress.segments_done,
         "segments_total": progress.segments_total,
@@ -96,7 +98,7 @@ def _fraction(job: Job) -> float | None:
     if job.state is JobState.SUCCEEDED:
         return 1.0
     total = job.progress.frames_total
-    return round(min(1.0, job.progress.frames_done / total), 4) if total else None
+    return round(min(1.0, job.progress.frames_settled / total), 4) if total else None
 
 
 def _seconds_left(job: Job, now: float) -> float | None:

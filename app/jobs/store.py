@@ -158,8 +158,13 @@ ALTER TABLE jobs ADD COLUMN parts_at_death TEXT NOT NULL DEFAULT '';
 CREATE INDEX jobs_by_deaths ON jobs (deaths) WHERE deaths > 0;
 """
 
+_MISSING = """
+-- of the frames to analyse, those that could not be
+ALTER TABLE jobs ADD COLUMN frames_missing INTEGER NOT NULL DEFAULT 0;
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS, _MISSING)
 SCHEMA_VERSION = len(_STEPS)
 
 ANY_DEATHS = range(2**31)
@@ -214,7 +219,11 @@ def _job(row: sqlite3.Row) -> Job:
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         progress=Progress(
-            row["frames_done"], row["frames_total"], row["segments_done"], row["segments_total"]
+            row["frames_done"],
+            row["frames_total"],
+            row["segments_done"],
+            row["segments_total"],
+            row["frames_missing"],
         ),
         cancel_requested=bool(row["cancel_requested"]),
         problem=orjson.loads(row["problem"]) if row["problem"] else None,
@@ -727,11 +736,13 @@ class JobStore:
     ) -> None:
         if progress is not None:
             assignments += ", frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?"
+            assignments += ", frames_missing = ?"
             values += (
                 progress.frames_done,
                 progress.frames_total,
                 progress.segments_done,
                 progress.segments_total,
+                progress.frames_missing,
             )
         if report is not None:
             assignments += ", report = ?"

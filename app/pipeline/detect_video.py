@@ -25,8 +25,9 @@ from app.detection.detector import Detector
 from app.detection.resize import fit_within
 from app.errors import DamagedVideo, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.pipeline.document import DocumentDigest, DocumentFacts, write_document
+from app.pipeline.document import DocumentDigest, DocumentFacts, write_document, write_pts
 from app.pipeline.frame_records import RecordRules
+from app.pipeline.frame_times import pts_seconds
 from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
@@ -51,6 +52,7 @@ class DetectionRequest:
     video: Path
     parts_folder: Path
     document: Path  # where the answer goes
+    pts: Path  # where the time stamps of its frames go
     options: DetectionOptions
     segment_frames: int
     runtime: str  # what computes the boxes, beside the model: parts of another one are not taken
@@ -61,9 +63,10 @@ class DetectionRequest:
 class DetectionProgress:
     """How far a video is. Totals are None until its index is whole."""
 
-    frames_done: int = 0
-    frames_resumed: int = 0  # of those, what an earlier run had done
-    frames_total: int | None = None
+    frames_done: int = 0  # analysed: they are in the document
+    frames_missing: int = 0  # there is nothing of them to analyse
+    frames_resumed: int = 0  # of both, what an earlier run had settled
+    frames_total: int | None = None  # of both
     segments_done: int = 0
     segments_total: int | None = None
 
@@ -98,7 +101,7 @@ def detect_video(
     observe: Observe,
     cancelled: Cancelled,
 ) -> DetectionReport:
-    """Write the document of `request`; whole and durable when this returns.
+    """Write the document of `request` and its time stamps; both are whole and durable when this returns.
 
     The same video, model, options and runtime give the same bytes, whatever was interrupted before.
     `observe` is called in this thread once the video is open and after every segment; what it is given goes
@@ -141,6 +144,7 @@ class _Run:
                 "name": detector.name,
                 "sha256": detector.fingerprint,
                 "device": detector.device.partition(":")[0],
+                "labels": list(detector.class_names),
             }
         )
 
@@ -153,9 +157,11 @@ class _Run:
             for outcome in self._run_segments(feed, facts):
                 self._take(outcome)
             summary = feed.summary()
-        self._report.video |= _video_summary(summary)
+        self._report.video |= _video_summary(summary, facts)
+        self._progress.frames_missing += summary.lost.total
         self._report.completeness = completeness_report(self._tally, summary)
         self._check_outcome()
+        write_pts(self._parts, self._request.pts)
         document = write_document(self._parts, self._request.document, self._digest)
         self._report.document = _document_report(document)
         self._observe(self._progress, self._report)
@@ -210,7 +216,7 @@ class _Run:
         outcome = finished_segment(task)
         if outcome is None:
             return self._runner.submit(task, self._must_stop, is_urgent=self._request.is_urgent)
-        self._progress.frames_resumed += outcome.frames_done
+        self._progress.frames_resumed += outcome.frames_settled
         future: Future[SegmentOutcome] = Future()
         future.set_result(outcome)
         return future
@@ -274,7 +280,8 @@ class _Run:
             corrupt=outcome.corrupt,
             doubtful=outcome.doubtful,
         )
-        self._progress.frames_done = self._tally.analysed + self._tally.undecodable.frames
+        self._progress.frames_done = self._tally.analysed
+        self._progress.frames_missing = self._tally.undecodable.frames
         self._progress.segments_done += 1
         self._observe(self._progress, self._report)
 
@@ -306,7 +313,7 @@ class _Run:
 class _SegmentFeed:
     """The segments of a video's index, read by a thread of its own so that totals are known early.
 
-    Holds a time stamp and a flag for every frame of the video, some 10 bytes; nothing else grows. The
+    Holds a time stamp, a place and a flag for every frame of the video, 13 bytes; nothing else grows. The
     index's decoder child is free for other work as soon as the index is whole.
     """
 
@@ -321,7 +328,6 @@ class _SegmentFeed:
         self._summary: IndexSummary | None = None
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name=name)
-        self.frames_wanted = 0
         self.segment_count = 0
 
     def start(self) -> None:
@@ -373,7 +379,7 @@ class _SegmentFeed:
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: its reader raises it
             self._tell(fault=error)
         else:
-            self._progress.frames_total = self.frames_wanted
+            self._progress.frames_total = summary.frames_wanted
             self._progress.segments_total = self.segment_count
             self._tell(summary=summary)
 
@@ -383,7 +389,6 @@ class _SegmentFeed:
         with self._changed:
             self._segments.append(segment)
             self.segment_count += 1
-            self.frames_wanted += segment.wanted_count
             self._changed.notify_all()
 
     def _tell(
@@ -416,12 +421,16 @@ def _video_report(facts: VideoFacts) -> dict[str, Any]:
         "rotation_degrees": facts.rotation_degrees,
         "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
         "sample_aspect_ratio": str(facts.sample_aspect_ratio),
+        "time_base": f"{facts.time_base.numerator}/{facts.time_base.denominator}",
+        "start_seconds": None,  # until the whole video is indexed
         "duration_seconds": facts.duration_seconds,
     }
 
 
-def _video_summary(summary: IndexSummary) -> dict[str, Any]:
+def _video_summary(summary: IndexSummary, facts: VideoFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"variable_frame_rate": summary.variable_frame_rate}
+    if summary.start_pts is not None:
+        found["start_seconds"] = pts_seconds(summary.start_pts, facts.time_base)
     if summary.duration_seconds is not None:
         found["duration_seconds"] = round(summary.duration_seconds, 6)
     return found

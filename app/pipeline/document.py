@@ -7,6 +7,8 @@
     ]
 
 A pair a line: whoever likes lines better than JSON parsers can read it in constant memory.
+
+Beside it lies a file with the time stamp of each pair's frame, in the same order (int64, little-endian).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import BinaryIO
 
 from app.failpoints import fail_point
 from app.storage.durable import atomic_write, remove_unfinished
-from app.storage.parts import SEPARATOR, Part
+from app.storage.parts import SEPARATOR, Part, Section
 
 OPENING = b"[\n"
 CLOSING = b"\n]\n"
@@ -50,7 +52,7 @@ class DocumentDigest:
         if self._has_records:
             self._sha256.update(SEPARATOR)
         self._has_records = True
-        for block in part.body():
+        for block in part.body.blocks():
             self._sha256.update(block)
 
     def hexdigest(self) -> str:
@@ -68,27 +70,44 @@ def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDig
     remove_unfinished(destination)
     with atomic_write(destination) as file:
         size_bytes = file.write(OPENING)
-        separator = b""
-        for part in parts:
-            if part.body_bytes:
-                size_bytes += file.write(separator) + _append(file, part)
-                separator = SEPARATOR
+        size_bytes += _join(file, (part.body for part in parts), SEPARATOR)
         fail_point("document_joined")
         size_bytes += file.write(CLOSING)
     return DocumentFacts(size_bytes, digest.hexdigest())
 
 
-def _append(file: BinaryIO, part: Part) -> int:
+def write_pts(parts: Iterable[Part], destination: Path) -> None:
+    """Join the time stamps of `parts`, in order, into `destination`: whole and durable, or absent.
+
+    One caller at a time.
+    """
+    remove_unfinished(destination)
+    with atomic_write(destination) as file:
+        _join(file, (part.pts for part in parts))
+    fail_point("pts_written")
+
+
+def _join(file: BinaryIO, sections: Iterable[Section], separator: bytes = b"") -> int:
+    """Append the sections that are not empty; return how many bytes were written."""
+    size_bytes = 0
+    for section in sections:
+        if section.size_bytes:
+            size_bytes += file.write(separator if size_bytes else b"") + _append(file, section)
+    return size_bytes
+
+
+def _append(file: BinaryIO, section: Section) -> int:
     file.flush()
-    with part.path.open("rb") as source:
-        offset = 0
-        while offset < part.body_bytes:
-            copied = _copy_range(source.fileno(), file.fileno(), offset, part.body_bytes - offset)
+    with section.path.open("rb") as source:
+        done = 0
+        while done < section.size_bytes:
+            start, left = section.offset + done, section.size_bytes - done
+            copied = _copy_range(source.fileno(), file.fileno(), start, left)
             if copied == 0:
-                raise OSError(errno.EIO, "a part ended before its body did")
-            offset += copied
+                raise OSError(errno.EIO, "a part ended before its section did")
+            done += copied
     file.seek(0, os.SEEK_END)
-    return offset
+    return done
 
 
 def _copy_range(source: int, destination: int, offset: int, count: int) -> int:

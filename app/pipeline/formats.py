@@ -1,7 +1,7 @@
 """A document in the other forms that callers ask for, converted in one or two passes and constant memory.
 
-Every form says what the pairs say. What a form cannot say it leaves out: CSV, COCO's annotations and MOT
-have no row for a frame without boxes.
+Every form says what the pairs say, and some can also tell when each frame is shown. What a form cannot say
+it leaves out: CSV, COCO's annotations and MOT have no row for a frame without boxes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from app.pipeline.options import DocumentFormat
+from app.pipeline.document import CLOSING, OPENING
+from app.pipeline.frame_times import FrameTimes
+from app.pipeline.options import DocumentFormat, Rendering
 from app.storage.durable import atomic_write
+from app.storage.parts import SEPARATOR
 
-Pair = tuple[int, list[dict[str, Any]]]  # frame id; boxes as in the document
+_LINES_OF_NO_RECORD = (OPENING.strip(), CLOSING.strip(), b"")
 
 MEDIA_TYPES = {
     DocumentFormat.PAIRS: "application/json",
@@ -40,26 +44,74 @@ class FormatContext:
     labels: tuple[str, ...]  # all that the model can find, in its order
 
 
-def convert(pairs: Path, target: DocumentFormat, destination: Path, context: FormatContext) -> None:
+class Frame(NamedTuple):
+    """What a form says of one frame."""
+
+    id: int
+    boxes: list[dict[str, Any]]  # as in the document
+    pts_seconds: float | None  # None: times are not asked for
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A document to be written in another form, with the times of its frames if they are asked for."""
+
+    pairs: Path
+    times: FrameTimes | None
+
+    def frames(self) -> Iterator[Frame]:
+        for record, pts_seconds in self._timed():
+            frame_id, boxes = orjson.loads(record)
+            yield Frame(frame_id, boxes, pts_seconds)
+
+    def records(self) -> Iterator[bytes]:
+        """Yield the document's records, with the frame's time as a third member if it is asked for."""
+        for record, pts_seconds in self._timed():
+            yield record if pts_seconds is None else _with_time(record, pts_seconds)
+
+    def _timed(self) -> Iterator[tuple[bytes, float | None]]:
+        """Yield each record and its frame's time. ValueError if there is not one time a record."""
+        if self.times is None:
+            return zip(_read_records(self.pairs), repeat(None))
+        return zip(_read_records(self.pairs), self.times, strict=True)
+
+
+def convert(
+    pairs: Path, target: Rendering, destination: Path, context: FormatContext, times: FrameTimes
+) -> None:
     """Write the document `pairs` as `target` to `destination`: whole and durable, or absent.
 
-    ValueError for `DocumentFormat.PAIRS`, which is the document itself.
+    `times` are read in step with the document if `target` wants them. ValueError for the document itself.
     """
-    writer = _WRITERS.get(target)
-    if writer is None:
-        raise ValueError(f"{target} needs no conversion")
+    if target.is_document:
+        raise ValueError(f"{target.name} needs no conversion")
+    source = _Source(pairs, times if target.times else None)
     with atomic_write(destination) as file:
-        writer(pairs, file, context)
+        _WRITERS[target.format](source, file, context)
 
 
-def read_pairs(pairs: Path) -> Iterator[Pair]:
-    """Yield the pairs of a document written by `document.write_document`: one a line."""
+def _read_records(pairs: Path) -> Iterator[bytes]:
+    """Yield the records of a document written by `document.write_document`: one a line."""
     with pairs.open("rb") as file:
         for line in file:
-            record = line.rstrip(b",\n")
-            if record not in (b"[", b"]", b""):
-                frame_id, boxes = orjson.loads(record)
-                yield frame_id, boxes
+            record = line.rstrip(SEPARATOR)
+            if record not in _LINES_OF_NO_RECORD:
+                yield record
+
+
+def _with_time(record: bytes, pts_seconds: float) -> bytes:
+    """``[id,[…]]`` to ``[id,[…],{"pts_seconds":…}]``; what was there is not parsed."""
+    return b"%s,%s]" % (record.removesuffix(b"]"), orjson.dumps({"pts_seconds": pts_seconds}))
+
+
+def _write_pairs(source: _Source, file: BinaryIO, _: FormatContext) -> None:
+    """The document with a third member in each record; its other bytes are the document's."""
+    file.write(OPENING)
+    separator = b""
+    for record in source.records():
+        file.write(separator + record)
+        separator = SEPARATOR
+    file.write(CLOSING)
 
 
 def _write_array(file: BinaryIO, values: Iterator[Any]) -> None:
@@ -71,66 +123,68 @@ def _write_array(file: BinaryIO, values: Iterator[Any]) -> None:
     file.write(b"[]" if separator == b"[" else b"]")
 
 
-def _write_boxes(pairs: Path, file: BinaryIO, _: FormatContext) -> None:
-    _write_array(file, ([frame_id, [box["box"] for box in boxes]] for frame_id, boxes in read_pairs(pairs)))
+def _write_boxes(source: _Source, file: BinaryIO, _: FormatContext) -> None:
+    _write_array(file, ([frame.id, [box["box"] for box in frame.boxes]] for frame in source.frames()))
     file.write(b"\n")
 
 
-def _write_ndjson(pairs: Path, file: BinaryIO, _: FormatContext) -> None:
-    file.writelines(orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE) for pair in read_pairs(pairs))
+def _write_ndjson(source: _Source, file: BinaryIO, _: FormatContext) -> None:
+    """The document's records, without what makes them one JSON value."""
+    file.writelines(record + b"\n" for record in source.records())
 
 
-def _write_csv(pairs: Path, file: BinaryIO, _: FormatContext) -> None:
+def _write_csv(source: _Source, file: BinaryIO, _: FormatContext) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     try:
         rows = csv.writer(text)
-        rows.writerow(["frame_id", "x_min", "y_min", "x_max", "y_max", "label", "score"])
-        for frame_id, boxes in read_pairs(pairs):
-            rows.writerows([frame_id, *box["box"], box["label"], box["score"]] for box in boxes)
+        time_column = ["pts_seconds"] if source.times else []
+        rows.writerow(["frame_id", *time_column, "x_min", "y_min", "x_max", "y_max", "label", "score"])
+        for frame in source.frames():
+            time = [f"{frame.pts_seconds:.6f}"] if source.times else []
+            rows.writerows([frame.id, *time, *box["box"], box["label"], box["score"]] for box in frame.boxes)
     finally:
         text.detach()
 
 
-def _write_mot(pairs: Path, file: BinaryIO, _: FormatContext) -> None:
+def _write_mot(source: _Source, file: BinaryIO, _: FormatContext) -> None:
     """MOTChallenge's detection file: frame numbers from 1, no identities (-1)."""
-    for frame_id, boxes in read_pairs(pairs):
-        for box in boxes:
+    for frame in source.frames():
+        for box in frame.boxes:
             x, y, width, height = _xywh(box["box"])
-            file.write(f"{frame_id + 1},-1,{x},{y},{width},{height},{box['score']},-1,-1,-1\n".encode())
+            file.write(f"{frame.id + 1},-1,{x},{y},{width},{height},{box['score']},-1,-1,-1\n".encode())
 
 
-def _write_coco(pairs: Path, file: BinaryIO, context: FormatContext) -> None:
+def _write_coco(source: _Source, file: BinaryIO, context: FormatContext) -> None:
     category_ids = {label: number for number, label in enumerate(context.labels, start=1)}
     file.write(b'{"categories":')
     file.write(orjson.dumps([{"id": number, "name": label} for label, number in category_ids.items()]))
     file.write(b',\n"images":')
-    _write_array(
-        file,
-        (
-            {
-                "id": frame_id,
-                "file_name": context.video_name,
-                "frame_id": frame_id,
-                "width": context.width,
-                "height": context.height,
-            }
-            for frame_id, _ in read_pairs(pairs)
-        ),
-    )
+    _write_array(file, (_coco_image(frame, context) for frame in source.frames()))
     file.write(b',\n"annotations":')
-    _write_array(file, _coco_annotations(pairs, category_ids))
+    _write_array(file, _coco_annotations(source, category_ids))
     file.write(b"}\n")
 
 
-def _coco_annotations(pairs: Path, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _coco_image(frame: Frame, context: FormatContext) -> dict[str, Any]:
+    image = {
+        "id": frame.id,
+        "file_name": context.video_name,
+        "frame_id": frame.id,
+        "width": context.width,
+        "height": context.height,
+    }
+    return image if frame.pts_seconds is None else image | {"pts_seconds": frame.pts_seconds}
+
+
+def _coco_annotations(source: _Source, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
     number = 0
-    for frame_id, boxes in read_pairs(pairs):
-        for box in boxes:
+    for frame in source.frames():
+        for box in frame.boxes:
             number += 1
             x, y, width, height = _xywh(box["box"])
             yield {
                 "id": number,
-                "image_id": frame_id,
+                "image_id": frame.id,
                 "category_id": category_ids[box["label"]],
                 "bbox": [x, y, width, height],
                 "area": round(width * height, 2),
@@ -144,7 +198,8 @@ def _xywh(box_xyxy: list[float]) -> tuple[float, float, float, float]:
     return x_min, y_min, round(x_max - x_min, 1), round(y_max - y_min, 1)
 
 
-_WRITERS: dict[DocumentFormat, Callable[[Path, BinaryIO, FormatContext], None]] = {
+_WRITERS: dict[DocumentFormat, Callable[[_Source, BinaryIO, FormatContext], None]] = {
+    DocumentFormat.PAIRS: _write_pairs,
     DocumentFormat.BOXES: _write_boxes,
     DocumentFormat.NDJSON: _write_ndjson,
     DocumentFormat.CSV: _write_csv,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -24,6 +25,34 @@ class DocumentFormat(StrEnum):
     MOT = "mot"
 
 
+TIMED_FORMATS = (DocumentFormat.PAIRS, DocumentFormat.NDJSON, DocumentFormat.CSV, DocumentFormat.COCO)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How a document is written down. ValueError for times in a format that has no place for them."""
+
+    format: DocumentFormat = DocumentFormat.PAIRS
+    times: bool = False  # with each frame's time
+
+    def __post_init__(self) -> None:
+        if self.times and self.format not in TIMED_FORMATS:
+            raise ValueError(f"{self.format} has no place for times")
+
+    @property
+    def name(self) -> str:
+        """Its name among a document's renderings."""
+        return f"{self.format}-times" if self.times else str(self.format)
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is the document itself, which nobody has to make."""
+        return self == Rendering()
+
+
+RENDERINGS = (*map(Rendering, DocumentFormat), *(Rendering(each, times=True) for each in TIMED_FORMATS))
+
+
 def _split_labels(value: object) -> object:
     if isinstance(value, str):
         return tuple(label.strip() for label in value.split(",") if label.strip())
@@ -33,7 +62,7 @@ def _split_labels(value: object) -> object:
 class DetectionOptions(BaseModel):
     """The options that decide a result, so part of its identity. The query string's names and units.
 
-    ``format`` is none of them: it changes how a result is written down, not what it says.
+    ``format`` and ``times`` are not among them: they change how a result is written, not what it says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

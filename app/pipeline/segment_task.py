@@ -65,7 +65,7 @@ class SegmentOutcome:
     undecodable: tuple[FrameRange, ...]
 
     @property
-    def frames_done(self) -> int:
+    def frames_settled(self) -> int:
         """Frames that are analysed, or known to be undecodable."""
         return self.analysed + sum(gap.frame_count for gap in self.undecodable)
 
@@ -188,7 +188,8 @@ def _write_batch(writer: PartWriter, batch: FrameBatch, found: list[Detections],
                 rules=rules,
             )
             for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
-        ]
+        ],
+        batch.pts.tolist(),
     )
     batch.release()
 

@@ -9,7 +9,8 @@
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/video.partial   a video that is being fetched
   jobs/<id>/parts/          finished segments
-  jobs/<id>/result.<format> the document
+  jobs/<id>/result.pairs    the document; result.<rendering>, with its .sha256: the same otherwise
+  jobs/<id>/result.pts      the time stamps of the document's frames
   jobs/<id>/hangs           how often a model hung at the video
   profiles/                 what was measured of models
   ballast                   room for the records on a full disk
@@ -157,8 +158,14 @@ class DataFolder:
     def parts(self, job_id: str) -> Path:
         return self.job(job_id) / "parts"
 
-    def result(self, job_id: str, format_name: str) -> Path:
-        return self.job(job_id) / f"result.{format_name}"
+    def document(self, job_id: str) -> Path:
+        return self.result(job_id, "pairs")
+
+    def pts(self, job_id: str) -> Path:
+        return self.job(job_id) / "result.pts"
+
+    def result(self, job_id: str, rendering_name: str) -> Path:
+        return self.job(job_id) / f"result.{rendering_name}"
 
     def hangs(self, job_id: str) -> Path:
         """How often a model hung at the job's video, as a number; absent while none did."""

@@ -1,17 +1,18 @@
 """Parts: the finished segments of a job, one file each. A part that reads back whole is its completion.
 
     body    the records of its frames, joined by ",\\n"; nothing before, nothing after
+    pts     the time stamp of each record's frame, in the records' order: int64, little-endian
     footer  one JSON object: what the segment's run found (counts, undecodable stretches)
-    tail    fixed size: lengths of body and footer, CRC-32 of both, a magic number
+    tail    fixed size: lengths of the three, CRC-32 of all of them, a magic number
 
-The body comes first so that the kernel can join bodies into a document without anyone parsing them.
+Body and pts are sections of their own so that the kernel can join those of all parts without parsing them.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from app.storage.durable import atomic_write, make_folder
 
 SEPARATOR = b",\n"
 
-_TAIL = struct.Struct("<QQI8s")
-_MAGIC = b"FBpart01"
+_TAIL = struct.Struct("<QQQI8s")
+_MAGIC = b"FBpart02"
 _READ_BYTES = 1024 * 1024
 
 
@@ -33,17 +34,18 @@ class TornPart(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A whole part on disk."""
+class Section:
+    """A run of bytes in a part's file."""
 
     path: Path
-    body_bytes: int
-    footer: dict[str, Any]
+    offset: int
+    size_bytes: int
 
-    def body(self) -> Iterator[bytes]:
-        """Yield the body in blocks of at most 1 MiB."""
-        remaining = self.body_bytes
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the bytes in blocks of at most 1 MiB."""
+        remaining = self.size_bytes
         with self.path.open("rb") as file:
+            file.seek(self.offset)
             while remaining:
                 block = file.read(min(_READ_BYTES, remaining))
                 if not block:
@@ -52,36 +54,61 @@ class Part:
                 yield block
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A whole part on disk."""
+
+    path: Path
+    body_bytes: int
+    pts_bytes: int
+    footer: dict[str, Any]
+
+    @property
+    def body(self) -> Section:
+        return Section(self.path, 0, self.body_bytes)
+
+    @property
+    def pts(self) -> Section:
+        return Section(self.path, self.body_bytes, self.pts_bytes)
+
+
 class PartWriter:
     """Takes the records of one segment in order; see `PartStore.write`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._body_bytes = 0
+        self._pts = bytearray()  # of some hundred frames, seldom of a few thousand
         self._crc = 0
         self._is_finished = False
 
-    def append(self, records: list[bytes]) -> None:
-        """Add the records of the next frames; JSON values without surrounding space."""
+    def append(self, records: Sequence[bytes], pts: Sequence[int]) -> None:
+        """Add the records of the next frames, JSON values without surrounding space, and their time stamps.
+
+        ValueError if there are not as many time stamps as records.
+        """
+        if len(records) != len(pts):
+            raise ValueError(f"{len(records)} records with {len(pts)} time stamps")
         if records:
-            body = SEPARATOR.join(records)
-            self._put(SEPARATOR + body if self._body_bytes else body)
+            body = (SEPARATOR if self._body_bytes else b"") + SEPARATOR.join(records)
+            self._put(body)
+            self._body_bytes += len(body)
+            self._pts += struct.pack(f"<{len(pts)}q", *pts)
 
     def finish(self, footer: dict[str, Any]) -> None:
         """Complete the part; call once, last."""
         encoded = orjson.dumps(footer)
-        self._file.write(encoded)
-        crc = zlib.crc32(encoded, self._crc)
-        self._file.write(_TAIL.pack(self._body_bytes, len(encoded), crc, _MAGIC))
+        self._put(self._pts)
+        self._put(encoded)
+        self._file.write(_TAIL.pack(self._body_bytes, len(self._pts), len(encoded), self._crc, _MAGIC))
         self._is_finished = True
 
     @property
     def is_finished(self) -> bool:
         return self._is_finished
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | bytearray) -> None:
         self._file.write(data)
-        self._body_bytes += len(data)
         self._crc = zlib.crc32(data, self._crc)
 
 
@@ -140,11 +167,11 @@ def _verified(path: Path, file: BinaryIO) -> Part:
     if size < _TAIL.size:
         raise TornPart(path.name)
     file.seek(size - _TAIL.size)
-    body_bytes, footer_bytes, expected_crc, magic = _TAIL.unpack(file.read(_TAIL.size))
-    if magic != _MAGIC or body_bytes + footer_bytes + _TAIL.size != size:
+    body_bytes, pts_bytes, footer_bytes, expected_crc, magic = _TAIL.unpack(file.read(_TAIL.size))
+    if magic != _MAGIC or body_bytes + pts_bytes + footer_bytes + _TAIL.size != size:
         raise TornPart(path.name)
     file.seek(0)
-    crc, remaining = 0, body_bytes
+    crc, remaining = 0, body_bytes + pts_bytes
     while remaining:
         block = file.read(min(_READ_BYTES, remaining))
         crc = zlib.crc32(block, crc)
@@ -152,4 +179,4 @@ def _verified(path: Path, file: BinaryIO) -> Part:
     footer = file.read(footer_bytes)
     if zlib.crc32(footer, crc) != expected_crc:
         raise TornPart(path.name)
-    return Part(path, body_bytes, orjson.loads(footer))
+    return Part(path, body_bytes, pts_bytes, orjson.loads(footer))

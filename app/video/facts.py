@@ -47,6 +47,7 @@ class IndexSummary:
     frames_indexed: int  # displayable frames that the container tells of
     frames_wanted: int  # of these, asked for by the sampling
     segments: int
+    start_pts: int | None  # of the first frame, in ticks of VideoFacts.time_base; None if it has none
     duration_seconds: float | None  # from the first frame's time stamp to the end of the last frame
     variable_frame_rate: bool
     truncated: bool

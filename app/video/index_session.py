@@ -268,6 +268,7 @@ class IndexSession:
             frames_indexed=numbering.frames,
             frames_wanted=numbering.frames_wanted,
             segments=numbering.segments,
+            start_pts=numbering.start_pts,
             duration_seconds=numbering.duration_seconds,
             variable_frame_rate=numbering.clock.is_variable,
             truncated=end.truncated or end.gave_up,

@@ -121,6 +121,7 @@ class SegmentNumbering:
         self._latest = NumberedFrames(none, none, none, time_base)
         self.clock = FrameClock(nominal_step)
         self._evidence = EvidenceList() if evidence is None else evidence
+        self.start_is_made_up = False  # the first frame has no time stamp of its own
         self.segments = 0
         self.frames = 0
         self.frames_wanted = 0  # lost ones included
@@ -238,6 +239,11 @@ class SegmentNumbering:
         self.frames += len(pts)
         self.frames_wanted += int(np.count_nonzero(wanted))
         return wanted
+
+    @property
+    def start_pts(self) -> int | None:
+        """The first frame's time stamp, if there is one."""
+        return None if self.start_is_made_up else self._start_pts
 
     @property
     def duration_seconds(self) -> float | None:
@@ -512,6 +518,8 @@ class SerialNumbering:
     def _pts_of(self, stamp: int | None) -> int:
         """Frames without a time stamp follow at the container's rate."""
         if stamp is None:
+            if self._last_pts is None and not self._numbering.frames:
+                self._numbering.start_is_made_up = True
             stamp = 0 if self._last_pts is None else self._last_pts + self._ticks_a_frame
         self._last_pts = stamp
         return stamp

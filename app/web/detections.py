@@ -164,7 +164,7 @@ class DetectionViews:
                 is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
             )
         if job.state.is_final and preference.wait_seconds != 0:
-            response = send_end(job, admission.options.format, self._service)
+            response = send_end(job, admission.options.rendering, self._service)
         else:
             report = public_report(job, now=time.time())
             response = json_response(report, 202, job_headers(job) | {"Location": report["links"]["self"]})

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from app.errors import Busy
 from app.jobs.job import Job
 from app.jobs.store import JobStore
 from app.pipeline.formats import FormatContext, convert
-from app.pipeline.options import DocumentFormat
+from app.pipeline.frame_times import FrameTimes
+from app.pipeline.options import RENDERINGS, Rendering
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 from app.storage.space import SpaceLedger
@@ -22,6 +23,7 @@ from app.storage.spool import held_folder
 
 _TURN_SECONDS = 600.0
 _PROMISE_SECONDS = 3600.0
+_TEXT_OF_PTS = 5  # a time as text is so many times as long as its time stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +43,25 @@ class FormMaker:
         self._space = space
         self._turn = threading.Lock()  # a conversion keeps one core busy: others would only slow it down
 
-    def get(self, job: Job, document_format: DocumentFormat) -> Form:
-        """Return the succeeded job's document as `document_format`.
+    def get(self, job: Job, rendering: Rendering) -> Form:
+        """Return the succeeded job's document as `rendering`.
 
         Raises JobNotFound if the job is deleted meanwhile, InsufficientStorage, Busy.
         """
-        if document_format is DocumentFormat.PAIRS:
-            path = self._folder.result(job.id, DocumentFormat.PAIRS)
-            return Form(path, (job.report or {})["document"]["sha256"])
+        if rendering.is_document:
+            return Form(self._folder.document(job.id), (job.report or {})["document"]["sha256"])
         try:
-            return self._found(job, document_format) or self._in_turn(job, document_format)
+            return self._found(job, rendering) or self._in_turn(job, rendering)
         except FileNotFoundError:
             self._store.get(job.id)
             raise
 
-    def _found(self, job: Job, document_format: DocumentFormat) -> Form | None:
-        path = self._folder.result(job.id, document_format)
+    def _found(self, job: Job, rendering: Rendering) -> Form | None:
+        path = self._folder.result(job.id, rendering.name)
         digest_file = _digest_file(path)
         return Form(path, digest_file.read_text()) if digest_file.exists() else None
 
-    def _in_turn(self, job: Job, document_format: DocumentFormat) -> Form:
+    def _in_turn(self, job: Job, rendering: Rendering) -> Form:
         deadline = time.monotonic() + _TURN_SECONDS
         if not self._turn.acquire(timeout=_TURN_SECONDS):
             raise _busy()
@@ -68,19 +69,22 @@ class FormMaker:
             with held_folder(self._folder.job(job.id), deadline=deadline) as is_held:
                 if not is_held:
                     raise _busy()
-                return self._found(job, document_format) or self._make(job, document_format)
+                return self._found(job, rendering) or self._make(job, rendering)
         finally:
             self._turn.release()
 
-    def _make(self, job: Job, document_format: DocumentFormat) -> Form:
+    def _make(self, job: Job, rendering: Rendering) -> Form:
         """Convert, alone in the job's folder. The digest comes last: where it lies, the form is whole."""
-        pairs = self._folder.result(job.id, DocumentFormat.PAIRS)
-        path = self._folder.result(job.id, document_format)
-        key = f"{job.id} {document_format}"
+        pairs, times = self._folder.document(job.id), self._times(job)
+        path = self._folder.result(job.id, rendering.name)
+        key = f"{job.id} {rendering.name}"
+        size_bytes = pairs.stat().st_size
+        if rendering.times:
+            size_bytes += times.pts.stat().st_size * _TEXT_OF_PTS
         remove_unfinished_forms(self._folder.job(job.id))
-        self._space.reserve(key, pairs.stat().st_size, seconds=_PROMISE_SECONDS)
+        self._space.reserve(key, size_bytes, seconds=_PROMISE_SECONDS)
         try:
-            convert(pairs, document_format, path, self._context(job))
+            convert(pairs, rendering, path, _context(job), times)
             digest = _file_sha256(path)
             with atomic_write(_digest_file(path)) as file:
                 file.write(digest.encode())
@@ -88,15 +92,19 @@ class FormMaker:
             self._space.release(key)
         return Form(path, digest)
 
-    def _context(self, job: Job) -> FormatContext:
-        video: dict[str, Any] = (job.report or {}).get("video") or {}
-        models = {model["name"]: model for model in self._store.engine_status().models}
-        return FormatContext(
-            video_name=job.source.name or "video",
-            width=int(video.get("width", 0)),
-            height=int(video.get("height", 0)),
-            labels=tuple(models.get(job.model, {}).get("labels", ())),
-        )
+    def _times(self, job: Job) -> FrameTimes:
+        return FrameTimes(self._folder.pts(job.id), Fraction((job.report or {})["video"]["time_base"]))
+
+
+def _context(job: Job) -> FormatContext:
+    """What the job's report tells: the model may be another by now, or gone."""
+    report = job.report or {}
+    return FormatContext(
+        video_name=job.source.name or "video",
+        width=report["video"]["width"],
+        height=report["video"]["height"],
+        labels=tuple(report["model"]["labels"]),
+    )
 
 
 def remove_forms_cut_short(folder: DataFolder) -> int:
@@ -118,7 +126,7 @@ def remove_unfinished_forms(job_folder: Path) -> int:
 
 
 def _unfinished_forms(job_folder: Path) -> Iterator[Path]:
-    own = tuple(f".result.{name}." for name in DocumentFormat if name is not DocumentFormat.PAIRS)
+    own = tuple(f".result.{rendering.name}." for rendering in RENDERINGS if not rendering.is_document)
     try:
         yield from (path for path in job_folder.glob(".result.*.tmp") if path.name.startswith(own))
     except FileNotFoundError:  # the job was removed

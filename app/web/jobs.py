@@ -10,8 +10,8 @@ from flask import Response, request
 from app.errors import Busy
 from app.jobs.job import JobState
 from app.jobs.report import public_report
-from app.pipeline.options import DocumentFormat
-from app.web.options import Fault, invalid_options
+from app.pipeline.options import Rendering
+from app.web.options import RENDERING_OPTIONS, Fault, invalid_options, parse_rendering
 from app.web.results import job_headers, json_response, send_end
 from app.web.routes import MAX_PAGE_JOBS
 from app.web.service import Service
@@ -52,24 +52,22 @@ class JobViews:
         return json_response(public_report(job, now=time.time()), 202, job_headers(job))
 
     def result(self, job_id: str) -> Response:
-        document_format = _format_of_query()
+        rendering = _rendering_of_query()
         job = self._service.store.get(job_id)
-        if document_format is DocumentFormat.PAIRS:
-            return send_end(job, document_format, self._service)
+        if rendering.is_document:
+            return send_end(job, rendering, self._service)
         with self._service.form_places.take() as has_place:
             if not has_place:
                 raise Busy("Other documents are being converted.", {"retry_after_seconds": RETRY_SECONDS})
-            return send_end(job, document_format, self._service)
+            return send_end(job, rendering, self._service)
 
 
-def _format_of_query() -> DocumentFormat:
-    faults = _unknown_faults({"format"})
-    value = request.args.get("format", DocumentFormat.PAIRS)
-    if value not in [*DocumentFormat]:
-        faults.append(Fault("format", "is no format that there is", [*DocumentFormat]))
+def _rendering_of_query() -> Rendering:
+    faults = _unknown_faults({*RENDERING_OPTIONS})
+    rendering = parse_rendering(request.args.get("format"), request.args.get("times"), faults)
     if faults:
         raise invalid_options(faults)
-    return DocumentFormat(value)
+    return rendering
 
 
 def _page_of_query() -> tuple[int, JobState | None, str | None]:

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from app.errors import EngineUnavailable, InvalidOption
 from app.jobs.job import Priority
-from app.pipeline.options import DetectionOptions, DocumentFormat
+from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, Rendering
 
 FAULTS_TOLD = 20  # an answer names so many at most
+RENDERING_OPTIONS: Mapping[str, Sequence[str]] = {"format": [*DocumentFormat], "times": ["true", "false"]}
 REQUEST_OPTIONS: Mapping[str, Sequence[str]] = {
-    "format": [*DocumentFormat],
+    **RENDERING_OPTIONS,
     "priority": [*Priority],
     "attach": ["true", "false"],
 }
@@ -27,7 +28,7 @@ class RequestOptions:
     """`detection` decides the result; the others, how the request is treated."""
 
     detection: DetectionOptions
-    format: DocumentFormat
+    rendering: Rendering
     priority: Priority | None  # None: not said
     attach: bool | None  # None: not said
     callback: str | None = None  # an address, not yet looked at
@@ -58,7 +59,8 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
         if name in values:
             faults.append(Fault(name, "given more than once", "one value"))
         values[name] = value
-    chosen = {name: _parse_choice(name, values.pop(name, None), faults) for name in REQUEST_OPTIONS}
+    rendering = parse_rendering(values.pop("format", None), values.pop("times", None), faults)
+    chosen = {name: _parse_choice(name, values.pop(name, None), faults) for name in ("priority", "attach")}
     callback = values.pop(CALLBACK, None)
     try:
         detection = DetectionOptions.model_validate(values)
@@ -68,11 +70,23 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
         raise invalid_options(faults)
     return RequestOptions(
         detection,
-        DocumentFormat(chosen["format"] or DocumentFormat.PAIRS),
+        rendering,
         Priority(chosen["priority"]) if chosen["priority"] else None,
         chosen["attach"] == "true" if chosen["attach"] else None,
         callback,
     )
+
+
+def parse_rendering(document_format: str | None, times: str | None, faults: list[Fault]) -> Rendering:
+    """Return how the document is to be written; None: not said. What is wrong is added to `faults`."""
+    chosen_format = _parse_choice("format", document_format, faults)
+    chosen = DocumentFormat(chosen_format or DocumentFormat.PAIRS)
+    has_times = _parse_choice("times", times, faults) == "true"
+    if has_times and chosen not in TIMED_FORMATS:
+        allowed = f"false, or one of the formats {', '.join(TIMED_FORMATS)}"
+        faults.append(Fault("times", f"the format {chosen} has no place for times", allowed))
+        return Rendering(chosen)
+    return Rendering(chosen, has_times)
 
 
 def invalid_options(faults: Sequence[Fault]) -> InvalidOption:

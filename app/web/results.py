@@ -16,7 +16,7 @@ from app.errors import JobWasCancelled, PreconditionFailed, ResultNotReady
 from app.jobs.job import Job, JobState
 from app.jobs.report import job_links
 from app.pipeline.formats import MEDIA_TYPES
-from app.pipeline.options import DocumentFormat
+from app.pipeline.options import DocumentFormat, Rendering
 from app.web.forms import Form
 from app.web.problems import problem_response
 from app.web.service import Service
@@ -27,7 +27,7 @@ COMPRESSED_PREFIX = "/_compressed/"  # the same, through gzip
 COMPRESS_FROM_BYTES = 64 * 1024  # below, less is gained than a length and ranges are worth
 
 
-def send_end(job: Job, document_format: DocumentFormat, service: Service) -> Response:
+def send_end(job: Job, rendering: Rendering, service: Service) -> Response:
     """Answer with what a job has come to: its document, or why there is none.
 
     Raises ResultNotReady while it runs, JobWasCancelled if it was.
@@ -41,7 +41,7 @@ def send_end(job: Job, document_format: DocumentFormat, service: Service) -> Res
             f"Job {job.id} is {job.state}.",
             {"state": job.state, "instance": job_links(job)["self"], "retry_after_seconds": 1},
         )
-    return _send_document(job, document_format, service)
+    return _send_document(job, rendering, service)
 
 
 def job_headers(job: Job) -> dict[str, str]:
@@ -57,14 +57,14 @@ def job_headers(job: Job) -> dict[str, str]:
     return headers
 
 
-def _send_document(job: Job, document_format: DocumentFormat, service: Service) -> Response:
-    form = service.forms.get(job, document_format)
-    media_type = MEDIA_TYPES[document_format]
+def _send_document(job: Job, rendering: Rendering, service: Service) -> Response:
+    form = service.forms.get(job, rendering)
+    media_type = MEDIA_TYPES[rendering.format]
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(form.sha256)).decode()}:"
     headers = job_headers(job) | {
         "Cache-Control": "private, no-cache",
         "Unencoded-Digest": digest,
-        "Content-Disposition": f'inline; filename="{job.id}.{_suffix(document_format)}"',
+        "Content-Disposition": f'inline; filename="{job.id}.{_suffix(rendering)}"',
     }
     is_through_nginx = ACCEL_HEADER in request.headers
     varies = is_through_nginx and service.limits.compress and _size_bytes(form) >= COMPRESS_FROM_BYTES
@@ -119,10 +119,10 @@ def _size_bytes(form: Form) -> int:
         return 0
 
 
-def _suffix(document_format: DocumentFormat) -> str:
-    return {DocumentFormat.NDJSON: "ndjson", DocumentFormat.CSV: "csv", DocumentFormat.MOT: "txt"}.get(
-        document_format, "json"
-    )
+def _suffix(rendering: Rendering) -> str:
+    suffixes = {DocumentFormat.NDJSON: "ndjson", DocumentFormat.CSV: "csv", DocumentFormat.MOT: "txt"}
+    suffix = suffixes.get(rendering.format, "json")
+    return f"times.{suffix}" if rendering.times else suffix
 
 
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -11,7 +11,7 @@ from app import errors
 from app.errors import FrameboxError
 from app.jobs.job import JobState, Priority, SourceKind
 from app.pipeline.formats import MEDIA_TYPES
-from app.pipeline.options import DocumentFormat
+from app.pipeline.options import TIMED_FORMATS, DocumentFormat
 from app.web import schemas
 
 JSON = "application/json"
@@ -70,6 +70,13 @@ _FORMAT = Parameter(
     "query",
     "The form in which the document is given out.",
     {"type": "string", "enum": [*DocumentFormat], "default": DocumentFormat.PAIRS},
+)
+_TIMES = Parameter(
+    "times",
+    "query",
+    "Whether each frame comes with the time at which it is shown: `pts_seconds`, as ffprobe's pts_time, from "
+    f"the container's own zero. For the formats {', '.join(TIMED_FORMATS)}.",
+    {"type": "string", "enum": ["true", "false"], "default": "false"},
 )
 _JOB_ID = Parameter("job_id", "path", "The job's id.", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
 _PREFER = Parameter(
@@ -200,7 +207,7 @@ ROUTES: tuple[Route, ...] = (
             ),
         ),
         errors=(*_UPLOAD_ERRORS, *_FETCH_ERRORS, *_VIDEO_ERRORS),
-        parameters=(_FORMAT, _PRIORITY, _ATTACH, _CALLBACK, _PREFER, _KEY, *_DIGESTS),
+        parameters=(_FORMAT, _TIMES, _PRIORITY, _ATTACH, _CALLBACK, _PREFER, _KEY, *_DIGESTS),
         takes_video=True,
         takes_options=True,
     ),
@@ -390,7 +397,7 @@ ROUTES: tuple[Route, ...] = (
             *_FETCH_ERRORS,
             *_VIDEO_ERRORS,
         ),
-        parameters=(_JOB_ID, _FORMAT),
+        parameters=(_JOB_ID, _FORMAT, _TIMES),
     ),
     Route(
         "GET",

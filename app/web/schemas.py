@@ -27,17 +27,65 @@ class Box(_Shape):
     score: float = Field(ge=0, le=1)
 
 
-class Document(RootModel[list[tuple[int, list[Box]]]]):
-    """Pairs of frame id (0-based, in presentation order) and boxes, best score first, in frame order."""
+class FrameTime(_Shape):
+    """When a frame is shown; with `times=true`."""
+
+    pts_seconds: float = Field(
+        description="the time stamp in seconds, 6 decimals, as ffprobe's pts_time: from the container's own "
+        "zero, so the first frame's need not be 0"
+    )
+
+
+class Document(RootModel[list[tuple[int, list[Box]] | tuple[int, list[Box], FrameTime]]]):
+    """Pairs of frame id (0-based, in presentation order) and boxes, best score first, in frame order.
+
+    With `times=true` each has a third member.
+    """
 
 
 class Progress(_Shape):
-    frames_done: int
-    frames_total: int | None = Field(description="null until the whole index is known")
+    frames_done: int = Field(description="frames that are analysed: they are in the answer")
+    frames_missing: int = Field(description="frames found to be missing so far: see completeness")
+    frames_total: int | None = Field(
+        description="frames to be analysed, missing ones too; null until the whole index is known"
+    )
     segments_done: int
     segments_total: int | None
-    fraction: float | None = Field(ge=0, le=1)
+    fraction: float | None = Field(ge=0, le=1, description="of the work, so done and missing of total")
     seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
+
+
+class Video(_Shape):
+    """What is known of the video."""
+
+    container: str = Field(description="FFmpeg's name of the format, such as mov or matroska")
+    codec: str = Field(description="FFmpeg's name, such as h264")
+    pixel_format: str = Field(description="FFmpeg's name, such as yuv420p")
+    width: int = Field(description="pixels of the frame as displayed, rotation applied: those of the boxes")
+    height: int = Field(description="the same")
+    rotation_degrees: int = Field(description="the clockwise turn that displays it upright")
+    frame_rate: str | None = Field(
+        description="average, a fraction such as 30000/1001, if the container tells"
+    )
+    sample_aspect_ratio: str = Field(description="width by height of one pixel, a fraction")
+    time_base: str = Field(description="seconds of one tick of a time stamp, a fraction such as 1/90000")
+    start_seconds: float | None = Field(
+        description="the container's time stamp of the first frame; null until the whole index is known, "
+        "and if the frame has none"
+    )
+    duration_seconds: float | None = Field(description="from the first frame to the end of the last")
+    variable_frame_rate: bool | None = Field(
+        default=None, description="absent until the whole index is known"
+    )
+
+
+class Model(_Shape):
+    """What analysed the frames."""
+
+    name: str
+    sha256: str = Field(description="of all that decides what it finds")
+    device: str = Field(description="the kind of device: cpu or cuda")
+    labels: list[str] = Field(description="all that it can find, in its own order")
 
 
 class Source(_Shape):
@@ -98,10 +146,10 @@ class JobReport(_Shape):
     progress: Progress
     options: dict[str, Any] = Field(description="the options that were given, and the model that runs")
     source: Source
-    video: dict[str, Any] | None = Field(description="container, codec, size, rotation, frame rate, duration")
-    model: dict[str, Any] | None = Field(description="name, sha256, device")
+    video: Video | None
+    model: Model | None
     completeness: dict[str, Any] | None = Field(
-        description="complete or not; frames indexed, wanted, decoded, analysed, undecodable and why"
+        description="complete or not; frames indexed, wanted, analysed, undecodable and why"
     )
     document: dict[str, Any] | None = Field(description="bytes and sha256 of the pairs")
     problem: dict[str, Any] | None = Field(description="why the job failed")

@@ -36,6 +36,19 @@ def test_frames_arrive_in_order_with_their_boxes(shared_instance: Instance, walk
     assert all(left < right and top < bottom for left, top, right, bottom in (box.box_xyxy for box in boxes))
 
 
+def test_frames_come_with_their_times_if_asked_for(shared_instance: Instance, clip: Path) -> None:
+    with Framebox(shared_instance.url).detect(clip, model="none", stride=100, times=True) as answer:
+        assert [frame.pts_seconds for frame in answer.frames()] == [0.0, 4.0, 8.0, 12.0, 16.0]
+    with Framebox(shared_instance.url).detect(clip, model="none", stride=100) as answer:
+        assert [frame.pts_seconds for frame in answer.frames()] == [None] * 5
+
+
+def test_the_command_prints_times_if_asked_for(shared_instance: Instance, clip: Path) -> None:
+    options = ("model=none", "stride=250", "format=ndjson", "times=true")
+    printed = detect(str(clip), "--url", shared_instance.url, *(f"--option={option}" for option in options))
+    assert printed.stdout == b'[0,[],{"pts_seconds":0.0}]\n[250,[],{"pts_seconds":10.0}]\n', printed.stderr
+
+
 @pytest.fixture(scope="module")
 def walkers() -> Path:
     return CHECKOUT / "docs" / "walkers.mp4"

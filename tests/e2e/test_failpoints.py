@@ -121,7 +121,8 @@ def job_ids(instance: Instance) -> set[str]:
 
 def leftovers(instance: Instance, job_id: str) -> list[str]:
     data = instance.data
-    found = [path.name for path in (data / "jobs" / job_id).iterdir() if path.name != "result.pairs"]
+    kept = ("result.pairs", "result.pts")
+    found = [path.name for path in (data / "jobs" / job_id).iterdir() if path.name not in kept]
     unknown = {path.name for path in (data / "jobs").iterdir()} - job_ids(instance)
     return found + [path.name for path in (data / "incoming").iterdir()] + sorted(unknown)
 

@@ -98,7 +98,7 @@ def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: P
         assert instance.result(job_id) == undisturbed
         assert done
         left = sorted(path.name for path in (instance.data / "jobs" / job_id).iterdir())
-        assert left == ["result.pairs"]
+        assert left == ["result.pairs", "result.pts"]
         assert requests.get(f"{instance.url}/readyz", timeout=30).status_code == 200
 
 

@@ -68,7 +68,8 @@ def jobs(instance: Instance) -> list[dict[str, str]]:
 
 def assert_nothing_left(instance: Instance, job_id: str) -> None:
     folder = instance.data / "jobs" / job_id
-    instance.wait(lambda: [path.name for path in folder.iterdir()] == ["result.pairs"], 30, "a tidy folder")
+    kept = ["result.pairs", "result.pts"]
+    instance.wait(lambda: sorted(path.name for path in folder.iterdir()) == kept, 30, "a tidy folder")
     instance.wait(lambda: not instance.decoders(), 30, "decoder children to end")
     assert list((instance.data / "incoming").iterdir()) == []
 

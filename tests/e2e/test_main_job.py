@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import subprocess
 from base64 import b64encode
 from pathlib import Path
@@ -54,6 +56,9 @@ def test_the_report_accounts_for_every_frame(shared_instance: Instance, clip: Pa
     assert (report["video"]["width"], report["video"]["height"]) == (320, 240)
     assert report["video"]["codec"] == "h264"
     assert report["video"]["frame_rate"] == "25"
+    assert report["video"]["time_base"] == "1/12800"
+    assert report["video"]["start_seconds"] == 0.0
+    assert report["model"]["labels"] == []
     completeness = report["completeness"]
     assert completeness["complete"] is True
     assert completeness["truncated"] is False
@@ -89,8 +94,8 @@ def test_every_format_says_the_same(shared_instance: Instance, people_video: Pat
     assert job.json() == boxes
     result = f"{shared_instance.url}/v1/jobs/{job.headers['Framebox-Job']}/result"
     rows = sum(len(row) for _, row in boxes)
-    csv = requests.get(result, params={"format": "csv"}, timeout=30)
-    assert len(csv.text.splitlines()) == rows + 1
+    table = requests.get(result, params={"format": "csv"}, timeout=30)
+    assert len(table.text.splitlines()) == rows + 1
     coco = requests.get(result, params={"format": "coco"}, timeout=30).json()
     assert len(coco["annotations"]) == rows
     assert len(coco["images"]) == len(pairs)
@@ -98,6 +103,53 @@ def test_every_format_says_the_same(shared_instance: Instance, people_video: Pat
     assert len(mot.text.splitlines()) == rows
     ndjson = requests.get(result, params={"format": "ndjson"}, timeout=30)
     assert len(ndjson.text.splitlines()) == len(pairs)
+
+
+def test_every_format_with_times_says_the_same_and_when(
+    shared_instance: Instance, people_video: Path
+) -> None:
+    options = {"start": 30, "end": 33, "times": "true"}  # ten frames a second
+    timed = shared_instance.post(people_video, **options)
+    records = timed.json()
+    assert [record[2]["pts_seconds"] for record in records] == [30 + n / 10 for n in range(30)]
+    result = f"{shared_instance.url}/v1/jobs/{timed.headers['Framebox-Job']}/result"
+    plain = requests.get(result, timeout=30)
+    assert plain.json() == [record[:2] for record in records]
+    digest = b64encode(hashlib.sha256(timed.content).digest()).decode()
+    assert timed.headers["Repr-Digest"] == f"sha-256=:{digest}:"
+    assert timed.headers["ETag"] != plain.headers["ETag"]
+
+    def get(document_format: str) -> requests.Response:
+        return requests.get(result, params={"format": document_format, "times": "true"}, timeout=30)
+
+    times = {record[0]: record[2]["pts_seconds"] for record in records}
+    assert [json.loads(line) for line in get("ndjson").text.splitlines()] == records
+    rows = list(csv.DictReader(get("csv").text.splitlines()))
+    assert len(rows) == sum(len(record[1]) for record in records)
+    assert all(float(row["pts_seconds"]) == times[int(row["frame_id"])] for row in rows)
+    images = get("coco").json()["images"]
+    assert {image["frame_id"]: image["pts_seconds"] for image in images} == times
+    for document_format in ("boxes", "mot"):
+        assert get(document_format).status_code == 400
+
+
+def test_a_job_with_missing_frames_is_never_shown_as_whole(
+    shared_instance: Instance, test_data: Path
+) -> None:
+    answer = shared_instance.post(test_data / "damaged" / "hole.mp4", model="none")
+    assert answer.headers["Framebox-Complete"] == "false"
+    job_id = answer.headers["Framebox-Job"]
+    progress = shared_instance.report(job_id)["progress"]
+    assert (progress["frames_done"], progress["frames_missing"], progress["frames_total"]) == (
+        1264,
+        130,
+        1394,
+    )
+    assert progress["fraction"] == 1.0
+    page = requests.get(f"{shared_instance.url}/", timeout=30).text
+    (row,) = [row for row in page.split("<tr>") if job_id in row]
+    assert "1264 of 1394 frames, 130 missing" in row
+    assert "incomplete" in row
 
 
 def test_two_runs_give_the_same_bytes(shared_instance: Instance, people_video: Path) -> None:

@@ -55,8 +55,8 @@ def test_a_power_cut_loses_nothing_that_was_told(disk: CrashDisk) -> None:
             assert instance.wait_for_end(job_id)["state"] == "succeeded"
         for job_id in (ended, at_work, accepted):
             assert instance.result(job_id) == undisturbed
-            files = [path.name for path in (instance.data / "jobs" / job_id).iterdir()]
-            assert files == ["result.pairs"]
+            files = sorted(path.name for path in (instance.data / "jobs" / job_id).iterdir())
+            assert files == ["result.pairs", "result.pts"]
         assert [*(instance.data / "incoming").iterdir()] == []
 
 

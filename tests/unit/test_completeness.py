@@ -22,6 +22,7 @@ def index(frames: int = 100, *, lost: tuple[int, ...] = (), **changes: object) -
         frames_indexed=frames,
         frames_wanted=frames,
         segments=1,
+        start_pts=0,
         duration_seconds=4.0,
         variable_frame_rate=False,
         truncated=False,

@@ -6,19 +6,29 @@ import csv
 import hashlib
 import io
 import json
+import struct
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
 import ijson
 import pytest
 
-from app.pipeline.document import DocumentDigest, write_document
-from app.pipeline.formats import FormatContext, convert, read_pairs
-from app.pipeline.options import DocumentFormat
+from app.pipeline.document import DocumentDigest, write_document, write_pts
+from app.pipeline.formats import FormatContext, convert
+from app.pipeline.frame_times import FrameTimes, pts_seconds
+from app.pipeline.options import RENDERINGS, TIMED_FORMATS, DocumentFormat, Rendering
 from app.storage.parts import Part, PartStore
 
 BOX = b'{"box":[1.5,2.0,11.0,22.5],"label":"a \\"b\\", c","score":0.75}'
 BODIES = [[b"[0,[]]", b"[1,[" + BOX + b"]]"], [], [b"[4,[" + BOX + b"," + BOX + b"]]"], [b"[5,[]]"]]
+SECONDS = [1.4, 1.433333, 1.533333, 1.566667]  # of frames 0, 1, 4 and 5
 CONTEXT = FormatContext(video_name="clip.mp4", width=64, height=48, labels=("other", 'a "b", c'))
+
+
+def pts_of(record: bytes) -> int:
+    """The time stamp of a frame at 30 a second from 1.4 s on, in ticks of 1/90000."""
+    return 126000 + 3000 * int(json.loads(record)[0])
 
 
 def write_parts(folder: Path, bodies: list[list[bytes]]) -> list[Part]:
@@ -27,7 +37,7 @@ def write_parts(folder: Path, bodies: list[list[bytes]]) -> list[Part]:
     parts = []
     for number, records in enumerate(bodies):
         with store.write(number) as writer:
-            writer.append(records)
+            writer.append(records, [*map(pts_of, records)])
             writer.finish({})
         part = store.read(number)
         assert part is not None
@@ -44,6 +54,7 @@ def make_document(folder: Path, bodies: list[list[bytes]]) -> Path:
     content = (folder / "result.pairs").read_bytes()
     assert facts.size_bytes == len(content)
     assert facts.sha256 == hashlib.sha256(content).hexdigest()
+    write_pts(parts, folder / "result.pts")
     return folder / "result.pairs"
 
 
@@ -69,13 +80,16 @@ def test_parts_without_records_leave_valid_json(tmp_path: Path, bodies: list[lis
     assert [frame_id for frame_id, _ in pairs] == [json.loads(r)[0] for records in bodies for r in records]
 
 
-def test_the_pairs_read_back_line_by_line(document: Path) -> None:
-    assert [list(pair) for pair in read_pairs(document)] == json.loads(document.read_bytes())
+def test_time_stamps_are_joined_in_the_order_of_the_records(document: Path) -> None:
+    stamps = struct.unpack("<4q", document.with_name("result.pts").read_bytes())
+    assert stamps == (126000, 129000, 138000, 141000)
 
 
-def converted(document: Path, target: DocumentFormat) -> bytes:
-    destination = document.with_name(f"result.{target}")
-    convert(document, target, destination, CONTEXT)
+def converted(document: Path, target: DocumentFormat, *, times: bool = False) -> bytes:
+    rendering = Rendering(target, times)
+    destination = document.with_name(f"result.{rendering.name}")
+    frame_times = FrameTimes(document.with_name("result.pts"), Fraction(1, 90000))
+    convert(document, rendering, destination, CONTEXT, frame_times)
     return destination.read_bytes()
 
 
@@ -130,8 +144,92 @@ def test_coco_lists_every_frame_and_every_box(document: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("target", [f for f in DocumentFormat if f is not DocumentFormat.PAIRS])
-def test_every_form_of_an_empty_document_is_whole(tmp_path: Path, target: DocumentFormat) -> None:
-    content = converted(make_document(tmp_path, []), target)
-    if target in (DocumentFormat.BOXES, DocumentFormat.COCO):
+@pytest.mark.parametrize("rendering", [each for each in RENDERINGS if not each.is_document])
+def test_every_form_of_an_empty_document_is_whole(tmp_path: Path, rendering: Rendering) -> None:
+    content = converted(make_document(tmp_path, []), rendering.format, times=rendering.times)
+    if rendering.format in (DocumentFormat.PAIRS, DocumentFormat.BOXES, DocumentFormat.COCO):
         json.loads(content)
+
+
+@pytest.mark.parametrize("target", [DocumentFormat.PAIRS, DocumentFormat.NDJSON])
+def test_a_time_is_the_third_member_of_a_record(document: Path, target: DocumentFormat) -> None:
+    content = converted(document, target, times=True)
+    plain = document.read_bytes()
+    timed = plain
+    for record, seconds in zip([r for records in BODIES for r in records], SECONDS, strict=True):
+        timed = timed.replace(record, record[:-1] + b',{"pts_seconds":%s}]' % str(seconds).encode())
+    if target is DocumentFormat.NDJSON:
+        timed = timed.removeprefix(b"[\n").removesuffix(b"]\n").replace(b",\n", b"\n")
+    assert content == timed
+    assert document.read_bytes() == plain
+
+
+def test_csv_has_the_time_after_the_frame_id(document: Path) -> None:
+    text = converted(document, DocumentFormat.CSV, times=True).decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [*rows[0]][:3] == ["frame_id", "pts_seconds", "x_min"]
+    assert [(row["frame_id"], row["pts_seconds"]) for row in rows] == [
+        ("1", "1.433333"),
+        ("4", "1.533333"),
+        ("4", "1.533333"),
+    ]
+
+
+def test_coco_has_the_time_on_each_image(document: Path) -> None:
+    coco = json.loads(converted(document, DocumentFormat.COCO, times=True))
+    assert [image["pts_seconds"] for image in coco["images"]] == SECONDS
+    plain = json.loads(converted(document, DocumentFormat.COCO))
+    assert coco["annotations"] == plain["annotations"]
+    assert all("pts_seconds" not in image for image in plain["images"])
+
+
+@pytest.mark.parametrize("stamps", [3, 5])
+def test_a_form_with_times_of_other_frames_is_not_made(document: Path, stamps: int) -> None:
+    document.with_name("result.pts").write_bytes(bytes(8 * stamps))
+    with pytest.raises(ValueError, match="zip"):
+        converted(document, DocumentFormat.PAIRS, times=True)
+    assert not document.with_name("result.pairs-times").exists()
+
+
+@pytest.mark.parametrize("document_format", sorted({*DocumentFormat} - {*TIMED_FORMATS}))
+def test_a_format_without_a_place_for_times_has_no_rendering_with_them(
+    document_format: DocumentFormat,
+) -> None:
+    with pytest.raises(ValueError, match="no place"):
+        Rendering(document_format, times=True)
+
+
+@pytest.mark.parametrize("target", TIMED_FORMATS)
+def test_memory_does_not_grow_with_the_frames_that_have_times(tmp_path: Path, target: DocumentFormat) -> None:
+    frames = 50_000
+    document = tmp_path / "result.pairs"
+    with document.open("wb") as file:
+        file.write(b"[\n")
+        file.writelines(b"[%d,[%s]],\n" % (number, BOX) for number in range(frames - 1))
+        file.write(b"[%d,[]]\n]\n" % (frames - 1))
+    document.with_name("result.pts").write_bytes(struct.pack(f"<{frames}q", *range(frames)))
+    tracemalloc.start()
+    try:
+        converted_bytes = len(converted(document, target, times=True))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < converted_bytes + 1_000_000  # the test reads the form back
+
+
+@pytest.mark.parametrize(
+    ("pts", "time_base", "seconds"),
+    [
+        (133200, Fraction(1, 90000), 1.48),
+        (1, Fraction(1, 3), 0.333333),
+        (2, Fraction(1, 3), 0.666667),
+        (-1024, Fraction(1, 12800), -0.08),
+        (-1, Fraction(1, 1_000_000_000), 0.0),
+        (8_589_934_592, Fraction(1, 90000), 95443.717689),
+        (1001, Fraction(1, 30000), 0.033367),
+    ],
+)
+def test_a_time_stamp_is_told_in_seconds_of_six_decimals(
+    pts: int, time_base: Fraction, seconds: float
+) -> None:
+    assert str(pts_seconds(pts, time_base)) == str(seconds)

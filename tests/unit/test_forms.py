@@ -28,9 +28,12 @@ def make_job(data: DataFolder, *names: str) -> Path:
 
 
 def test_conversions_cut_short_are_cleared_and_nothing_else_is(data: DataFolder):
-    kept = ("result.pairs", "result.csv", "result.csv.sha256", ".result.pairs.0a.tmp", "video")
-    folder = make_job(data, *kept, ".result.csv.0b.tmp", ".result.coco.sha256.0c.tmp")
-    assert remove_forms_cut_short(data) == 2
+    whole = ("result.pairs", "result.pts", "result.csv", "result.csv.sha256", "result.pairs-times", "video")
+    of_the_engine = (".result.pairs.0a.tmp", ".result.pts.0a.tmp")
+    kept = (*whole, *of_the_engine)
+    cut_short = (".result.csv.0b.tmp", ".result.coco.sha256.0c.tmp", ".result.pairs-times.0d.tmp")
+    folder = make_job(data, *kept, *cut_short)
+    assert remove_forms_cut_short(data) == len(cut_short)
     assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
 
 

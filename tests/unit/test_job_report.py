@@ -74,12 +74,22 @@ def test_a_succeeded_job_is_whole_and_links_its_result():
     assert report["links"]["result"] == f"/v1/jobs/{JOB.id}/result"
 
 
+def test_missing_frames_are_not_done_and_their_work_is():
+    lossy = dataclasses.replace(JOB, progress=Progress(20, 100, 1, 4, frames_missing=5))
+    progress = public_report(lossy, now=0.0)["progress"]
+    assert (progress["frames_done"], progress["frames_missing"]) == (20, 5)
+    assert progress["fraction"] == 0.25
+    ended = dataclasses.replace(JOB, progress=Progress(87, 100, 4, 4, frames_missing=13))
+    assert public_report(ended, now=0.0)["progress"]["fraction"] == 1.0
+
+
 def test_event_ids_differ_with_every_change_that_a_caller_can_see():
     variants = [
         JOB,
         dataclasses.replace(JOB, state=JobState.SUCCEEDED),
         dataclasses.replace(JOB, progress=Progress(26, 100, 1, 4)),
         dataclasses.replace(JOB, progress=Progress(25, 101, 1, 4)),
+        dataclasses.replace(JOB, progress=Progress(25, 100, 1, 4, frames_missing=1)),
         dataclasses.replace(JOB, cancel_requested=True),
     ]
     assert len({event_id(job) for job in variants}) == len(variants)

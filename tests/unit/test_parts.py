@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,11 @@ def store(tmp_path: Path) -> PartStore:
 
 
 def write(store: PartStore, number: int, records: list[list[bytes]]) -> None:
+    """The frames' time stamps are -3, 37, 77, …"""
+    pts = count(-3, 40)
     with store.write(number) as part:
         for batch in records:
-            part.append(batch)
+            part.append(batch, [next(pts) for _ in batch])
         part.finish({"analysed": sum(map(len, records))})
 
 
@@ -28,7 +32,8 @@ def test_a_part_reads_back_what_was_written(store: PartStore) -> None:
     write(store, 7, [[b"[0,[]]", b"[1,[]]"], [], [b"[2,[]]"]])
     part = store.read(7)
     assert part is not None
-    assert b"".join(part.body()) == b"[0,[]],\n[1,[]],\n[2,[]]"
+    assert b"".join(part.body.blocks()) == b"[0,[]],\n[1,[]],\n[2,[]]"
+    assert struct.unpack("<3q", b"".join(part.pts.blocks())) == (-3, 37, 77)
     assert part.footer == {"analysed": 3}
 
 
@@ -40,20 +45,34 @@ def test_a_part_without_records_is_a_part(store: PartStore) -> None:
     write(store, 0, [])
     part = store.read(0)
     assert part is not None
-    assert part.body_bytes == 0
+    assert (part.body_bytes, part.pts_bytes) == (0, 0)
 
 
 def test_a_writer_that_fails_leaves_nothing(store: PartStore, tmp_path: Path) -> None:
     with pytest.raises(TypeError), store.write(0) as part:
-        part.append([b"[0,[]]", "text"])
+        part.append([b"[0,[]]", "text"], [0, 1])
     assert store.read(0) is None
     assert list((tmp_path / "parts").iterdir()) == []
 
 
 def test_a_writer_that_does_not_finish_leaves_nothing(store: PartStore) -> None:
     with pytest.raises(ValueError, match="not finished"), store.write(0) as part:
-        part.append([b"[0,[]]"])
+        part.append([b"[0,[]]"], [0])
     assert store.read(0) is None
+
+
+def test_a_record_without_a_time_stamp_is_refused(store: PartStore) -> None:
+    with pytest.raises(ValueError, match="2 records with 1 time"), store.write(0) as part:
+        part.append([b"[0,[]]", b"[1,[]]"], [0])
+    assert store.read(0) is None
+
+
+def test_a_part_of_an_older_form_is_torn(store: PartStore, tmp_path: Path) -> None:
+    write(store, 0, [[b"[0,[]]"]])
+    path = tmp_path / "parts" / "00000000.part"
+    path.write_bytes(path.read_bytes().removesuffix(b"FBpart02") + b"FBpart01")
+    with pytest.raises(TornPart):
+        store.read(0)
 
 
 def test_every_cut_and_every_flipped_byte_is_noticed(store: PartStore, tmp_path: Path) -> None:
@@ -73,7 +92,7 @@ def test_every_cut_and_every_flipped_byte_is_noticed(store: PartStore, tmp_path:
 
 def test_the_last_writer_of_a_part_wins_whole(store: PartStore) -> None:
     with store.write(0) as first:
-        first.append([b"[0,[]]"])
+        first.append([b"[0,[]]"], [0])
         write(store, 0, [[b"[0,[]]", b"[1,[]]"]])
         first.finish({"analysed": 1})
     part = store.read(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import EngineUnavailable, InvalidOption
-from app.pipeline.options import DetectionOptions, DocumentFormat, OnDamage
+from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, OnDamage, Rendering
 from app.web.options import FAULTS_TOLD, check_model, describe_values, option_names, parse_options
 
 MODELS = [{"name": "people", "labels": ["person"]}, {"name": "pets", "labels": ["cat", "dog"]}]
@@ -14,7 +14,7 @@ MODELS = [{"name": "people", "labels": ["person"]}, {"name": "pets", "labels": [
 def test_an_empty_query_gives_the_defaults():
     options = parse_options([])
     assert options.detection == DetectionOptions()
-    assert options.format is DocumentFormat.PAIRS
+    assert options.rendering == Rendering(DocumentFormat.PAIRS, times=False)
 
 
 def test_every_option_is_read_from_its_text():
@@ -28,9 +28,10 @@ def test_every_option_is_read_from_its_text():
         "max_side": "640",
         "on_damage": "fail",
         "format": "csv",
+        "times": "true",
     }
     options = parse_options(query.items())
-    assert options.format is DocumentFormat.CSV
+    assert options.rendering == Rendering(DocumentFormat.CSV, times=True)
     assert options.detection == DetectionOptions(
         model="pets",
         min_score=0.25,
@@ -84,6 +85,25 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: str):
         parse_options([(name, value)])
     assert caught.value.extensions["parameter"] == name
     assert caught.value.extensions["allowed"] == describe_values(name)
+
+
+@pytest.mark.parametrize("document_format", ["boxes", "mot"])
+def test_times_in_a_format_without_a_place_for_them_are_refused_with_the_formats_that_have_one(
+    document_format: str,
+):
+    with pytest.raises(InvalidOption) as caught:
+        parse_options([("format", document_format), ("times", "true")])
+    assert caught.value.extensions["parameter"] == "times"
+    assert document_format in caught.value.detail
+    assert all(allowed in caught.value.extensions["allowed"] for allowed in TIMED_FORMATS)
+    assert not parse_options([("format", document_format), ("times", "false")]).rendering.times
+
+
+@pytest.mark.parametrize("value", ["yes", "1", "", "True"])
+def test_times_is_true_or_false(value: str):
+    with pytest.raises(InvalidOption) as caught:
+        parse_options([("times", value)])
+    assert caught.value.extensions["allowed"] == ["true", "false"]
 
 
 @pytest.mark.parametrize("query", [[("stride", "2"), ("fps", "5")], [("start", "5"), ("end", "5")]])

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -22,19 +23,34 @@ from flask.testing import FlaskClient
 
 from app.errors import NoVideoStream
 from app.factory import VERSION, create_app
-from app.jobs.job import JobState
+from app.jobs.job import JobState, Progress
 from app.jobs.store import JobStore
 from app.logs import configure_logging
+from app.pipeline.options import RENDERINGS, Rendering
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 from app.web.openapi import openapi_document, openapi_path
 from app.web.pages import error_entries
 from app.web.routes import ROUTES
-from app.web.schemas import JobList, JobReport, ModelList, Problem
+from app.web.schemas import Document, JobList, JobReport, ModelList, Problem
 
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
 PAIRS = b'[\n[0,[{"box":[1.0,2.0,3.0,4.0],"label":"person","score":0.9}]],\n[1,[]]\n]\n'
+VIDEO_REPORT = {
+    "container": "mpegts",
+    "codec": "h264",
+    "pixel_format": "yuv420p",
+    "width": 64,
+    "height": 48,
+    "rotation_degrees": 0,
+    "frame_rate": "25",
+    "sample_aspect_ratio": "1",
+    "time_base": "1/90000",
+    "start_seconds": 1.4,
+    "duration_seconds": 0.08,
+    "variable_frame_rate": False,
+}
 MODELS = [{"name": "hog-people", "labels": ["person"]}]
 
 
@@ -87,9 +103,11 @@ def _post(client: FlaskClient) -> str:
 def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
     job = store.claim(epoch)
     assert job is not None
-    folder.result(job.id, "pairs").write_bytes(PAIRS)
+    folder.document(job.id).write_bytes(PAIRS)
+    folder.pts(job.id).write_bytes(struct.pack("<2q", 126000, 129600))
     report = {
-        "video": {"width": 64, "height": 48},
+        "video": VIDEO_REPORT,
+        "model": {"name": "hog-people", "sha256": "ab" * 32, "device": "cpu", "labels": ["cat", "person"]},
         "completeness": {"complete": True, "frames_analysed": 2},
         "document": {"bytes": len(PAIRS), "sha256": hashlib.sha256(PAIRS).hexdigest()},
     }
@@ -127,10 +145,20 @@ def test_the_openapi_document_has_every_option_and_no_dangling_reference():
         "max_side",
         "on_damage",
         "format",
+        "times",
     } < {*names}
+    result = document["paths"]["/v1/jobs/{job_id}/result"]["get"]["parameters"]
+    assert {"format", "times"} < {parameter["name"] for parameter in result}
     assert len(names) == len(set(names))
     references = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
     assert references <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize("shape", ["FrameTime", "Progress", "Video", "Model"])
+def test_every_field_with_a_meaning_of_its_own_is_described(shape: str):
+    fields = openapi_document("1")["components"]["schemas"][shape]["properties"]
+    plain = {"name", "segments_done", "segments_total"}
+    assert not {name for name, field in fields.items() if "description" not in field} - plain
 
 
 def test_the_version_is_the_projects():
@@ -203,19 +231,95 @@ def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folde
     assert (head.headers["Content-Length"], head.data) == (str(len(PAIRS)), b"")
 
 
-@pytest.mark.parametrize("document_format", ["boxes", "ndjson", "csv", "coco", "mot"])
+@pytest.mark.parametrize("rendering", [each for each in RENDERINGS if not each.is_document])
 def test_other_forms_are_made_once_and_carry_their_own_digest(
-    client: FlaskClient, folder, store, epoch, document_format: str
+    client: FlaskClient, folder, store, epoch, rendering: Rendering
 ):
     job_id = _post(client)
     _finish(folder, store, epoch)
-    address = f"/v1/jobs/{job_id}/result?format={document_format}"
+    times = "&times=true" if rendering.times else ""
+    address = f"/v1/jobs/{job_id}/result?format={rendering.format}{times}"
     first = client.get(address)
-    made = folder.result(job_id, document_format).stat().st_mtime_ns
+    made = folder.result(job_id, rendering.name).stat().st_mtime_ns
     second = client.get(address)
     assert first.data == second.data
-    assert folder.result(job_id, document_format).stat().st_mtime_ns == made
+    assert folder.result(job_id, rendering.name).stat().st_mtime_ns == made
     assert first.headers["ETag"] == f'"{hashlib.sha256(first.data).hexdigest()}"'
+    assert client.get(address, headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+
+
+def test_times_are_told_if_they_are_asked_for_and_only_then(client: FlaskClient, folder, store, epoch):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    address = f"/v1/jobs/{job_id}/result"
+    timed = client.get(f"{address}?times=true")
+    assert [record[2] for record in timed.json] == [{"pts_seconds": 1.4}, {"pts_seconds": 1.44}]
+    assert timed.headers["Content-Disposition"] == f'inline; filename="{job_id}.times.json"'
+    assert timed.headers["Content-Type"] == "application/json"
+    Document.model_validate(timed.json)
+    plain = client.get(f"{address}?times=false")
+    assert plain.data == PAIRS
+    assert plain.headers["ETag"] != timed.headers["ETag"]
+    accelerated = client.get(f"{address}?times=true", headers={"Framebox-Accel": "1"})
+    assert accelerated.headers["X-Accel-Redirect"] == f"/_results/{job_id}/result.pairs-times"
+    part = client.get(f"{address}?times=true", headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.data) == (206, timed.data[2:6])
+
+
+@pytest.mark.parametrize("document_format", ["boxes", "mot"])
+def test_times_without_a_place_are_refused_of_a_result_too(client: FlaskClient, document_format: str):
+    answer = client.get(f"/v1/jobs/{'a' * 32}/result?format={document_format}&times=true")
+    assert (answer.status_code, answer.json["parameter"]) == (400, "times")
+    assert "pairs, ndjson, csv, coco" in answer.json["allowed"]
+
+
+def test_a_job_goes_with_its_times_and_forms(client: FlaskClient, folder: DataFolder, store, epoch):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    assert client.get(f"/v1/jobs/{job_id}/result?times=true").status_code == 200
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert not folder.job(job_id).exists()
+    assert client.get(f"/v1/jobs/{job_id}/result?times=true").status_code == 404
+
+
+def test_a_form_tells_the_labels_of_the_model_that_ran_and_not_of_those_that_there_are(
+    client: FlaskClient, folder, store, epoch
+):
+    job_id = _post(client)
+    _finish(folder, store, epoch)
+    store.report_engine(epoch, ready=True, models=[{"name": "another", "labels": ["dog"]}])
+    coco = client.get(f"/v1/jobs/{job_id}/result?format=coco")
+    assert coco.status_code == 200
+    assert coco.json["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
+    assert [annotation["category_id"] for annotation in coco.json["annotations"]] == [2]
+
+
+def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: JobStore, epoch: int):
+    _post(client)
+    job = store.claim(epoch)
+    assert job is not None
+    store.update(job.id, epoch, Progress(600, 1394, 7, 14, frames_missing=100))
+    page = client.get("/").text
+    assert "600 of 1394 frames, 100 missing" in page
+    assert "incomplete" not in page
+    store.finish(
+        job.id,
+        epoch,
+        JobState.SUCCEEDED,
+        progress=Progress(1264, 1394, 14, 14, frames_missing=130),
+        report={"completeness": {"complete": False}},
+    )
+    page = client.get("/").text
+    assert "1264 of 1394 frames, 130 missing" in page
+    assert "incomplete" in page
+
+
+def test_the_dashboard_marks_no_whole_job(client: FlaskClient, folder, store, epoch):
+    _post(client)
+    _finish(folder, store, epoch)
+    page = client.get("/").text
+    assert "missing" not in page
+    assert "incomplete" not in page
 
 
 def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient, folder, store, epoch):
