@@ -413,6 +413,7 @@ def _video_report(facts: VideoFacts) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
         "rotation_degrees": facts.rotation_degrees,
+        "mirrored": facts.mirrored,
         "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
         "sample_aspect_ratio": str(facts.sample_aspect_ratio),
         "duration_seconds": facts.duration_seconds,

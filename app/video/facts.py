@@ -19,11 +19,12 @@ class VideoFacts:
     pixel_format: str
     width: int  # as displayed: rotation applied
     height: int
-    rotation_degrees: int  # clockwise turn that displays it upright: 0, 90, 180, 270
+    rotation_degrees: int  # clockwise turn that displays it upright, [0, 360)
     time_base: Fraction  # seconds of one tick of a pts
     frame_rate: Fraction | None  # average, as the container tells; None if it does not
     duration_seconds: float | None  # as the container tells; not the truth about a damaged file
     stream_index: int
+    mirrored: bool = False  # left and right are swapped before that turn
     sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
     frames_from_header: int | None = None  # as the container claims; edit lists and damage make it wrong
 

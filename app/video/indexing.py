@@ -19,7 +19,8 @@ from app.video.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
 from app.video.movie_index import MovieIndex
-from app.video.picture import clockwise_rotation, displayed_size
+from app.video.orientation import orientation_of
+from app.video.picture import displayed_size
 from app.video.planner import PacketFlag, PacketRecord
 
 _RECORDS_A_MESSAGE = 512
@@ -172,13 +173,15 @@ class Indexer:
         stream = self._reader.stream
         check_size(frame.width, frame.height, self._limits)
         width, height = displayed_size(frame)
+        orientation = orientation_of(frame)
         facts = VideoFacts(
             container=self._reader.container.format.name.split(",")[0],
             codec=stream.codec_context.name,
             pixel_format=frame.format.name,
             width=width,
             height=height,
-            rotation_degrees=clockwise_rotation(frame),
+            rotation_degrees=orientation.rotation_degrees,
+            mirrored=orientation.mirrored,
             time_base=_positive(stream.time_base) or Fraction(1, 1000),
             frame_rate=_positive(stream.average_rate),
             duration_seconds=self._duration_seconds(),

@@ -171,7 +171,7 @@ class Fault:
 
 # -- facts
 
-_FACTS = struct.Struct("<64s32s32sIIIqqqqqqdIqq")
+_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,7 @@ def pack_facts(found: FoundVideo) -> bytes:
         facts.width,
         facts.height,
         facts.rotation_degrees,
+        facts.mirrored,
         facts.time_base.numerator,
         facts.time_base.denominator,
         rate.numerator,
@@ -208,10 +209,12 @@ def pack_facts(found: FoundVideo) -> bytes:
 def unpack_facts(payload: bytes) -> FoundVideo:
     if len(payload) != _FACTS.size:
         raise DecoderProtocolError("facts of another length")
-    (container, codec, pixel_format, width, height, rotation, *numbers) = _FACTS.unpack(payload)
+    (container, codec, pixel_format, width, height, rotation, mirrored, *numbers) = _FACTS.unpack(payload)
     tick_n, tick_d, rate_n, rate_d, sar_n, sar_d, duration, stream, frames, first_pts = numbers
-    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE and rotation in (0, 90, 180, 270)):
+    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE):
         raise DecoderProtocolError("an impossible picture size")
+    if rotation >= 360 or mirrored > 1:
+        raise DecoderProtocolError("an impossible orientation")
     if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > 100_000:
         raise DecoderProtocolError("impossible rates")
     if not math.isnan(duration) and not 0 <= duration < 1e13:
@@ -223,6 +226,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         width=width,
         height=height,
         rotation_degrees=rotation,
+        mirrored=bool(mirrored),
         time_base=Fraction(tick_n, tick_d),
         frame_rate=Fraction(rate_n, rate_d) if rate_n else None,
         duration_seconds=None if math.isnan(duration) else duration,
