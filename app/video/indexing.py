@@ -102,9 +102,7 @@ class Indexer:
         if not has_room(context.width * context.height * 4):
             raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
         self._refuse_if_too_large()
-        is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
-        code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE
-        raise VideoRefused(Fault(code))
+        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
 
     def _start_without_decoder(self) -> None:
         """Give the decoder's memory back for the rest of the pass, which does not decode."""
@@ -188,6 +186,7 @@ class Indexer:
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
             frames_from_header=stream.frames or None,
+            other_streams=self._reader.choice.others,
         )
         return FoundVideo(facts, frame.pts)
 
