@@ -6,7 +6,7 @@
     ├── IncompleteBody       400 incomplete_body         ├── Busy                 503 busy
     ├── MalformedBody        400 malformed_body          ├── InsufficientStorage  507 insufficient_storage
     ├── DigestMismatch       400 digest_mismatch         ├── UnusableVideo        422
-    ├── BadRequest           400 bad_request             │   │
+    ├── BadRequest           400 bad_request             │   ├── UnsupportedCodec     unsupported_codec
     ├── InvalidSource        400 invalid_source          │   ├── NoVideoStream        no_video_stream
     ├── RouteNotFound        404 not_found               │   ├── EncryptedVideo       encrypted
     ├── JobNotFound          404 job_not_found           │   ├── NothingDecodable     nothing_decodable
@@ -183,7 +183,15 @@ class NoVideoStream(UnusableVideo):
     code, title = "no_video_stream", "No video stream"
 
 
+class UnsupportedCodec(UnusableVideo):
+    """The container is read, but not the codec of its video. Extensions: ``codec``, ``allowed``."""
+
+    code, title = "unsupported_codec", "Codec not supported"
+
+
 class EncryptedVideo(UnusableVideo):
+    """The video stream is encrypted, wholly or in part, by what the container says of it."""
+
     code, title = "encrypted", "Encrypted video"
 
 

@@ -22,7 +22,20 @@ def test_data() -> Path:
 
     Skips where it is absent, unless FRAMEBOX_REQUIRE_TEST_DATA says that it must be there.
     """
-    folder = Path(os.environ.get("FRAMEBOX_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+    return _present_folder(_test_data_folder())
+
+
+@pytest.fixture(scope="session")
+def failing_videos() -> Path:
+    """The folder of small videos that were once read wrongly, beside the test data. Skips as `test_data`."""
+    return _present_folder(_test_data_folder().parent / "failing" / "videos")
+
+
+def _test_data_folder() -> Path:
+    return Path(os.environ.get("FRAMEBOX_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+
+
+def _present_folder(folder: Path) -> Path:
     if not folder.is_dir():
         reason = f"no test data at {folder}; set FRAMEBOX_TEST_DATA"
         if _is_required("FRAMEBOX_REQUIRE_TEST_DATA"):

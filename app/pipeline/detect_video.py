@@ -33,7 +33,7 @@ from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
 from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
-from app.video.facts import IndexSummary, VideoFacts
+from app.video.facts import IndexSummary, OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -419,11 +419,28 @@ def _video_report(facts: VideoFacts) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
         "rotation_degrees": facts.rotation_degrees,
+        "mirrored": facts.mirrored,
         "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
         "sample_aspect_ratio": str(facts.sample_aspect_ratio),
         "time_base": f"{facts.time_base.numerator}/{facts.time_base.denominator}",
         "start_seconds": None,  # until the whole video is indexed
         "duration_seconds": facts.duration_seconds,
+        "stream": facts.stream_index,
+        "other_streams": [_stream_report(stream) for stream in facts.other_streams],
+    }
+
+
+def _stream_report(stream: OtherStream) -> dict[str, Any]:
+    has_size = stream.width > 0 and stream.height > 0
+    return {
+        "index": stream.index,
+        "kind": stream.kind,
+        "codec": stream.codec or None,
+        "width": stream.width if has_size else None,
+        "height": stream.height if has_size else None,
+        "language": stream.language or None,
+        "default": stream.is_default,
+        "picture": stream.is_picture,
     }
 
 

@@ -18,34 +18,22 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard
 from av.video.stream import VideoStream
 
+from app.video.codecs import DECODERS, DEMUXERS
+from app.video.encryption import is_encrypted
+from app.video.facts import OtherStream
 from app.video.headers import Header, HeaderOverLimit, read_header
 from app.video.limits import VideoLimits
 from app.video.messages import Command, Fault, FaultCode, Message
 from app.video.segments import Entry
+from app.video.streams import choose_among, codec_name, other_streams, real_video_streams
 
-# What FFmpeg may take the bytes for. No playlists, no session descriptions, no still images.
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,gxf,dv,wtv,nut,rm,ivf,"
-    "m4v,h263,h264,hevc,vvc,av1,obu,vc1,mjpeg,yuv4mpegpipe"
-)
-# Decoders by FFmpeg's names. Each is a parser of hostile bytes: only what people have videos in.
-DECODERS = frozenset(
-    name
-    for line in (
-        "h264 hevc vvc vp8 vp9 av1 libdav1d mpeg1video mpeg2video mpeg4 h263 h263i h263p flv vc1",
-        "msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 mjpeg prores dnxhd dvvideo ffv1 huffyuv",
-        "ffvhuff utvideo theora vp6 vp6f rv30 rv40 svq3 cinepak rawvideo v210",
-    )
-    for name in line.split()
-)
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
 _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
-_NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
 class VideoRefused(Exception):
@@ -105,7 +93,7 @@ def _av_options(options: OpenOptions) -> dict[str, str]:
     return {
         "fd": str(options.descriptor),
         "protocol_whitelist": "fd",
-        "format_whitelist": DEMUXERS,
+        "format_whitelist": ",".join(DEMUXERS),
         "codec_whitelist": ",".join(sorted(DECODERS)),
         "max_pixels": str(options.limits.max_pixels),
         "max_streams": str(options.limits.max_streams),
@@ -115,31 +103,45 @@ def _av_options(options: OpenOptions) -> dict[str, str]:
     }
 
 
-def choose_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
-    """Return the default video stream, or the largest of several. The others are not read.
+@dataclass(frozen=True, slots=True)
+class StreamChoice:
+    """The video stream that is read, by its index, and the streams beside it."""
 
-    Raises VideoRefused.
+    index: int
+    others: tuple[OtherStream, ...]
+
+
+def choose_stream(container: InputContainer, options: OpenOptions, header: Header) -> StreamChoice:
+    """Return the choice that ffmpeg makes. Of several candidates packets are read: open the container anew.
+
+    Raises VideoRefused if there is nothing to choose, or the chosen stream is encrypted.
     """
-    if len(container.streams) > limits.max_streams:
-        raise VideoRefused(over_limit("max_streams", limits.max_streams, len(container.streams)))
-    real = [stream for stream in container.streams.video if not stream.disposition & _NO_REAL_VIDEO]
-    if not real:
+    limit = options.limits.max_streams
+    if len(container.streams) > limit:
+        raise VideoRefused(over_limit("max_streams", limit, len(container.streams)))
+    candidates = real_video_streams(container)
+    if not candidates:
         raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
-    stream = max(real, key=_preference)
+    index = candidates[0].index if len(candidates) == 1 else choose_among(container, candidates)
+    chosen = next(stream for stream in candidates if stream.index == index)
+    if is_encrypted(chosen, container.format.name, header, options.descriptor):
+        raise VideoRefused(Fault(FaultCode.ENCRYPTED))
+    return StreamChoice(index, other_streams(container, index))
+
+
+def select_stream(container: InputContainer, index: int, limits: VideoLimits) -> VideoStream:
+    """Return the stream of that index; packets of the others are not read. Raises VideoRefused."""
+    stream = container.streams[index] if index < len(container.streams) else None
+    if not isinstance(stream, VideoStream):
+        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
     context = stream.codec_context
     if context is None or context.codec.name not in DECODERS:
-        raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=codec_name(container, stream)))
     check_size(context.width, context.height, limits)
     return stream
-
-
-def _preference(stream: VideoStream) -> tuple[bool, int, int]:
-    context = stream.codec_context
-    pixels = 0 if context is None else context.width * context.height
-    return bool(stream.disposition & Disposition.default), pixels, -stream.index
 
 
 def over_limit(name: str, limit: int, value: int) -> Fault:
@@ -220,12 +222,20 @@ class PacketReader:
         self.read_errors = 0
         self.gave_up = False
         before_opening(self.header)
-        self._open()
+        container = self._open()
+        self.choice = choose_stream(container, options, self.header)
+        if len(real_video_streams(container)) > 1:  # packets were read to choose among them
+            container.close()
+            container = self._open()
+        self._begin(container)
 
-    def _open(self) -> None:
+    def _open(self) -> InputContainer:
         with self._channel.show_opening():
-            self.container = open_container(self._options)
-        self.stream = choose_stream(self.container, self._options.limits)
+            return open_container(self._options)
+
+    def _begin(self, container: InputContainer) -> None:
+        self.container = container
+        self.stream = select_stream(container, self.choice.index, self._options.limits)
         self.container.flags &= ~_GENERATE_PTS
         prepare_decoder(self.stream, self._options)
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
@@ -245,7 +255,7 @@ class PacketReader:
         self.close()
         del self.container, self.stream, self._packets
         gc.collect()  # streams and containers refer to each other: the old decoder's frames would stay
-        self._open()
+        self._begin(self._open())
 
     def read(self) -> Packet[VideoStream] | None:
         """Return the next packet, or None at the end. Failing reads are tried again, so many times."""

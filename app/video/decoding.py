@@ -13,6 +13,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.container import Channel, PacketReader, has_room
+from app.video.fields import field_reader
+from app.video.keyframes import SEARCHED_BYTES, NalReader
 from app.video.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 from app.video.picture import PictureMaker, displayed_size
 from app.video.serial import SerialDecoder
@@ -164,6 +166,9 @@ class MatchingDecoder:
         self._request = request
         self._account = _Account(channel, ring, request)
         self._leaves_out = False
+        context = reader.stream.codec_context
+        nals = NalReader(context.name, context.extradata)
+        self._fields = field_reader(context.name, nals, context.extradata)
 
     def run(self) -> None:
         if self._reader.move_to(self._request.entry):
@@ -189,11 +194,19 @@ class MatchingDecoder:
 
     def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
         rank = self._rank(packet.pts)
-        self._pass_over_references_of_none(is_unwanted=rank < 0 or not self._request.wanted[rank])
+        if not self._is_second_field(packet):  # which is treated as the first: a frame needs both
+            self._pass_over_references_of_none(is_unwanted=rank < 0 or not self._request.wanted[rank])
         if ordinal not in self._request.skipped:
             self._decode(packet, rank)
         elif rank >= 0:
             self._account.statuses[rank] = FrameStatus.SKIPPED
+
+    def _is_second_field(self, packet: Packet[VideoStream]) -> bool:
+        fields = self._fields
+        if fields is None or not (packet.is_keyframe or fields.may_see_fields):
+            return False
+        head = bytes(memoryview(packet)[:SEARCHED_BYTES])
+        return fields.is_second_field(head, packet.size, is_key=packet.is_keyframe)
 
     def _pass_over_references_of_none(self, *, is_unwanted: bool) -> None:
         """Let the decoder leave out the next picture if it is unwanted and no other needs it."""

@@ -7,14 +7,18 @@ from app.errors import (
     FrameboxError,
     NothingDecodable,
     NoVideoStream,
+    UnsupportedCodec,
     UnsupportedVideo,
     VideoOverLimit,
 )
+from app.video.codecs import CONTAINERS, DECODERS
 from app.video.messages import Fault, FaultCode
 
-CONTAINERS = (
-    "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, and raw H.264, HEVC or AV1"
-)
+_PLAIN_FAULTS: dict[FaultCode, tuple[type[FrameboxError], str]] = {
+    FaultCode.NO_VIDEO_STREAM: (NoVideoStream, "The file holds no video stream."),
+    FaultCode.ENCRYPTED: (EncryptedVideo, "The video is encrypted."),
+    FaultCode.NOTHING_DECODABLE: (NothingDecodable, "No frame of the video could be decoded."),
+}
 
 
 def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
@@ -23,12 +27,11 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
     `memory_bytes` is what the child might take.
     """
     match fault.code:
-        case FaultCode.NO_VIDEO_STREAM:
-            return NoVideoStream("The file holds no video stream.")
-        case FaultCode.ENCRYPTED:
-            return EncryptedVideo("The video is encrypted.")
-        case FaultCode.NOTHING_DECODABLE:
-            return NothingDecodable("No frame of the video could be decoded.")
+        case FaultCode.UNSUPPORTED_CODEC:
+            return UnsupportedCodec(
+                f"The codec of the video, {fault.codec}, is not supported.",
+                {"codec": fault.codec, "allowed": sorted(DECODERS)},
+            )
         case FaultCode.OVER_LIMIT:
             return over_limit(fault.limit, fault.limit_value, fault.value)
         case FaultCode.OUT_OF_MEMORY:
@@ -36,6 +39,9 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
                 f"The video needs more memory to decode than a decoder may take, {memory_bytes} bytes.",
                 {"limit": "decoder_memory_bytes", "limit_value": memory_bytes},
             )
+        case code if code in _PLAIN_FAULTS:
+            error, detail = _PLAIN_FAULTS[code]
+            return error(detail)
         case _:
             return UnsupportedVideo(
                 "The bytes are no video that this service reads.", {"allowed": CONTAINERS}

@@ -11,11 +11,13 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from app.video.gif_header import is_still_gif
 from app.video.limits import VideoLimits
 from app.video.matroska_header import MatroskaReader
 
@@ -26,9 +28,17 @@ _BLOCK_ENTRIES = 16384  # of a table, read at a time: tables of long videos take
 _STTS = np.dtype([("samples", ">u4"), ("ticks", ">u4")])
 _CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
 _OF_TAGS = frozenset((b"udta", b"meta", b"ilst"))
-_ENCRYPTED = frozenset((b"encv", b"pssh", b"sinf"))
+_ENCRYPTED_ENTRIES = frozenset((b"encv", b"drmi"))  # of Common Encryption, and of FairPlay before it
+_IMAGE_BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"))
+_MAX_DESCRIPTIONS = 1000  # looked at, of a track
 _FIRST_BOXES = frozenset(
     (
+        b"jP  ",  # Motion JPEG 2000
+        b"udta",
+        b"ediw",
+        b"junk",
+        b"pict",
+        b"prfl",
         b"ftyp",
         b"moov",
         b"mdat",
@@ -79,6 +89,7 @@ class Track:
     sample_bytes: int = 0  # of each; 0 where a table tells
     chunks: int = 0
     descriptions: int = 0
+    is_encrypted: bool = False  # by one of its descriptions at least
     tables: dict[bytes, Table] = field(default_factory=dict)  # by their boxes' names
     ticks: float = 0.0  # of all samples together
     is_tick_each: bool = False  # one entry of stts says that every sample lasts one tick
@@ -109,7 +120,6 @@ class Header:
     declared_bytes: int | None = None  # length of the whole, where the container tells it
     tracks: list[Track] = field(default_factory=list)
     fragment_samples: int = 0
-    is_encrypted: bool = False
     is_still_image: bool = False
 
     @property
@@ -142,6 +152,8 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
         matroska.count_tags(_Counter("max_tags", limits.max_tags).add)
     elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
         header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
+    elif start[:6] in (b"GIF87a", b"GIF89a"):
+        header.is_still_image = is_still_gif(descriptor)
     return header
 
 
@@ -185,10 +197,12 @@ class _Mp4Reader:
 
     def read(self) -> None:
         end = 0
-        has_meta = False
+        has_meta = is_image = False
         for number, box in enumerate(self._boxes(0, self._header.file_bytes, 0)):
             end = box.end
             has_meta |= box.kind == b"meta"
+            if box.kind == b"ftyp":
+                is_image |= os.pread(self._descriptor, 4, box.start) in _IMAGE_BRANDS
             if number > _MAX_TOP_BOXES:
                 raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
             if box.kind in (b"moov", b"moof"):
@@ -196,7 +210,7 @@ class _Mp4Reader:
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
         self._header.declared_bytes = end
-        self._header.is_still_image = has_meta and not self._has_movie
+        self._header.is_still_image = is_image or (has_meta and not self._has_movie)
 
     def _read_movie(self, movie: Box) -> None:
         self._has_movie = True
@@ -206,8 +220,6 @@ class _Mp4Reader:
             if box.kind == b"trak":
                 self._header.tracks.append(Track())
                 self._check("max_streams", self._limits.max_streams, len(self._header.tracks))
-            elif box.kind in _ENCRYPTED:
-                self._header.is_encrypted = True
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
             elif box.kind == b"mvhd":
@@ -277,8 +289,8 @@ class _Mp4Reader:
                 track.edits = self._edits(box)
             case b"stsd":
                 track.descriptions = self._number(box.start + 4)
-                kind = os.pread(self._descriptor, 8, box.start + 8)[4:]
-                self._header.is_encrypted |= kind in _ENCRYPTED
+                entries = islice(self._boxes(box.start + 8, box.end, box.depth + 1), _MAX_DESCRIPTIONS)
+                track.is_encrypted |= any(entry.kind in _ENCRYPTED_ENTRIES for entry in entries)
 
     def _note_table(self, box: Box, track: Track, *, head_bytes: int = 8) -> None:
         table = Table(box.start + head_bytes, box.end, self._number(box.start + head_bytes - 4))

@@ -19,7 +19,8 @@ from app.video.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
 from app.video.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
 from app.video.movie_index import MovieIndex
-from app.video.picture import clockwise_rotation, displayed_size
+from app.video.orientation import orientation_of
+from app.video.picture import displayed_size
 from app.video.planner import PacketFlag, PacketRecord
 from app.video.watch import PacketWatch
 
@@ -105,9 +106,7 @@ class Indexer:
         if not has_room(context.width * context.height * 4):
             raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
         self._refuse_if_too_large()
-        is_encrypted = self._reader.header.is_encrypted or "enc_key_id" in self._reader.stream.metadata
-        code = FaultCode.ENCRYPTED if is_encrypted else FaultCode.NOTHING_DECODABLE
-        raise VideoRefused(Fault(code))
+        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
 
     def _start_without_decoder(self) -> None:
         """Give the decoder's memory back for the rest of the pass, which does not decode."""
@@ -178,19 +177,22 @@ class Indexer:
         stream = self._reader.stream
         check_size(frame.width, frame.height, self._limits)
         width, height = displayed_size(frame)
+        orientation = orientation_of(frame)
         facts = VideoFacts(
             container=self._reader.container.format.name.split(",")[0],
             codec=stream.codec_context.name,
             pixel_format=frame.format.name,
             width=width,
             height=height,
-            rotation_degrees=clockwise_rotation(frame),
+            rotation_degrees=orientation.rotation_degrees,
+            mirrored=orientation.mirrored,
             time_base=_positive(stream.time_base) or Fraction(1, 1000),
             frame_rate=_positive(stream.average_rate),
             duration_seconds=claimed_seconds(self._reader),
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
             frames_from_header=stream.frames or None,
+            other_streams=self._reader.choice.others,
         )
         return FoundVideo(facts, frame.pts, self._movie.is_movie)
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.video.evidence import Evidence
-from app.video.facts import VideoFacts
+from app.video.facts import OtherStream, VideoFacts
 from app.video.planner import PacketRecord
 from app.video.segments import Entry
 
@@ -27,6 +27,8 @@ HEAD = struct.Struct("<II")
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # from the child
 MAX_COMMAND_BYTES = 512 * 1024 * 1024  # from the engine: a segment's time stamps
 MAX_FRAME_SIDE = 1 << 16
+_MAX_STREAM_INDEX = 100_000
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _NONE = -(2**63)  # a time stamp or position that is absent
 
 
@@ -77,6 +79,7 @@ class FaultCode(IntEnum):
     OVER_LIMIT = 5
     ENTRY_NOT_FOUND = 6
     OUT_OF_MEMORY = 7
+    UNSUPPORTED_CODEC = 8
 
 
 def pack(kind: int, payload: bytes = b"") -> bytes:
@@ -147,7 +150,7 @@ class Ready:
 
 # -- faults
 
-_FAULT = struct.Struct("<Iqq32s")
+_FAULT = struct.Struct("<Iqq32s32s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,25 +159,30 @@ class Fault:
     limit: str = ""  # the limit's name, with OVER_LIMIT
     limit_value: int = 0
     value: int = 0
+    codec: str = ""  # its name, with UNSUPPORTED_CODEC
 
     def pack(self) -> bytes:
-        return _FAULT.pack(self.code, self.limit_value, self.value, _text(self.limit, 32))
+        names = (_text(self.limit, 32), _text(self.codec, 32))
+        return _FAULT.pack(self.code, self.limit_value, self.value, *names)
 
     @classmethod
     def unpack(cls, payload: bytes) -> Fault:
         if len(payload) != _FAULT.size:
             raise DecoderProtocolError("a fault of another length")
-        code, limit_value, value, limit = _FAULT.unpack(payload)
+        code, limit_value, value, limit, codec = _FAULT.unpack(payload)
         try:
             fault = FaultCode(code)
         except ValueError as error:
             raise DecoderProtocolError("an unknown fault") from error
-        return cls(fault, _name(limit), limit_value, value)
+        return cls(fault, _name(limit), limit_value, value, _name(codec))
 
 
 # -- facts
 
-_FACTS = struct.Struct("<64s32s32sIIIqqqqqqdIqq?")
+_STREAM_KINDS = ("video", "audio", "subtitle", "data", "attachment", "unknown")
+_MAX_OTHER_STREAMS = 32
+_STREAM = struct.Struct("<II32sII16sII")
+_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +204,7 @@ def pack_facts(found: FoundVideo) -> bytes:
         facts.width,
         facts.height,
         facts.rotation_degrees,
+        facts.mirrored,
         facts.time_base.numerator,
         facts.time_base.denominator,
         rate.numerator,
@@ -207,18 +216,61 @@ def pack_facts(found: FoundVideo) -> bytes:
         _absent(facts.frames_from_header),
         _absent(found.first_shown_pts),
         found.enumerates_frames,
+    ) + b"".join(map(_pack_stream, facts.other_streams))
+
+
+def _pack_stream(stream: OtherStream) -> bytes:
+    kind = stream.kind if stream.kind in _STREAM_KINDS else "unknown"
+    return _STREAM.pack(
+        stream.index,
+        _STREAM_KINDS.index(kind),
+        _text(stream.codec, 32),
+        min(stream.width, MAX_FRAME_SIDE),
+        min(stream.height, MAX_FRAME_SIDE),
+        _plain_text(stream.language, 16),
+        stream.is_default,
+        stream.is_picture,
+    )
+
+
+def _plain_text(value: str, size: int) -> bytes:
+    """What a container says, less the characters that the engine would refuse."""
+    return _text("".join(char for char in value if char in _PLAIN), size)
+
+
+def _unpack_stream(fields: tuple[Any, ...], *, chosen: int) -> OtherStream:
+    index, kind, codec, width, height, language, is_default, is_picture = fields
+    if index > _MAX_STREAM_INDEX or index == chosen or kind >= len(_STREAM_KINDS):
+        raise DecoderProtocolError("an impossible stream")
+    if max(width, height) > MAX_FRAME_SIDE or max(is_default, is_picture) > 1:
+        raise DecoderProtocolError("an impossible stream")
+    return OtherStream(
+        index,
+        _STREAM_KINDS[kind],
+        _name(codec),
+        width,
+        height,
+        _name(language),
+        bool(is_default),
+        bool(is_picture),
     )
 
 
 def unpack_facts(payload: bytes) -> FoundVideo:
-    if len(payload) != _FACTS.size:
+    others = payload[_FACTS.size :]
+    payload = payload[: _FACTS.size]
+    if len(payload) != _FACTS.size or len(others) % _STREAM.size:
         raise DecoderProtocolError("facts of another length")
-    (container, codec, pixel_format, width, height, rotation, *numbers) = _FACTS.unpack(payload)
+    if len(others) > _MAX_OTHER_STREAMS * _STREAM.size:
+        raise DecoderProtocolError("too many streams")
+    (container, codec, pixel_format, width, height, rotation, mirrored, *numbers) = _FACTS.unpack(payload)
     *rates, duration, stream, frames, first_pts, enumerates = numbers
     tick_n, tick_d, rate_n, rate_d, sar_n, sar_d = rates
-    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE and rotation in (0, 90, 180, 270)):
+    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE):
         raise DecoderProtocolError("an impossible picture size")
-    if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > 100_000:
+    if rotation >= 360 or mirrored > 1:
+        raise DecoderProtocolError("an impossible orientation")
+    if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > _MAX_STREAM_INDEX:
         raise DecoderProtocolError("impossible rates")
     if not math.isnan(duration) and not 0 <= duration < 1e13:
         raise DecoderProtocolError("an impossible duration")
@@ -229,12 +281,14 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         width=width,
         height=height,
         rotation_degrees=rotation,
+        mirrored=bool(mirrored),
         time_base=Fraction(tick_n, tick_d),
         frame_rate=Fraction(rate_n, rate_d) if rate_n else None,
         duration_seconds=None if math.isnan(duration) else duration,
         stream_index=stream,
         sample_aspect_ratio=Fraction(sar_n, sar_d),
         frames_from_header=_present(frames),
+        other_streams=tuple(_unpack_stream(one, chosen=stream) for one in _STREAM.iter_unpack(others)),
     )
     return FoundVideo(facts, _present(first_pts), bool(enumerates))
 

@@ -73,6 +73,8 @@ class _Run:
     def add(self, packet: PacketRecord, *, is_shown: bool) -> None:
         self.packet_count += 1
         if not is_shown:
+            if self.last_leading and self.last_leading == self.packet_count - 1:
+                self.last_leading = self.packet_count  # the second field of a frame shown before the key
             return
         if packet.pts is None:
             self.missing_pts = True

@@ -131,6 +131,7 @@ _REPORT = Answer(200, "The job's report.", shape=schemas.JobReport)
 _VIDEO_ERRORS = (
     errors.UnsupportedVideo,
     errors.NoVideoStream,
+    errors.UnsupportedCodec,
     errors.EncryptedVideo,
     errors.NothingDecodable,
     errors.VideoOverLimit,

@@ -138,6 +138,18 @@ def test_discarded_packets_are_read_but_own_no_frame() -> None:
     assert segment.packet_count == 5
 
 
+def test_a_segment_reads_on_to_the_second_field_of_its_last_leading_picture() -> None:
+    packets = packets_of([0, 1, 2], [5, 3, 4, 6])
+    fields: list[PacketRecord] = []
+    for packet in packets:
+        second = packet._replace(flags=PacketFlag.DISCARD)
+        fields += [packet._replace(ordinal=len(fields)), second._replace(ordinal=len(fields) + 1)]
+    first, second_segment = plan(fields, 3)
+    assert first.pts.tolist() == [0, 1, 2, 3, 4]
+    assert first.packet_count == 2 * 6
+    assert second_segment.packet_count == 2 * 4
+
+
 def test_pictures_before_the_first_that_a_decoder_shows_are_no_frames() -> None:
     (segment,) = plan(packets_of([2, 0, 1, 3]), 100, first_shown_pts=2)
     assert segment.pts.tolist() == [2, 3]

@@ -117,7 +117,9 @@ def test_a_huge_movie_header_is_refused(read: Reader) -> None:
 
 def test_encryption_and_still_images_are_seen(read: Reader) -> None:
     protected = box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", box(b"stsd", bytes(8), box(b"encv"))))))
-    assert read(FTYP + box(b"moov", protected) + box(b"mdat", bytes(99))).is_encrypted
+    keys = box(b"pssh", bytes(20))
+    header = read(FTYP + box(b"moov", keys, track(5), protected) + box(b"mdat", bytes(99)))
+    assert [one.is_encrypted for one in header.tracks] == [False, True]
     assert read(FTYP + box(b"meta", bytes(50)) + box(b"mdat", bytes(99))).is_still_image
 
 

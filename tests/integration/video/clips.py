@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import field_pictures
 import mpeg2_fields
+from field_pictures import CodedField
 
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=size=128x72:rate=25:duration=2"]  # 50 frames, all different
 H264 = ["-c:v", "libx264", "-preset", "veryfast", "-g", "12", "-bf", "3", "-pix_fmt", "yuv420p"]
@@ -55,6 +56,8 @@ TICKS_A_FRAME = 3600  # of 90 kHz
 
 
 H264_FIELDS = field_pictures.coded_fields(50)
+H264_B_FIELDS = field_pictures.coded_b_fields(50)
+MPEG2_B_FIELDS = mpeg2_fields.coded_b_fields(50, group=12)
 MPEG2_FIELDS = mpeg2_fields.coded_fields(50, group=12, is_intra_only=False)
 MPEG2_INTRA_FIELDS = mpeg2_fields.coded_fields(50, group=12, is_intra_only=True)
 
@@ -72,6 +75,24 @@ def _fields(fields: list[bytes], raw_name: str, *, packets_a_frame: int, keyfram
                 packet.stream, packet.time_base = stream, Fraction(1, 90_000)
                 packet.pts = packet.dts = number * step
                 packet.is_keyframe = number * size in keyframes
+                muxer.mux(packet)
+
+    return make
+
+
+def _b_fields(fields: list[CodedField], raw_name: str) -> Recipe:
+    """Field pictures in the order of coding, each in a packet with a time stamp of its own."""
+    field_ticks = TICKS_A_FRAME // 2
+
+    def make(folder: ClipFolder, target: Path) -> None:
+        with av.open(str(folder.get(raw_name))) as raw, av.open(str(target), "w") as muxer:
+            stream = muxer.add_stream_from_template(raw.streams.video[0])
+            for number, field in enumerate(fields):
+                packet = av.Packet(field.data)
+                packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+                packet.dts = number * field_ticks
+                packet.pts = (field.frame + 1) * TICKS_A_FRAME + number % 2 * field_ticks
+                packet.is_keyframe = field.is_entry
                 muxer.mux(packet)
 
     return make
@@ -136,6 +157,13 @@ RECIPES: dict[str, Recipe] = {
     "fields_apart.mkv": _h264_fields(packets_a_frame=2),
     "fields_apart.mp4": _h264_fields(packets_a_frame=2),
     "fields_apart_later.mp4": _frames_then_fields,
+    "b_fields.h264": _raw([field.data for field in H264_B_FIELDS]),
+    "b_fields_apart.ts": _b_fields(H264_B_FIELDS, "b_fields.h264"),
+    "b_fields_apart.mkv": _b_fields(H264_B_FIELDS, "b_fields.h264"),
+    "b_fields_apart.mp4": _b_fields(H264_B_FIELDS, "b_fields.h264"),
+    "mpeg2_b_fields.m2v": _raw([field.data for field in MPEG2_B_FIELDS]),
+    "mpeg2_b_fields_apart.ts": _b_fields(MPEG2_B_FIELDS, "mpeg2_b_fields.m2v"),
+    "mpeg2_b_fields_apart.mkv": _b_fields(MPEG2_B_FIELDS, "mpeg2_b_fields.m2v"),
     "fields.m2v": _raw(MPEG2_FIELDS),
     "fields_intra.m2v": _raw(MPEG2_INTRA_FIELDS),
     "mpeg2_fields.ts": _mpeg2_fields(packets_a_frame=1),

@@ -131,6 +131,10 @@ def _cover(_clips: ClipFolder, target: Path) -> None:
     made.rename(target)
 
 
+def _unknown_codec(clips: ClipFolder, target: Path) -> None:
+    target.write_bytes(clips.get("h264.mp4").read_bytes().replace(b"avc1", b"zq9x"))
+
+
 def _encrypted(_clips: ClipFolder, target: Path) -> None:
     made = target.with_name("encrypted.mp4")
     key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb")
@@ -180,7 +184,7 @@ HOSTILE: dict[str, tuple[Maker, str | None]] = {
     "picture.svg": (_bytes(SVG), "unsupported_video"),
     "frame%03d.jpg": (_made("-frames:v", "1", suffix="jpg"), "unsupported_video"),
     "picture.png": (_made("-frames:v", "1", suffix="png"), "unsupported_video"),
-    "picture.gif": (_made(suffix="gif"), "unsupported_video"),
+    "picture.gif": (_made("-frames:v", "1", suffix="gif"), "unsupported_video"),
     "picture.webp": (_made("-frames:v", "1", suffix="webp"), "unsupported_video"),
     "picture.avif": (
         _made("-frames:v", "1", "-c:v", "libaom-av1", "-still-picture", "1", suffix="avif"),
@@ -216,5 +220,5 @@ HOSTILE: dict[str, tuple[Maker, str | None]] = {
     "wild_time_stamps.mp4": (_stamped(r"PTS+4e8*mod(N\,7)"), None),
     "equal_time_stamps.mkv": (_stamped("0"), None),
     "backward_time_stamps.ts": (_stamped("1e9-PTS*7"), None),
-    "image_codec.mkv": (_made("-c:v", "png", suffix="mkv"), "unsupported_video"),
+    "unknown_codec.mov": (_unknown_codec, "unsupported_codec"),
 }

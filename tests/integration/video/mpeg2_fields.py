@@ -5,14 +5,15 @@ Every macroblock is intra-coded and flat. Source: ITU-T H.262, 6.2 (syntax), B.2
 
 from __future__ import annotations
 
-from field_pictures import HEIGHT, WIDTH, Bits
+from field_pictures import ANCHOR_STEP, HEIGHT, WIDTH, Bits, CodedField, coded_order
 
 _MACROBLOCKS_A_ROW = WIDTH // 16
 _ROWS_A_FIELD = HEIGHT // 32
 _LUMA_SIZES = ("100", "00", "01", "101", "110", "1110", "11110", "111110", "1111110")
 _NO_DIFFERENCE = {True: "100", False: "00"}  # of a block's mean from the one before, by whether it is luma
 _END_OF_BLOCK = "10"
-_INTRA_MACROBLOCK = {1: "1", 2: "00011"}  # by the picture's coding type: I, P
+_I, _P, _B = 1, 2, 3  # the picture's coding type
+_INTRA_MACROBLOCK = {_I: "1", _P: "00011", _B: "00011"}
 
 
 def _unit(code: int, bits: Bits) -> bytes:
@@ -42,11 +43,12 @@ def _group() -> bytes:
 
 def _field(place: int, *, coding_type: int, is_bottom: bool, luma: int) -> bytes:
     head = _numbers((place, 10), (coding_type, 3), (0xFFFF, 16))
-    if coding_type == 2:
-        head.number(0b0111, 4)  # vectors are whole, of MPEG-1 alone
+    for _ in range(coding_type - 1):  # the directions that vectors may have
+        head.number(0b0111, 4)  # of MPEG-1 alone
     head.number(0, 1)
-    forward = 1 if coding_type == 2 else 15
-    extension = _numbers((8, 4), (forward, 4), (forward, 4), (15, 4), (15, 4), (0, 2))
+    forward = 15 if coding_type == _I else 1
+    backward = 1 if coding_type == _B else 15
+    extension = _numbers((8, 4), (forward, 4), (forward, 4), (backward, 4), (backward, 4), (0, 2))
     extension.number(2 if is_bottom else 1, 2)
     extension.number(0, 10)
     slices = (_unit(row + 1, _slice(coding_type, luma)) for row in range(_ROWS_A_FIELD))
@@ -80,9 +82,32 @@ def coded_fields(frames: int, *, group: int, is_intra_only: bool) -> list[bytes]
         place = frame % group
         for is_bottom in (False, True):
             is_first = place == 0 and not is_bottom
-            coding_type = 1 if is_first or is_intra_only else 2
+            coding_type = _I if is_first or is_intra_only else _P
             picture = _field(
                 place, coding_type=coding_type, is_bottom=is_bottom, luma=20 + 3 * frame + is_bottom
             )
             fields.append(_sequence() + _group() + picture if is_first else picture)
+    return fields
+
+
+def coded_b_fields(frames: int, *, group: int) -> list[CodedField]:
+    """2 × `frames` pictures in groups of `group` frames; luma as in `coded_fields`.
+
+    A group begins with an I frame; each P frame comes before the two B frames that are shown before it.
+    """
+    fields = []
+    for start in range(0, frames, group):
+        size = min(group, frames - start)
+        for place in coded_order(size):
+            is_reference = place % ANCHOR_STEP == 0 or place > (size - 1) // ANCHOR_STEP * ANCHOR_STEP
+            for is_bottom in (False, True):
+                is_first = place == 0 and not is_bottom
+                picture = _field(
+                    place,
+                    coding_type=_I if is_first else _P if is_reference else _B,
+                    is_bottom=is_bottom,
+                    luma=20 + 3 * (start + place) + is_bottom,
+                )
+                data = _sequence() + _group() + picture if is_first else picture
+                fields.append(CodedField(data, start + place, is_first))
     return fields

@@ -18,6 +18,7 @@ PIXEL_TOLERANCE = {"mpeg4.mp4": 0.1, "mpeg4.avi": 0.1, "hevc_10.mkv": 4.0}
 CHROMA_IN_THE_MIDDLE = {"prores.mov"}  # streams that do not say where their chroma is
 COUNTED = {
     *("h264.avi", "h264.h264", "fields.h264", "mpeg2.mpg", "mpeg4.avi"),
+    *("b_fields.h264", "mpeg2_b_fields.m2v"),
     *("fields.m2v", "fields_intra.m2v", "mpeg2_fields.mpg", "mpeg2_fields_apart.mpg"),
     *("below_zero.mkv", "joined.ts", "size_change.ts"),
 }
