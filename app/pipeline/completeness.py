@@ -119,7 +119,7 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> dict[str, Any
 
 
 def _hints_at_loss(tally: FrameTally, index: IndexSummary) -> bool:
-    """Whether damaged pictures may stand for frames that are lost: where neither a table nor a clock proves more.
+    """Whether damaged pictures may stand for lost frames, because neither a table nor a clock proves more.
 
     A clock proves what lies between two frames, not that the last one is the last. The first pictures may
     need others from before the recording.

@@ -166,7 +166,7 @@ class _Child:
         FrameCounter(reader, watch, self._channel, request).run()
 
     def _captured_log(self) -> LogCapture:
-        """Begin to take down what FFmpeg logs, before it opens the video: it probes the first packets then."""
+        """Take down what FFmpeg logs, from before it opens the video: it probes the first packets then."""
         self._log = self._log or LogCapture()
         return self._log
 

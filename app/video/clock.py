@@ -22,7 +22,7 @@ Steps = npt.NDArray[np.int64]
 class FrameClock:
     """Learns the step from one frame to the next, in ticks, from the steps themselves, taken in order.
 
-    `nominal_step` is what the container claims. It is used where the steps agree with it, because it is exact.
+    `nominal_step` is what the container claims. Where the steps agree with it, it is used: it is exact.
     """
 
     def __init__(self, nominal_step: Fraction | None) -> None:

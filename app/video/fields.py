@@ -124,7 +124,9 @@ class H264FieldReader:
 
         Every such picture counts one on (7.4.3). Packets must come in order, after `is_second_field`.
         """
-        unit = next((unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None)
+        unit = next(
+            (unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None
+        )
         if unit is None or self._sequence is None or self._sequence.may_leave_out_numbers:
             return None
         try:
@@ -135,7 +137,7 @@ class H264FieldReader:
         if is_needed or unit[0] & 31 == _IDR:
             self._reference_number = number
         next_number = None if before is None else (before + 1) % (1 << self._sequence.frame_number_bits)
-        # After an operation that forgets all references, numbers begin at 0 again, with no mark in this header.
+        # After an operation that forgets all references, numbers begin at 0 again: this header does not tell.
         if before is None or number in (before, next_number, 0, 1):
             return None
         return f"pictures are missing: their numbers jump from {before} to {number}"

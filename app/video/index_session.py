@@ -189,7 +189,9 @@ class IndexSession:
             entry,
             segment_frames=self._segment_frames,
             given_out=self._planner.last_pts,
-            ticks_a_frame=max(1, round(_ticks_a_frame(self.facts) or _USUAL_FRAME_SECONDS / self.facts.time_base)),
+            ticks_a_frame=max(
+                1, round(_ticks_a_frame(self.facts) or _USUAL_FRAME_SECONDS / self.facts.time_base)
+            ),
         )
         count.next_place = lambda: numberer.next_place
         try:
@@ -262,7 +264,7 @@ class IndexSession:
             and numbering.clock.is_unbroken
             and not numbering.lost.total
         )
-        # Between frames of an unbroken clock none can be missing; beyond the first and the last ones they can.
+        # Between frames of an unbroken clock none can be missing; before the first and after the last, some can.
         safe = range(MAX_REORDER + 1, self._packets - MAX_REORDER) if is_unbroken else range(0)
         return IndexSummary(
             frames_indexed=numbering.frames,
@@ -290,7 +292,9 @@ class IndexSession:
         if end.lost and self._is_counted:
             self._notes.append(f"no picture came of the data of {end.lost} frames, which have no ids")
         if end.claimed_seconds is not None:
-            self._notes.append(f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before")
+            self._notes.append(
+                f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before"
+            )
         if self._numbering.unsure_from is not None:
             self._notes.append(
                 f"from frame {self._numbering.unsure_from} on, ids may be lower than in the intact video:"

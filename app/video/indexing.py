@@ -12,7 +12,15 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video import messages
-from app.video.container import Channel, PacketReader, VideoRefused, check_size, claimed_seconds, has_room, overlong_claim
+from app.video.container import (
+    Channel,
+    PacketReader,
+    VideoRefused,
+    check_size,
+    claimed_seconds,
+    has_room,
+    overlong_claim,
+)
 from app.video.facts import VideoFacts
 from app.video.fields import field_reader
 from app.video.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader

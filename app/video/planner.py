@@ -204,7 +204,7 @@ class SegmentNumbering:
         yield first, len(pts)
 
     def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
-        """Yield the frames before which the step is not regular; the clock has taken all regular ones then."""
+        """Yield the frames before which the step is not regular; the clock has taken the regular ones then."""
         offset = 0 if self._previous is not None else 1
         before = [] if self._previous is None else [self._previous[0]]
         steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
@@ -286,8 +286,9 @@ class SegmentPlanner:
     frames are checked and told apart without regard to where segments are cut, so the ids, and the place from
     which frames have to be counted, depend on the packets alone.
 
-    `first_shown_pts` is the time stamp of the first frame that a decoder put out: pictures before it that need
-    frames from before the file are no frames of this video. Raises UnusableTimestamps from `feed` or `finish`.
+    `first_shown_pts` is the time stamp of the first frame that a decoder put out: pictures before it that
+    need frames from before the file are no frames of this video. Raises UnusableTimestamps from `feed` or
+    `finish`.
     """
 
     def __init__(
@@ -352,7 +353,9 @@ class SegmentPlanner:
             return True
         first = self._runs[0].key
         is_entry = bool(first.flags & PacketFlag.KEY) and first.pts is not None
-        return packet.pts >= (min(self._first_shown_pts, first.pts or 0) if is_entry else self._first_shown_pts)
+        return packet.pts >= (
+            min(self._first_shown_pts, first.pts or 0) if is_entry else self._first_shown_pts
+        )
 
     def _close_run(self) -> Iterator[Segment]:
         run = self._runs[-1]
@@ -362,7 +365,10 @@ class SegmentPlanner:
             yield from self._give_up("time stamps that run backward")
         if run.key.flags & PacketFlag.CLEAN and self._first_clean_pts is None:
             self._first_clean_pts = run.key.pts
-        self._greatest, greatest_before = max([*run.pts, *_known(self._greatest)], default=None), self._greatest
+        self._greatest, greatest_before = (
+            max([*run.pts, *_known(self._greatest)], default=None),
+            self._greatest,
+        )
         if run is not self._runs[0] and _is_joint(run, greatest_before):
             yield from self._take_joint(run)
         shown = len(self._runs[-1].pts)  # without what a cut has given to the segment before

@@ -1,8 +1,8 @@
 """In the child: reads packets and takes down what tells that the container has lost data.
 
 Sources of evidence: reads that fail, packets that the demuxer marks as corrupt, its own log, and a walker
-that checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with a
-table of its samples needs none of this: there the table tells which frames are missing.
+that checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with
+a table of its samples needs none of this: there the table tells which frames are missing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class PacketWatch:
         return packet
 
     def note(self, packet: Packet[VideoStream], reason: str) -> None:
-        """Take down evidence that the reader of a packet has found in it. It is sent with the next packet's."""
+        """Take down evidence that was found in a packet which `read` has returned; it goes with the next."""
         self._seen.append((_position(packet), reason))
 
     def overlook(self) -> None:

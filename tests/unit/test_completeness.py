@@ -107,7 +107,12 @@ def test_lost_and_undecodable_frames_are_listed_together_in_order() -> None:
     found = tally(92, undecodable=(FrameRange(3, 4, "refused"), FrameRange(50, 50, "refused")))
     report = completeness_report(found, index(lost=(20, 21, 60, 61, 62)))
     assert report["frames_undecodable"] == 8
-    assert [(gap["first"], gap["last"]) for gap in report["undecodable"]] == [(3, 4), (20, 21), (50, 50), (60, 62)]
+    assert [(gap["first"], gap["last"]) for gap in report["undecodable"]] == [
+        (3, 4),
+        (20, 21),
+        (50, 50),
+        (60, 62),
+    ]
 
 
 def test_gaps_that_touch_across_segments_are_one_range() -> None:

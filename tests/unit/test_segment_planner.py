@@ -263,7 +263,11 @@ def test_a_frame_whose_time_stamp_lies_far_ahead_is_counted() -> None:
 
 
 def numbered(
-    pts: list[int], evidence: Sequence[int] = (), *, segment_frames: int = 1000, sampling: Sampling | None = None
+    pts: list[int],
+    evidence: Sequence[int] = (),
+    *,
+    segment_frames: int = 1000,
+    sampling: Sampling | None = None,
 ) -> tuple[SegmentNumbering, list[int]]:
     """Plan packets of those time stamps with a keyframe every tenth, and return the ids that they get."""
     seen = EvidenceList()
