@@ -204,7 +204,7 @@ class SegmentNumbering:
         yield first, len(pts)
 
     def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
-        """Yield the frames before which the step is not regular; the clock has taken the regular ones then."""
+        """Yield the frames before which the step is odd; the clock has taken the regular steps then."""
         offset = 0 if self._previous is not None else 1
         before = [] if self._previous is None else [self._previous[0]]
         steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
