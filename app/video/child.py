@@ -21,12 +21,13 @@ import numpy.typing as npt
 from app.video import messages, ring, sandbox
 from app.video.container import OpenOptions, PacketReader, VideoRefused
 from app.video.decoding import CountingDecoder, MatchingDecoder
+from app.video.ffmpeg_log import LogTail
 from app.video.headers import Header
 from app.video.indexing import Indexer
 from app.video.limits import VideoLimits
 from app.video.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message
 from app.video.serial import FrameCounter, SerialDecoder
-from app.video.watch import LogCapture, PacketWatch
+from app.video.watch import PacketWatch
 
 
 class Descriptor:
@@ -139,7 +140,7 @@ class _Child:
         self._options = options
         self._ring = ring
         self._reader: PacketReader | None = None
-        self._log: LogCapture | None = None
+        self._log: LogTail | None = None
         self._serial: SerialDecoder | None = None
 
     def serve(self) -> None:
@@ -165,9 +166,9 @@ class _Child:
         watch = PacketWatch(reader, self._channel, log, first_place=first, from_byte=at)
         FrameCounter(reader, watch, self._channel, request).run()
 
-    def _captured_log(self) -> LogCapture:
+    def _captured_log(self) -> LogTail:
         """Take down what FFmpeg logs, from before it opens the video: it probes the first packets then."""
-        self._log = self._log or LogCapture()
+        self._log = self._log or LogTail()
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:

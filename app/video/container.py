@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 from app.video.codecs import DECODERS, DEMUXERS
 from app.video.encryption import is_encrypted
 from app.video.facts import OtherStream
+from app.video.ffmpeg_log import captured
 from app.video.headers import Header, HeaderOverLimit, read_header
 from app.video.limits import VideoLimits
 from app.video.messages import Command, Fault, FaultCode, Message
@@ -79,13 +80,11 @@ def open_container(options: OpenOptions) -> InputContainer:
 def _says_too_many_streams(options: OpenOptions) -> bool:
     """Whether a container that does not open has more streams than it may: FFmpeg's log alone tells."""
     os.lseek(options.descriptor, 0, os.SEEK_SET)
-    av.logging.set_level(av.logging.ERROR)
     with (
-        av.logging.Capture() as log,
+        captured(av.logging.ERROR) as log,
         contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
     ):
         av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
-    av.logging.set_level(None)
     return any("max_streams" in text for _, _, text in log)
 
 

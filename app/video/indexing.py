@@ -22,6 +22,7 @@ from app.video.container import (
     overlong_claim,
 )
 from app.video.facts import VideoFacts
+from app.video.ffmpeg_log import captured
 from app.video.fields import field_reader
 from app.video.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
 from app.video.limits import VideoLimits
@@ -127,15 +128,13 @@ class Indexer:
         """Raises VideoRefused if no frame came because frames have too many pixels: FFmpeg's log tells."""
         self._reader.reopen()
         context = self._reader.stream.codec_context
-        av.logging.set_level(av.logging.ERROR)
-        with av.logging.Capture() as log:
+        with captured(av.logging.ERROR) as log:
             for _ in range(_PACKETS_ASKED_FOR_A_SIZE):
                 packet = self._reader.read()
                 with contextlib.suppress(av.FFmpegError, OSError, ValueError):
                     context.decode(packet)
                 if packet is None:
                     break
-        av.logging.set_level(None)
         for _, _, text in log:
             if found := _TOO_LARGE.search(text):
                 check_size(int(found[1]), int(found[2]), self._limits)

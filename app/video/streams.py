@@ -12,6 +12,7 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from app.video.facts import OtherStream
+from app.video.ffmpeg_log import captured
 
 # ffmpeg's own choice may fall on a cover picture; ours never does.
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
@@ -113,13 +114,11 @@ def _size(stream: Stream, description: str) -> tuple[int, int]:
 
 def _descriptions(container: InputContainer) -> dict[int, str]:
     """What FFmpeg prints of each stream, by index: "h264 (High) (avc1 / 0x31637661), yuv420p, 640x360"."""
-    av.logging.set_level(av.logging.INFO)
     try:
-        text = container.dumps_format()  # type: ignore[attr-defined] # PyAV's stub lacks it
+        with captured(av.logging.INFO):
+            text = container.dumps_format()  # type: ignore[attr-defined] # PyAV's stub lacks it
     except UnicodeDecodeError:
         return {}
-    finally:
-        av.logging.set_level(None)
     found: dict[int, str] = {}
     for index, description in _DESCRIBED.findall(text):
         found.setdefault(int(index), description)

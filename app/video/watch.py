@@ -7,26 +7,22 @@ a table of its samples needs none of this: there the table tells which frames ar
 
 from __future__ import annotations
 
-import logging
 import re
-from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-import av
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from app.video import messages
 from app.video.container import Channel, PacketReader
 from app.video.evidence import Evidence
+from app.video.ffmpeg_log import LogTail
 from app.video.messages import Message
 from app.video.walkers.choice import walker_for
 from app.video.walkers.walker import Walker
 
-_LOG = logging.getLogger("libav")
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
-_LINES_KEPT = 64  # of the log, between two packets
 # What demuxers say of intact files.
 _HARMLESS = re.compile(
     "Could not find codec parameters|Estimating duration|changing packet size|not enough frames to estimate"
@@ -36,28 +32,6 @@ _HARMLESS = re.compile(
 )
 
 
-class LogCapture(logging.Handler):
-    """Keeps the last lines that FFmpeg logged as warnings or errors. One a process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: deque[tuple[str, str]] = deque(maxlen=_LINES_KEPT)
-        logging.raiseExceptions = False
-        _LOG.handlers = [self]
-        _LOG.propagate = False
-        av.logging.set_skip_repeated(False)
-        av.logging.set_level(av.logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append((record.name, record.getMessage()))
-
-    def take(self, demuxer: str) -> list[str]:
-        """Return what that demuxer has logged since, and forget all lines."""
-        lines = [text for name, text in self._lines if name == f"libav.{demuxer}"]
-        self._lines.clear()
-        return [text for text in lines if not _HARMLESS.search(text)]
-
-
 class PacketWatch:
     """The packets of a reader, with evidence of lost data sent ahead of them."""
 
@@ -65,7 +39,7 @@ class PacketWatch:
         self,
         reader: PacketReader,
         channel: Channel,
-        log: LogCapture,
+        log: LogTail,
         *,
         first_place: int = 0,
         from_byte: int = 0,
@@ -123,7 +97,8 @@ class PacketWatch:
         if packet is not None and packet.is_corrupt:
             self._seen.append((position, "the demuxer marks the packet as damaged"))
         for text in self._log.take(self._demuxer or ""):
-            self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
+            if not _HARMLESS.search(text):
+                self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
 
     def _take_from_walker(self, walker: Walker, packet: Packet[VideoStream] | None) -> None:
         """Let the walker go ahead of the packet, and take what it has seen before it."""

@@ -14,11 +14,12 @@ import pytest
 from clips import RECIPES, ClipFolder
 
 from app.video.container import OpenOptions, PacketReader, VideoRefused
+from app.video.ffmpeg_log import LogTail
 from app.video.indexing import Indexer
 from app.video.limits import VideoLimits
 from app.video.messages import Command, IndexEnd, Message, unpack_packets
 from app.video.planner import PacketFlag, PacketRecord
-from app.video.watch import LogCapture, PacketWatch
+from app.video.watch import PacketWatch
 
 FIELDS = ("fields_apart.mp4", "fields_apart_later.mp4")  # whose second fields are told by their bytes alone
 MOVIES = sorted(name for name in RECIPES if name.endswith((".mp4", ".mov")) and name not in FIELDS)
@@ -57,7 +58,7 @@ def index_of(video: Path) -> Recorder:
     descriptor = os.open(video, os.O_RDONLY)
     try:
         reader = PacketReader(OpenOptions(descriptor, 1, limits), recorder)
-        Indexer(reader, PacketWatch(reader, recorder, LogCapture()), recorder, limits).run()
+        Indexer(reader, PacketWatch(reader, recorder, LogTail()), recorder, limits).run()
         reader.close()
     finally:
         os.close(descriptor)
