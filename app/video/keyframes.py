@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from av.codec import Codec
+
 _H264_IDR, _H264_SEI = 5, 6
 _H264_SLICES = (1, 2, 5)
 _H264_MESSAGES = (6, 7, 8, 9, 10, 11, 12)  # SEI, parameter sets, delimiters, ends, filler
@@ -20,6 +22,12 @@ _MPEG2_B = 3
 _LEAST_VOP_BYTES = 9  # MPEG-4: less is a placeholder for a picture that is packed with another, or left out
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
+# Codecs, by FFmpeg's names, whose keyframes need nothing from before: those of others may, as screen recorders'
+# do, and then a video is decoded in one piece.
+_HONEST_KEYFRAMES = frozenset(
+    "vvc av1 libdav1d mpeg1video mpeg2video mpeg4 flv vc1 msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3"
+    " wmv1 wmv2 wmv3 theora vp6 vp6f rv30 rv40 svq3 cinepak".split()
+)
 HEAD_BYTES = 4096  # of a packet, which mostly tell what it is
 SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
 
@@ -61,6 +69,7 @@ class KeyframeReader:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._codec = codec
+        self._is_intra_only = Codec(codec, "r").intra_only
         self.nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
@@ -76,7 +85,7 @@ class KeyframeReader:
             return bool(packet) and not packet[0] & 1
         if self._codec == "vp9":
             return bool(packet) and _vp9_frame(packet).is_key
-        return True
+        return self._codec in _HONEST_KEYFRAMES or self._is_intra_only
 
     def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
         """Whether FFmpeg takes this packet for a keyframe, clean or not, if the container does."""

@@ -23,10 +23,11 @@ from app.video.walkers.choice import walker_for
 from app.video.walkers.walker import Walker
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
-# What demuxers say of intact files.
+# While a container is opened its first packets are read, and much is said of intact files. This is not.
+_SAID_OF_DAMAGE = re.compile("CRC mismatch")
+# What demuxers say of intact files later on.
 _HARMLESS = re.compile(
-    "Could not find codec parameters|Estimating duration|changing packet size|not enough frames to estimate"
-    "|start time for stream|decoding for stream"
+    "changing packet size|not correctly marked"
     r"|missing picture in access unit with size \d$"  # a delimiter at the end of a raw stream
     "|Packet corrupt"  # the packet itself is marked, too
 )
@@ -58,6 +59,9 @@ class PacketWatch:
         is_table = reader.header.has_sample_tables
         name = reader.container.format.name
         self._demuxer = None if is_table else name
+        for text in log.take(name):
+            if not is_table and _SAID_OF_DAMAGE.search(text):
+                self._seen.append((None, f"the demuxer says: {text.strip()}"))
         self._walker = None
         if not is_table:
             self._walker = walker_for(
