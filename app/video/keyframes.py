@@ -10,6 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from av.codec import Codec
+from av.codec.codec import UnknownCodecError
+
+# Codecs whose keyframes containers flag rightly, beside those that have nothing else. The flags of others, as
+# of games' and screen recorders', lie too often: they are decoded from the beginning.
+_RIGHTLY_FLAGGED = frozenset(
+    name
+    for line in (
+        "h264 hevc vvc vp8 vp9 libdav1d mpeg1video mpeg2video mpeg4 h263 h263i h263p flv vc1",
+        "msmpeg4 msmpeg4v1 msmpeg4v2 wmv1 wmv2 wmv3 ffv1 theora vp6 vp6f vp6a rv30 rv40 svq3 cinepak",
+        "png cfhd",
+    )
+    for name in line.split()
+)
 _H264_IDR, _H264_SEI = 5, 6
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
@@ -53,6 +67,7 @@ class KeyframeReader:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._codec = codec
+        self._is_rightly_flagged = codec in _RIGHTLY_FLAGGED or _has_keyframes_only(codec)
         self.nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
@@ -68,7 +83,7 @@ class KeyframeReader:
             return bool(packet) and not packet[0] & 1
         if self._codec == "vp9":
             return bool(packet) and _vp9_frame(packet).is_key
-        return True
+        return self._is_rightly_flagged
 
     def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
         """Whether FFmpeg takes this packet for a keyframe, clean or not, if the container does."""
@@ -90,6 +105,13 @@ class KeyframeReader:
         if self._codec == "vp9":
             is_superframe = packet[-1] & 0xE0 == 0xC0  # which ends with a frame that is shown
             return not is_superframe and not _vp9_frame(packet).is_shown
+        return False
+
+
+def _has_keyframes_only(codec: str) -> bool:
+    try:
+        return Codec(codec, "r").intra_only
+    except UnknownCodecError:
         return False
 
 
