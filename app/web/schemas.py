@@ -84,6 +84,19 @@ class Problem(BaseModel):
     instance: str | None = None
 
 
+class OtherStream(_Shape):
+    """A stream of the container that is not read."""
+
+    index: int
+    kind: Literal["video", "audio", "subtitle", "data", "attachment", "unknown"]
+    codec: str | None = Field(description="FFmpeg's name, or the container's tag if it has none")
+    width: int | None = Field(description="pixels as stored, of a video")
+    height: int | None
+    language: str | None
+    default: bool = Field(description="marked as the default of its kind")
+    picture: bool = Field(description="a cover, a still picture or thumbnails, never taken for the video")
+
+
 class JobReport(_Shape):
     """A job: where it stands, what its video is, whether its answer is complete."""
 
@@ -98,7 +111,12 @@ class JobReport(_Shape):
     progress: Progress
     options: dict[str, Any] = Field(description="the options that were given, and the model that runs")
     source: Source
-    video: dict[str, Any] | None = Field(description="container, codec, size, rotation, frame rate, duration")
+    video: dict[str, Any] | None = Field(
+        description="container, codec, size as displayed, frame rate, duration. rotation_degrees: the "
+        "clockwise turn that displays it, in [0, 360); mirrored: left and right are swapped before that "
+        "turn. stream: index of the video stream that is read; other_streams: at most 32 of those beside "
+        "it, each an OtherStream"
+    )
     model: dict[str, Any] | None = Field(description="name, sha256, device")
     completeness: dict[str, Any] | None = Field(
         description="complete or not; frames indexed, wanted, decoded, analysed, undecodable and why"
@@ -136,6 +154,7 @@ class Readiness(_Shape):
 
 SHAPES: tuple[type[BaseModel], ...] = (
     Document,
+    OtherStream,
     JobReport,
     JobList,
     ModelList,
