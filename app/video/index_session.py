@@ -264,7 +264,7 @@ class IndexSession:
             and numbering.clock.is_unbroken
             and not numbering.lost.total
         )
-        # Between frames of an unbroken clock none is missing. Before the first and after the last some may be.
+        # Between frames of an unbroken clock none is missing; at either end some may be.
         safe = range(MAX_REORDER + 1, self._packets - MAX_REORDER) if is_unbroken else range(0)
         return IndexSummary(
             frames_indexed=numbering.frames,

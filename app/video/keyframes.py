@@ -11,7 +11,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from av.codec import Codec
+from av.codec.codec import UnknownCodecError
 
+# Codecs whose keyframes containers flag rightly, beside those that have nothing else. The flags of others, as
+# of games' and screen recorders', lie too often: they are decoded from the beginning.
+_RIGHTLY_FLAGGED = frozenset(
+    name
+    for line in (
+        "h264 hevc vvc vp8 vp9 libdav1d mpeg1video mpeg2video mpeg4 flv vc1",
+        "msmpeg4 msmpeg4v1 msmpeg4v2 wmv1 wmv2 wmv3 ffv1 theora vp6 vp6f vp6a rv30 rv40 svq3 cinepak",
+        "png cfhd",
+    )
+    for name in line.split()
+)
 _H264_IDR, _H264_SEI = 5, 6
 _H264_SLICES = (1, 2, 5)
 _H264_MESSAGES = (6, 7, 8, 9, 10, 11, 12)  # SEI, parameter sets, delimiters, ends, filler
@@ -22,12 +34,6 @@ _MPEG2_B = 3
 _LEAST_VOP_BYTES = 9  # MPEG-4: less is a placeholder for a picture that is packed with another, or left out
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
-# Codecs, by FFmpeg's names, whose keyframes need nothing from before: those of others may, as screen recorders'
-# do, and then a video is decoded in one piece.
-_HONEST_KEYFRAMES = frozenset(
-    "vvc av1 libdav1d mpeg1video mpeg2video mpeg4 flv vc1 msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3"
-    " wmv1 wmv2 wmv3 theora vp6 vp6f rv30 rv40 svq3 cinepak".split()
-)
 HEAD_BYTES = 4096  # of a packet, which mostly tell what it is
 SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
 
@@ -69,7 +75,7 @@ class KeyframeReader:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._codec = codec
-        self._is_intra_only = Codec(codec, "r").intra_only
+        self._is_rightly_flagged = codec in _RIGHTLY_FLAGGED or _has_keyframes_only(codec)
         self.nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
@@ -85,7 +91,7 @@ class KeyframeReader:
             return bool(packet) and not packet[0] & 1
         if self._codec == "vp9":
             return bool(packet) and _vp9_frame(packet).is_key
-        return self._codec in _HONEST_KEYFRAMES or self._is_intra_only
+        return self._is_rightly_flagged
 
     def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
         """Whether FFmpeg takes this packet for a keyframe, clean or not, if the container does."""
@@ -140,6 +146,13 @@ class KeyframeReader:
         if self._codec == "vp9":
             is_superframe = packet[-1] & 0xE0 == 0xC0  # which ends with a frame that is shown
             return not is_superframe and not _vp9_frame(packet).is_shown
+        return False
+
+
+def _has_keyframes_only(codec: str) -> bool:
+    try:
+        return Codec(codec, "r").intra_only
+    except UnknownCodecError:
         return False
 
 

@@ -55,6 +55,19 @@ class Progress(_Shape):
     seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
 
 
+class OtherStream(_Shape):
+    """A stream of the container that is not read."""
+
+    index: int
+    kind: Literal["video", "audio", "subtitle", "data", "attachment", "unknown"]
+    codec: str | None = Field(description="FFmpeg's name, or the container's tag if it has none")
+    width: int | None = Field(description="pixels as stored, of a video")
+    height: int | None
+    language: str | None
+    default: bool = Field(description="marked as the default of its kind")
+    picture: bool = Field(description="a cover, a still picture or thumbnails, never taken for the video")
+
+
 class Video(_Shape):
     """What is known of the video."""
 
@@ -63,7 +76,10 @@ class Video(_Shape):
     pixel_format: str = Field(description="FFmpeg's name, such as yuv420p")
     width: int = Field(description="pixels of the frame as displayed, rotation applied: those of the boxes")
     height: int = Field(description="the same")
-    rotation_degrees: int = Field(description="the clockwise turn that displays it upright")
+    rotation_degrees: int = Field(description="the clockwise turn that displays it upright, in [0, 360)")
+    mirrored: bool = Field(description="left and right are swapped before that turn")
+    stream: int = Field(description="index of the video stream that is read")
+    other_streams: list[OtherStream] = Field(description="at most 32 of those beside it")
     frame_rate: str | None = Field(
         description="average, a fraction such as 30000/1001, if the container tells"
     )
@@ -86,6 +102,58 @@ class Model(_Shape):
     sha256: str = Field(description="of all that decides what it finds")
     device: str = Field(description="the kind of device: cpu or cuda")
     labels: list[str] = Field(description="all that it can find, in its own order")
+
+
+class FrameIds(_Shape):
+    first: int = Field(description="frame id")
+    last: int = Field(description="frame id, included")
+
+
+class MissingFrames(FrameIds):
+    reason: str
+
+
+class DamagedPlace(_Shape):
+    """A place where the container has lost data, or seems to."""
+
+    position: int | None = Field(description="bytes into the file, if known")
+    seconds: float | None = Field(description="the container's time stamp of the last frame before it")
+    first_frame: int | None = Field(description="likely range of the frames concerned")
+    last_frame: int | None
+    reason: str = Field(description="what does not fit")
+    observations: int = Field(description="how often something did not fit between two packets of the video")
+    harmless: bool = Field(description="it is proven that no frame was lost here")
+
+
+class Completeness(_Shape):
+    """Which frames are in the answer, which are not, and why."""
+
+    complete: bool = Field(description="nothing that was asked for is missing, as far as anything can tell")
+    frames_indexed: int = Field(
+        description="frames of the video, lost ones included where a clock tells them"
+    )
+    frames_wanted: int = Field(description="of these, asked for by the sampling")
+    frames_analysed: int = Field(description="frames in the answer")
+    frames_undecodable: int = Field(description="wanted frames that are not in it")
+    undecodable: list[MissingFrames] = Field(description="which ones; the first 1000 ranges")
+    undecodable_ranges_left_out: int
+    frames_corrupt: int = Field(description="analysed pictures that the decoder marks as damaged")
+    corrupt: list[FrameIds] = Field(description="which ones; the first 1000 ranges")
+    frames_doubtful: int = Field(
+        description="analysed pictures that follow a missing or damaged one, before the next keyframe"
+    )
+    doubtful: list[FrameIds] = Field(description="which ones; the first 1000 ranges")
+    frames_without_id: int = Field(
+        description="where frames had to be counted: data of so many gave no picture"
+    )
+    truncated: bool = Field(description="the file ends before the video does")
+    damage: list[DamagedPlace] = Field(description="where data was lost; the first 100 places")
+    damage_left_out: int
+    proof: Literal["table", "clock", "none"] = Field(
+        description="what proves that no frame is missing: the container's table of samples, time stamps of a "
+        "regular clock, or nothing but the absence of damage"
+    )
+    notes: list[str]
 
 
 class Source(_Shape):
@@ -148,9 +216,7 @@ class JobReport(_Shape):
     source: Source
     video: Video | None
     model: Model | None
-    completeness: dict[str, Any] | None = Field(
-        description="complete or not; frames indexed, wanted, analysed, undecodable and why"
-    )
+    completeness: Completeness | None
     document: dict[str, Any] | None = Field(description="bytes and sha256 of the pairs")
     problem: dict[str, Any] | None = Field(description="why the job failed")
     callbacks: list[CallbackReport] = Field(description="where the job's end is told, and how far that is")
@@ -184,6 +250,7 @@ class Readiness(_Shape):
 
 SHAPES: tuple[type[BaseModel], ...] = (
     Document,
+    OtherStream,
     JobReport,
     JobList,
     ModelList,

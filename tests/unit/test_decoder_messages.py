@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.video import messages
-from app.video.facts import VideoFacts
+from app.video.facts import OtherStream, VideoFacts
 from app.video.messages import (
     BatchMessage,
     CountRequest,
@@ -27,8 +28,24 @@ from app.video.messages import (
 from app.video.planner import PacketFlag, PacketRecord
 from app.video.segments import Entry
 
+OTHERS = (
+    OtherStream(1, "audio", "aac", language="eng", is_default=True),
+    OtherStream(2, "video", "mjpeg", 640, 480, is_picture=True),
+    OtherStream(3, "data", ""),
+)
 FACTS = VideoFacts(
-    "mov", "h264", "yuv420p", 1920, 1080, 90, Fraction(1, 12800), Fraction(30000, 1001), 12.5, 0
+    "mov",
+    "h264",
+    "yuv420p",
+    1920,
+    1080,
+    90,
+    Fraction(1, 12800),
+    Fraction(30000, 1001),
+    12.5,
+    0,
+    mirrored=True,
+    other_streams=OTHERS,
 )
 
 READERS: list[Callable[[bytes], object]] = [
@@ -84,6 +101,39 @@ def test_facts_arrive_as_they_were_sent() -> None:
         assert messages.unpack_facts(messages.pack_facts(found)) == found
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        OtherStream(0, "audio", "aac"),  # the stream that is read
+        OtherStream(2**31, "audio", "aac"),
+        OtherStream(1, "audio", "a\nb"),
+    ],
+)
+def test_impossible_other_streams_are_refused(other: OtherStream) -> None:
+    data = messages.pack_facts(FoundVideo(replace(FACTS, other_streams=(other,)), 0))
+    with pytest.raises(DecoderProtocolError):
+        messages.unpack_facts(data)
+
+
+def test_more_streams_than_are_told_of_are_refused() -> None:
+    others = tuple(OtherStream(number, "audio", "aac") for number in range(1, 34))
+    data = messages.pack_facts(FoundVideo(replace(FACTS, other_streams=others), 0))
+    with pytest.raises(DecoderProtocolError):
+        messages.unpack_facts(data)
+
+
+def test_a_language_loses_the_characters_that_no_language_has() -> None:
+    facts = replace(FACTS, other_streams=(OtherStream(1, "audio", "aac", language="e\x1bn g"),))
+    found = messages.unpack_facts(messages.pack_facts(FoundVideo(facts, 0)))
+    assert found.facts.other_streams[0].language == "eng"
+
+
+@pytest.mark.parametrize("turn", [360, 2**31])
+def test_impossible_orientations_are_refused(turn: int) -> None:
+    with pytest.raises(DecoderProtocolError):
+        messages.unpack_facts(messages.pack_facts(FoundVideo(replace(FACTS, rotation_degrees=turn), 0)))
+
+
 def test_names_cannot_carry_control_characters() -> None:
     data = messages.pack_facts(FoundVideo(FACTS, None)).replace(b"h264", b"h\n64")
     with pytest.raises(DecoderProtocolError):
@@ -93,6 +143,10 @@ def test_names_cannot_carry_control_characters() -> None:
 def test_a_fault_arrives_as_it_was_sent() -> None:
     fault = Fault(FaultCode.OVER_LIMIT, "max_pixels", 100, 2**40)
     assert Fault.unpack(fault.pack()) == fault
+    fault = Fault(FaultCode.UNSUPPORTED_CODEC, codec="avs3")
+    assert Fault.unpack(fault.pack()) == fault
+    with pytest.raises(DecoderProtocolError):
+        Fault.unpack(Fault(FaultCode.UNSUPPORTED_CODEC, codec="<b>").pack())
 
 
 def test_packets_arrive_as_they_were_sent() -> None:

@@ -12,10 +12,10 @@ from reading import CHROMA_LEFT, WHOLE, ReadVideo, ffmpeg_pixels, read_video, sa
 from app.video.decoder import DecoderPool
 
 # Largest mean difference from the ffmpeg command's pixels over a picture, in levels of 255. MPEG-4's inverse
-# transforms differ between versions in the last bit; 10-bit chroma is scaled to full height otherwise
-# by versions before 6.
-PIXEL_TOLERANCE = {"mpeg4.mp4": 0.1, "mpeg4.avi": 0.1, "hevc_10.mkv": 4.0}
-CHROMA_IN_THE_MIDDLE = {"prores.mov"}  # streams that do not say where their chroma is
+# transforms differ between versions in the last bit; 10-bit and sparse chroma is scaled to full size
+# otherwise by versions before 6.
+PIXEL_TOLERANCE = {"mpeg4.mp4": 0.1, "mpeg4.avi": 0.1, "hevc_10.mkv": 4.0, "svq1.mov": 6.0}
+CHROMA_IN_THE_MIDDLE = {"prores.mov", "svq1.mov", "cfhd.mov"}  # streams that do not say where their chroma is
 COUNTED = {
     *("h264.avi", "h264.h264", "fields.h264", "mpeg2.mpg", "mpeg4.avi"),
     *("b_fields.h264", "mpeg2_b_fields.m2v"),

@@ -21,9 +21,13 @@ from app.video.messages import Command, IndexEnd, Message, unpack_packets
 from app.video.planner import PacketFlag, PacketRecord
 from app.video.watch import PacketWatch
 
-FIELDS = ("fields_apart.mp4", "fields_apart_later.mp4")  # whose second fields are told by their bytes alone
+# Their second fields are told by their bytes alone.
+FIELDS = ("b_fields_apart.mp4", "fields_apart.mp4", "fields_apart_later.mp4")
 MOVIES = sorted(name for name in RECIPES if name.endswith((".mp4", ".mov")) and name not in FIELDS)
-READ_WHOLE = {"h264_fragments.mp4", "vp9.mp4"}  # whose headers do not tell everything
+READ_WHOLE = {  # whose headers do not tell everything
+    *("h264_fragments.mp4", "vp9.mp4"),
+    *("cfhd.mov", "png.mov", "qtrle.mov", "rpza.mov", "svq1.mov"),
+}
 DAMAGED = ["hole.mp4", "trunc_faststart.mp4", "editlist.mp4", "opengop.mp4"]
 
 
