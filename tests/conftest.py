@@ -31,6 +31,12 @@ def failing_videos() -> Path:
     return _present_folder(_test_data_folder().parent / "failing" / "videos")
 
 
+@pytest.fixture(scope="session")
+def failing_damage() -> Path:
+    """The folder of small damaged videos with numbered frames, beside the test data. Skips as `test_data`."""
+    return _present_folder(_test_data_folder().parent / "failing" / "damage")
+
+
 def _test_data_folder() -> Path:
     return Path(os.environ.get("FRAMEBOX_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
 

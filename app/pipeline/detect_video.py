@@ -83,9 +83,9 @@ class DetectionReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.model,
-            "video": self.video,
-            "completeness": self.completeness,
-            "document": self.document,
+            "video": self.video or None,
+            "completeness": self.completeness or None,
+            "document": self.document or None,
         }
 
 

@@ -105,6 +105,18 @@ class NumberedFrames:
     pts: npt.NDArray[np.int64]  # (n,) ticks
     time_base: Fraction
 
+    def followed_by(
+        self, frame_ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64], pts: npt.NDArray[np.int64]
+    ) -> NumberedFrames:
+        """Return those frames, with the last of these before them: evidence may lie between."""
+        last = slice(-2 * MAX_REORDER, None)
+        return NumberedFrames(
+            np.concatenate((self.frame_ids[last], frame_ids)),
+            np.concatenate((self.places[last], places)),
+            np.concatenate((self.pts[last], pts)),
+            self.time_base,
+        )
+
     def around(self, evidence: Evidence) -> DamagedPlace:
         """Return what is to be reported: the frames next to the evidence, in the container's order."""
         order = np.argsort(self.places, kind="stable")

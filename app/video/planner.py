@@ -169,7 +169,7 @@ class SegmentNumbering:
             None if is_counted else (places - entry.ordinal).astype(np.int32),
             None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
-        self._latest = NumberedFrames(segment.frame_ids, places, pts, self._time_base)
+        self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
         self._evidence.locate(int(places.max()) + 1, self._latest)
         self.segments += 1
         return segment

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 
 import av
 from av.packet import Packet
@@ -14,6 +13,7 @@ from av.video.stream import VideoStream
 
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, overlong_claim
+from app.video.evidence import MAX_REORDER
 from app.video.fields import H264FieldReader, field_reader
 from app.video.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
@@ -104,7 +104,9 @@ class FrameCounter:
         self._is_bare = reader.container.format.name in _BARE_STREAMS
         self._expected = 0  # frames, by the packets
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
+        self._packets = 0
         self._last_pts: int | None = None
+        self._last_dts: int | None = None
         self._leading: int | None = None  # frames before the first keyframe
         watch.before_sending = self._send_stamps
 
@@ -121,6 +123,7 @@ class FrameCounter:
     def _read_packet(self) -> Packet[VideoStream] | None:
         packet = self._watch.read()
         if packet is not None:
+            self._packets += 1
             self._expected += self._gives_frame(packet)
             if packet.pts is not None:
                 self._last_pts = max(packet.pts, packet.pts if self._last_pts is None else self._last_pts)
@@ -129,6 +132,7 @@ class FrameCounter:
     def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
         """Whether a frame must come of the packet."""
         data = bytes(packet)
+        is_displaced = self._is_displaced(packet)
         head = data[:HEAD_BYTES]
         is_second_field = self._fields is not None and self._fields.is_second_field(
             data, len(data), is_key=packet.is_keyframe
@@ -145,7 +149,18 @@ class FrameCounter:
                 return False
         is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(data)
         is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
-        return not (packet.is_discard or is_second_field or is_empty or is_hidden)
+        is_cut_away = packet.is_discard and not is_displaced
+        return not (is_cut_away or is_second_field or is_empty or is_hidden)
+
+    def _is_displaced(self, packet: Packet[VideoStream]) -> bool:
+        """Whether a time stamp is farther from the decoding time than reordering explains: it is damaged.
+
+        Such a frame may come to lie outside of what an edit list shows.
+        """
+        before, self._last_dts = self._last_dts, packet.dts
+        if packet.pts is None or packet.dts is None or before is None:
+            return False
+        return abs(packet.pts - packet.dts) > 2 * MAX_REORDER * abs(packet.dts - before)
 
     def _send_stamps(self) -> None:
         if self._stamps:
@@ -154,7 +169,7 @@ class FrameCounter:
 
     def _end(self) -> IndexEnd:
         reader = self._reader
-        expected = max(self._expected, self._listed())
+        expected = self._expected + self._not_in_file()
         claimed = overlong_claim(reader, self._last_pts)
         return IndexEnd(
             reader.read_errors,
@@ -165,9 +180,8 @@ class FrameCounter:
             claimed_seconds=claimed,
         )
 
-    def _listed(self) -> int:
-        """Frames from the entry on of which an MP4's tables tell; 0 where there are none."""
+    def _not_in_file(self) -> int:
+        """Samples of which an MP4's tables tell, and that could not be read."""
         if not self._reader.header.has_sample_tables:
             return 0
-        entries = self._reader.stream.index_entries
-        return sum(not entry.is_discard for entry in islice(entries, self._entry.ordinal, None))
+        return max(0, len(self._reader.stream.index_entries) - self._entry.ordinal - self._packets)

@@ -27,9 +27,7 @@ _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
 # What demuxers say of intact files later on.
 _HARMLESS = re.compile(
-    "changing packet size|not correctly marked"
-    r"|missing picture in access unit with size \d$"  # a delimiter at the end of a raw stream
-    "|Packet corrupt"  # the packet itself is marked, too
+    "changing packet size|not correctly marked|Packet corrupt"  # the packet itself is marked, too
 )
 
 
@@ -58,9 +56,11 @@ class PacketWatch:
         self._header = reader.header
         is_table = reader.header.has_sample_tables
         name = reader.container.format.name
-        self._demuxer = None if is_table else name
-        for text in log.take(name):
-            if not is_table and _SAID_OF_DAMAGE.search(text):
+        self._is_watching = not is_table
+        # Of streams without a container, demuxer and decoder have one name: what is said is not told apart.
+        self._demuxer = "" if name == reader.stream.codec_context.name else name
+        for text in log.take(self._demuxer):
+            if self._is_watching and _SAID_OF_DAMAGE.search(text):
                 self._seen.append((None, f"the demuxer says: {text.strip()}"))
         self._walker = None
         if not is_table:
@@ -74,7 +74,7 @@ class PacketWatch:
     def read(self) -> Packet[VideoStream] | None:
         """Return the reader's next packet, None at the end; evidence of what came before it has been sent."""
         packet = self._reader.read()
-        if self._demuxer is None:
+        if not self._is_watching:
             return packet
         self._look_at_reader(packet)
         if self._walker is not None:
@@ -100,7 +100,7 @@ class PacketWatch:
             self._seen.append((position, "reading failed and went on after the damage"))
         if packet is not None and packet.is_corrupt:
             self._seen.append((position, "the demuxer marks the packet as damaged"))
-        for text in self._log.take(self._demuxer or ""):
+        for text in self._log.take(self._demuxer):
             if not _HARMLESS.search(text):
                 self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
 

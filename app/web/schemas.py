@@ -150,7 +150,7 @@ class Completeness(_Shape):
     damage: list[DamagedPlace] = Field(description="where data was lost; the first 100 places")
     damage_left_out: int
     proof: Literal["table", "clock", "none"] = Field(
-        description="what proves that no frame is missing: the container's table of samples, time stamps of a "
+        description="what proves that no frame is missing: the container's table of samples, the stamps of a "
         "regular clock, or nothing but the absence of damage"
     )
     notes: list[str]

@@ -4,38 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from index_summary import index
 
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.video.evidence import DamagedPlace
 from app.video.facts import IndexSummary, Proof
-from app.video.segments import RANGES_KEPT, FrameRange, FrameRanges
+from app.video.segments import RANGES_KEPT, FrameRange
 
 PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)
-
-
-def index(frames: int = 100, *, lost: tuple[int, ...] = (), **changes: object) -> IndexSummary:
-    missing = FrameRanges("the data is missing from the file")
-    missing.add(np.array(lost, dtype=np.int64))
-    summary = IndexSummary(
-        frames_indexed=frames,
-        frames_wanted=frames,
-        segments=1,
-        start_pts=0,
-        duration_seconds=4.0,
-        variable_frame_rate=False,
-        truncated=False,
-        frames_without_id=0,
-        notes=(),
-        lost=missing,
-        damage=(),
-        damage_total=0,
-        is_damage_harmless=True,
-        leading_frames=0,
-        proof=Proof.NONE,
-    )
-    return replace(summary, **changes)  # type: ignore[arg-type]
 
 
 def tally(

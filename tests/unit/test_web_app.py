@@ -20,12 +20,14 @@ import pytest
 import structlog
 from flask import Flask
 from flask.testing import FlaskClient
+from index_summary import index
 
 from app.errors import NoVideoStream
 from app.factory import VERSION, create_app
 from app.jobs.job import JobState, Progress
 from app.jobs.store import JobStore
 from app.logs import configure_logging
+from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.options import RENDERINGS, Rendering
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
@@ -44,6 +46,9 @@ VIDEO_REPORT = {
     "width": 64,
     "height": 48,
     "rotation_degrees": 0,
+    "mirrored": False,
+    "stream": 0,
+    "other_streams": [],
     "frame_rate": "25",
     "sample_aspect_ratio": "1",
     "time_base": "1/90000",
@@ -108,7 +113,7 @@ def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
     report = {
         "video": VIDEO_REPORT,
         "model": {"name": "hog-people", "sha256": "ab" * 32, "device": "cpu", "labels": ["cat", "person"]},
-        "completeness": {"complete": True, "frames_analysed": 2},
+        "completeness": completeness_report(FrameTally(analysed=2), index(2)),
         "document": {"bytes": len(PAIRS), "sha256": hashlib.sha256(PAIRS).hexdigest()},
     }
     store.finish(job.id, epoch, JobState.SUCCEEDED, report=report)

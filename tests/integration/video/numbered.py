@@ -1,0 +1,77 @@
+"""Frames that carry their number, as two rows of 16 black and white cells: 8 bits and their complement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.pipeline.completeness import FrameTally, completeness_report
+from app.video.decoder import DecoderPool
+
+WIDTH, HEIGHT, CELL = 256, 144, 16
+
+
+def drawn_number(pixels: npt.NDArray[np.uint8]) -> int | None:
+    """The number in a picture, (144, 256, 3); None where it cannot be read, or the rows differ."""
+    grey = pixels.astype(np.float32).mean(axis=2)
+    top, bottom = _read(grey[:32]), _read(grey[112:])
+    return top if top == bottom else None
+
+
+def _read(row: npt.NDArray[np.float32]) -> int | None:
+    cells = row[8:24].reshape(CELL, 16, CELL)[:, :, 4:12].mean(axis=(0, 2))
+    bits = cells > 128
+    if (np.abs(cells - 128) < 40).any() or (bits[:8] == bits[8:]).any():
+        return None
+    return int((bits[:8] << np.arange(8)).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a job would say of a video."""
+
+    numbers: dict[int, int | None]  # by frame id
+    completeness: dict[str, Any]
+
+    @property
+    def wrong(self) -> set[int]:
+        """Ids under which another frame's number is seen."""
+        return {frame_id for frame_id, number in self.numbers.items() if number not in (None, frame_id)}
+
+    def ids_in(self, member: str) -> set[int]:
+        """The ids of a list of ranges: undecodable, corrupt, doubtful."""
+        return {n for gap in self.completeness[member] for n in range(gap["first"], gap["last"] + 1)}
+
+
+def answer(pool: DecoderPool, video: Path, *, segment_frames: int = 100) -> Answer:
+    with pool.index(video, segment_frames=segment_frames, cancelled=lambda: False) as index:
+        segments, facts = list(index), index.facts
+        summary = index.summary
+    tally, numbers = FrameTally(), {}
+    for segment in segments:
+        with pool.decode(
+            video,
+            facts,
+            segment,
+            frame_size=(facts.width, facts.height),
+            batch_size=8,
+            cancelled=lambda: False,
+        ) as session:
+            for batch in session:
+                numbers |= {
+                    int(frame_id): drawn_number(pixels)
+                    for frame_id, pixels in zip(batch.frame_ids, batch.frames, strict=True)
+                }
+                batch.release()
+            outcome = session.outcome
+        tally.add(
+            analysed=outcome.frames_decoded,
+            undecodable=outcome.undecodable,
+            corrupt=outcome.corrupt,
+            doubtful=outcome.doubtful,
+        )
+    return Answer(numbers, completeness_report(tally, summary))

@@ -1,0 +1,90 @@
+"""Damaged videos whose frames carry their numbers: what is lost is said, and what is left has its own id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from numbered import answer
+
+from app.video.decoder import DecoderPool
+
+# name: frames that ffmpeg decodes
+DAMAGED = {
+    "flv1__cut_20k_43.flv": 67,
+    "h264__cut_20k_43.avi": 70,
+    "h264__cut_20k_43.h264": 70,
+    "h264__insert_500_43.mkv": 73,
+    "h264__trunc_60.ts": 46,
+    "h264__tsdrop_100.ts": 71,
+    "h264__zeros_20k_43.flv": 69,
+    "h264__zeros_20k_43.mkv": 33,
+    "h264__zeros_20k_43.ts": 71,
+    "hevc__trunc_1k.ts": 79,
+    "hevc__zerotail_5pct.mkv": 74,
+    "hevc__zerotail_5pct.ts": 74,
+    "mjpeg__zeros_20k_43.avi": 73,
+    "mpeg2__cut_500_43.mpg": 79,
+    "mpeg2__tsdrop_100.ts": 75,
+    "mpeg2__zeros_20k_43.mpg": 73,
+    "mpeg2__zeros_20k_43.ts": 74,
+    "mpeg4__zeros_20k_43.avi": 63,
+    "mpeg4_nob__zeros_20k_43.avi": 68,
+    "theora__cut_500_43.ogv": 66,
+    "theora__trunc_60.ogv": 41,
+    "vp8__zeros_20k_43.webm": 35,
+    "vp8_snd__zeros_5pct_43.webm": 75,
+    "vp9__insert_500_43.webm": 71,
+    "vp9__zeros_20k_43.webm": 47,
+    "wmv2__cut_500_43.wmv": 76,
+    "wmv2__zeros_20k_43.wmv": 67,
+}
+# Their frames have time stamps of their own, which name the frames that are left.
+WITH_STAMPS = (".mkv", ".webm", ".ts", ".flv")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_video_is_not_called_complete(name: str, failing_damage: Path, pool: DecoderPool) -> None:
+    found = answer(pool, failing_damage / name)
+    assert len(found.numbers) >= DAMAGED[name]
+    assert found.completeness["complete"] is False
+    assert found.completeness["damage"] or found.completeness["notes"] or found.completeness["undecodable"]
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGED if name.endswith(WITH_STAMPS)])
+def test_frames_after_damage_have_the_ids_of_the_intact_video(
+    name: str, failing_damage: Path, pool: DecoderPool
+) -> None:
+    """But for pictures that are built on what is missing, which the report names."""
+    found = answer(pool, failing_damage / name)
+    assert found.wrong <= found.ids_in("corrupt") | found.ids_in("doubtful")
+    listed = set(found.numbers) | found.ids_in("undecodable")
+    assert listed == set(range(found.completeness["frames_indexed"]))
+
+
+def test_where_a_table_lists_the_samples_each_that_gives_no_picture_counts(
+    failing_damage: Path, pool: DecoderPool
+) -> None:
+    found = answer(pool, failing_damage / "hevc__flip_200.mp4")
+    assert len(found.numbers) == 159
+    assert found.completeness["frames_without_id"] == 1
+    assert found.completeness["complete"] is False
+
+
+@pytest.mark.parametrize("name", ["false_alarm__offset_start_50s.mkv", "false_alarm__trailing_aud.h264"])
+def test_an_intact_video_is_called_complete(name: str, failing_damage: Path, pool: DecoderPool) -> None:
+    found = answer(pool, failing_damage / name)
+    assert found.completeness["complete"] is True
+    assert not found.completeness["damage"]
+    assert not found.wrong
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "hevc__flip_200.mp4"])
+def test_ids_do_not_depend_on_the_length_of_segments(
+    name: str, failing_damage: Path, pool: DecoderPool
+) -> None:
+    long, short = (
+        answer(pool, failing_damage / name, segment_frames=frames).completeness for frames in (120, 15)
+    )
+    for member in ("frames_indexed", "complete", "damage", "undecodable", "notes"):
+        assert short[member] == long[member]
