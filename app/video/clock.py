@@ -29,6 +29,7 @@ class FrameClock:
         self._nominal = nominal_step
         self._regular = 0  # steps
         self._ticks = 0  # all regular steps together
+        self._has_gone_back = False  # the last step was one back: the next one leads back to the clock
         self.odd_steps = 0
         self.smallest: int | None = None  # of all steps, regular or not
         self.largest: int | None = None
@@ -65,6 +66,7 @@ class FrameClock:
     def add_odd(self, step: int) -> None:
         """Take the next step, which is not regular. Until the clock is trusted, learning begins anew."""
         self.odd_steps += self._regular > 0  # else it is the container's claim that is wrong
+        self._has_gone_back = step <= 0
         self._note_extremes(step, step)
         if self._regular < _LEAST_STEPS:
             self._nominal = None
@@ -77,7 +79,8 @@ class FrameClock:
         """
         step = self._step
         least = _LEAST_STEPS_AS_CLAIMED if step == self._nominal else _LEAST_STEPS
-        if step is None or self._regular < least or self.odd_steps * _SHARE > self._regular:
+        is_trusted = self._regular >= least and self.odd_steps * _SHARE <= self._regular
+        if step is None or self._has_gone_back or not is_trusted:
             return 0
         count = round(gap / step)
         drift = 0 if step == self._nominal else Fraction(count, self._regular)

@@ -182,16 +182,16 @@ def claimed_seconds(reader: PacketReader) -> float | None:
     return None
 
 
-def overlong_claim(reader: PacketReader, last_pts: int | None) -> float | None:
-    """The duration that the container claims for the video alone, if the last frame is well before its end.
+def overlong_claim(reader: PacketReader, end_pts: int | None) -> float | None:
+    """The duration that the container claims for the video alone, if the last frame ends well before.
 
     Containers count it from zero or from the first time stamp. Where there are sample tables, they decide.
     """
     stream, claimed = reader.stream, claimed_seconds(reader)
     is_alone = len(reader.container.streams) == 1 and not reader.header.has_sample_tables
-    if claimed is None or not is_alone or last_pts is None or stream.time_base is None:
+    if claimed is None or not is_alone or end_pts is None or stream.time_base is None:
         return None
-    end = float((last_pts - min(0, stream.start_time or 0)) * stream.time_base)
+    end = float((end_pts - min(0, stream.start_time or 0)) * stream.time_base)
     return claimed if claimed - end > max(2.0, claimed / 50) else None
 
 

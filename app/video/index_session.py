@@ -169,7 +169,7 @@ class IndexSession:
             yield from self._plan_by_packets()
         except UnusableTimestamps as unusable:
             self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
-            yield from self._plan_by_count(unusable.entry)
+            yield from self._plan_by_count(unusable.entry, unusable.leading)
         self._summary = self._summarise()
         self.close()
 
@@ -180,7 +180,7 @@ class IndexSession:
         for segment in self._planner.finish():
             yield self._within_limits(segment)
 
-    def _plan_by_count(self, entry: Entry) -> Iterator[Segment]:
+    def _plan_by_count(self, entry: Entry, leading: tuple[int, ...]) -> Iterator[Segment]:
         self.close()
         self._evidence.forget_from(entry.ordinal)
         count = FrameCount(self._source, entry, self._evidence, self._cancelled)
@@ -188,7 +188,7 @@ class IndexSession:
             self._numbering,
             entry,
             segment_frames=self._segment_frames,
-            given_out=self._planner.last_pts,
+            leading=leading,
             ticks_a_frame=max(
                 1, round(_ticks_a_frame(self.facts) or _USUAL_FRAME_SECONDS / self.facts.time_base)
             ),

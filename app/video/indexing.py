@@ -57,7 +57,7 @@ class Indexer:
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._has_told_facts = False
-        self._last_pts: int | None = None
+        self._end_pts: int | None = None
         self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
@@ -82,7 +82,6 @@ class Indexer:
             self._reader.reopen()
         for record in self._movie.records_from(self._ordinal):
             self._add(record)
-            self._note_pts(record.pts)
         if not self._movie.can_replace_reading:
             self._read_on(is_large=True)
 
@@ -156,14 +155,15 @@ class Indexer:
         record = PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
         self._add(record)
         self._movie.check(record)
-        self._note_pts(packet.pts)
+        self._note_end(packet.pts, packet.duration)
 
     def _is_hidden(self, data: memoryview) -> bool:
         return self._keyframes.is_hidden(bytes(data[:4]) + bytes(data[-1:]))
 
-    def _note_pts(self, pts: int | None) -> None:
+    def _note_end(self, pts: int | None, duration: int | None) -> None:
         if pts is not None:
-            self._last_pts = pts if self._last_pts is None else max(pts, self._last_pts)
+            end = pts + (duration or 0)
+            self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
 
     def _add(self, record: PacketRecord) -> None:
         self._records.append(record)
@@ -205,7 +205,7 @@ class Indexer:
 
     def _end(self, lost: int) -> IndexEnd:
         reader = self._reader
-        claimed = overlong_claim(reader, self._last_pts)
+        claimed = overlong_claim(reader, self._end_pts)
         is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
         truncated = is_cut or claimed is not None
         return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)

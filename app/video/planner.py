@@ -55,9 +55,10 @@ class UnusableTimestamps(Exception):
     Frames must then be counted as they come out of a decoder.
     """
 
-    def __init__(self, entry: Entry, reason: str) -> None:
-        super().__init__(entry, reason)
+    def __init__(self, entry: Entry, leading: tuple[int, ...], reason: str) -> None:
+        super().__init__(entry, leading, reason)
         self.entry = entry
+        self.leading = leading  # pts of the entry's leading pictures, which are in a segment before
         self.reason = reason
 
 
@@ -305,7 +306,7 @@ class SegmentPlanner:
         self._frames_from_joint = 0
         self._greatest: int | None = None  # pts of all closed runs
         self._order = _PresentationOrder()
-        self._given_out: PtsArray = np.array([], dtype=np.int64)
+        self._joint_leading: tuple[int, ...] = ()  # pts of its leading pictures
         self._first_clean_pts: int | None = None
         self.leading_frames = 0  # shown before the first clean keyframe: they may need what the file lacks
 
@@ -328,11 +329,6 @@ class SegmentPlanner:
         yield from self._segment_of(self._runs, [])
         self._runs = []
 
-    @property
-    def last_pts(self) -> PtsArray:
-        """The time stamps of the segment that was given out last; empty if none was."""
-        return self._given_out
-
     def _plan(self, packet: PacketRecord) -> Iterator[Segment]:
         starts_run = bool(packet.flags & PacketFlag.KEY) or not self._runs
         if starts_run and self._runs:
@@ -350,6 +346,8 @@ class SegmentPlanner:
         if packet.flags & PacketFlag.DISCARD:
             return False
         if packet.pts is None or self._first_shown_pts is None or self._floor is not None:
+            return True
+        if packet.flags & PacketFlag.CLEAN:
             return True
         first = self._runs[0].key
         is_entry = bool(first.flags & PacketFlag.KEY) and first.pts is not None
@@ -379,6 +377,7 @@ class SegmentPlanner:
         if _has_equal([*self._runs[self._joint : -1], run.leading()], self._floor):
             yield from self._give_up("frames that share a time stamp")
         self._joint = len(self._runs) - 1
+        self._joint_leading = tuple(run.leading().pts)
         if self._frames + len(run.leading().pts) >= self._segment_frames:
             yield from self._cut_at_joint()
         self._floor = run.key.pts
@@ -402,7 +401,6 @@ class SegmentPlanner:
         pts, places = pts[order], places[order]
         first_clean = self._first_clean_pts
         self.leading_frames += len(pts) if first_clean is None else int(np.searchsorted(pts, first_clean))
-        self._given_out = pts
         yield self._numbering.number(
             pts,
             places,
@@ -417,7 +415,7 @@ class SegmentPlanner:
         entry = self._runs[self._joint].key.entry
         if self._joint:
             yield from self._cut_at_joint()
-        raise UnusableTimestamps(entry, reason)
+        raise UnusableTimestamps(entry, self._joint_leading, reason)
 
 
 def _known(value: int | None) -> list[int]:
@@ -464,14 +462,13 @@ class SerialNumbering:
         entry: Entry,
         *,
         segment_frames: int,
-        given_out: PtsArray,
+        leading: tuple[int, ...],
         ticks_a_frame: int,
     ) -> None:
         self._numbering = numbering
         self._entry = entry
         self._segment_frames = segment_frames
-        # Leading pictures of the entry, if they decode: frames of the segment before, which come out first.
-        self._leading = set(given_out.tolist())
+        self._leading = set(leading)  # frames of the segment before: if they decode, they come out first
         self._ticks_a_frame = ticks_a_frame
         self._frames_before = 0
         self._last_pts: int | None = None

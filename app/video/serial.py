@@ -105,7 +105,7 @@ class FrameCounter:
         self._expected = 0  # frames, by the packets
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
         self._packets = 0
-        self._last_pts: int | None = None
+        self._end_pts: int | None = None
         self._last_dts: int | None = None
         self._leading: int | None = None  # frames before the first keyframe
         watch.before_sending = self._send_stamps
@@ -126,7 +126,8 @@ class FrameCounter:
             self._packets += 1
             self._expected += self._gives_frame(packet)
             if packet.pts is not None:
-                self._last_pts = max(packet.pts, packet.pts if self._last_pts is None else self._last_pts)
+                end = packet.pts + (packet.duration or 0)
+                self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
         return packet
 
     def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
@@ -170,7 +171,7 @@ class FrameCounter:
     def _end(self) -> IndexEnd:
         reader = self._reader
         expected = self._expected + self._not_in_file()
-        claimed = overlong_claim(reader, self._last_pts)
+        claimed = overlong_claim(reader, self._end_pts)
         return IndexEnd(
             reader.read_errors,
             reader.gave_up,

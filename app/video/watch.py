@@ -27,7 +27,8 @@ _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
 # What demuxers say of intact files later on.
 _HARMLESS = re.compile(
-    "changing packet size|not correctly marked|Packet corrupt"  # the packet itself is marked, too
+    "changing packet size|not correctly marked|DTS .* out of order|Invalid timestamps"
+    "|Packet corrupt"  # the packet itself is marked, too
 )
 
 

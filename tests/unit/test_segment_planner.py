@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import chain
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,9 +192,7 @@ def test_a_video_without_keyframes_is_not_kept_in_memory() -> None:
 def test_counted_frames_become_segments_of_one_entry() -> None:
     entry = Entry(7, None, None, None, 1)
     numbering = SegmentNumbering(Sampling(stride=2), TICK)
-    serial = SerialNumbering(
-        numbering, entry, segment_frames=3, given_out=np.array([7, 8, 9]), ticks_a_frame=1
-    )
+    serial = SerialNumbering(numbering, entry, segment_frames=3, leading=(7, 8, 9), ticks_a_frame=1)
     segments = serial.feed([8, 9, 10, None, 12, 3, None, *range(5, 40)], ())
     assert [s.frames_before for s in segments] == [2, 5]
     segments += serial.finish((5,))

@@ -17,6 +17,8 @@ WIDTH, HEIGHT, CELL = 256, 144, 16
 
 def drawn_number(pixels: npt.NDArray[np.uint8]) -> int | None:
     """The number in a picture, (144, 256, 3); None where it cannot be read, or the rows differ."""
+    if pixels.shape[:2] != (HEIGHT, WIDTH):
+        return None
     grey = pixels.astype(np.float32).mean(axis=2)
     top, bottom = _read(grey[:32]), _read(grey[112:])
     return top if top == bottom else None
