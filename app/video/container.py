@@ -268,7 +268,7 @@ class PacketReader:
         while self.read_errors < _MAX_READ_ERRORS:
             try:
                 packet = next(self._packets)
-            except StopIteration:
+            except (StopIteration, IndexError):  # PyAV 18.1 trips at the end over streams that came up late
                 return None
             except (av.FFmpegError, OSError):
                 self.read_errors += 1

@@ -67,6 +67,33 @@ def test_a_damaged_video_fails_if_asked_to(shared_instance: Instance, test_data:
     assert failed.json()["frames_undecodable"] == 130
 
 
+def test_a_video_of_nothing_but_damaged_pictures_is_not_answered_with_noise(
+    shared_instance: Instance, failing_videos: Path, tmp_path: Path
+) -> None:
+    """Encrypted video whose header does not call it so: the decoder makes grey pictures of it."""
+    encrypted, disguised = failing_videos / "encrypted_cenc_prog_8s.mp4", tmp_path / "disguised.mp4"
+    disguised.write_bytes(encrypted.read_bytes().replace(b"encv", b"avc1"))
+    answer = shared_instance.post(disguised, model="none")
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "nothing_decodable"
+    assert answer.json()["frames_corrupt"] == answer.json()["frames_analysed"] == 240
+
+
+def test_a_lossy_job_is_not_shown_as_whole(shared_instance: Instance, test_data: Path) -> None:
+    """Of a recording that was cut between two pictures, the clock tells how many frames are missing."""
+    answer = shared_instance.post(test_data / "damaged" / "trunc.mkv", model="none")
+    assert answer.headers["Framebox-Complete"] == "false"
+    report = shared_instance.report(answer.headers["Framebox-Job"])
+    progress, found = report["progress"], report["completeness"]
+    assert (progress["frames_done"], progress["frames_missing"], progress["frames_total"]) == (637, 2, 639)
+    assert found["frames_undecodable"] == 2
+    (place,) = found["damage"]
+    assert place["reason"] == "the file ends inside an element"
+    assert not place["harmless"]
+    missing = {n for gap in found["undecodable"] for n in range(gap["first"], gap["last"] + 1)}
+    assert missing.isdisjoint(frame_id for frame_id, _ in answer.json())
+
+
 def test_a_range_without_frames_is_a_wrong_option(shared_instance: Instance, clip: Path) -> None:
     answer = shared_instance.post(clip, model="none", start=3600)
     assert answer.status_code == 400
