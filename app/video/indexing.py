@@ -141,8 +141,10 @@ class Indexer:
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
         flags = PacketFlag(0)
-        is_second_field = self._fields is not None and self._fields.is_second_field(
-            bytes(data), len(data), is_key=packet.is_keyframe
+        is_second_field = (
+            self._fields is not None
+            and (packet.is_keyframe or self._fields.may_see_fields)  # else the packet need not be copied
+            and self._fields.is_second_field(bytes(data), len(data), is_key=packet.is_keyframe)
         )
         if packet.is_keyframe and not is_second_field:  # decoding cannot enter in the middle of a frame
             flags |= PacketFlag.KEY

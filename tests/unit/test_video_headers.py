@@ -126,7 +126,10 @@ def test_encryption_and_still_images_are_seen(read: Reader) -> None:
 @pytest.mark.parametrize(
     "whole",
     [
-        FTYP + box(b"moov", track(5)) + box(b"mdat", bytes(1000)),
+        FTYP
+        + box(b"moov", track(0))
+        + box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 5))))
+        + box(b"mdat", bytes(1000)),
         b"\x1aE\xdf\xa3\x84abcd" + b"\x18S\x80g\x42\x00" + bytes(0x200),
         b"RIFF" + struct.pack("<I", 1004) + b"AVI " + bytes(1000),
     ],
@@ -134,6 +137,12 @@ def test_encryption_and_still_images_are_seen(read: Reader) -> None:
 def test_a_file_that_ends_before_its_container_is_cut_short(read: Reader, whole: bytes) -> None:
     assert not read(whole).is_cut_short
     assert read(whole[:-1]).is_cut_short
+
+
+def test_where_tables_list_the_samples_a_box_that_ends_behind_the_file_tells_nothing(read: Reader) -> None:
+    whole = FTYP + box(b"moov", track(5)) + box(b"mdat", bytes(1000))
+    assert read(whole[:-1]).has_sample_tables
+    assert not read(whole[:-1]).is_cut_short
 
 
 def test_a_live_recording_does_not_tell_its_size(read: Reader) -> None:
