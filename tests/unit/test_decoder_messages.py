@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.video import messages
+from app.video.evidence import Evidence
 from app.video.facts import OtherStream, VideoFacts
 from app.video.messages import (
     BatchMessage,
@@ -165,3 +166,26 @@ def test_requests_arrive_as_they_were_sent() -> None:
     assert np.array_equal(read.pts, request.pts)
     assert np.array_equal(read.wanted, request.wanted)
     assert CountRequest.unpack(CountRequest(entry, (1, 2)).pack()) == CountRequest(entry, (1, 2))
+
+
+def test_evidence_and_the_end_of_an_index_arrive_as_they_were_sent() -> None:
+    for position in (None, 0, 2**40):
+        evidence = Evidence(7, position, 3, "bytes that are no transport packet")
+        assert messages.unpack_evidence(messages.pack_evidence(evidence)) == evidence
+    for end in (IndexEnd(0, False, 0, False), IndexEnd(3, True, 5, True, 2, 399.96)):
+        assert IndexEnd.unpack(end.pack()) == end
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        messages.pack_evidence(Evidence(7, 1, 1, "torn"))[:-1],
+        messages.pack_evidence(Evidence(-1, 1, 1, "torn")),
+        messages.pack_evidence(Evidence(7, 1, 0, "torn")),
+        messages.pack_evidence(Evidence(7, 1, 1, "a line\nand another")),
+    ],
+)
+def test_evidence_that_no_honest_child_sends_is_refused(payload: bytes) -> None:
+    with pytest.raises(DecoderProtocolError):
+        messages.unpack_evidence(payload)

@@ -72,3 +72,25 @@ def test_any_bytes_are_read(parameters: bytes, packet: bytes) -> None:
         whole = start + b"\x67" + parameters + START + b"\x41" + packet
         reader.is_second_field(whole, len(whole), is_key=True)
     mpeg2_second_fields(packet, mpeg2_picture(1)[: len(parameters)] + packet, b"\0\0\1\xb5" + packet)
+
+
+def missing(*numbers: int, parameters: bytes = PROGRESSIVE) -> list[bool]:
+    """Whether a picture is missing before each of those, by their frame_num; all are references."""
+    reader = H264FieldReader(NalReader("h264", None), parameters)
+    return [reader.missing_reference(a_slice(number, FRAME)) is not None for number in numbers]
+
+
+def test_reference_pictures_that_are_missing_are_told_by_their_numbers() -> None:
+    assert missing(5, 6, 7, 255, 0, 1) == [False, False, False, True, False, False]
+    assert missing(254, 255, 0, 1, 3) == [False, False, False, False, True]
+
+
+def test_pictures_that_no_other_needs_do_not_count_on() -> None:
+    reader = H264FieldReader(NalReader("h264", None), PROGRESSIVE)
+    unneeded = a_slice(6, FRAME).replace(b"\x41", b"\x01", 1)
+    packets = [a_slice(5, FRAME), unneeded, unneeded, a_slice(6, FRAME), a_slice(8, FRAME)]
+    assert [bool(reader.missing_reference(packet)) for packet in packets] == [False] * 4 + [True]
+    assert (
+        reader.missing_reference(a_slice(20, FRAME))
+        == "pictures are missing: their numbers jump from 8 to 20"
+    )

@@ -89,3 +89,46 @@ def test_lengths_beyond_the_packet_do_no_harm() -> None:
     reader = KeyframeReader("h264", AVCC)
     assert not reader.is_clean_entry(b"\xff\xff\xff\xff\x41")
     assert not reader.is_clean_entry(b"\0\0\0\0" * 100)
+
+
+DELIMITER, SLICE_UNIT = bytes([9, 0x10]), bytes([0x41, 0x9A, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("codec", "packet", "is_without"),
+    [
+        ("h264", START + DELIMITER, True),
+        ("h264", START + DELIMITER + START + SLICE_UNIT, False),
+        ("h264", bytes(100), False),  # damage: the container has said that a picture was here
+        ("h264", b"", False),
+        ("hevc", START + bytes([35 << 1, 1, 0x50]), True),
+        ("hevc", START + bytes([1 << 1, 1, 0x50]), False),
+        ("mpeg2video", b"\0\0\1\xb7", True),
+        ("mpeg2video", b"\0\0\1\0" + bytes(20), False),
+        ("mpeg2video", bytes(20), False),
+        ("mpeg4", b"\0\0\1\xb6\x56\x5c\xbf", True),
+        ("vp8", b"", True),
+    ],
+)
+def test_packets_of_delimiters_alone_are_told_from_damage(
+    codec: str, packet: bytes, *, is_without: bool
+) -> None:
+    assert KeyframeReader(codec, None).is_without_picture(packet) is is_without
+
+
+@pytest.mark.parametrize(
+    ("codec", "packet", "may_need"),
+    [
+        ("h264", START + bytes([0x01, 0x9A, 1, 2]), True),  # nal_ref_idc 0
+        ("h264", START + SLICE_UNIT, False),
+        ("hevc", START + bytes([8 << 1, 1, 0x50]), True),  # RASL_N
+        ("hevc", START + bytes([1 << 1, 1, 0x50]), False),
+        ("mpeg2video", b"\0\0\1\0" + bytes([0, 3 << 3, 0, 0]), True),  # a B picture
+        ("mpeg2video", b"\0\0\1\0" + bytes([0, 2 << 3, 0, 0]), False),
+        ("theora", b"\x40", False),
+    ],
+)
+def test_pictures_that_may_need_what_came_before_a_keyframe(
+    codec: str, packet: bytes, *, may_need: bool
+) -> None:
+    assert KeyframeReader(codec, None).may_need_earlier(packet) is may_need
