@@ -160,10 +160,11 @@ def run_one(pool: DecoderPool, video: Path, tally: Tally, *, compare: bool) -> s
     else:
         decoded = len(result.frames)
         ids = {frame.frame_id for frame in result.frames}
-        accounted = len(ids) + result.undecodable_count == result.summary.frames_indexed
+        missing = result.undecodable_count + result.summary.lost.total
+        accounted = len(ids) + missing == result.summary.frames_indexed
         tally.unaccounted += not accounted or len(ids) != decoded
         crashed = any("crashed" in gap.reason for gap in result.undecodable)
-        is_whole = not result.undecodable and not result.summary.truncated
+        is_whole = not missing and not result.summary.truncated and result.summary.is_damage_harmless
         outcome = "a decoder died" if crashed else "whole" if is_whole else "damaged"
     tally.outcomes[outcome] += 1
     tally.slowest_seconds = max(tally.slowest_seconds, time.monotonic() - started)

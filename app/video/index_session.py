@@ -39,6 +39,7 @@ from app.video.segments import Entry, Segment
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1
+_MOST_PACKETS_HELD_BACK = 8192  # read by a child and not told of: those up to a first frame, and a message
 # Containers whose frames have time stamps of their own. In others they follow from the frames' numbers.
 _STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
 _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
@@ -135,7 +136,7 @@ class IndexSession:
             self._child.send(Command.OPEN)
             kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
-            self._evidence.add(unpack_evidence(payload))
+            self._take_evidence(payload)
             kind, payload = self._child.receive(self._cancelled)
         if kind is Message.FAULT:
             raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
@@ -220,7 +221,7 @@ class IndexSession:
         assert self._child is not None  # noqa: S101 - between `_begin` and `close`
         kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
-            self._evidence.add(unpack_evidence(payload))
+            self._take_evidence(payload)
             kind, payload = self._child.receive(self._cancelled)
         if kind is Message.INDEX_END:
             self._end = IndexEnd.unpack(payload)
@@ -236,6 +237,12 @@ class IndexSession:
         if self._packets > self._limits.max_frames:
             raise over_limit("max_frames", self._limits.max_frames, self._packets)
         return fresh
+
+    def _take_evidence(self, payload: bytes) -> None:
+        evidence = unpack_evidence(payload)
+        if evidence.place > self._child_packets + _MOST_PACKETS_HELD_BACK:
+            raise DecoderProtocolError("evidence far ahead of its packets")  # a list without end
+        self._evidence.add(evidence)
 
     def _start_again(self) -> bool:
         while self._may_try_again():

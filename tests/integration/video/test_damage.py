@@ -33,7 +33,8 @@ def test_every_decodable_frame_is_there_and_the_rest_is_accounted_for(
         pool, test_data / "damaged" / name, segment_frames=100, frame_size=SMALL, batch_size=16
     )
     ids = {frame.frame_id for frame in video.frames}
-    lost = {n for gap in video.undecodable for n in range(gap.first, gap.last + 1)}
+    gaps = [*video.undecodable, *video.summary.lost.kept]
+    lost = {n for gap in gaps for n in range(gap.first, gap.last + 1)}
     assert len(video.frames) == len(ids) == decoded
     assert video.summary.frames_indexed == indexed
     assert ids | lost == set(range(indexed))
