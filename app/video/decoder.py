@@ -244,7 +244,7 @@ class DecoderPool:
 
 
 _MAX_SLOTS = 16
-_REVISION = 1  # grows when frames, their order or their pixels change
+_REVISION = 2  # grows when frames, their order or their pixels change
 _VideoKey = tuple[int, int, int, int]
 
 

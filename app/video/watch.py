@@ -79,7 +79,10 @@ class PacketWatch:
             return packet
         self._look_at_reader(packet)
         if self._walker is not None:
-            self._take_from_walker(self._walker, packet)
+            try:
+                self._take_from_walker(self._walker, packet)
+            except OSError:  # the demuxer meets it, too, and goes on after it
+                self._walker = None
         if self._seen:
             self._send()
         self._place += 1
