@@ -48,6 +48,11 @@ class NalReader:
             if len(extradata) > at:
                 self._length_bytes = (extradata[at] & 3) + 1
 
+    @property
+    def are_bounded(self) -> bool:
+        """Whether lengths stand before the units, as in containers that bound their samples."""
+        return self._length_bytes > 0
+
     def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
         return self._by_length(data, packet_bytes) if self._length_bytes else _by_start_code(data)
@@ -105,8 +110,13 @@ class KeyframeReader:
         return self.nals.units(packet[:SEARCHED_BYTES], whole)
 
     def is_without_picture(self, packet: bytes) -> bool:
-        """Whether there are delimiters or messages only, as streams may end with. Never true of damage."""
+        """Whether there are delimiters or messages only, as streams may end with. Never true of damage.
+
+        Nor of a sample that a container has bounded: it holds a picture, whatever became of it.
+        """
         if self._codec in ("h264", "hevc"):
+            if self.nals.are_bounded:
+                return False
             units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
             return bool(units) and all(self._is_message(unit) for unit in units)
         if self._codec in ("mpeg1video", "mpeg2video"):
