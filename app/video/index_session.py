@@ -281,7 +281,7 @@ class IndexSession:
             duration_seconds=numbering.duration_seconds,
             variable_frame_rate=numbering.clock.is_variable,
             truncated=end.truncated or end.gave_up,
-            frames_without_id=end.lost if self._is_counted else 0,
+            frames_without_id=self._without_id(end),
             notes=tuple(self._notes),
             lost=numbering.lost,
             damage=self._evidence.report(safe),
@@ -291,13 +291,17 @@ class IndexSession:
             proof=Proof.TABLE if self._enumerates_frames else Proof.CLOCK if is_unbroken else Proof.NONE,
         )
 
+    def _without_id(self, end: IndexEnd) -> int:
+        """Frames of which data is there, and neither a picture nor an id."""
+        return max(self._planner.hidden_by_damage, end.lost if self._is_counted else 0)
+
     def _note_what_was_found(self, end: IndexEnd) -> None:
         if end.read_errors:
             self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
         if end.lost and not self._is_counted:
             self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
-        if end.lost and self._is_counted:
-            self._notes.append(f"no picture came of the data of {end.lost} frames, which have no ids")
+        if without_id := self._without_id(end):
+            self._notes.append(f"no picture came of the data of {without_id} frames, which have no ids")
         if end.claimed_seconds is not None:
             self._notes.append(
                 f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before"

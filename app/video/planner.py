@@ -280,6 +280,23 @@ class _PresentationOrder:
         return self._earlier_since <= MAX_REORDER
 
 
+class Displacement:
+    """Tells time stamps that are farther from the decoding time than reordering explains: damaged ones.
+
+    A frame of such a time may come to lie outside of what an edit list shows, as if it were to be hidden.
+    """
+
+    def __init__(self) -> None:
+        self._last_dts: int | None = None
+
+    def is_seen(self, pts: int | None, dts: int | None) -> bool:
+        """Take the next packet's stamps, in decoding order."""
+        before, self._last_dts = self._last_dts, dts
+        if pts is None or dts is None or before is None:
+            return False
+        return abs(pts - dts) > 2 * MAX_REORDER * abs(dts - before)
+
+
 class SegmentPlanner:
     """Cuts a stream of packets into segments of at least `segment_frames` frames (the last may be shorter).
 
@@ -306,6 +323,8 @@ class SegmentPlanner:
         self._frames_from_joint = 0
         self._greatest: int | None = None  # pts of all closed runs
         self._order = _PresentationOrder()
+        self._displacement = Displacement()
+        self.hidden_by_damage = 0  # frames that are not shown because their time stamps are displaced
         self._joint_leading: tuple[int, ...] = ()  # pts of its leading pictures
         self._first_clean_pts: int | None = None
         self.leading_frames = 0  # shown before the first clean keyframe: they may need what the file lacks
@@ -335,6 +354,8 @@ class SegmentPlanner:
             yield from self._close_run()
         if starts_run:
             self._runs.append(_Run(packet))
+        if self._displacement.is_seen(packet.pts, packet.dts) and packet.flags & PacketFlag.DISCARD:
+            self.hidden_by_damage += 1
         run = self._runs[-1]
         run.add(packet, is_shown=self._is_shown(packet))
         if run.places and run.places[-1] == packet.ordinal and not self._order.allows(run.pts[-1]):

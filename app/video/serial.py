@@ -13,10 +13,10 @@ from av.video.stream import VideoStream
 
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, overlong_claim
-from app.video.evidence import MAX_REORDER
 from app.video.fields import H264FieldReader, field_reader
 from app.video.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
+from app.video.planner import Displacement
 from app.video.segments import Entry
 from app.video.watch import PacketWatch
 
@@ -106,7 +106,7 @@ class FrameCounter:
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
         self._packets = 0
         self._end_pts: int | None = None
-        self._last_dts: int | None = None
+        self._displacement = Displacement()
         self._leading: int | None = None  # frames before the first keyframe
         watch.before_sending = self._send_stamps
 
@@ -133,7 +133,8 @@ class FrameCounter:
     def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
         """Whether a frame must come of the packet."""
         data = bytes(packet)
-        is_displaced = self._is_displaced(packet)
+        is_displaced = self._displacement.is_seen(packet.pts, packet.dts)
+        is_cut_away = packet.is_discard and not is_displaced
         head = data[:HEAD_BYTES]
         is_second_field = self._fields is not None and self._fields.is_second_field(
             data, len(data), is_key=packet.is_keyframe
@@ -150,18 +151,7 @@ class FrameCounter:
                 return False
         is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(data)
         is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
-        is_cut_away = packet.is_discard and not is_displaced
         return not (is_cut_away or is_second_field or is_empty or is_hidden)
-
-    def _is_displaced(self, packet: Packet[VideoStream]) -> bool:
-        """Whether a time stamp is farther from the decoding time than reordering explains: it is damaged.
-
-        Such a frame may come to lie outside of what an edit list shows.
-        """
-        before, self._last_dts = self._last_dts, packet.dts
-        if packet.pts is None or packet.dts is None or before is None:
-            return False
-        return abs(packet.pts - packet.dts) > 2 * MAX_REORDER * abs(packet.dts - before)
 
     def _send_stamps(self) -> None:
         if self._stamps:

@@ -320,3 +320,16 @@ def test_the_report_names_the_frames_next_to_each_damaged_place() -> None:
     (place,) = numbering._evidence.report(range(0))
     assert (place.position, place.first_frame, place.last_frame, place.reason) == (40, 39, 45, "torn")
     assert place.seconds == float(390 * TICK)
+
+
+def test_a_frame_that_is_hidden_because_its_time_stamp_is_damaged_is_counted() -> None:
+    numbering = SegmentNumbering(Sampling(), TICK)
+    planner = SegmentPlanner(numbering, segment_frames=100, first_shown_pts=None)
+    packets = packets_of([10 * n for n in range(40)])
+    packets = [packet._replace(dts=packet.pts) for packet in packets]
+    hidden = PacketFlag.DISCARD
+    packets[20] = packets[20]._replace(pts=9000, flags=hidden)  # beyond the end of what an edit list shows
+    packets[38:] = [packet._replace(flags=hidden) for packet in packets[38:]]  # hidden on purpose
+    (segment,) = [*planner.feed(packets), *planner.finish()]
+    assert segment.frame_count == 37
+    assert planner.hidden_by_damage == 1
