@@ -205,6 +205,9 @@ class Channel(Protocol):
     def receive(self) -> tuple[Command, bytes]: ...
 
 
+_STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+
+
 class PacketReader:
     """The chosen stream's packets, in the container's order, from any entry of the index on."""
 
@@ -240,6 +243,11 @@ class PacketReader:
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
         self._pushed_back: Packet[VideoStream] | None = None
         self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
+
+    @property
+    def splits_stream(self) -> bool:
+        """Whether FFmpeg finds the packets in the stream itself, because the container does not bound them."""
+        return self.container.format.name in _STREAMS_TO_SPLIT
 
     @property
     def descriptor(self) -> int:

@@ -150,7 +150,9 @@ class Indexer:
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
                 flags |= PacketFlag.CLEAN
-        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(bytes(data))
+        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(
+            bytes(data), is_split=self._reader.splits_stream
+        )
         if packet.is_discard or is_second_field or is_empty or self._is_hidden(data):
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None

@@ -48,11 +48,6 @@ class NalReader:
             if len(extradata) > at:
                 self._length_bytes = (extradata[at] & 3) + 1
 
-    @property
-    def are_bounded(self) -> bool:
-        """Whether lengths stand before the units, as in containers that bound their samples."""
-        return self._length_bytes > 0
-
     def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
         return self._by_length(data, packet_bytes) if self._length_bytes else _by_start_code(data)
@@ -109,21 +104,20 @@ class KeyframeReader:
         whole = len(packet) if packet_bytes is None else packet_bytes
         return self.nals.units(packet[:SEARCHED_BYTES], whole)
 
-    def is_without_picture(self, packet: bytes) -> bool:
-        """Whether there are delimiters or messages only, as streams may end with. Never true of damage.
+    def is_without_picture(self, packet: bytes, *, is_split: bool) -> bool:
+        """Whether there are delimiters, messages or stuffing only, as streams may end with.
 
-        Nor of a sample that a container has bounded: it holds a picture, whatever became of it.
+        `is_split`: FFmpeg has found the packet in the stream. One that a container has bounded holds a picture,
+        whatever became of it, but for the placeholders of MPEG-4.
         """
+        if self._codec == "mpeg4" or not packet:
+            return len(packet) < _LEAST_VOP_BYTES
+        if not is_split:
+            return False
         if self._codec in ("h264", "hevc"):
-            if self.nals.are_bounded:
-                return False
             units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
             return bool(units) and all(self._is_message(unit) for unit in units)
-        if self._codec in ("mpeg1video", "mpeg2video"):
-            return packet[:3] == b"\0\0\1" and _MPEG2_PICTURE not in packet
-        if self._codec == "mpeg4":
-            return len(packet) < _LEAST_VOP_BYTES
-        return not packet
+        return self._codec in ("mpeg1video", "mpeg2video") and _MPEG2_PICTURE not in packet
 
     def may_need_earlier(self, packet: bytes) -> bool:
         """Whether the picture may need what came before the keyframe that it follows; decoders leave it out.

@@ -100,6 +100,7 @@ class FrameCounter:
         self._keyframes = KeyframeReader(context.name, context.extradata)
         self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
         self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
+        watch.overlook()  # on the way to the entry the container may have been opened anew
         self._stamps: list[int | None] = []
         self._is_bare = reader.container.format.name in _BARE_STREAMS
         self._expected = 0  # frames, by the packets
@@ -149,7 +150,9 @@ class FrameCounter:
             self._is_opening = self._keyframes.may_need_earlier(head)
             if self._is_opening:
                 return False
-        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(data)
+        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(
+            data, is_split=self._reader.splits_stream
+        )
         is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
         return not (is_cut_away or is_second_field or is_empty or is_hidden)
 

@@ -100,12 +100,12 @@ DELIMITER, SLICE_UNIT = bytes([9, 0x10]), bytes([0x41, 0x9A, 1, 2])
         ("h264", START + DELIMITER, True),
         ("h264", START + DELIMITER + START + SLICE_UNIT, False),
         ("h264", bytes(100), False),  # damage: the container has said that a picture was here
-        ("h264", b"", False),
+        ("h264", b"", True),
         ("hevc", START + bytes([35 << 1, 1, 0x50]), True),
         ("hevc", START + bytes([1 << 1, 1, 0x50]), False),
         ("mpeg2video", b"\0\0\1\xb7", True),
         ("mpeg2video", b"\0\0\1\0" + bytes(20), False),
-        ("mpeg2video", bytes(20), False),
+        ("mpeg2video", bytes(20), True),  # stuffing at the end of a program stream
         ("mpeg4", b"\0\0\1\xb6\x56\x5c\xbf", True),
         ("vp8", b"", True),
     ],
@@ -113,7 +113,13 @@ DELIMITER, SLICE_UNIT = bytes([9, 0x10]), bytes([0x41, 0x9A, 1, 2])
 def test_packets_of_delimiters_alone_are_told_from_damage(
     codec: str, packet: bytes, *, is_without: bool
 ) -> None:
-    assert KeyframeReader(codec, None).is_without_picture(packet) is is_without
+    assert KeyframeReader(codec, None).is_without_picture(packet, is_split=True) is is_without
+
+
+def test_a_sample_that_a_container_has_bounded_holds_a_picture_whatever_became_of_it() -> None:
+    for codec, packet in (("h264", START + DELIMITER), ("mpeg2video", bytes(20))):
+        assert not KeyframeReader(codec, None).is_without_picture(packet, is_split=False)
+    assert KeyframeReader("mpeg4", None).is_without_picture(b"\0\0\1\xb6\x56\x5c\xbf", is_split=False)
 
 
 @pytest.mark.parametrize(
