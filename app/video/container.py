@@ -246,7 +246,7 @@ class PacketReader:
 
     @property
     def splits_stream(self) -> bool:
-        """Whether FFmpeg finds the packets in the stream itself, because the container does not bound them."""
+        """Whether FFmpeg finds the packets in the stream: the container does not bound them."""
         return self.container.format.name in _STREAMS_TO_SPLIT
 
     @property

@@ -107,7 +107,7 @@ class KeyframeReader:
     def is_without_picture(self, packet: bytes, *, is_split: bool) -> bool:
         """Whether there are delimiters, messages or stuffing only, as streams may end with.
 
-        `is_split`: FFmpeg has found the packet in the stream. One that a container has bounded holds a picture,
+        `is_split`: FFmpeg has found the packet in the stream. One that a container bounds holds a picture,
         whatever became of it, but for the placeholders of MPEG-4.
         """
         if self._codec == "mpeg4" or not packet:
