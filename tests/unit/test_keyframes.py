@@ -89,3 +89,45 @@ def test_lengths_beyond_the_packet_do_no_harm() -> None:
     reader = KeyframeReader("h264", AVCC)
     assert not reader.is_clean_entry(b"\xff\xff\xff\xff\x41")
     assert not reader.is_clean_entry(b"\0\0\0\0" * 100)
+
+
+HEVC_VPS = bytes([0x40, 1, 0x0C, 1, 0xFF, 0xFF, 1, 0x60, 0x80])
+
+
+@pytest.mark.parametrize(
+    ("codec", "units", "is_without"),
+    [
+        ("h264", (bytes([0x09, 0xF0]),), True),
+        ("h264", (OTHER_SEI, bytes([0x0A])), True),
+        ("h264", (bytes([0x09, 0xF0]), SLICE), False),
+        ("h264", (bytes([0x49, 0x9A, 1, 2, 3, 4]),), False),  # a slice whose type a bit made a delimiter's
+        ("h264", (OTHER_SEI, bytes(50)), False),
+        ("h264", (OTHER_SEI + bytes(50),), False),
+        ("hevc", (HEVC_VPS,), True),
+        ("hevc", (bytes([0x40, 1]) + b"a slice of old",), False),
+        ("hevc", (bytes([0x46, 1, 0x50]),), True),
+    ],
+)
+def test_damaged_pictures_are_not_taken_for_messages(
+    codec: str, units: tuple[bytes, ...], is_without: bool
+) -> None:
+    assert KeyframeReader(codec, None).is_without_picture(b"".join(START + u for u in units)) == is_without
+    if codec == "h264":
+        by_length = KeyframeReader(codec, AVCC)
+        assert by_length.is_without_picture(with_lengths(*units)) == is_without
+        assert not by_length.is_without_picture(with_lengths(*units) + bytes(40))
+
+
+def test_what_is_left_of_a_damaged_picture_is_one() -> None:
+    mpeg2 = KeyframeReader("mpeg2video", None)
+    assert mpeg2.is_without_picture(b"\0\0\1\xb7")
+    assert not mpeg2.is_without_picture(b"\0\0\1\xb3" + bytes(60))
+    assert not mpeg2.is_without_picture(b"\0\0\1\x40abc\0\0\1\1def")  # its picture header is gone
+    assert not KeyframeReader("vp8", None).is_hidden(bytes(5))
+    assert not KeyframeReader("vp9", None).is_hidden(bytes(5))
+
+
+def test_a_dirac_stream_ends_with_a_packet_that_shows_nothing() -> None:
+    dirac = KeyframeReader("dirac", None)
+    assert dirac.is_without_picture(bytes.fromhex("42424344100000000d00029137"))
+    assert not dirac.is_without_picture(bytes.fromhex("42424344080000000d00029137"))
