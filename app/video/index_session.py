@@ -16,6 +16,7 @@ from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
 from app.video.limits import VideoLimits
 from app.video.messages import (
+    MOST_UNSENT_PACKETS,
     Command,
     DecoderProtocolError,
     Fault,
@@ -135,7 +136,7 @@ class IndexSession:
             self._child.send(Command.OPEN)
             kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
-            self._evidence.add(unpack_evidence(payload))
+            self._take_evidence(payload)
             kind, payload = self._child.receive(self._cancelled)
         if kind is Message.FAULT:
             raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
@@ -220,7 +221,7 @@ class IndexSession:
         assert self._child is not None  # noqa: S101 - between `_begin` and `close`
         kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
-            self._evidence.add(unpack_evidence(payload))
+            self._take_evidence(payload)
             kind, payload = self._child.receive(self._cancelled)
         if kind is Message.INDEX_END:
             self._end = IndexEnd.unpack(payload)
@@ -236,6 +237,13 @@ class IndexSession:
         if self._packets > self._limits.max_frames:
             raise over_limit("max_frames", self._limits.max_frames, self._packets)
         return fresh
+
+    def _take_evidence(self, payload: bytes) -> None:
+        """Raises DecoderProtocolError for places that no packet can have: evidence would pile up for them."""
+        evidence = unpack_evidence(payload)
+        if evidence.place > self._child_packets + MOST_UNSENT_PACKETS:
+            raise DecoderProtocolError("evidence from beyond the packets")
+        self._evidence.add(evidence)
 
     def _start_again(self) -> bool:
         while self._may_try_again():
