@@ -221,8 +221,6 @@ class PacketReader:
         self._channel = channel
         self._packets_read = 0
         self.header = check_header(options)
-        self.read_errors = 0
-        self.gave_up = False
         before_opening(self.header)
         container = self._open()
         self.choice = choose_stream(container, options, self.header)
@@ -243,6 +241,8 @@ class PacketReader:
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
         self._pushed_back: Packet[VideoStream] | None = None
         self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
+        self.read_errors = 0  # of this pass; a child that makes many passes meets the same ones each time
+        self.gave_up = False
 
     @property
     def splits_stream(self) -> bool:
@@ -316,6 +316,7 @@ class PacketReader:
         self._packets = self.container.demux(self.stream)
         self._pushed_back = None
         self.ordinal = None
+        self.read_errors, self.gave_up = 0, False
         for _ in range(_SEARCHED_PACKETS):
             packet = self._demux()
             if packet is None:

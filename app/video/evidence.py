@@ -109,7 +109,7 @@ class NumberedFrames:
         self, frame_ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64], pts: npt.NDArray[np.int64]
     ) -> NumberedFrames:
         """Return those frames, with the last of these before them: evidence may lie between."""
-        last = slice(-2 * MAX_REORDER, None)
+        last = slice(-6 * MAX_REORDER, None)
         return NumberedFrames(
             np.concatenate((self.frame_ids[last], frame_ids)),
             np.concatenate((self.places[last], places)),

@@ -16,6 +16,7 @@ from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
 from app.video.limits import VideoLimits
 from app.video.messages import (
+    MOST_UNSENT_PACKETS,
     Command,
     DecoderProtocolError,
     Fault,
@@ -39,7 +40,6 @@ from app.video.segments import Entry, Segment
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1
-_MOST_PACKETS_HELD_BACK = 8192  # read by a child and not told of: those up to a first frame, and a message
 # Containers whose frames have time stamps of their own. In others they follow from the frames' numbers.
 _STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
 _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
@@ -239,9 +239,10 @@ class IndexSession:
         return fresh
 
     def _take_evidence(self, payload: bytes) -> None:
+        """Raises DecoderProtocolError for places that no packet can have: evidence would pile up for them."""
         evidence = unpack_evidence(payload)
-        if evidence.place > self._child_packets + _MOST_PACKETS_HELD_BACK:
-            raise DecoderProtocolError("evidence far ahead of its packets")  # a list without end
+        if evidence.place > self._child_packets + MOST_UNSENT_PACKETS:
+            raise DecoderProtocolError("evidence from beyond the packets")
         self._evidence.add(evidence)
 
     def _start_again(self) -> bool:

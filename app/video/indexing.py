@@ -57,12 +57,14 @@ class Indexer:
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._has_told_facts = False
+        self._has_stamps = True  # of when frames are shown
         self._end_pts: int | None = None
         self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
         frame = self._find_first_frame()
+        self._leave_out_made_up_stamps()
         self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
         self._has_told_facts = True
         is_large = frame.width * frame.height > _LARGE_PICTURE_PIXELS
@@ -76,6 +78,17 @@ class Indexer:
             self._add(record)
         self._send_records()
         self._channel.send(Message.INDEX_END, self._end(lost).pack())
+
+    def _leave_out_made_up_stamps(self) -> None:
+        """MXF without temporal offsets: FFmpeg gives decoding times for those at which frames are shown."""
+        is_made_up = (
+            self._reader.container.format.name == "mxf"
+            and self._reader.stream.codec_context.has_b_frames
+            and all(record.pts == record.dts for record in self._records)
+        )
+        if is_made_up:
+            self._has_stamps = False
+            self._records = [record._replace(pts=None) for record in self._records]
 
     def _take_from_header(self, *, is_large: bool) -> None:
         if is_large:
@@ -156,9 +169,11 @@ class Indexer:
         if packet.is_discard or is_second_field or is_empty or self._is_hidden(data):
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
-        record = PacketRecord(self._ordinal, packet.pts, packet.dts, position, packet.size, flags)
+        pts = packet.pts if self._has_stamps else None
+        record = PacketRecord(self._ordinal, pts, packet.dts, position, packet.size, flags)
         self._add(record)
         self._movie.check(record)
+        self._watch.note_zeros(packet, data)
         self._note_end(packet.pts, packet.duration)
 
     def _is_hidden(self, data: memoryview) -> bool:
@@ -176,7 +191,7 @@ class Indexer:
             raise VideoRefused(
                 Fault(FaultCode.OVER_LIMIT, "max_frames", self._limits.max_frames, self._ordinal)
             )
-        if self._has_told_facts and len(self._records) == _RECORDS_A_MESSAGE:
+        if self._has_told_facts and len(self._records) >= _RECORDS_A_MESSAGE:
             self._send_records()
 
     def _send_records(self) -> None:

@@ -7,6 +7,7 @@ D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,11 +27,19 @@ _RIGHTLY_FLAGGED = frozenset(
 )
 _H264_IDR, _H264_SEI = 5, 6
 _H264_SLICES = (1, 2, 5)
-_H264_MESSAGES = (6, 7, 8, 9, 10, 11, 12)  # SEI, parameter sets, delimiters, ends, filler
-_HEVC_MESSAGES = range(32, 41)
+_H264_MESSAGES = (6, 12)  # SEI, filler
+_H264_PARAMETERS, _H264_DELIMITER, _H264_ENDS = (7, 8), 9, (10, 11)
+_HEVC_MESSAGES = range(38, 41)
+_HEVC_PARAMETERS, _HEVC_VPS, _HEVC_DELIMITER, _HEVC_ENDS = (32, 33, 34), 32, 35, (36, 37)
+_MOST_PARAMETER_BYTES = 1024
+_MOST_TRAILING_ZEROS = 8  # more stand in place of data
 _HEVC_SKIPPED_LEADING = (8, 9)  # RASL_N, RASL_R: without what came before the keyframe they are not shown
 _MPEG2_PICTURE = b"\0\0\1\0"
+_MPEG2_PICTURE_OR_SLICE = re.compile(rb"\x00\x00\x01[\x00-\xaf]")
 _MPEG2_B = 3
+_DIRAC_END, _DIRAC_END_BYTES = b"BBCD\x10", 13
+_VP8_KEY_CODE = b"\x9d"  # the first of three bytes
+_VP9_MARKER = 2
 _LEAST_VOP_BYTES = 9  # MPEG-4: less is a placeholder for a picture that is packed with another, or left out
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
@@ -51,6 +60,13 @@ class NalReader:
     def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
         return self._by_length(data, packet_bytes) if self._length_bytes else _by_start_code(data)
+
+    def is_whole(self, packet: bytes) -> bool:
+        """Whether units fill the whole packet, as they do where nothing is damaged."""
+        if not self._length_bytes:
+            start = packet.find(b"\0\0\1")
+            return start >= 0 and not any(packet[:start])
+        return sum(self._length_bytes + len(unit) for unit in self.units(packet, len(packet))) == len(packet)
 
     def _by_length(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         at = 0
@@ -112,12 +128,19 @@ class KeyframeReader:
         """
         if self._codec == "mpeg4" or not packet:
             return len(packet) < _LEAST_VOP_BYTES
+        if self._codec == "dirac":
+            return len(packet) == _DIRAC_END_BYTES and packet[:5] == _DIRAC_END
         if not is_split:
             return False
         if self._codec in ("h264", "hevc"):
-            units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
-            return bool(units) and all(self._is_message(unit) for unit in units)
-        return self._codec in ("mpeg1video", "mpeg2video") and _MPEG2_PICTURE not in packet
+            return self.nals.is_whole(packet) and all(
+                self._is_message(unit) for unit in self.nals.units(packet, len(packet))
+            )
+        if self._codec not in ("mpeg1video", "mpeg2video"):
+            return False
+        is_filled = len(packet) - len(packet.rstrip(b"\0")) <= _MOST_TRAILING_ZEROS
+        is_headers = packet[:3] == b"\0\0\1" and is_filled and not _MPEG2_PICTURE_OR_SLICE.search(packet)
+        return is_headers or not any(packet)
 
     def may_need_earlier(self, packet: bytes) -> bool:
         """Whether the picture may need what came before the keyframe that it follows; decoders leave it out.
@@ -137,17 +160,33 @@ class KeyframeReader:
         return False
 
     def _is_message(self, unit: bytes) -> bool:
-        if self._codec == "h264":
-            return unit[0] & 31 in _H264_MESSAGES
-        return (unit[0] >> 1) & 63 in _HEVC_MESSAGES
+        """Whether the unit is no slice, nor what damage may have made of one."""
+        if not unit:
+            return False
+        is_h264 = self._codec == "h264"
+        kind = unit[0] & 31 if is_h264 else (unit[0] >> 1) & 63
+        body = unit.rstrip(b"\0")[1 if is_h264 else 2 :]
+        if len(unit) - len(unit.rstrip(b"\0")) > _MOST_TRAILING_ZEROS:
+            return False
+        if kind in (_H264_ENDS if is_h264 else _HEVC_ENDS):
+            return not body
+        if kind == (_H264_DELIMITER if is_h264 else _HEVC_DELIMITER):
+            return len(body) <= 1
+        if kind in (_H264_PARAMETERS if is_h264 else _HEVC_PARAMETERS):
+            is_vps = not is_h264 and kind == _HEVC_VPS
+            return len(body) <= _MOST_PARAMETER_BYTES and (not is_vps or body[2:4] == b"\xff\xff")
+        return kind in (_H264_MESSAGES if is_h264 else _HEVC_MESSAGES)
 
     def is_hidden(self, packet: bytes) -> bool:
         """Whether the packet holds no frame that is shown: a reference that later frames alone use."""
         if not packet:
             return False
         if self._codec == "vp8":
-            return not packet[0] >> 4 & 1
+            is_damaged = not packet[0] & 1 and packet[3:4] not in (b"", _VP8_KEY_CODE)
+            return not is_damaged and not packet[0] >> 4 & 1
         if self._codec == "vp9":
+            if packet[0] >> 6 != _VP9_MARKER:
+                return False
             is_superframe = packet[-1] & 0xE0 == 0xC0  # which ends with a frame that is shown
             return not is_superframe and not _vp9_frame(packet).is_shown
         return False

@@ -24,6 +24,7 @@ from app.video.planner import PacketRecord
 from app.video.segments import Entry
 
 HEAD = struct.Struct("<II")
+MOST_UNSENT_PACKETS = 8192  # that an indexing child has read and not yet told of
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # from the child
 MAX_COMMAND_BYTES = 512 * 1024 * 1024  # from the engine: a segment's time stamps
 MAX_FRAME_SIDE = 1 << 16

@@ -171,7 +171,8 @@ class SegmentNumbering:
             None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
         self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
-        self._evidence.locate(int(places.max()) + 1, self._latest)
+        # Frames before the next segment's keyframe may come with packets behind it: a later call knows all.
+        self._evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
         self.segments += 1
         return segment
 
@@ -224,8 +225,9 @@ class SegmentNumbering:
         assert self._previous is not None  # noqa: S101 - a gap is behind a frame
         before, place = self._previous
         for first in range(0, count, _LOST_FRAMES_A_BLOCK):
-            numbers = range(first + 1, min(first + _LOST_FRAMES_A_BLOCK, count) + 1)
-            pts = np.array([before + round(number * gap / (count + 1)) for number in numbers])
+            numbers = np.arange(first + 1, min(first + _LOST_FRAMES_A_BLOCK, count) + 1, dtype=np.int64)
+            step, rest = divmod(gap, count + 1)
+            pts = before + numbers * step + (2 * numbers * rest + count + 1) // (2 * (count + 1))
             first_id = self.frames
             self.lost.add(first_id + np.flatnonzero(self._sample(pts, place)))
 

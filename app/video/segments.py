@@ -50,8 +50,10 @@ class FrameRanges:
             return
         self.total += len(frame_ids)
         starts = np.flatnonzero(np.diff(frame_ids, prepend=frame_ids[0] - 2) > 1)
-        ends = [*(starts[1:] - 1), len(frame_ids) - 1]
-        for start, end in zip(starts, ends, strict=True):
+        ends = np.append(starts[1:] - 1, len(frame_ids) - 1)
+        taken = 1 + RANGES_KEPT - len(self.kept)  # the first may continue the last one kept
+        self.dropped += len(starts[taken:])
+        for start, end in zip(starts[:taken], ends[:taken], strict=True):
             first, last = int(frame_ids[start]), int(frame_ids[end])
             if self.kept and self.kept[-1].last + 1 == first:
                 self.kept[-1] = replace(self.kept[-1], last=last)

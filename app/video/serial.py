@@ -21,10 +21,6 @@ from app.video.segments import Entry
 from app.video.watch import PacketWatch
 
 _FRAMES_A_MESSAGE = 64
-# Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
-# 7.4.2, H.262 5.2.3), and an encoder that has to fill a gap uses a unit of its own for that.
-_BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo"))
-_ZEROS = bytes(256)
 
 
 class SerialDecoder:
@@ -102,7 +98,6 @@ class FrameCounter:
         self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
         watch.overlook()  # on the way to the entry the container may have been opened anew
         self._stamps: list[int | None] = []
-        self._is_bare = reader.container.format.name in _BARE_STREAMS
         self._expected = 0  # frames, by the packets
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
         self._packets = 0
@@ -140,8 +135,7 @@ class FrameCounter:
         is_second_field = self._fields is not None and self._fields.is_second_field(
             data, len(data), is_key=packet.is_keyframe
         )
-        if self._is_bare and _ZEROS in data:
-            self._watch.note(packet, "zeros in place of data")
+        self._watch.note_zeros(packet, data)
         if isinstance(self._fields, H264FieldReader) and (reason := self._fields.missing_reference(data)):
             self._watch.note(packet, reason)
         if packet.is_keyframe and not self._decoder.position:

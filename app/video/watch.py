@@ -31,6 +31,12 @@ _HARMLESS = re.compile(
     "|Packet corrupt"  # the packet itself is marked, too
 )
 
+# Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
+# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone), and an encoder that has
+# to fill a gap uses a unit of its own for that.
+_BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo", "m4v", "h263"))
+_ZEROS = bytes(256)
+
 
 class PacketWatch:
     """The packets of a reader, with evidence of lost data sent ahead of them."""
@@ -57,6 +63,7 @@ class PacketWatch:
         self._header = reader.header
         is_table = reader.header.has_sample_tables
         name = reader.container.format.name
+        self._is_bare = name in _BARE_STREAMS
         self._is_watching = not is_table
         # Of streams without a container, demuxer and decoder have one name: what is said is not told apart.
         self._demuxer = "" if name == reader.stream.codec_context.name else name
@@ -95,6 +102,11 @@ class PacketWatch:
     def note(self, packet: Packet[VideoStream], reason: str) -> None:
         """Take down evidence that was found in a packet which `read` has returned; it goes with the next."""
         self._seen.append((_position(packet), reason))
+
+    def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
+        """Take down that the packet holds zeros where its kind of stream has none."""
+        if self._is_bare and _ZEROS in bytes(data):
+            self.note(packet, "zeros in place of data")
 
     def overlook(self) -> None:
         """Forget what the reader met while it read packets again that were looked at before."""

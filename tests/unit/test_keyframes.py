@@ -138,3 +138,50 @@ def test_pictures_that_may_need_what_came_before_a_keyframe(
     codec: str, packet: bytes, *, may_need: bool
 ) -> None:
     assert KeyframeReader(codec, None).may_need_earlier(packet) is may_need
+
+
+HEVC_VPS = bytes([0x40, 1, 0x0C, 1, 0xFF, 0xFF, 1, 0x60, 0x80])
+
+
+@pytest.mark.parametrize(
+    ("codec", "units", "is_without"),
+    [
+        ("h264", (bytes([0x09, 0xF0]),), True),
+        ("h264", (OTHER_SEI, bytes([0x0A])), True),
+        ("h264", (bytes([0x09, 0xF0]), SLICE), False),
+        ("h264", (bytes([0x49, 0x9A, 1, 2, 3, 4]),), False),  # a slice whose type a bit made a delimiter's
+        ("h264", (OTHER_SEI, bytes(50)), False),
+        ("h264", (OTHER_SEI + bytes(50),), False),
+        ("hevc", (HEVC_VPS,), True),
+        ("hevc", (bytes([0x40, 1]) + b"a slice of old",), False),
+        ("hevc", (bytes([0x46, 1, 0x50]),), True),
+    ],
+)
+def test_damaged_pictures_are_not_taken_for_messages(
+    codec: str, units: tuple[bytes, ...], is_without: bool
+) -> None:
+    assert (
+        KeyframeReader(codec, None).is_without_picture(b"".join(START + u for u in units), is_split=True)
+        == is_without
+    )
+    if codec == "h264":
+        by_length = KeyframeReader(codec, AVCC)
+        assert by_length.is_without_picture(with_lengths(*units), is_split=True) == is_without
+        assert not by_length.is_without_picture(with_lengths(*units) + bytes(40), is_split=True)
+
+
+def test_what_is_left_of_a_damaged_picture_is_one() -> None:
+    mpeg2 = KeyframeReader("mpeg2video", None)
+    assert mpeg2.is_without_picture(b"\0\0\1\xb7", is_split=True)
+    assert not mpeg2.is_without_picture(b"\0\0\1\xb3" + bytes(60), is_split=True)
+    assert not mpeg2.is_without_picture(
+        b"\0\0\1\x40abc\0\0\1\1def", is_split=True
+    )  # its picture header is gone
+    assert not KeyframeReader("vp8", None).is_hidden(bytes(5))
+    assert not KeyframeReader("vp9", None).is_hidden(bytes(5))
+
+
+def test_a_dirac_stream_ends_with_a_packet_that_shows_nothing() -> None:
+    dirac = KeyframeReader("dirac", None)
+    assert dirac.is_without_picture(bytes.fromhex("42424344100000000d00029137"), is_split=True)
+    assert not dirac.is_without_picture(bytes.fromhex("42424344080000000d00029137"), is_split=True)

@@ -20,7 +20,7 @@ from app.video.planner import (
     UnusableTimestamps,
 )
 from app.video.sampling import Sampling
-from app.video.segments import Entry, Segment
+from app.video.segments import RANGES_KEPT, Entry, Segment
 
 KEY = PacketFlag.KEY | PacketFlag.CLEAN
 TICK = Fraction(1, 25)
@@ -333,3 +333,29 @@ def test_a_frame_that_is_hidden_because_its_time_stamp_is_damaged_is_counted() -
     (segment,) = [*planner.feed(packets), *planner.finish()]
     assert segment.frame_count == 37
     assert planner.hidden_by_damage == 1
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(stride=2), Sampling(fps=1.0)])
+def test_a_gap_that_claims_millions_of_lost_frames_keeps_a_thousand_ranges(sampling: Sampling) -> None:
+    count = 19_000_000
+    left = REGULAR[:50] + [pts + 10 * count for pts in REGULAR[50:]]
+    numbering, _ = numbered(left, [50], sampling=sampling)
+    assert numbering.frames == count + 100
+    lost = numbering.lost
+    assert len(lost.kept) <= RANGES_KEPT
+    assert sum(gap.frame_count for gap in lost.kept) + lost.dropped == lost.total
+
+
+def test_the_frames_next_to_a_damaged_place_do_not_depend_on_the_segments_length() -> None:
+    runs = [[n, *range(n - 3, n), *range(n + 1, n + 7)] for n in range(3, 200, 10)]
+    for place in range(1, 199):
+        found = []
+        for segment_frames in (1, 7, 1000):
+            seen = EvidenceList()
+            seen.add(Evidence(place, None, 1, "torn"))
+            numbering = SegmentNumbering(Sampling(), TICK, evidence=seen)
+            planner = SegmentPlanner(numbering, segment_frames=segment_frames, first_shown_pts=None)
+            list(chain(planner.feed(packets_of(*runs)), planner.finish()))
+            numbering.finish()
+            found.append(seen.report(range(0)))
+        assert found[0] == found[1] == found[2]

@@ -106,3 +106,17 @@ def test_packets_with_bytes_around_them_are_read(before: bytes, behind: bytes):
     notes = walk("mpegts", joined(packets))
     assert notes is not None
     assert [reason for _, reason in notes] == [f"{MISSING} jumps from 11 to 13"]
+
+
+def test_a_packet_whose_head_is_damaged_is_noted():
+    def pes(number: int, start: bytes) -> bytes:
+        packet = bytearray(ts_packet(256, number, start + b"\xe0\0\0"))
+        packet[1] |= 0x40  # payload_unit_start_indicator
+        return bytes(packet)
+
+    packets = [pes(number, b"\0\0\1") for number in range(100)]
+    assert walk("mpegts", joined(packets)) == []
+    packets[70] = pes(70, bytes(3))
+    assert walk("mpegts", joined(packets)) == [(70 * 188, "a packet's head is damaged")]
+    packets[70] = pes(70, b"\0\2\xb0")  # a program map, of another stream that was joined to this one
+    assert walk("mpegts", joined(packets)) == []

@@ -1,7 +1,8 @@
 """MPEG transport streams: packets of one size, and a continuity counter a PID.
 
-Source: ISO/IEC 13818-1, 2.4.3.2 and 2.4.3.3. Packets of 192 bytes (M2TS: a time stamp of 4 bytes, then the
-packet) and of 204 (16 bytes of error correction behind it) are read as FFmpeg's libavformat/mpegts.c does.
+Source: ISO/IEC 13818-1, 2.4.3.2, 2.4.3.3 and 2.4.3.6. Packets of 192 bytes (M2TS: a time stamp of 4 bytes,
+then the packet) and of 204 (16 bytes of error correction behind it) are read as FFmpeg's libavformat/mpegts.c
+does.
 
 A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it should be and is not seen.
 """
@@ -24,6 +25,8 @@ _PIDS = 8192
 _NULL_PID = 0x1FFF
 _ERROR = 1 << 23  # transport_error_indicator; in a head, the first 32 bits of a packet
 _SYNC_OR_ERROR = 0xFF << 24 | _ERROR
+_START = 1 << 22  # payload_unit_start_indicator
+_SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
 _BLOCK_PACKETS = 8192  # 1.5 MB: fewer make numpy's calls dear, more leave the processor's cache
@@ -43,6 +46,7 @@ class MpegTsWalker(StrideWalker):
         self._heads = np.zeros(_PIDS, np.uint32)  # of each PID's last packet; 0 if there was none
         self._positions = np.zeros(_PIDS, np.int64)  # of that packet, bytes into the file
         self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
+        self._has_packets = np.zeros(_PIDS, np.bool_)  # PES packets, not sections
         self._size = 0  # of a packet with what is around it; 0 until it is known
         self._block = np.zeros(0, np.uint8)
 
@@ -69,6 +73,7 @@ class MpegTsWalker(StrideWalker):
             whole = count if is_packet.all() else int(is_packet.argmin())
             self._note_marked(heads[:whole])
         if whole:
+            self._check_starts(heads[:whole])
             self._check_counters(heads[:whole])
         if whole < count:
             self._heads[:] = 0  # what is lost here is noted once, not once a PID
@@ -82,6 +87,25 @@ class MpegTsWalker(StrideWalker):
         if len(marked):
             place = self._at + int(marked[0]) * self._size
             self._note(place, f"packets marked as damaged by the receiver: {len(marked)}")
+
+    def _check_starts(self, heads: _Heads) -> None:
+        """Note packets that should begin a PES packet, of a PID that has such, and do not (2.4.3.6).
+
+        A zero and then another number may be a section: in joined streams one PID has both, by turns.
+        """
+        at = np.flatnonzero((heads & _START != 0) & (heads & _HAS_PAYLOAD != 0) & (heads & _SCRAMBLED == 0))
+        pids = (heads[at] >> 8 & _NULL_PID).astype(np.uint16)
+        places = at * self._size + 4
+        places += np.where(heads[at] & _HAS_FIELD != 0, self._block[places].astype(np.int64) + 1, 0)
+        is_inside = places <= at * self._size + _BYTES - 3
+        at, pids, places = at[is_inside], pids[is_inside], places[is_inside]
+        first, second, third = (self._block[places + number] for number in range(3))
+        is_start = (first == 0) & (second == 0) & (third == 1)
+        self._has_packets[pids[is_start]] = True
+        is_section = (first == 0) & (second != 0)
+        for place in at[~is_start & ~is_section & self._has_packets[pids] & self._is_checked[pids]].tolist():
+            self._elements += 1
+            self._note(self._at + place * self._size, "a packet's head is damaged")
 
     def _check_counters(self, heads: _Heads) -> None:
         pids = (heads >> 8 & _NULL_PID).astype(np.uint16)

@@ -13,8 +13,10 @@ import app.video.child as child_module
 from app.video import messages
 from app.video.child import ChildPlan, run_child
 from app.video.decoding import BatchWriter, MatchingDecoder
+from app.video.evidence import Evidence
 from app.video.messages import BatchMessage, FrameStatus, Message
 from app.video.serial import SerialDecoder
+from app.video.watch import PacketWatch
 
 POISON = 25  # ordinal of the packet at which children go wrong
 
@@ -63,6 +65,20 @@ def run_liar(lie: str, plan: ChildPlan) -> None:
         flush(self)
 
     BatchWriter.flush = lying_flush
+    run_child(plan)
+
+
+def run_evidence_liar(plan: ChildPlan) -> None:
+    """A child that was taken over: it tells of damage at packets that the video cannot have."""
+    read = PacketWatch.read
+
+    def lying_read(self: PacketWatch) -> object:
+        for place in range(10**6, 10**6 + 50):
+            evidence = Evidence(place, None, 1, "torn")
+            self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
+        return read(self)
+
+    PacketWatch.read = lying_read
     run_child(plan)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from reading import ReadFrame, read_video, same_frames
+from reading import MIB, ReadFrame, read_video, same_frames
 
 from app.video.decoder import DecoderPool
+from app.video.limits import VideoLimits
 
 # name: (frames that ffmpeg decodes, frames of which the container tells, truncated)
 EXPECTED = {
@@ -75,3 +77,16 @@ def test_damage_gives_the_same_frames_every_time(test_data: Path, pool: DecoderP
 
 def _intact(frames: list[ReadFrame]) -> list[ReadFrame]:
     return [frame for frame in frames if not 420 <= frame.frame_id < 560]
+
+
+def test_a_child_that_has_read_the_damage_before_reports_it_the_same_again(tmp_path: Path) -> None:
+    video = tmp_path / "cut.ivf"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=s=96x54:d=4", "-c:v", "libvpx", "-b:v"]
+    subprocess.run([*command, "900k", str(video)], check=True)
+    data = video.read_bytes()
+    middle = len(data) // 2
+    video.write_bytes(data[:middle] + data[middle + 700 :])
+    with DecoderPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as pool:
+        passes = [read_video(pool, video).summary for _ in range(3)]
+    assert passes[0].damage
+    assert all(other.damage == passes[0].damage and other.notes == passes[0].notes for other in passes)

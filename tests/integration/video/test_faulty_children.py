@@ -25,12 +25,13 @@ from faulty_child import (
     crashing_child,
     hanging_child,
     hoarding_child,
+    run_evidence_liar,
     run_liar,
     run_prober,
 )
 from reading import MIB, never, read_video, same_frames
 
-from app.errors import VideoOverLimit
+from app.errors import UnusableVideo, VideoOverLimit
 from app.video.child import ChildPlan
 from app.video.decoder import DecoderPool, DecodingCancelled
 from app.video.limits import VideoLimits
@@ -379,3 +380,8 @@ def _open_descriptors() -> int:
 def _family() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_evidence_from_beyond_the_packets_is_refused_so_that_it_cannot_pile_up(clips: ClipFolder) -> None:
+    with pool_of(run_evidence_liar) as faulty, pytest.raises(UnusableVideo):
+        read_video(faulty, clips.get("mjpeg.avi"))
