@@ -61,7 +61,11 @@ def make(folder: Path, kind: str, megabytes: int) -> Path:
     clip, video = folder / f"clip.{kind}", folder / f"video.{kind}"
     ffmpeg = ["ffmpeg", "-v", "error", "-y"]
     sources = ["-f", "lavfi", "-i", PICTURES, "-f", "lavfi", "-i", "sine=sample_rate=44100"]
-    subprocess.run([*ffmpeg, *sources, "-t", str(SECONDS), *KINDS[kind], str(clip)], check=True)
+    subprocess.run(
+        [*ffmpeg, *sources, "-t", str(SECONDS), *KINDS[kind], str(clip)],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     loops = megabytes * 1_000_000 // clip.stat().st_size
     copy = ["-stream_loop", str(loops), "-i", str(clip), "-map", "0", "-c", "copy"]
     subprocess.run([*ffmpeg, *copy, str(video)], check=True, stderr=subprocess.DEVNULL)

@@ -93,7 +93,7 @@ class MpegTsWalker(StrideWalker):
 
         A zero and then another number may be a section: in joined streams one PID has both, by turns.
         """
-        at = np.flatnonzero((heads & _START != 0) & (heads & _HAS_PAYLOAD != 0) & (heads & _SCRAMBLED == 0))
+        at = np.flatnonzero((heads & (_START | _HAS_PAYLOAD | _SCRAMBLED)) == _START | _HAS_PAYLOAD)
         pids = (heads[at] >> 8 & _NULL_PID).astype(np.uint16)
         places = at * self._size + 4
         places += np.where(heads[at] & _HAS_FIELD != 0, self._block[places].astype(np.int64) + 1, 0)
