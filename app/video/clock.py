@@ -6,6 +6,8 @@ milliseconds at 30 frames a second.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +17,7 @@ _SHARE = 50  # a step is regular within a 50th of itself, and a clock with one o
 _LEAST_TOLERANCE = 2  # ticks
 _LEAST_STEPS = 8  # before a clock is trusted
 _LEAST_STEPS_AS_CLAIMED = 3  # where they agree with what the container claims
+_AGREEING = Fraction(3, 4)  # of a video's first steps, for the claim to hold from the first frame on
 
 Steps = npt.NDArray[np.int64]
 
@@ -29,7 +32,9 @@ class FrameClock:
         self._nominal = nominal_step
         self._regular = 0  # steps
         self._ticks = 0  # all regular steps together
-        self._has_gone_back = False  # the last step was one back: the next one leads back to the clock
+        self._is_confirmed = False  # the claim, by the first steps
+        self._surplus = Fraction(0)  # frames that damage has put in, by the clock: a later gap takes them up
+        self._odd_by_themselves = 0  # steps of which no damage is known
         self.odd_steps = 0
         self.smallest: int | None = None  # of all steps, regular or not
         self.largest: int | None = None
@@ -63,30 +68,42 @@ class FrameClock:
             self._ticks += int(steps.sum())
             self._note_extremes(int(steps.min()), int(steps.max()))
 
-    def add_odd(self, step: int) -> None:
+    def confirm_claim(self, stamps: Iterable[int | None]) -> None:
+        """Hold to the container's claim from the first frame on if most of its first `stamps` agree."""
+        steps = np.diff(np.unique([stamp for stamp in stamps if stamp is not None]))
+        if self._nominal is not None and len(steps) >= _LEAST_STEPS:
+            is_as_claimed = np.abs(steps - float(self._nominal)) <= self._tolerance(self._nominal)
+            self._is_confirmed = float(is_as_claimed.mean()) >= _AGREEING
+
+    def add_odd(self, step: int, *, is_damaged: bool = False) -> None:
         """Take the next step, which is not regular. Until the clock is trusted, learning begins anew."""
         self.odd_steps += self._regular > 0  # else it is the container's claim that is wrong
-        self._has_gone_back = step <= 0
+        self._odd_by_themselves += self._regular > 0 and not is_damaged
         self._note_extremes(step, step)
-        if self._regular < _LEAST_STEPS:
+        if self._regular < _LEAST_STEPS and not self._is_confirmed:
             self._nominal = None
             self._regular, self._ticks = (1, step) if step > 0 else (0, 0)
 
-    def missing_in(self, gap: int) -> int:
-        """Return how many frames a gap of so many ticks lacks: 0 if it is no whole number of steps.
+    def missing_in(self, gap: int) -> int | None:
+        """Take the next step, at damaged data, and return how many frames it lacks.
 
-        Also 0 where the clock is not regular enough to tell.
+        None if the clock cannot tell: the gap is no whole number of steps, or the clock is not regular.
         """
         step = self._step
         least = _LEAST_STEPS_AS_CLAIMED if step == self._nominal else _LEAST_STEPS
-        is_trusted = self._regular >= least and self.odd_steps * _SHARE <= self._regular
-        if step is None or self._has_gone_back or not is_trusted:
-            return 0
-        count = round(gap / step)
-        drift = 0 if step == self._nominal else Fraction(count, self._regular)
+        is_learnt = self._is_confirmed or self._regular >= least
+        if step is None or not is_learnt or self._odd_by_themselves * _SHARE > self._regular:
+            return None
+        exact = gap / step - self._surplus
+        count = round(exact)
+        drift = 0 if step == self._nominal else Fraction(count, max(1, self._regular))
         tolerance = self._tolerance(step) + float(drift)
-        is_whole = abs(gap - count * step) <= tolerance < step / 2
-        return count - 1 if count > 1 and is_whole else 0
+        is_whole = abs(exact - count) * step <= tolerance < step / 2
+        if count > 0 and is_whole:
+            self._surplus = Fraction(0)
+            return count - 1
+        self._surplus = 1 - exact
+        return None
 
     @property
     def _step(self) -> Fraction | None:
@@ -103,3 +120,45 @@ class FrameClock:
     def _note_extremes(self, smallest: int, largest: int) -> None:
         self.smallest = smallest if self.smallest is None else min(smallest, self.smallest)
         self.largest = largest if self.largest is None else max(largest, self.largest)
+
+
+def likely_stamp(before: int, stamps: Sequence[int | None], step: int) -> int:
+    """Return the time stamp of the first of `stamps`: of frames in the order shown, near damaged data.
+
+    `before` is the stamp of the frame before them, `step` ticks from one frame to the next. Damage moves
+    stamps, and takes some away. Those in the longest ascending row are taken to be right, and a frame of
+    another one to follow a step behind the frame before it. If the row has less than half of the stamps, it
+    is the clock that has jumped.
+    """
+    row = _longest_ascending(before, stamps)
+    known = sum(stamp is not None for stamp in stamps)
+    first = stamps[0]
+    if first is not None and (2 * len(row) < known or 0 in row):
+        return first
+    if not row:
+        return before + step
+    next_known = stamps[row[0]]
+    assert next_known is not None  # noqa: S101 - the row is of stamps
+    return before + max(1, min(step, (next_known - before) // (row[0] + 1)))
+
+
+def _longest_ascending(above: int, stamps: Sequence[int | None]) -> list[int]:
+    """Return the indexes of the longest row of ascending stamps, all of them greater than `above`.
+
+    Source: C. Schensted, Longest increasing and decreasing subsequences, 1961.
+    """
+    lasts: list[int] = []  # the smallest stamp that ends a row of n + 1
+    ends: list[int] = []  # its index
+    previous: list[int] = [-1] * len(stamps)  # in the row that each stamp ends
+    for at, stamp in enumerate(stamps):
+        if stamp is None or stamp <= above:
+            continue
+        length = bisect_left(lasts, stamp)
+        previous[at] = ends[length - 1] if length else -1
+        lasts[length : length + 1], ends[length : length + 1] = [stamp], [at]
+    row = []
+    at = ends[-1] if ends else -1
+    while at >= 0:
+        row.append(at)
+        at = previous[at]
+    return row[::-1]

@@ -309,7 +309,7 @@ class IndexSession:
             )
         if self._numbering.unsure_from is not None:
             self._notes.append(
-                f"from frame {self._numbering.unsure_from} on, ids may be lower than in the intact video:"
+                f"from frame {self._numbering.unsure_from} on, ids may differ from those in the intact video:"
                 " frames are missing, and the clock does not tell how many"
             )
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.video.clock import FrameClock
+from app.video.clock import FrameClock, likely_stamp
 from app.video.evidence import MAX_REORDER, EvidenceList, NumberedFrames
 from app.video.sampling import BoolArray, PtsArray, Sampling
 from app.video.segments import Entry, FrameRanges, Segment
@@ -190,14 +190,13 @@ class SegmentNumbering:
             before = (int(pts[rank - 1]), int(places[rank - 1])) if rank else self._previous
             assert before is not None  # noqa: S101 - a step leads from a frame to a frame
             gap = int(pts[rank]) - before[0]
-            missing = 0
-            if self._evidence.is_near(*sorted((before[1], int(places[rank])))):
-                missing = self.clock.missing_in(gap)
-                if not missing or self.frames + missing > self._max_frames:
-                    missing = 0
-                    self.unsure_from = self.unsure_from or self.frames + rank - first
+            is_damaged = self._evidence.is_near(*sorted((before[1], int(places[rank]))))
+            missing = self.clock.missing_in(gap) if is_damaged else 0
+            if missing is None or self.frames + missing > self._max_frames:
+                missing = 0
+                self.unsure_from = self.unsure_from or self.frames + rank - first
             if not missing:
-                self.clock.add_odd(gap)
+                self.clock.add_odd(gap, is_damaged=is_damaged)
                 continue
             if rank > first:
                 yield first, rank
@@ -244,6 +243,10 @@ class SegmentNumbering:
         self.frames += len(pts)
         self.frames_wanted += int(np.count_nonzero(wanted))
         return wanted
+
+    def is_damage_near(self, place: int) -> bool:
+        """Whether there is evidence of lost data near that place."""
+        return self._evidence.is_near(place, place)
 
     @property
     def start_pts(self) -> int | None:
@@ -351,6 +354,8 @@ class SegmentPlanner:
         self._runs = []
 
     def _plan(self, packet: PacketRecord) -> Iterator[Segment]:
+        if not packet.ordinal:
+            self._numbering.clock.confirm_claim([packet.pts, *(later.pts for later in self._ahead)])
         starts_run = bool(packet.flags & PacketFlag.KEY) or not self._runs
         if starts_run and self._runs:
             yield from self._close_run()
@@ -495,11 +500,17 @@ class SerialNumbering:
         self._ticks_a_frame = ticks_a_frame
         self._frames_before = 0
         self._last_pts: int | None = None
+        self._ahead: deque[int | None] = deque()  # stamps: those to come tell which are right
         self._pts: list[int] = []
 
     @property
     def next_place(self) -> int:
         """The place of the frame that comes next: its number among all that came out, from the entry on."""
+        return self._place + len(self._ahead)
+
+    @property
+    def _place(self) -> int:
+        """The place of the first frame in `_ahead`."""
         return self._entry.ordinal + self._frames_before + len(self._pts)
 
     def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
@@ -509,20 +520,29 @@ class SerialNumbering:
             if self._is_leading(stamp):
                 self._frames_before += 1
                 continue
-            self._pts.append(self._pts_of(stamp))
-            if len(self._pts) == self._segment_frames + _PACKETS_AHEAD:
-                segments.append(self._cut(self._segment_frames, skipped))
+            self._ahead.append(stamp)
+            if len(self._ahead) > _PACKETS_AHEAD:
+                segments += self._take(skipped)
         return segments
 
     def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
         """Return what is left as segments."""
         segments = []
-        while self._pts:
-            segments.append(self._cut(self._segment_frames, skipped))
-        return segments
+        while self._ahead:
+            segments += self._take(skipped)
+        return segments + ([self._cut(skipped)] if self._pts else [])
 
-    def _cut(self, count: int, skipped: tuple[int, ...]) -> Segment:
-        pts = np.array(self._pts[:count], dtype=np.int64)
+    def _take(self, skipped: tuple[int, ...]) -> list[Segment]:
+        """Take the next frame, and return the segment that it completes."""
+        if self._last_pts is None and not self._numbering.frames:
+            self._numbering.clock.confirm_claim(self._ahead)
+        self._last_pts = self._pts_of(self._ahead[0])
+        self._ahead.popleft()
+        self._pts.append(self._last_pts)
+        return [self._cut(skipped)] if len(self._pts) == self._segment_frames else []
+
+    def _cut(self, skipped: tuple[int, ...]) -> Segment:
+        pts = np.array(self._pts, dtype=np.int64)
         before = self._frames_before
         first_place = self._entry.ordinal + before
         segment = self._numbering.number(
@@ -534,7 +554,7 @@ class SerialNumbering:
             skipped=skipped,
         )
         self._frames_before += len(pts)
-        del self._pts[:count]
+        self._pts = []
         return segment
 
     def _is_leading(self, stamp: int | None) -> bool:
@@ -544,10 +564,12 @@ class SerialNumbering:
         return False
 
     def _pts_of(self, stamp: int | None) -> int:
-        """Frames without a time stamp follow at the container's rate."""
-        if stamp is None:
-            if self._last_pts is None and not self._numbering.frames:
-                self._numbering.start_is_made_up = True
-            stamp = 0 if self._last_pts is None else self._last_pts + self._ticks_a_frame
-        self._last_pts = stamp
-        return stamp
+        """Frames without a time stamp follow at the container's rate, and so do those of a damaged one."""
+        last = self._last_pts
+        if last is not None and self._numbering.is_damage_near(self._place):
+            return likely_stamp(last, tuple(self._ahead), self._ticks_a_frame)
+        if stamp is not None:
+            return stamp
+        if last is None and not self._numbering.frames:
+            self._numbering.start_is_made_up = True
+        return 0 if last is None else last + self._ticks_a_frame

@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from app.video import messages
 from app.video.container import Channel, PacketReader, VideoRefused, overlong_claim
+from app.video.evidence import MAX_REORDER
 from app.video.fields import H264FieldReader, field_reader
 from app.video.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
@@ -104,17 +105,26 @@ class FrameCounter:
         self._end_pts: int | None = None
         self._displacement = Displacement()
         self._leading: int | None = None  # frames before the first keyframe
+        self._marked_at = -MAX_REORDER  # number of the last frame whose mark was reported
         watch.before_sending = self._send_stamps
 
     def run(self) -> None:
         while (frame := self._decoder.read()) is not None:
             if self._leading is None and frame.key_frame:
                 self._leading = self._decoder.position - 1
+            if frame.is_corrupt and self._leading is not None:
+                self._note_marked()
             self._stamps.append(frame.pts)
             if len(self._stamps) == _FRAMES_A_MESSAGE:
                 self._send_stamps()
         self._send_stamps()
         self._channel.send(Message.INDEX_END, self._end().pack())
+
+    def _note_marked(self) -> None:
+        """Report a picture that is marked as damaged, one in 16: the container may have no other evidence."""
+        if self._decoder.position - self._marked_at >= MAX_REORDER:
+            self._marked_at = self._decoder.position
+            self._watch.note_frame("the decoder marks the picture as damaged")
 
     def _read_packet(self) -> Packet[VideoStream] | None:
         packet = self._watch.read()

@@ -103,6 +103,11 @@ class PacketWatch:
         """Take down evidence that was found in a packet which `read` has returned; it goes with the next."""
         self._seen.append((_position(packet), reason))
 
+    def note_frame(self, reason: str) -> None:
+        """Report evidence that was found in the frame which is sent next."""
+        self._seen.append((None, reason))
+        self._send()
+
     def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
         """Take down that the packet holds zeros where its kind of stream has none."""
         if self._is_bare and _ZEROS in bytes(data):

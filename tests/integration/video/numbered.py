@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +14,22 @@ from app.pipeline.completeness import FrameTally, completeness_report
 from app.video.decoder import DecoderPool
 
 WIDTH, HEIGHT, CELL = 256, 144, 16
+
+
+def write_numbered(path: Path, codec: str, container: str, *, frames: int, rate: int = 25) -> None:
+    """Write a video of `frames` pictures that carry their numbers, with B-frames and a keyframe every 15."""
+    ground = (
+        np.random.default_rng(7).integers(40, 216, (HEIGHT // 4, 150), np.uint8).repeat(4, 0).repeat(4, 1)
+    )
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate, options={"bf": "2", "g": "15", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 500_000
+        for number in range(frames):
+            picture = ground[:, 2 * number : 2 * number + WIDTH].copy()
+            bits = number >> np.arange(8) & 1
+            picture[:32] = picture[112:] = np.concatenate((bits, 1 - bits)).repeat(CELL) * 215 + 20
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
+        output.mux(stream.encode())
 
 
 def drawn_number(pixels: npt.NDArray[np.uint8]) -> int | None:

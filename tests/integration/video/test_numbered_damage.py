@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
-from numbered import answer
+from numbered import answer, write_numbered
 
 from app.video.decoder import DecoderPool
 
@@ -60,6 +61,25 @@ def test_frames_after_damage_have_the_ids_of_the_intact_video(
     assert found.wrong <= found.ids_in("corrupt") | found.ids_in("doubtful")
     listed = set(found.numbers) | found.ids_in("undecodable")
     assert listed == set(range(found.completeness["frames_indexed"]))
+
+
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+@pytest.mark.parametrize("seed", [11, 20, 21, 22])
+def test_a_program_stream_whose_damaged_frames_lack_stamps_comes_back_to_its_ids(
+    codec: str, seed: int, tmp_path: Path, pool: DecoderPool
+) -> None:
+    """Program streams stamp packs, not frames: after damage frames are counted, and some have no stamp."""
+    video = tmp_path / "numbered.mpg"
+    write_numbered(video, codec, "mpeg", frames=120)
+    data = bytearray(video.read_bytes())
+    random = Random(seed)
+    for _ in range(4):
+        at = random.randrange(len(data) // 10, len(data) // 2)
+        del data[at : at + random.choice([100, 1000, 3000])]
+    video.write_bytes(data)
+    found = answer(pool, video)
+    assert found.completeness["complete"] is False
+    assert {n: found.numbers[n] for n in range(90, 120)} == {n: n for n in range(90, 120)}
 
 
 def test_where_a_table_lists_the_samples_each_that_gives_no_picture_counts(
