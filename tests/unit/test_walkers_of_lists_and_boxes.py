@@ -179,21 +179,57 @@ def test_damage_in_a_fragmented_file_is_noted(data: bytes, reason: str):
 
 PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+ASF_BYTES = 400  # of a packet
+PAYLOAD_BYTES = ASF_BYTES - 26
 INDEX = bytes.fromhex("90080033b1e5cf1189f400a0c90349cb") + struct.pack("<Q", 60) + bytes(36)
 
 
-def asf(count: int, *, is_live: bool = False, packet: bytes = b"\x82\0\0".ljust(400, b"p")) -> bytes:
-    fields = struct.pack("<Q48xIII4x", 104, is_live, len(packet), len(packet))
+def asf_packet(number: int, offset: int = 0, *, size: int = 0, stream: int = 1) -> bytes:
+    """A data packet with one payload: the part from `offset` on of a media object of `size` bytes."""
+    head = b"\x82\0\0\0\x5d" + bytes(6) + struct.pack("<BBIBII", stream, number % 256, offset, 8, size, 0)
+    return head.ljust(ASF_BYTES, b"p")
+
+
+def asf(count: int, *, is_live: bool = False, is_bare: bool = False) -> bytes:
+    packets = [asf_packet(number, size=PAYLOAD_BYTES) for number in range(count)]
+    if is_bare:
+        packets = [packet[3:] + b"ppp" for packet in packets]
+    fields = struct.pack("<Q48xIII4x", 104, is_live, ASF_BYTES, ASF_BYTES)
     properties = PROPERTIES + fields[:8] + bytes(64) + fields[56:]
     head = b"0&\xb2u\x8ef\xcf\x11" + bytes(8) + struct.pack("<QIH", 30 + len(properties), 1, 0)
-    size = 0 if is_live else 50 + count * len(packet)
-    return head + properties + DATA + struct.pack("<Q", size) + bytes(26) + packet * count
+    size = 0 if is_live else 50 + count * ASF_BYTES
+    return head + properties + DATA + struct.pack("<Q", size) + bytes(26) + b"".join(packets)
 
 
 def test_intact_asf_files_have_no_break():
-    bare = b"\x08\x5d".ljust(400, b"p")
-    for data in (asf(50) + INDEX, asf(50, is_live=True), asf(50, is_live=True) + INDEX, asf(50, packet=bare)):
+    for data in (
+        asf(50) + INDEX,
+        asf(50, is_live=True),
+        asf(50, is_live=True) + INDEX,
+        asf(50, is_bare=True),
+    ):
         assert walk("asf", data) == []
+    halves = [asf_packet(n // 2, n % 2 * PAYLOAD_BYTES, size=2 * PAYLOAD_BYTES) for n in range(600)]
+    assert walk("asf", asf(0, is_live=True) + b"".join(halves)) == []
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (asf_packet(11), "a part of a media object is missing"),
+        (asf_packet(10, 5), "a part of a media object is missing"),
+        (asf_packet(10, stream=0), "a payload of no stream"),
+        (
+            asf_packet(10)[:3] + b"\x10\x5d\xff\xff" + asf_packet(10)[7:],
+            "a payload that ends behind its packet",
+        ),
+    ],
+)
+def test_damage_inside_an_asf_packet_is_noted(packet: bytes, reason: str):
+    data, place = asf(50), len(asf(10))
+    notes = walk("asf", data[:place] + packet + data[place + ASF_BYTES :])
+    assert notes is not None
+    assert notes[0] == (place, reason)
 
 
 def test_damage_in_an_asf_file_is_noted_where_it_is():
