@@ -86,7 +86,7 @@ class AsfWalker(StrideWalker):
         return self._window.get(self._at, 16) in _INDEXES
 
     def _search(self) -> None:
-        self._find((_CORRECTION,))
+        self._find((_CORRECTION,), self._is_element)
 
     def _is_element(self, position: int) -> bool:
         places = range(position, position + _PACKETS_IN_A_ROW * self._packet_bytes, self._packet_bytes)

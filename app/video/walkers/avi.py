@@ -157,7 +157,7 @@ class AviWalker(StrideWalker):
 
     def _search(self) -> None:
         seen = tuple(kind for kind, _ in self._filled.most_common(_SOUGHT_KINDS))
-        self._find((*(seen or _USUAL_KINDS), b"idx1"))
+        self._find((*(seen or _USUAL_KINDS), b"idx1"), self._is_element)
         self._parents = [(b"", _NOWHERE), (b"RIFF", _NOWHERE), (b"movi", _NOWHERE)]
         self._is_after_odd = 0
 

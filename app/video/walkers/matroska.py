@@ -120,7 +120,7 @@ class MatroskaWalker(StrideWalker):
         return None
 
     def _search(self) -> None:
-        self._find((_CLUSTER.to_bytes(4, "big"),))
+        self._find((_CLUSTER.to_bytes(4, "big"),), self._is_element)
         self._parents = [(0, _NOWHERE), (_SEGMENT, _NOWHERE)]
 
     def _is_element(self, position: int) -> bool:

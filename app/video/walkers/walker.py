@@ -118,25 +118,23 @@ class StrideWalker(ABC):
         self._at = search_from
         self._is_lost = True
 
-    def _find(self, patterns: tuple[bytes, ...], *, before: int = 0) -> None:
-        """Search one block for the first of `patterns` that `_is_element` accepts, and go on there.
+    def _find(
+        self, patterns: tuple[bytes, ...], is_element: Callable[[int], bool], *, before: int = 0
+    ) -> None:
+        """Search one block for the first of `patterns` with an element beyond doubt, and go on there.
 
         The element starts `before` bytes before its pattern.
         """
         block = os.pread(self._descriptor, BLOCK_BYTES, self._at)
         for place in _occurrences(block, patterns, before):
             self._elements += 1
-            if self._is_element(self._at + place - before):
+            if is_element(self._at + place - before):
                 self._at += place - before
                 self._is_lost = False
                 return
         longest = max(map(len, patterns))
         is_last = self._at + len(block) >= self._file_bytes or not block
         self._at = self._file_bytes if is_last else self._at + len(block) - longest - before + 1
-
-    def _is_element(self, position: int) -> bool:
-        """Whether an element starts at `position`, beyond doubt."""
-        raise NotImplementedError
 
 
 def _occurrences(block: bytes, patterns: tuple[bytes, ...], first: int) -> Iterator[int]:
