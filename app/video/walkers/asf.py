@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+from app.video.walkers.walker import BLOCK_BYTES, MAPPED_BYTES, Note, StrideWalker, map_block
 
 _HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
 _PROPERTIES_BYTES = 104
@@ -56,16 +56,16 @@ class AsfWalker(StrideWalker):
     def _follow(self, end: int) -> None:
         while self._at < end and not self._is_lost:
             data_end = self._file_bytes if self._end is None else min(self._end, self._file_bytes)
-            count = min(data_end - self._at, BLOCK_BYTES) // self._packet_bytes
+            count = min(data_end - self._at, MAPPED_BYTES) // self._packet_bytes
             if not count:
                 self._leave_packets(data_end)
                 return
-            self._check_packets(os.pread(self._descriptor, count * self._packet_bytes, self._at))
+            self._check_packets(map_block(self._descriptor, self._at, self._at + count * self._packet_bytes))
 
-    def _check_packets(self, data: bytes) -> None:
+    def _check_packets(self, data: memoryview) -> None:
         count = len(data) // self._packet_bytes
-        rows = np.frombuffer(data, np.uint8, count * self._packet_bytes).reshape(count, self._packet_bytes)
-        is_packet = (rows[:, : len(_CORRECTION)] == list(_CORRECTION)).all(axis=1) | (not self._has_heads)
+        heads = np.ndarray((count,), "<u4", data, 0, (self._packet_bytes,))
+        is_packet = (heads & 0xFFFFFF == int.from_bytes(_CORRECTION, "little")) | (not self._has_heads)
         if is_packet.all():
             self._at = self._at + len(data) if count else self._file_bytes
             return
