@@ -8,6 +8,7 @@ a table of its samples needs none of this: there the table tells which frames ar
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from heapq import heappop, heappush
 
@@ -23,6 +24,7 @@ from app.video.walkers.choice import walker_for
 from app.video.walkers.walker import Walker
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
+_WALKING_STEP_BYTES = 512 * 1024  # of the packets, after which the walker goes on
 # While a container is opened its first packets are read, and much is said of intact files. This is not.
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
 # What demuxers say of intact files later on.
@@ -59,6 +61,7 @@ class PacketWatch:
         self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
         self._seen: list[tuple[int | None, str]] = []  # (position, reason), not sent yet
         self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
+        self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
         self._has_walked = False
         self._header = reader.header
         is_table = reader.header.has_sample_tables
@@ -84,10 +87,12 @@ class PacketWatch:
         packet = self._reader.read()
         if not self._is_watching:
             return packet
-        self._look_at_reader(packet)
-        if self._walker is not None:
+        position = None if packet is None else _position(packet)
+        self._look_at_reader(packet, position)
+        reached = sys.maxsize if packet is None else position
+        if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
             try:
-                self._take_from_walker(self._walker, packet)
+                self._take_from_walker(self._walker, reached)
             except OSError:  # the demuxer meets it, too, and goes on after it
                 self._walker = None
         if self._seen:
@@ -118,8 +123,7 @@ class PacketWatch:
         self._log.take("")
         self._read_errors = self._reader.read_errors
 
-    def _look_at_reader(self, packet: Packet[VideoStream] | None) -> None:
-        position = None if packet is None else _position(packet)
+    def _look_at_reader(self, packet: Packet[VideoStream] | None, position: int | None) -> None:
         if self._reader.read_errors > self._read_errors:
             self._read_errors = self._reader.read_errors
             self._seen.append((position, "reading failed and went on after the damage"))
@@ -129,17 +133,15 @@ class PacketWatch:
             if not _HARMLESS.search(text):
                 self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
 
-    def _take_from_walker(self, walker: Walker, packet: Packet[VideoStream] | None) -> None:
-        """Let the walker go ahead of the packet, and take what it has seen before it."""
-        reached = self._header.file_bytes if packet is None else _position(packet)
-        if reached is None:
-            return
+    def _take_from_walker(self, walker: Walker, reached: int) -> None:
+        """Let the walker go ahead of byte `reached`, and take what it has seen before it."""
         if reached + _WALKERS_LEAD_BYTES < self._header.file_bytes:
             walker.walk_to(reached + _WALKERS_LEAD_BYTES)
+            self._walks_at = reached + _WALKING_STEP_BYTES
         elif not self._has_walked:
             self._has_walked = True
             walker.finish()
-        while self._ahead and (packet is None or self._ahead[0][0] <= reached):
+        while self._ahead and self._ahead[0][0] <= reached:
             self._seen.append(heappop(self._ahead))
 
     def _send(self) -> None:

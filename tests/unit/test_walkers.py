@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from walking import element, flv, fragment, ogg_page, ps_pack, ps_packet, riff, ts_run, walk
+
+from app.video.walkers.walker import map_block
 
 MIB = 1024 * 1024
 ASF_START = b"0&\xb2u\x8ef\xcf\x11\xa6\xd9\x00\xaa\x00b\xcel"
@@ -93,3 +97,18 @@ def test_a_container_that_lists_its_frames_has_no_walker():
     assert walk("mxf", bytes(1000)) is None
     assert walk("h264", bytes(1000)) is None
     assert walk("matroska", b"") == []
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 9), (4096, 8192), (5000, 9999), (9000, 20_000), (20_000, 20_009)]
+)
+def test_a_block_holds_the_bytes_of_the_file_and_fewer_where_that_became_shorter(
+    tmp_path: Path, start: int, end: int
+):
+    data = random.Random(3).randbytes(10_000)
+    (tmp_path / "file").write_bytes(data)
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        assert map_block(descriptor, start, end) == data[start:end]
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ import pytest
 from walking import ts_packet, ts_run, walk
 
 MISSING = "packets are missing: the continuity counter of PID 256"
+BLOCK = 3 * 8192  # packets that are looked at all at once
 
 
 def joined(packets: list[bytes]) -> bytes:
@@ -26,9 +27,18 @@ def test_lost_packets_are_noted_with_their_pid_and_place():
 
 
 def test_a_loss_between_two_blocks_is_noted():
-    packets = ts_run(256, 0, 20_000)
-    del packets[8192:8195]
-    assert walk("mpegts", joined(packets)) == [(8192 * 188, f"{MISSING} jumps from 15 to 3")]
+    packets = ts_run(256, 0, BLOCK + 9000)
+    del packets[BLOCK : BLOCK + 3]
+    assert walk("mpegts", joined(packets)) == [(BLOCK * 188, f"{MISSING} jumps from 15 to 3")]
+
+
+def test_lost_packets_are_noted_between_those_of_other_pids():
+    video, sound = ts_run(256, 0, 60), ts_run(257, 0, 9)
+    packets = [*video[:20], *sound[:3], *video[21:40], *sound[4:8], *video[40:]]
+    assert walk("mpegts", joined(packets)) == [
+        (23 * 188, f"{MISSING} jumps from 3 to 5"),
+        (42 * 188, f"{MISSING[:-1]}7 jumps from 2 to 4"),
+    ]
 
 
 def test_pids_that_are_not_asked_for_are_not_checked():
@@ -65,15 +75,18 @@ def test_fifteen_lost_packets_do_not_pass_as_a_repeated_one():
 
 
 def test_a_packet_repeated_across_two_blocks_is_no_break():
-    packets = [*ts_run(256, 0, 8192), *ts_run(256, 8191, 1), *ts_run(256, 8192, 50)]
+    packets = [*ts_run(256, 0, BLOCK), *ts_run(256, BLOCK - 1, 1), *ts_run(256, BLOCK, 50)]
     assert walk("mpegts", joined(packets)) == []
 
 
-def test_packets_that_the_receiver_marked_are_noted_once_a_block():
-    packets = ts_run(256, 0, 100)
-    packets[40] = ts_packet(256, 40, is_bad=True)
-    packets[41] = ts_packet(256, 41, is_bad=True)
-    assert walk("mpegts", joined(packets)) == [(40 * 188, "packets marked as damaged by the receiver: 2")]
+def test_packets_that_the_receiver_marked_are_noted_once_in_8192_packets():
+    packets = ts_run(256, 0, 9000)
+    for number in (40, 41, 8900):
+        packets[number] = ts_packet(256, number, is_bad=True)
+    assert walk("mpegts", joined(packets)) == [
+        (40 * 188, "packets marked as damaged by the receiver: 2"),
+        (8900 * 188, "packets marked as damaged by the receiver: 1"),
+    ]
 
 
 @pytest.mark.parametrize("hole", [b"\x00" * 5000, b"\x99" * 188 * 20, b"\x99"])

@@ -113,5 +113,25 @@ def test_damage_in_a_program_stream_is_noted_where_it_is():
     assert walk("mpeg", data[:-9]) == [(len(data) - 406, "the file ends inside a packet")]
 
 
+SECTORS = {  # 2048 bytes each, as they lie on discs and as ffmpeg writes them
+    "disc": ps_pack() + ps_packet(0xE0, 2028),
+    "two streams": ps_pack() + ps_packet(0xC0, 990) + ps_packet(0xBE, 1032),
+    "packets alone": ps_packet(0xE0, 2042),
+    "a first one": ps_pack(mpeg1=True) + ps_packet(0xBB, 12) + ps_packet(0xE0, 2012),
+}
+
+
+@pytest.mark.parametrize("usual", SECTORS)
+def test_damage_among_thousands_of_sectors_is_noted_where_it_is(usual: str):
+    sectors = [SECTORS["a first one"], *[SECTORS[usual]] * 5000]
+    sectors[100::100] = [SECTORS["two streams"]] * 50
+    assert walk("mpeg", b"".join(sectors)) == []
+    sectors[700] = b"\x99" * 2048
+    sectors[3001] = sectors[3001][:-40]
+    notes = walk("mpeg", b"".join(sectors))
+    assert notes is not None
+    assert [at for at, _ in notes] == [700 * 2048, 3002 * 2048]
+
+
 def test_a_video_cd_in_riff_has_no_walker():
     assert walk("mpeg", b"RIFF\0\0\0\0CDXA" + ps_pack()) is None

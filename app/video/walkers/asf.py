@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+from app.video.walkers.walker import BLOCK_BYTES, MAPPED_BYTES, Note, StrideWalker, map_block
 
 _HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
 _PROPERTIES_BYTES = 104
@@ -61,16 +61,16 @@ class AsfWalker(StrideWalker):
     def _follow(self, end: int) -> None:
         while self._at < end and not self._is_lost:
             data_end = self._file_bytes if self._end is None else min(self._end, self._file_bytes)
-            count = min(data_end - self._at, BLOCK_BYTES) // self._packet_bytes
+            count = min(data_end - self._at, MAPPED_BYTES) // self._packet_bytes
             if not count:
                 self._leave_packets(data_end)
                 return
-            self._check_packets(os.pread(self._descriptor, count * self._packet_bytes, self._at))
+            self._check_packets(map_block(self._descriptor, self._at, self._at + count * self._packet_bytes))
 
-    def _check_packets(self, data: bytes) -> None:
+    def _check_packets(self, data: memoryview) -> None:
         count = len(data) // self._packet_bytes
-        rows = np.frombuffer(data, np.uint8, count * self._packet_bytes).reshape(count, self._packet_bytes)
-        is_packet = (rows[:, : len(_CORRECTION)] == list(_CORRECTION)).all(axis=1) | (not self._has_heads)
+        heads = np.ndarray((count,), "<u4", data, 0, (self._packet_bytes,))
+        is_packet = (heads & 0xFFFFFF == int.from_bytes(_CORRECTION, "little")) | (not self._has_heads)
         whole = count if is_packet.all() else int(is_packet.argmin())
         if self._has_heads:
             for at in range(0, whole * self._packet_bytes, self._packet_bytes):
@@ -97,7 +97,7 @@ class AsfWalker(StrideWalker):
         return self._window.get(self._at, 16) in _INDEXES
 
     def _search(self) -> None:
-        self._find((_CORRECTION,))
+        self._find((_CORRECTION,), self._is_element)
 
     def _is_element(self, position: int) -> bool:
         places = range(position, position + _PACKETS_IN_A_ROW * self._packet_bytes, self._packet_bytes)
@@ -115,7 +115,7 @@ class _MediaObjects:
     def __init__(self) -> None:
         self._latest: dict[int, tuple[int, int, int]] = {}  # of a stream: object's number, piece's end, size
 
-    def fault_in(self, packet: bytes) -> str | None:
+    def fault_in(self, packet: memoryview) -> str | None:
         """Take the next data packet, and return what is wrong with it."""
         flags, sizes = packet[3], packet[4]
         number_bytes, offset_bytes, replicated_bytes = (_SIZES[sizes >> n & 3] for n in (4, 2, 0))

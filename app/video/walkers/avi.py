@@ -15,7 +15,8 @@ import numpy as np
 
 from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
 
-_HEAD_BYTES = 8
+_HEAD = struct.Struct("<4sI")
+_HEAD_BYTES = _HEAD.size
 _LIST_BYTES = 12  # the head of a list, with its kind
 _ENTRY_BYTES = 16  # of the index
 _HAS_INDEX = 0x10  # flag in avih
@@ -41,40 +42,46 @@ class AviWalker(StrideWalker):
         self._declared_end = 0  # of the RIFF lists, bytes into the file
 
     def _follow(self, end: int) -> None:
-        window = self._window
+        window, unpack, filled = self._window, _HEAD.unpack_from, self._filled
         data, start, at = window.data, window.start, self._at
-        filled = self._filled
-        parent_end = self._parents[-1][1]
-        is_after_odd, elements = self._is_after_odd, 0
+        parent_end, chunks_end = self._ends()
+        is_after_odd, elements, room = self._is_after_odd, 0, len(data) - _LIST_BYTES
         while at < end:
+            offset = at - start
+            if not 0 <= offset <= room:
+                data, start, offset = window.load(at), at, 0
+                room = len(data) - _LIST_BYTES
+            elements += 1
+            if at < chunks_end:  # nearly all: what _step would do, without calls
+                kind, size = unpack(data, offset)
+                after = at + _HEAD_BYTES + size
+                if kind in filled and size and after <= chunks_end:
+                    filled[kind] += 1
+                    is_after_odd = size & 1
+                    at = after + is_after_odd
+                    continue
             if at >= parent_end:
                 self._parents.pop()
-                parent_end = self._parents[-1][1]
-                continue
-            offset = at - start
-            if offset < 0 or offset + _LIST_BYTES > len(data):
-                data, start, offset = window.load(at), at, 0
-            kind = data[offset : offset + 4]
-            size = int.from_bytes(data[offset + 4 : offset + 8], "little")
-            after = at + _HEAD_BYTES + size
-            elements += 1
-            if kind in filled and size and after <= parent_end and after <= self._file_bytes:
-                filled[kind] += 1
-                is_after_odd = size & 1
-                at = after + is_after_odd
+                parent_end, chunks_end = self._ends()
                 continue
             self._at, self._is_after_odd = at, is_after_odd
-            self._step(kind, size, data[offset + 8 : offset + _LIST_BYTES])
+            self._step(data[offset : offset + _LIST_BYTES])
             if self._is_lost:
                 break
             at, is_after_odd = self._at, self._is_after_odd
-            parent_end = self._parents[-1][1]
+            parent_end, chunks_end = self._ends()
         else:
             self._at, self._is_after_odd = at, is_after_odd
         self._elements += elements
 
-    def _step(self, kind: bytes, size: int, list_kind: bytes) -> None:
+    def _ends(self) -> tuple[int, int]:
+        """Return the ends of the list that the next chunk is in, and of chunks whose heads are whole."""
+        parent_end = self._parents[-1][1]
+        return parent_end, min(parent_end, self._file_bytes - _LIST_BYTES)
+
+    def _step(self, head: bytes) -> None:
         """Move into the list at `_at`, over the chunk, or out of its parent; or lose the chain."""
+        kind, size, list_kind = head[:4], int.from_bytes(head[4:8], "little"), head[8:]
         at = self._at
         parent, parent_end = self._parents[-1]
         if parent_end == _NOWHERE and kind in _ENDS.get(parent, ()):
@@ -157,7 +164,7 @@ class AviWalker(StrideWalker):
 
     def _search(self) -> None:
         seen = tuple(kind for kind, _ in self._filled.most_common(_SOUGHT_KINDS))
-        self._find((*(seen or _USUAL_KINDS), b"idx1"))
+        self._find((*(seen or _USUAL_KINDS), b"idx1"), self._is_element)
         self._parents = [(b"", _NOWHERE), (b"RIFF", _NOWHERE), (b"movi", _NOWHERE)]
         self._is_after_odd = 0
 

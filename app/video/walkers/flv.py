@@ -7,6 +7,7 @@ write in place of that length.
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
 _LENGTH_BYTES = 4  # of the field behind each tag
 _HEAD_BYTES = 11  # of a tag
 _STEP_BYTES = _LENGTH_BYTES + _HEAD_BYTES
+_STEP = struct.Struct(">II")  # that length; the next tag's kind (8 bits) and size
 _KINDS = frozenset((8, 9, 15, 18))  # sound, video, data as AMF3, data
 _SEARCHED_KINDS = (8, 9, 18)
 _KIND_BITS = 0x1F  # without the bit of an encrypted tag
@@ -43,32 +45,50 @@ class FlvWalker(StrideWalker):
         return self._window.get(stored, _LENGTH_BYTES) == bytes(_LENGTH_BYTES)
 
     def _follow(self, end: int) -> None:
-        window = self._window
-        at, tag_bytes = self._at, self._tag_bytes
+        window, unpack = self._window, _STEP.unpack_from
+        data, start, at, tag_bytes = window.data, window.start, self._at, self._tag_bytes
+        tags_end = self._file_bytes - _STEP_BYTES
+        tags, room = 0, len(data) - _STEP_BYTES
         while at < end:
-            offset = at - window.start
-            if offset < 0 or offset + _STEP_BYTES > len(window.data):
-                window.load(at)
-                offset = 0
-            head = window.data[offset : offset + _STEP_BYTES]
-            self._at, self._tag_bytes = at, tag_bytes
-            if int.from_bytes(head[:4], "big") != tag_bytes and not self._is_usual(head[:_LENGTH_BYTES]):
-                self._lose_chain("a tag's length is not the one that is stored behind it")
+            offset = at - start
+            if not 0 <= offset <= room:
+                data, start, offset = window.load(at), at, 0
+                room = len(data) - _STEP_BYTES
+            if at < tags_end:  # nearly all: what _step would do, without calls
+                stored, kind_and_size = unpack(data, offset)
+                if stored == tag_bytes:
+                    tag_bytes = _HEAD_BYTES + (kind_and_size & 0xFFFFFF)
+                    at += _LENGTH_BYTES + tag_bytes
+                    tags += 1
+                    continue
+            self._move(at, tag_bytes, tags)
+            self._step(data[offset : offset + _STEP_BYTES])
+            if self._is_lost:
                 return
-            if len(head) < _STEP_BYTES:
-                self._check_rest(len(head))
-                return
-            if self._stores_zero and head[4] & _KIND_BITS not in _KINDS:
-                self._lose_chain("bytes that are no tag")
-                return
-            tag_bytes = _HEAD_BYTES + int.from_bytes(head[5:8], "big")
-            self._tag = at + _LENGTH_BYTES
-            at = self._tag + tag_bytes
-            self._tags += 1
-            self._elements += 1
-        self._at, self._tag_bytes = at, tag_bytes
+            at, tag_bytes, tags = self._at, self._tag_bytes, 0
+        self._move(at, tag_bytes, tags)
         if at > self._file_bytes:
             self._lose(self._tag, "the file ends inside a tag", search_from=self._tag + 1)
+
+    def _move(self, at: int, tag_bytes: int | None, tags: int) -> None:
+        """Take over where `tags` more of them have led."""
+        if tags and tag_bytes is not None:
+            self._tag = at - tag_bytes
+        self._at, self._tag_bytes = at, tag_bytes
+        self._tags += tags
+        self._elements += tags
+
+    def _step(self, head: bytes) -> None:
+        """Move over the length at `_at` and the tag behind it; or lose the chain."""
+        if int.from_bytes(head[:4], "big") != self._tag_bytes and not self._is_usual(head[:_LENGTH_BYTES]):
+            self._lose_chain("a tag's length is not the one that is stored behind it")
+        elif len(head) < _STEP_BYTES:
+            self._check_rest(len(head))
+        elif self._stores_zero and head[4] & _KIND_BITS not in _KINDS:
+            self._lose_chain("bytes that are no tag")
+        else:
+            tag_bytes = _HEAD_BYTES + int.from_bytes(head[5:8], "big")
+            self._move(self._at + _LENGTH_BYTES + tag_bytes, tag_bytes, 1)
 
     def _is_usual(self, stored: bytes) -> bool:
         """Whether `stored` is one of what recorders write instead of a tag's length (flvdec.c)."""

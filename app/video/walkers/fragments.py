@@ -90,10 +90,7 @@ class FragmentsWalker(StrideWalker):
         return 8 + once + count * sum(4 for flag in _FIELDS_OF_SAMPLES if flags & flag)
 
     def _search(self) -> None:
-        self._find((b"mfhd",), before=12)
-
-    def _is_element(self, position: int) -> bool:
-        return self._window.get(position + 4, 4) == b"moof"
+        self._find((b"mfhd",), lambda at: self._window.get(at + 4, 4) == b"moof", before=12)
 
 
 def is_fragmented(descriptor: int, file_bytes: int) -> bool:

@@ -29,6 +29,10 @@ _KNOWN = _OUTER | _FIRST_IN_CLUSTER | _USUAL | _OTHERS_IN_CLUSTER
 _HEAD_BYTES = 12  # of an element at most: an identifier of 4 bytes and a size of 8
 _MASKS = tuple((1 << 7 * length) - 1 for length in range(9))  # of the value in a size of so many bytes
 _NO_SIZE = 1 << 62
+# By a size's first byte: how many it has; 0 where it has too many, or where it may stand for an unknown size.
+_SIZE_BYTES = tuple(9 - first.bit_length() if first & first + 1 else 0 for first in range(256))
+# By that: what a size with its marker lacks to the bytes of an element whose identifier has one byte.
+_BESIDE_SIZE = (_NO_SIZE, *(1 + count - (1 << 7 * count) for count in range(1, 9)))
 _NOWHERE = 1 << 63  # the end of an element that does not tell its size
 _CUT = "the file ends inside an element"
 _NO_ELEMENT = "bytes that are no element"
@@ -43,34 +47,40 @@ class MatroskaWalker(StrideWalker):
     def _follow(self, end: int) -> None:
         window = self._window
         data, start, at = window.data, window.start, self._at
-        parent, parent_end = self._parents[-1]
-        limit = min(parent_end, self._file_bytes)
-        elements = 0
+        parent_end, blocks_end = self._ends()
+        elements, room = 0, len(data) - _HEAD_BYTES
         while at < end:
+            offset = at - start
+            if not 0 <= offset <= room:
+                data, start, offset = window.load(at), at, 0
+                room = len(data) - _HEAD_BYTES
+            elements += 1
+            if at < blocks_end and data[offset] in _USUAL:  # nearly all: what _step would do, without calls
+                size_bytes = _SIZE_BYTES[data[offset + 1]]
+                size = int.from_bytes(data[offset + 1 : offset + 1 + size_bytes], "big")
+                after = at + size + _BESIDE_SIZE[size_bytes]
+                if after <= blocks_end:
+                    at = after
+                    continue
             if at >= parent_end:
                 self._parents.pop()
-                parent, parent_end = self._parents[-1]
-                limit = min(parent_end, self._file_bytes)
-                continue
-            offset = at - start
-            if offset < 0 or offset + _HEAD_BYTES > len(data):
-                data, start, offset = window.load(at), at, 0
-            name, head_bytes, size = _read_element(data, offset)
-            elements += 1
-            after = at + head_bytes + size
-            if name in _USUAL and after <= limit and parent not in (0, _SEGMENT):
-                at = after
+                parent_end, blocks_end = self._ends()
                 continue
             self._at = at
-            self._step(name, head_bytes, size)
+            self._step(*_read_element(data, offset))
             if self._is_lost:
                 break
             at = self._at
-            parent, parent_end = self._parents[-1]
-            limit = min(parent_end, self._file_bytes)
+            parent_end, blocks_end = self._ends()
         else:
             self._at = at
         self._elements += elements
+
+    def _ends(self) -> tuple[int, int]:
+        """Return the end of the next element's parent, and that of blocks; 0 outside a cluster."""
+        parent, parent_end = self._parents[-1]
+        is_cluster = parent in (_CLUSTER, _GROUP)
+        return parent_end, min(parent_end, self._file_bytes - _HEAD_BYTES) if is_cluster else 0
 
     def _step(self, name: int, head_bytes: int, size: int) -> None:
         """Move into the element at `_at`, over it, or out of the one that holds it; or lose the chain."""
@@ -120,7 +130,7 @@ class MatroskaWalker(StrideWalker):
         return None
 
     def _search(self) -> None:
-        self._find((_CLUSTER.to_bytes(4, "big"),))
+        self._find((_CLUSTER.to_bytes(4, "big"),), self._is_element)
         self._parents = [(0, _NOWHERE), (_SEGMENT, _NOWHERE)]
 
     def _is_element(self, position: int) -> bool:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import os
 
-from app.video.walkers.walker import Note, StrideWalker
+import numpy as np
+import numpy.typing as npt
+
+from app.video.walkers.walker import MAPPED_BYTES, Note, StrideWalker, map_block
 
 _START = b"\0\0\1"
 _END_CODE = b"\0\0\1\xb9"
 _PACK, _SYSTEM = 0xBA, 0xBB  # what follows them up to 0xFF are PES packets of all streams
+_MOST_IN_A_SECTOR = 8  # packs and packets, where sectors are looked at all at once
+_SAMPLED = 24  # packs and packets that show how large sectors are
 _HEAD_BYTES = 14  # of a pack at most, without its stuffing; of the others less
 _LENGTH_BYTES = 6  # a start code and a length
 _MAX_PACKET_BYTES = 65535 + _LENGTH_BYTES
@@ -26,8 +31,12 @@ class MpegPsWalker(StrideWalker):
         self._last = 0  # the last packet, bytes into the file
         self._ended_at = -1  # behind the last end code: any number of zeros may follow
         self._zeros_from = self._zeros_to = -1  # the last run of zeros
+        self._sector_bytes = 0  # 0 if there are none
+        self._skips_at = 0  # sectors may be skipped from here on, bytes into the file
 
     def _follow(self, end: int) -> None:
+        if self._at >= self._skips_at:
+            self._skip_sectors()
         window = self._window
         data, start, at, last = window.data, window.start, self._at, self._last
         elements = 0
@@ -45,6 +54,18 @@ class MpegPsWalker(StrideWalker):
         self._at, self._last = at, last
         if at < end:
             self._read_other()
+
+    def _skip_sectors(self) -> None:
+        """Move over sectors of one size that packets fill, all at once, but for the last one of them."""
+        end = min(self._at + MAPPED_BYTES, self._file_bytes)
+        block = map_block(self._descriptor, self._at, end)
+        size = self._sector_bytes or _sector_bytes(block)
+        whole = _count_sectors(block, size) if size else 0
+        is_worth_it = whole * size > len(block) // 8
+        self._sector_bytes = size if is_worth_it else 0
+        self._skips_at = self._at + (0 if is_worth_it else MAPPED_BYTES)
+        self._at += max(whole - 1, 0) * size
+        self._elements += whole
 
     def _read_other(self) -> None:
         """Move over what may stand between packets: an end code, zeros. Lose the chain at anything else."""
@@ -72,7 +93,7 @@ class MpegPsWalker(StrideWalker):
 
     def _search(self) -> None:
         is_start = self._at == 0 and not self._notes
-        self._find((_START,))
+        self._find((_START,), self._is_element)
         if not is_start:
             return
         is_mid_packet = not self._is_lost and self._at < _MAX_PACKET_BYTES
@@ -96,7 +117,7 @@ class MpegPsWalker(StrideWalker):
             self._note(self._last, "the file ends inside a packet")
 
 
-def _length(data: bytes, offset: int) -> int:
+def _length(data: bytes | memoryview, offset: int) -> int:
     """Return the bytes of the pack or packet at `offset`; 0 if there is none, or no room for its head."""
     if data[offset : offset + 3] != _START or offset + _LENGTH_BYTES > len(data):
         return 0
@@ -108,3 +129,41 @@ def _length(data: bytes, offset: int) -> int:
             return _HEAD_BYTES + (data[offset + 13] & 7)
         return 12 if data[offset + 4] >> 4 == 2 else 0
     return 0
+
+
+def _sector_bytes(data: memoryview) -> int:
+    """Return the bytes after which, again and again, a pack or packet begins; 0 if there is no such size."""
+    places = [0]
+    while len(places) < _SAMPLED and (length := _length(data, places[-1])):
+        places.append(places[-1] + length)
+    for size in places[1 : len(places) // 2]:
+        if set(range(0, places[-1], size)) <= set(places):
+            return size
+    return 0
+
+
+def _count_sectors(data: memoryview, size: int) -> int:
+    """Return how many sectors of `size` bytes, filled by packs and packets, `data` begins with."""
+    count = (len(data) - _HEAD_BYTES) // size
+    heads = np.ndarray((len(data) - 7,), ">i8", data, 0, (1,))  # 8 bytes from each place on
+    ends = np.arange(1, count + 1) * size
+    at = ends - size
+    rows = np.arange(count)
+    for _ in range(_MOST_IN_A_SECTOR):
+        at[rows] += _lengths(heads, at[rows])
+        rows = np.flatnonzero(at < ends)
+        if not len(rows):
+            break
+    return int(np.append(at == ends, False).argmin())
+
+
+def _lengths(heads: npt.NDArray[np.int64], at: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    """Return as `_length` does the bytes of the packs and packets at many places."""
+    found = heads[at]
+    codes = found >> 32
+    is_packet = (codes >= 1 << 8 | _SYSTEM) & (codes < 1 << 9)
+    lengths = np.where(is_packet, _LENGTH_BYTES + (found >> 16 & 0xFFFF), 0)
+    packs = np.flatnonzero(codes == 1 << 8 | _PACK)
+    marks, stuffing = found[packs] >> 24 & 0xFF, heads[at[packs] + 6] & 7
+    lengths[packs] = np.where(marks >> 6 == 1, _HEAD_BYTES + stuffing, 12 * (marks >> 4 == 2))
+    return lengths

@@ -14,7 +14,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker, map_block
 
 _SYNC = 0x47
 _BYTES = 188
@@ -29,9 +29,14 @@ _START = 1 << 22  # payload_unit_start_indicator
 _SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
-_BLOCK_PACKETS = 8192  # 1.5 MB: fewer make numpy's calls dear, more leave the processor's cache
+_WRAPS = (1 << 32) - 15  # from a counter of 15 to one of 0
+_MARKED_TOGETHER = 8192  # packets; of so many one note tells that the receiver marked some
+_BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: fewer make calls dear, more leave the processor's cache
+
+_NOTHING = np.zeros(0, np.uint8)
 
 _Heads = npt.NDArray[np.uint32]
+_Rows = npt.NDArray[np.intp]
 
 
 class MpegTsWalker(StrideWalker):
@@ -48,7 +53,7 @@ class MpegTsWalker(StrideWalker):
         self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
         self._has_packets = np.zeros(_PIDS, np.bool_)  # PES packets, not sections
         self._size = 0  # of a packet with what is around it; 0 until it is known
-        self._block = np.zeros(0, np.uint8)
+        self._block = _NOTHING
 
     def _follow(self, end: int) -> None:
         if not self._size:
@@ -59,44 +64,50 @@ class MpegTsWalker(StrideWalker):
             self._check_block()
 
     def _check_block(self) -> None:
-        data = os.pread(self._descriptor, _BLOCK_PACKETS * self._size, self._at)
-        self._block = np.frombuffer(data, np.uint8)
-        count = (len(data) + self._size - _BYTES) // self._size
+        end = min(self._at + _BLOCK_PACKETS * self._size, self._file_bytes)
+        block = map_block(self._descriptor, self._at, end)
+        self._block = np.frombuffer(block, np.uint8)
+        count = (len(self._block) + self._size - _BYTES) // self._size
         if not count:
             self._note(self._at, "the file ends inside a packet")
             self._at = self._file_bytes
             return
-        heads = np.ndarray((count,), ">u4", data, 0, (self._size,)).astype(np.uint32)
+        heads = np.ndarray((count,), ">u4", block, 0, (self._size,)).astype(np.uint32)
+        first = _first_of_runs(heads)
         whole = count
-        if not (heads & _SYNC_OR_ERROR == _SYNC << 24).all():
+        if not (heads[first] & _SYNC_OR_ERROR == _SYNC << 24).all():
             is_packet = heads >> 24 == _SYNC
             whole = count if is_packet.all() else int(is_packet.argmin())
+            first = first[first < whole]
             self._note_marked(heads[:whole])
         if whole:
-            self._check_starts(heads[:whole])
-            self._check_counters(heads[:whole])
+            self._check_starts(heads[first], first)
+            self._check_counters(heads[:whole], first)
         if whole < count:
             self._heads[:] = 0  # what is lost here is noted once, not once a PID
             place = self._at + whole * self._size
             self._lose(place, "bytes that are no transport packet", search_from=place + 1)
         else:
             self._at += whole * self._size
+        self._block = _NOTHING  # not mapped for longer
 
     def _note_marked(self, heads: _Heads) -> None:
         marked = np.flatnonzero(heads & _ERROR)
-        if len(marked):
-            place = self._at + int(marked[0]) * self._size
-            self._note(place, f"packets marked as damaged by the receiver: {len(marked)}")
+        _, first, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
+        for row, count in zip(marked[first].tolist(), counts.tolist(), strict=True):
+            place = self._at + row * self._size
+            self._note(place, f"packets marked as damaged by the receiver: {count}")
 
-    def _check_starts(self, heads: _Heads) -> None:
+    def _check_starts(self, heads: _Heads, rows: _Rows) -> None:
         """Note packets that should begin a PES packet, of a PID that has such, and do not (2.4.3.6).
 
         A zero and then another number may be a section: in joined streams one PID has both, by turns.
         """
-        at = np.flatnonzero((heads & (_START | _HAS_PAYLOAD | _SCRAMBLED)) == _START | _HAS_PAYLOAD)
-        pids = (heads[at] >> 8 & _NULL_PID).astype(np.uint16)
+        is_head = (heads & (_START | _HAS_PAYLOAD | _SCRAMBLED)) == _START | _HAS_PAYLOAD
+        at, heads = rows[is_head], heads[is_head]
+        pids = heads >> 8 & _NULL_PID
         places = at * self._size + 4
-        places += np.where(heads[at] & _HAS_FIELD != 0, self._block[places].astype(np.int64) + 1, 0)
+        places += np.where(heads & _HAS_FIELD != 0, self._block[places].astype(np.intp) + 1, 0)
         is_inside = places <= at * self._size + _BYTES - 3
         at, pids, places = at[is_inside], pids[is_inside], places[is_inside]
         first, second, third = (self._block[places + number] for number in range(3))
@@ -107,34 +118,37 @@ class MpegTsWalker(StrideWalker):
             self._elements += 1
             self._note(self._at + place * self._size, "a packet's head is damaged")
 
-    def _check_counters(self, heads: _Heads) -> None:
-        pids = (heads >> 8 & _NULL_PID).astype(np.uint16)
-        rows = np.argsort(pids, kind="stable")  # each PID's packets in a row
-        pids, heads = pids[rows], heads[rows]
+    def _check_counters(self, all_heads: _Heads, rows: _Rows) -> None:
+        """Check the first packet of each run, at `rows`, against the last one of the PID's run before."""
+        last_rows = np.append(rows[1:], len(all_heads)) - 1
+        pids = (all_heads[rows] >> 8 & _NULL_PID).astype(np.uint16)
+        order = np.argsort(pids, kind="stable")  # each PID's runs in a row
+        rows, last_rows, pids = rows[order], last_rows[order], pids[order]
+        heads, last_heads = all_heads[rows], all_heads[last_rows]
         is_first = np.append(True, pids[1:] != pids[:-1])
         first = np.flatnonzero(is_first)
         last = np.append(first[1:], len(rows)) - 1
-        before = np.append(np.uint32(0), heads[:-1])
+        before = np.append(np.uint32(0), last_heads[:-1])
         before[first] = self._heads[pids[first]]
         has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
         odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
         odd = odd[self._is_checked[pids[odd]]]
-        positions = self._at + rows * self._size
         is_repeat = np.zeros(len(rows), np.bool_)
         for place in odd.tolist():
             pid, head, head_before = int(pids[place]), int(heads[place]), int(before[place])
-            here = int(positions[place])
-            earlier, was_repeat = positions[place - 1], is_repeat[place - 1]
+            here = self._at + int(rows[place]) * self._size
+            earlier = self._at + int(last_rows[place - 1]) * self._size
+            was_repeat = is_repeat[place - 1] and rows[place - 1] == last_rows[place - 1]
             if is_first[place]:
-                earlier, was_repeat = self._positions[pid], self._is_repeat[pid]
-            if not was_repeat and self._repeats(int(earlier), here, head_before, head):
+                earlier, was_repeat = int(self._positions[pid]), self._is_repeat[pid]
+            if not was_repeat and self._repeats(earlier, here, head_before, head):
                 is_repeat[place] = True
             elif not self._may_jump(here, head):
                 self._note(here, _describe(pid, head_before & 15, head & 15))
         self._elements += len(odd)
-        self._heads[pids[last]] = heads[last]
-        self._positions[pids[last]] = positions[last]
-        self._is_repeat[pids[last]] = is_repeat[last]
+        self._heads[pids[last]] = last_heads[last]
+        self._positions[pids[last]] = self._at + last_rows[last] * self._size
+        self._is_repeat[pids[last]] = is_repeat[last] & (rows[last] == last_rows[last])
 
     def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
         """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
@@ -193,6 +207,15 @@ def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | Non
     behind_stamp = place + _STAMP_BYTES
     is_stamp = size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
     return behind_stamp if is_stamp else place
+
+
+def _first_of_runs(heads: _Heads) -> _Rows:
+    """Return where runs of packets begin that differ in nothing but a counter that goes up by one."""
+    step = heads[1:] - heads[:-1]
+    is_break = (step != 1) & (step != _WRAPS)
+    is_other = heads & (_START | _HAS_PAYLOAD) != _HAS_PAYLOAD  # may begin something
+    is_break |= is_other[1:] | is_other[:-1]
+    return np.flatnonzero(np.append(True, is_break))
 
 
 def _payload(packet: bytes) -> bytes:
