@@ -135,3 +135,12 @@ def test_damage_among_thousands_of_sectors_is_noted_where_it_is(usual: str):
 
 def test_a_video_cd_in_riff_has_no_walker():
     assert walk("mpeg", b"RIFF\0\0\0\0CDXA" + ps_pack()) is None
+
+
+def test_a_flash_tag_without_the_picture_that_it_is_for_is_noted():
+    data, place = flv(500, 300, 0, 400), len(flv(500)) - 4
+    head = place + 4 + 11
+    assert walk("flv", data) == []
+    damaged = data[:head] + bytes(300) + data[head + 300 :]
+    assert walk("flv", damaged) == [(place, "a picture's tag that holds none")]
+    assert walk("flv", damaged[: place + 4] + b"\x08" + damaged[place + 5 :]) == []  # sound

@@ -16,8 +16,10 @@ from app.video.walkers.walker import BLOCK_BYTES, Note, StrideWalker
 _LENGTH_BYTES = 4  # of the field behind each tag
 _HEAD_BYTES = 11  # of a tag
 _STEP_BYTES = _LENGTH_BYTES + _HEAD_BYTES
-_STEP = struct.Struct(">II")  # that length; the next tag's kind (8 bits) and size
+_STEP = struct.Struct(">II7xB")  # a length, kind and size of the next tag, its content's first byte
 _KINDS = frozenset((8, 9, 15, 18))  # sound, video, data as AMF3, data
+_PICTURE = 9
+_FRAME_TYPE = 0x70  # bits of the first byte of a picture's tag: 1 to 5
 _SEARCHED_KINDS = (8, 9, 18)
 _KIND_BITS = 0x1F  # without the bit of an encrypted tag
 
@@ -47,22 +49,22 @@ class FlvWalker(StrideWalker):
     def _follow(self, end: int) -> None:
         window, unpack = self._window, _STEP.unpack_from
         data, start, at, tag_bytes = window.data, window.start, self._at, self._tag_bytes
-        tags_end = self._file_bytes - _STEP_BYTES
-        tags, room = 0, len(data) - _STEP_BYTES
+        tags_end = self._file_bytes - _STEP.size
+        tags, room = 0, len(data) - _STEP.size
         while at < end:
             offset = at - start
             if not 0 <= offset <= room:
                 data, start, offset = window.load(at), at, 0
-                room = len(data) - _STEP_BYTES
+                room = len(data) - _STEP.size
             if at < tags_end:  # nearly all: what _step would do, without calls
-                stored, kind_and_size = unpack(data, offset)
-                if stored == tag_bytes:
+                stored, kind_and_size, first = unpack(data, offset)
+                if stored == tag_bytes and (first & _FRAME_TYPE or kind_and_size >> 24 != _PICTURE):
                     tag_bytes = _HEAD_BYTES + (kind_and_size & 0xFFFFFF)
                     at += _LENGTH_BYTES + tag_bytes
                     tags += 1
                     continue
             self._move(at, tag_bytes, tags)
-            self._step(data[offset : offset + _STEP_BYTES])
+            self._step(data[offset : offset + _STEP.size])
             if self._is_lost:
                 return
             at, tag_bytes, tags = self._at, self._tag_bytes, 0
@@ -88,6 +90,9 @@ class FlvWalker(StrideWalker):
             self._lose_chain("bytes that are no tag")
         else:
             tag_bytes = _HEAD_BYTES + int.from_bytes(head[5:8], "big")
+            is_empty = tag_bytes == _HEAD_BYTES or len(head) == _STEP_BYTES
+            if head[4] == _PICTURE and not is_empty and not head[_STEP_BYTES] & _FRAME_TYPE:
+                self._note(self._at, "a picture's tag that holds none")
             self._move(self._at + _LENGTH_BYTES + tag_bytes, tag_bytes, 1)
 
     def _is_usual(self, stored: bytes) -> bool:
