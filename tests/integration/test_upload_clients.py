@@ -235,5 +235,6 @@ def test_an_upload_goes_on_after_kills_at_random_offsets(
         )
         folder = instance.folder.upload(sent["url"].rpartition("/")[2])
         assert (folder / "video").read_bytes() == data
-        open_uploads = {path.parent for path in instance.folder.uploads.glob("*/video")}
-        assert open_uploads == {folder}  # it was one upload all along
+        # It was one upload all along, but for those whose worker was killed before it could tell their URL.
+        with_bytes = {path.parent for path in instance.folder.uploads.glob("*/video") if path.stat().st_size}
+        assert with_bytes == {folder}
