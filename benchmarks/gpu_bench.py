@@ -42,7 +42,7 @@ class Sizes:
 
 MIB = 1024 * 1024
 SMALL = Sizes((320, 180), 30, (4, 8), 96, 8, 96, 2, 4, 0.1)
-FULL = Sizes((1920, 1080), 120, (12, 40), 416, 32, 640, max(3, len(os.sched_getaffinity(0)) - 2), 64, 0.5)
+FULL = Sizes((1920, 1080), 120, (12, 24), 416, 32, 640, max(3, len(os.sched_getaffinity(0)) - 2), 64, 0.5)
 
 
 class Check:

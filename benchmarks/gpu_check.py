@@ -33,7 +33,7 @@ STEPS: dict[str, tuple[Callable[[Check], None], int]] = {
     "material": (gpu_steps.material, 60),
     "jobs": (gpu_steps.jobs, 120),
     "memory": (gpu_steps.memory, 50),
-    "kills": (gpu_steps.kills, 90),
+    "kills": (gpu_steps.kills, 100),
     "batches": (gpu_steps.batches, 80),
 }
 

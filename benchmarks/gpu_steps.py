@@ -47,6 +47,7 @@ from benchmarks.seeded import make_rt_detr, make_video, make_yolo, repeat_video
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ITSELF = (sys.executable, "-u", "-m", "benchmarks", "gpu_check")
+JOB_SLOTS = 4  # of jobs that are disturbed
 FAST = 400  # frames a second of a network for which a video is too short
 
 
@@ -135,7 +136,7 @@ def jobs(check: Check) -> None:
                 bare = _bare(check, f"{name} {precision}", loaded)
                 is_fast = bare > FAST and check.sizes is not SMALL
                 _job(check, bench, loaded, bare, slots=check.sizes.slots, is_long=is_fast)
-                if precision == check.precisions[-1] and check.sizes.slots > 2:
+                if name == "small" and precision == check.precisions[-1] and check.sizes.slots > 2:
                     _job(check, bench, loaded, bare, slots=2, is_long=False)
 
 
@@ -180,33 +181,41 @@ def _job(check: Check, bench: Bench, loaded: LoadedModel, bare: float, *, slots:
 
 
 def memory(check: Check) -> None:
-    for slots in sorted({2, check.sizes.slots}):
-        with (
-            check.bench("large", check.precisions[-1]) as (bench, loaded),
-            watched_memory(check.device) as most,
-        ):
-            bench.run(check.video, "large", slots=slots)
-        told = "; ".join(f"{kind} {figures}" for kind, figures in most.items())
-        check.tell(f"memory, large {loaded.detector.precision}, {slots} decoders", told)
+    with check.bench("large", check.precisions[-1]) as (bench, loaded):
+        for slots in sorted({2, check.sizes.slots}):
+            with watched_memory(check.device) as most:
+                bench.run(check.video, "large", slots=slots)
+            told = "; ".join(f"{kind} {figures}" for kind, figures in most.items())
+            check.tell(f"memory, large {loaded.detector.precision}, {slots} decoders", told)
 
 
 def kills(check: Check) -> None:
-    for name, precision in (("small", Precision.FLOAT32), ("large", check.precisions[-1])):
-        if check.sizes is SMALL and name == "large":
-            continue
-        with check.trying(f"kills, {name} {precision}"):
-            _kills(check, name, precision)
+    """Compare what a job writes that nothing disturbs with that of others, whose processes are killed."""
+    name, precision = "small" if check.sizes is SMALL else "large", check.precisions[-1]
+    for other, bits in dict.fromkeys([("small", Precision.FLOAT32), (name, precision)]):
+        with check.trying(f"kills, {other} {bits}"):
+            digests, told = _disturbed(check, other, bits)
+            if other == name:
+                digests["another process"], parts = _killed_midway(check, other, bits)
+                told += f", a process killed after {parts} of {check.sizes.loops[0]} parts"
+            verdict = "equal bytes" if len(set(digests.values())) == 1 else f"OTHER BYTES: {digests}"
+            check.tell(f"kills, {other} {bits}", f"{verdict}; {told}")
 
 
-def _kills(check: Check, name: str, precision: Precision) -> None:
+def _disturbed(check: Check, name: str, precision: Precision) -> tuple[dict[str, str], str]:
     document, digests = check.folder / "document", {}
     with check.bench(name, precision) as (bench, _):
-        for slots in (2, check.sizes.slots):
+        for slots in (JOB_SLOTS, check.sizes.slots):
             bench.run(check.video, name, slots=slots, document=document)
             digests[f"{slots} decoders"] = _digest(document)
         with _killed_decoders(check.sizes.seconds) as victims:
-            bench.run(check.video, name, slots=3, document=document)
+            bench.run(check.video, name, slots=JOB_SLOTS, document=document)
         digests["decoders killed"] = _digest(document)
+    return digests, f"{len(victims)} decoders killed"
+
+
+def _killed_midway(check: Check, name: str, precision: Precision) -> tuple[str, int]:
+    """Return the digest of a job whose process was killed, and the number of parts that it left behind."""
     parts = check.folder / f"parts-{name}-{precision}"
     command = [*ITSELF, *check.arguments, "--job", name, precision]
     with subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True) as engine:
@@ -216,10 +225,7 @@ def _kills(check: Check, name: str, precision: Precision) -> None:
             os.killpg(engine.pid, signal.SIGKILL)
     kept = _count(parts)
     subprocess.run(command, cwd=CHECKOUT, check=True)
-    digests["process killed, and another"] = _digest(parts.with_suffix(".json"))
-    verdict = "equal bytes" if len(set(digests.values())) == 1 else f"OTHER BYTES: {digests}"
-    told = f"{len(victims)} decoders killed; process killed after {kept} of {check.sizes.loops[0]} parts"
-    check.tell(f"kills, {name} {precision}", f"{verdict}; {told}")
+    return _digest(parts.with_suffix(".json")), kept
 
 
 def _count(parts: Path) -> int:
@@ -256,7 +262,7 @@ def _killed_decoders(every_seconds: float) -> Iterator[list[int]]:
 def batches(check: Check) -> None:
     sizes = [2**power for power in range(check.sizes.largest_batch.bit_length())]
     for name in ("small", "large"):
-        for precision in check.precisions:
+        for precision in check.precisions if name == "small" else check.precisions[-1:]:
             with check.trying(f"batches, {name} {precision}"):
                 make_ready(check.device)
                 folder = check.folder / "models"
@@ -274,4 +280,4 @@ def job_in_parts(check: Check, name: str, precision: str) -> None:
     """Do a job whose parts stay, for the next process that does the same."""
     parts = check.folder / f"parts-{name}-{precision}"
     with check.bench(name, precision) as (bench, _):
-        bench.run(check.video, name, slots=2, document=parts.with_suffix(".json"), parts_folder=parts)
+        bench.run(check.video, name, slots=JOB_SLOTS, document=parts.with_suffix(".json"), parts_folder=parts)
