@@ -56,10 +56,10 @@ def on_whole_pages(frames: Frames) -> Frames:
     return copy
 
 
-def repeated(work: Callable[[], int]) -> float:
-    """Return frames a second of `work`, which returns how many it did, over `LEAST_SECONDS` or more."""
+def repeated(work: Callable[[], int], least_seconds: float = LEAST_SECONDS) -> float:
+    """Return frames a second of `work`, which returns how many it did, over `least_seconds` or more."""
     started, done = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < LEAST_SECONDS:
+    while (seconds := time.perf_counter() - started) < least_seconds:
         done += work()
     return done / seconds
 
@@ -71,7 +71,7 @@ def in_calls(detector: Detector, frames: Tensor) -> int:
     return len(frames)
 
 
-def as_served(detector: Detector, frames: Frames) -> float:
+def as_served(detector: Detector, frames: Frames, least_seconds: float = LEAST_SECONDS) -> float:
     """Return frames a second with two threads that submit batches, each two ahead, as segments' do."""
 
     def send(device: DeviceThread) -> int:
@@ -85,7 +85,7 @@ def as_served(detector: Detector, frames: Frames) -> float:
         return len(frames)
 
     with DeviceThread(detector) as device, ThreadPoolExecutor(SENDERS, "sender") as senders:
-        return repeated(lambda: sum(senders.map(send, [device] * SENDERS)))
+        return repeated(lambda: sum(senders.map(send, [device] * SENDERS)), least_seconds)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def utilisation(device: str) -> Iterator[list[float]]:
         while not done.wait(LOOK_SECONDS):
             try:
                 seen.append(torch.cuda.utilization(device))
-            except (ModuleNotFoundError, RuntimeError):
+            except Exception:  # noqa: BLE001 - NVML, which may be absent, has errors of its own
                 return
 
     watcher = threading.Thread(target=look, name="utilisation")
@@ -112,7 +112,11 @@ def utilisation(device: str) -> Iterator[list[float]]:
             watcher.join()
 
 
-def measure_batches(model: Detector, frames: Frames, sizes: list[int], rounds: int) -> None:
+def measure_batches(
+    model: Detector, frames: Frames, sizes: list[int], rounds: int, least_seconds: float = LEAST_SECONDS
+) -> dict[int, float]:
+    """Print what is told above, a line a size; return frames a second on frames that lie on the device."""
+    speeds: dict[int, float] = {}
     print(
         f"{'batch':>6} {'alone':>9} {'in call':>9} {'served':>9} {'served/alone':>13} {'busy':>6} {'MiB':>6}"
     )
@@ -124,10 +128,10 @@ def measure_batches(model: Detector, frames: Frames, sizes: list[int], rounds: i
         told: list[tuple[float, float, float]] = []
         busy: list[float] = []
         for _ in range(rounds):
-            alone = repeated(lambda detector=detector: in_calls(detector, there))
-            in_call = repeated(lambda detector=detector: in_calls(detector, host))
+            alone = repeated(lambda detector=detector: in_calls(detector, there), least_seconds)
+            in_call = repeated(lambda detector=detector: in_calls(detector, host), least_seconds)
             with utilisation(model.device) as seen:
-                served = as_served(detector, frames)
+                served = as_served(detector, frames, least_seconds)
             busy += seen
             told.append((alone, in_call, served))
         alone, in_call, served = (statistics.median(column) for column in zip(*told, strict=True))
@@ -138,6 +142,8 @@ def measure_batches(model: Detector, frames: Frames, sizes: list[int], rounds: i
             f"{size:6} {alone:9.1f} {in_call:9.1f} {served:9.1f} {ratio:13.2f} {share:>6} {held:6}",
             flush=True,
         )
+        speeds[size] = alone
+    return speeds
 
 
 def boxes_of(detector: Detector, frames: Frames) -> list[list[Box]]:

@@ -29,6 +29,7 @@ from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
+from app.video.process import Pin
 from benchmarks.machine import describe_machine
 
 LOOPS = 5
@@ -37,19 +38,29 @@ LOOPS = 5
 class Bench:
     """The engine's parts without its process."""
 
-    def __init__(self, settings: Settings, models: ModelPool) -> None:
+    def __init__(self, settings: Settings, models: ModelPool, *, pin: Pin | None = None) -> None:
+        """`pin`: as a `DecoderPool` is given it."""
         self._settings = settings
         self._models = models
+        self._pin = pin
         self.phases: Counter[str] = Counter()
 
-    def run(self, video: Path, model: str, *, slots: int, document: Path | None = None) -> float:
-        """Return the seconds of one whole job; its answer stays at `document`, if that is given."""
+    def run(
+        self,
+        video: Path,
+        model: str,
+        *,
+        slots: int,
+        document: Path | None = None,
+        parts_folder: Path | None = None,
+    ) -> float:
+        """Return the seconds of one whole job; its answer and its parts stay where it is given a place."""
         self.phases.clear()
         with tempfile.TemporaryDirectory() as folder, self._decoders() as decoders:
             request = DetectionRequest(
                 job_id="benchmark",
                 video=video,
-                parts_folder=Path(folder) / "parts",
+                parts_folder=parts_folder or Path(folder) / "parts",
                 document=document or Path(folder) / "document",
                 pts=Path(folder) / "pts",
                 options=DetectionOptions(),
@@ -88,6 +99,8 @@ class Bench:
             threads=settings.decoder_threads,
             memory_bytes=settings.decoder_memory_bytes,
             ring_bytes=settings.ring_bytes,
+            require_sandbox=settings.require_sandbox,
+            pin=self._pin,
         )
 
 

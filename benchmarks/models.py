@@ -12,6 +12,7 @@ video at 720p and 1080p.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import subprocess
 import tempfile
@@ -34,6 +35,7 @@ from torch import Tensor
 from app.detection.detector import Detections, Detector
 from app.detection.measuring import SizedDetector
 from app.detection.model_pool import ModelPool
+from app.detection.precision import Precision
 from app.detection.registry import load_detector
 from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
@@ -102,13 +104,19 @@ def cpu_seconds() -> Iterator[CpuSeconds]:
         spent.total -= sum(sampling)
 
 
-def pool_of(folder: Path, scratch: Path) -> ModelPool:
-    def load(name: str, device: str) -> Detector:
-        model = load_detector(name.removeprefix(DECODE_ALONE), device=device, models_folder=folder)
+def pool_of(
+    folder: Path, scratch: Path, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
+) -> ModelPool:
+    @functools.cache
+    def load_once(name: str) -> Detector:
+        return load_detector(name, device=device, models_folder=folder, precision=precision)
+
+    def load(name: str, _: str) -> Detector:
+        model = load_once(name.removeprefix(DECODE_ALONE))
         return FindsNothing(model, model.batch_size) if name.startswith(DECODE_ALONE) else model
 
     profiles = ProfileStore(scratch / "profiles", scratch / "attempts", runtime="")
-    return ModelPool(devices=["cpu"], load=load, profiles=profiles)
+    return ModelPool(devices=[device], load=load, profiles=profiles)
 
 
 def parity(bench: Bench, models: ModelPool, folder: Path, videos: list[Path], scratch: Path) -> None:

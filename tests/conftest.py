@@ -56,6 +56,13 @@ def people_video(test_data: Path) -> Path:
     return test_data / "videos" / "one-by-one-person-detection.mp4"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for a CUDA device: ``-m cuda`` chooses them."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "cuda" in item.fixturenames:
+            item.add_marker("cuda")
+
+
 @pytest.fixture
 def cuda() -> str:
     """A CUDA device's name. Skips without one, unless FRAMEBOX_REQUIRE_CUDA says that there must be one."""

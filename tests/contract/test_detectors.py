@@ -115,7 +115,8 @@ FORMATS: dict[str, Callable[[Path], object]] = {
 
 
 # Where there is none, `test_the_suite_runs_on_a_gpu` tells.
-DEVICES = ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",)
+CUDA = pytest.param("cuda:0", marks=pytest.mark.cuda)
+DEVICES = ("cpu", CUDA) if torch.cuda.is_available() else ("cpu",)
 
 
 def has_runtime(name: str, device: str) -> bool:
@@ -194,7 +195,7 @@ def test_the_suite_has_something_to_compare() -> None:
 
 
 def test_the_suite_runs_on_a_gpu(cuda: str) -> None:
-    assert cuda in DEVICES
+    assert CUDA in DEVICES
 
 
 def test_it_says_what_it_is(detector: Detector, device: str) -> None:

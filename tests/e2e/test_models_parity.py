@@ -21,7 +21,8 @@ STRIDES = {"one-by-one-person-detection.mp4": 7, "car-detection.mp4": 3}
 
 
 # The contract suite of detectors tells where there is none.
-DEVICES = ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",)
+CUDA = pytest.param("cuda:0", marks=pytest.mark.cuda)
+DEVICES = ("cpu", CUDA) if torch.cuda.is_available() else ("cpu",)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
