@@ -78,6 +78,19 @@ class DetrSigmoid(Detr):
         return torch.stack([first, torch.full_like(first, -9.0)], dim=1), self.fractions(pictures.shape[0])
 
 
+class MadeOnCpu(nn.Module):
+    """No detector: a script that makes tensors on the CPU by itself, in a branch and in a function."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if pictures.shape[0] > 1:
+            return _moved_to_cpu(pictures)
+        return pictures + torch.zeros(1, device=torch.device("cpu"))
+
+
+def _moved_to_cpu(pictures: Tensor) -> Tensor:
+    return pictures.cpu() + torch.ones(1, device=torch.device("cpu"))
+
+
 class Dictionaries(_Bright):
     """A dictionary a frame, with one box."""
 
@@ -135,7 +148,7 @@ def as_torchscript(network: nn.Module, *, metadata: Mapping[str, Any] | None = M
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        if isinstance(network, Dictionaries):
+        if isinstance(network, Dictionaries | MadeOnCpu):
             script = torch.jit.script(network.eval())
         else:  # as exporters do
             script = torch.jit.trace(network.eval(), example(2, torch.float32))

@@ -49,7 +49,21 @@ def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScrip
     except Exception as error:  # torch raises whatever its parsers meet
         raise ModelFault(f"Model {name!r} cannot be read as TorchScript: {type(error).__name__}.") from error
     metadata = json_metadata(name, extra_files[METADATA_FILE])
+    if device != "cpu":
+        _compute_on(module, device)
     return TorchScriptNetwork(module.eval(), _takes(module, metadata)), metadata
+
+
+def _compute_on(module: torch.jit.ScriptModule, device: str) -> None:
+    """Make what the script computes by itself on a device, where it was traced, be computed on `device`.
+
+    A trace has the device of each tensor that it makes as a constant; loading moves weights alone.
+    """
+    graph = module.graph
+    torch._C._jit_pass_inline(graph)  # noqa: SLF001 - else functions and submodules have graphs of their own
+    for constant in graph.findAllNodes("prim::Constant", recurse=True):  # type: ignore[attr-defined]
+        if constant.output().type().kind() == "DeviceObjType":
+            constant.s_("value", device)
 
 
 def _check_archive(name: str, content: bytes) -> None:

@@ -11,10 +11,12 @@ import onnxruntime
 import pytest
 import torch
 from exported_networks import BOX, METADATA, as_onnx, as_pt2, as_torchscript
+from torch import Tensor
 
 from app.detection.detector import Detector
 from app.detection.onnx import load_onnx
 from app.detection.registry import load_detector
+from app.detection.torchscript import load_torchscript
 from app.errors import ModelFault
 
 DETR_OUTPUTS = ("logits", "pred_boxes")
@@ -254,6 +256,18 @@ def test_boxes_are_read_as_declared(
             torch.full((1, networks.HEIGHT, networks.WIDTH, 3), 204, dtype=torch.uint8)
         )
     assert found.boxes_xyxy[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("network", [networks.Yolo, networks.EndToEnd, networks.MadeOnCpu])
+def test_a_script_that_was_made_on_a_cpu_computes_on_another_device(
+    network: type[torch.nn.Module], batch: int
+) -> None:
+    """Torch's device `meta` has shapes and no data, and refuses to mix with the CPU as CUDA does."""
+    loaded, _ = load_torchscript("model", as_torchscript(network()), "meta")
+    found = loaded.run(torch.zeros((batch, 3, networks.HEIGHT, networks.WIDTH), device="meta"))
+    assert isinstance(found, Tensor)
+    assert found.device.type == "meta"
 
 
 # ---- what is no TorchScript
