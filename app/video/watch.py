@@ -20,6 +20,7 @@ from app.video.evidence import Evidence
 from app.video.ffmpeg_log import LogTail
 from app.video.messages import Message
 from app.video.walkers.choice import walker_for
+from app.video.walkers.mpegts import MpegTsWalker
 from app.video.walkers.walker import Walker
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
@@ -84,12 +85,12 @@ class PacketWatch:
         packet = self._reader.read()
         if not self._is_watching:
             return packet
-        self._look_at_reader(packet)
         if self._walker is not None:
             try:
                 self._take_from_walker(self._walker, packet)
             except OSError:  # the demuxer meets it, too, and goes on after it
                 self._walker = None
+        self._look_at_reader(packet)
         if self._seen:
             self._send()
         self._place += 1
@@ -118,11 +119,15 @@ class PacketWatch:
         if self._reader.read_errors > self._read_errors:
             self._read_errors = self._reader.read_errors
             self._seen.append((position, "reading failed and went on after the damage"))
-        if packet is not None and packet.is_corrupt:
+        if packet is not None and packet.is_corrupt and not self._ends_at_joint(position):
             self._seen.append((position, "the demuxer marks the packet as damaged"))
         for text in self._log.take(self._demuxer):
             if not _HARMLESS.search(text):
                 self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
+
+    def _ends_at_joint(self, position: int | None) -> bool:
+        """Whether the packet is whole, and marked as damaged for nothing but the next stream's beginning."""
+        return isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
 
     def _take_from_walker(self, walker: Walker, packet: Packet[VideoStream] | None) -> None:
         """Let the walker go ahead of the packet, and take what it has seen before it."""

@@ -84,7 +84,25 @@ def _chained(clips: ClipFolder, target: Path) -> None:
     target.write_bytes(2 * clips.get("theora.ogg").read_bytes())
 
 
+def _segments(clips: ClipFolder, target: Path) -> list[bytes]:
+    """The parts of a transport stream, whose counters begin again in each and whose time goes on."""
+    pattern = target.with_name(f"{target.stem}_%d.ts")
+    times = ("-segment_time", "0.4")
+    ffmpeg("-i", clips.get("h264.mp4"), "-c", "copy", "-f", "segment", *times, pattern)
+    return [Path(str(pattern).replace("%d", str(number))).read_bytes() for number in range(5)]
+
+
+def _joined_segments(clips: ClipFolder, target: Path) -> None:
+    target.write_bytes(b"".join(_segments(clips, target)))
+
+
+def _joined_twice(clips: ClipFolder, target: Path) -> None:
+    target.write_bytes(2 * clips.get("h264.ts").read_bytes())
+
+
 MADE: dict[str, Recipe] = {
+    "joined_segments.ts": _joined_segments,
+    "joined_twice.ts": _joined_twice,
     "cut_open_gop.mp4": _cut_open_gop,
     "cut_b_frames.avi": _cut_before_b_frames,
     "mpeg4_of_avi.mp4": _without_presentation("mpeg4.avi"),
@@ -120,3 +138,15 @@ def test_frames_without_times_of_their_own_get_rising_ones(
     MADE[name](clips, video)
     stamps = [frame.pts for frame in read_video(pool, video).frames][4:]  # the first ones show that they lack
     assert stamps == sorted(set(stamps))
+
+
+def test_a_segment_that_is_missing_from_a_joined_stream_is_noted(
+    clips: ClipFolder, tmp_path: Path, pool: DecoderPool
+) -> None:
+    video = tmp_path / "joined.ts"
+    segments = _segments(clips, video)
+    video.write_bytes(b"".join(segments[:2] + segments[3:]))
+    found = answer(pool, video)
+    assert found.completeness["complete"] is False
+    assert found.completeness["frames_undecodable"] == 12
+    assert [max(found.numbers), len(found.numbers)] == [49, 38]
