@@ -126,6 +126,7 @@ class FrameCounter:
         self._expected = 0  # frames, by the packets
         self._has_keyframe = False
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
+        self._opening_pts: int | None = None  # of that keyframe
         self._packets = 0
         self._end_pts: int | None = None
         self._displacement = Displacement(_ticks_a_frame(reader.stream))
@@ -167,8 +168,9 @@ class FrameCounter:
             self._watch.note(packet, reason)
         if packet.is_keyframe and not self._has_keyframe and not self._decoder.position:
             self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
+            self._opening_pts = packet.pts
         elif self._is_opening and not is_second_field:
-            self._is_opening = self._keyframes.may_need_earlier(head)
+            self._is_opening = self._is_leading(packet) or self._keyframes.may_need_earlier(head)
             if self._is_opening:
                 return False
         self._has_keyframe |= packet.is_keyframe
@@ -177,6 +179,11 @@ class FrameCounter:
         )
         is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
         return not (is_cut_away or is_second_field or is_empty or is_hidden)
+
+    def _is_leading(self, packet: Packet[VideoStream]) -> bool:
+        """Whether the packet follows the first keyframe, and is shown before it."""
+        key_pts = self._opening_pts
+        return packet.pts is not None and key_pts is not None and packet.pts < key_pts
 
     def _send_stamps(self) -> None:
         if self._stamps:

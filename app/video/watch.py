@@ -30,6 +30,8 @@ _SAID_OF_DAMAGE = re.compile("CRC mismatch")
 _HARMLESS = re.compile(
     "changing packet size|not correctly marked|DTS .* out of order|Invalid timestamps"
     "|Packet corrupt"  # the packet itself is marked, too
+    # Another Matroska file follows, or what is no part of one: the walker has seen the first one's end.
+    "|File extends beyond end of segment|unknown-length element with ID 0x18538067"
 )
 
 # Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265

@@ -100,7 +100,18 @@ def _joined_twice(clips: ClipFolder, target: Path) -> None:
     target.write_bytes(2 * clips.get("h264.ts").read_bytes())
 
 
+def _matroska_twice(clips: ClipFolder, target: Path) -> None:
+    target.write_bytes(2 * clips.get("h264_open_gop.mkv").read_bytes() + b"TAG".ljust(128, b"\0"))
+
+
+def _broadcast(clips: ClipFolder, target: Path) -> None:
+    """GXF has pictures of one size alone."""
+    ffmpeg("-i", clips.get("h264.mp4"), "-s", "720x576", "-c:v", "mpeg2video", target)
+
+
 MADE: dict[str, Recipe] = {
+    "matroska_twice.mkv": _matroska_twice,
+    "broadcast.gxf": _broadcast,
     "joined_segments.ts": _joined_segments,
     "joined_twice.ts": _joined_twice,
     "cut_open_gop.mp4": _cut_open_gop,
