@@ -36,6 +36,7 @@ _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
 _GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")  # SMPTE 360M: the packet that ends a stream
+_NEVER_WRITTEN = 0xFFFFFFFF  # a duration in IVF that was to be filled in, but went through a pipe
 _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
 
 
@@ -177,6 +178,8 @@ def has_room(byte_count: int) -> bool:
 def claimed_seconds(reader: PacketReader) -> float | None:
     """The duration that the container claims for the video, or for all of its streams together."""
     stream, container = reader.stream, reader.container
+    if stream.duration == _NEVER_WRITTEN:
+        return None
     if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
         return float(stream.duration * stream.time_base)
     if container.duration is not None and container.duration >= 0:

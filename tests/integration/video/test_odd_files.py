@@ -109,7 +109,16 @@ def _broadcast(clips: ClipFolder, target: Path) -> None:
     ffmpeg("-i", clips.get("h264.mp4"), "-s", "720x576", "-c:v", "mpeg2video", target)
 
 
+def _piped(clips: ClipFolder, target: Path) -> None:
+    """As it is written to a pipe: the header never gets its duration."""
+    ffmpeg("-i", clips.get("vp8.webm"), "-c", "copy", target)
+    data = bytearray(target.read_bytes())
+    data[24:28] = b"\xff" * 4
+    target.write_bytes(data)
+
+
 MADE: dict[str, Recipe] = {
+    "piped.ivf": _piped,
     "matroska_twice.mkv": _matroska_twice,
     "broadcast.gxf": _broadcast,
     "joined_segments.ts": _joined_segments,
