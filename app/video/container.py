@@ -27,6 +27,7 @@ from app.video.facts import OtherStream
 from app.video.ffmpeg_log import captured
 from app.video.headers import Header, HeaderOverLimit, read_header
 from app.video.limits import VideoLimits
+from app.video.matroska_header import EBML_HEADER
 from app.video.messages import Command, Fault, FaultCode, Message
 from app.video.segments import Entry
 from app.video.streams import choose_among, codec_name, other_streams, real_video_streams
@@ -34,6 +35,8 @@ from app.video.streams import choose_among, codec_name, other_streams, real_vide
 _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
+_GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")  # SMPTE 360M: the packet that ends a stream
+_NEVER_WRITTEN = 0xFFFFFFFF  # a duration in IVF that was to be filled in, but went through a pipe
 _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
 
 
@@ -175,6 +178,8 @@ def has_room(byte_count: int) -> bool:
 def claimed_seconds(reader: PacketReader) -> float | None:
     """The duration that the container claims for the video, or for all of its streams together."""
     stream, container = reader.stream, reader.container
+    if stream.duration == _NEVER_WRITTEN:
+        return None
     if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
         return float(stream.duration * stream.time_base)
     if container.duration is not None and container.duration >= 0:
@@ -279,6 +284,8 @@ class PacketReader:
             except (StopIteration, IndexError):  # PyAV 18.1 trips at the end over streams that came up late
                 return None
             except (av.FFmpegError, OSError):
+                if self._is_at_end_of_gxf():
+                    return None
                 self.read_errors += 1
                 self._packets = self.container.demux(self.stream)
                 continue
@@ -289,13 +296,29 @@ class PacketReader:
         self.gave_up = True
         return None
 
+    @property
+    def _holds_joined_files(self) -> bool:
+        """Whether one Matroska file follows another: a seek may make FFmpeg stop where one ends."""
+        end = self.header.declared_bytes
+        is_matroska = self.container.format.name.startswith("matroska")
+        return is_matroska and end is not None and os.pread(self.descriptor, 4, end) == EBML_HEADER
+
+    def _is_at_end_of_gxf(self) -> bool:
+        """Whether a GXF was read to its end mark: FFmpeg looks for a packet behind it, which fails."""
+        end = self.header.file_bytes
+        return (
+            self.container.format.name == "gxf"
+            and os.lseek(self.descriptor, 0, os.SEEK_CUR) == end
+            and os.pread(self.descriptor, len(_GXF_END), end - len(_GXF_END)) == _GXF_END
+        )
+
     def move_to(self, entry: Entry) -> bool:
         """Make `read` return the packet of `entry` next. False if the video does not hold it (any more)."""
         if self.ordinal == entry.ordinal:
             return True
         if self._skip_forward(entry, at_most=_NEAR_PACKETS):
             return True
-        if entry.ordinal > _NEAR_PACKETS and self._seek(entry):
+        if entry.ordinal > _NEAR_PACKETS and not self._holds_joined_files and self._seek(entry):
             return True
         self.reopen()
         return self._skip_forward(entry, at_most=entry.ordinal)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 from av.packet import Packet
@@ -35,6 +37,7 @@ from app.video.watch import PacketWatch
 
 _RECORDS_A_MESSAGE = 512
 _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
+_PACKETS_TO_SEE_AN_ORDER = 64  # encoders that reorder pictures do so in the first seconds
 _PACKETS_ASKED_FOR_A_SIZE = 20
 _LARGE_PICTURE_PIXELS = 1920 * 1088
 _ROOM_TO_READ_BYTES = 4 * 1024 * 1024  # beside packets; with less, the end of the file may be none
@@ -64,12 +67,12 @@ class Indexer:
     def run(self) -> None:
         """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
         frame = self._find_first_frame()
-        self._leave_out_made_up_stamps()
+        self._leave_out_made_up_stamps(frame)
         self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
         self._has_told_facts = True
         is_large = frame.width * frame.height > _LARGE_PICTURE_PIXELS
         del frame
-        if self._movie.can_replace_reading:
+        if self._movie.can_replace_reading and self._has_stamps:
             self._take_from_header(is_large=is_large)
         else:
             self._read_on(is_large=is_large)
@@ -79,16 +82,34 @@ class Indexer:
         self._send_records()
         self._channel.send(Message.INDEX_END, self._end(lost).pack())
 
-    def _leave_out_made_up_stamps(self) -> None:
-        """MXF without temporal offsets: FFmpeg gives decoding times for those at which frames are shown."""
-        is_made_up = (
-            self._reader.container.format.name == "mxf"
-            and self._reader.stream.codec_context.has_b_frames
-            and all(record.pts == record.dts for record in self._records)
-        )
-        if is_made_up:
+    def _leave_out_made_up_stamps(self, first: VideoFrame) -> None:
+        """Do without time stamps that follow the order of decoding where pictures are shown in another.
+
+        FFmpeg gives such for MXF without temporal offsets, and writes them when it copies AVI into MP4.
+        """
+        if not self._reader.stream.codec_context.has_b_frames:
+            return
+        is_mxf = self._reader.container.format.name == "mxf"
+        is_made_up = is_mxf and all(record.pts == record.dts for record in self._records)
+        if is_made_up or self._is_shown_in_another_order(first):
             self._has_stamps = False
             self._records = [record._replace(pts=None) for record in self._records]
+
+    def _is_shown_in_another_order(self, first: VideoFrame) -> bool:
+        """Whether time stamps rise from packet to packet, but not from frame to frame of the decoder."""
+        shown = [first]
+        for _ in range(_PACKETS_TO_SEE_AN_ORDER):
+            if not _all_rise(record.pts for record in self._records):
+                return False
+            if not _all_rise(frame.pts for frame in shown):
+                return True
+            packet = self._watch.read()
+            if packet is None:
+                return False
+            self._record(packet)
+            with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+                shown = [shown[-1], *self._reader.stream.codec_context.decode(packet)]
+        return False
 
     def _take_from_header(self, *, is_large: bool) -> None:
         if is_large:
@@ -233,3 +254,10 @@ class Indexer:
 def _positive(value: Fraction | None) -> Fraction | None:
     """`value` if it is a usable rate: containers also say 0/0, -1/1 and numbers beyond 32 bits."""
     return value if value is not None and value > 0 else None
+
+
+def _all_rise(stamps: Iterable[int | None]) -> bool:
+    """Whether each is known and greater than the one before."""
+    return all(
+        before is not None and after is not None and before < after for before, after in pairwise(stamps)
+    )

@@ -2,13 +2,14 @@
 
 A keyframe flag is not enough to enter at: H.264 streams that refresh picture parts over time carry it
 too, and there the frames after it still need what came before. Sources: ITU-T H.264 7.3.1, 7.3.2.3.1,
-D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 and annex B.
+D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 and annex B; ISO/IEC 14496-2
+6.2.5 (MPEG-4); GIF89a, 22 to 27; the Theora specification 6.1.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from av.codec import Codec
@@ -41,6 +42,9 @@ _DIRAC_END, _DIRAC_END_BYTES = b"BBCD\x10", 13
 _VP8_KEY_CODE = b"\x9d"  # the first of three bytes
 _VP9_MARKER = 2
 _LEAST_VOP_BYTES = 9  # MPEG-4: less is a placeholder for a picture that is packed with another, or left out
+_MPEG4_PICTURE, _MPEG4_B = b"\0\0\1\xb6", 2
+_GIF_EXTENSION, _GIF_TRAILER = b"!", b";"
+_THEORA_HEADER = re.compile(rb"[\x80-\xff]theora")
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
 HEAD_BYTES = 4096  # of a packet, which mostly tell what it is
@@ -124,12 +128,12 @@ class KeyframeReader:
         """Whether there are delimiters, messages or stuffing only, as streams may end with.
 
         `is_split`: FFmpeg has found the packet in the stream. One that a container bounds holds a picture,
-        whatever became of it, but for the placeholders of MPEG-4.
+        whatever became of it, but for what a few codecs have beside pictures.
         """
-        if self._codec == "mpeg4" or not packet:
-            return len(packet) < _LEAST_VOP_BYTES
-        if self._codec == "dirac":
-            return len(packet) == _DIRAC_END_BYTES and packet[:5] == _DIRAC_END
+        if not packet:
+            return True
+        if self._codec in _KNOWN_WITHOUT_PICTURE:
+            return _KNOWN_WITHOUT_PICTURE[self._codec](packet)
         if not is_split:
             return False
         if self._codec in ("h264", "hevc"):
@@ -157,6 +161,9 @@ class KeyframeReader:
         if self._codec in ("mpeg1video", "mpeg2video"):
             at = packet.find(_MPEG2_PICTURE)
             return 0 <= at < len(packet) - 5 and packet[at + 5] >> 3 & 7 == _MPEG2_B
+        if self._codec == "mpeg4":
+            at = packet.find(_MPEG4_PICTURE)
+            return 0 <= at < len(packet) - 4 and packet[at + 4] >> 6 == _MPEG4_B
         return False
 
     def _is_message(self, unit: bytes) -> bool:
@@ -197,6 +204,25 @@ def _has_keyframes_only(codec: str) -> bool:
         return Codec(codec, "r").intra_only
     except UnknownCodecError:
         return False
+
+
+def _is_gif_ending(packet: bytes) -> bool:
+    """Whether the packet has what may follow the last image: extensions, comments say, and the trailer."""
+    at = 0
+    while packet[at : at + 1] == _GIF_EXTENSION:
+        at += 2  # with its label
+        while (block_bytes := packet[at] if at < len(packet) else 0) > 0:
+            at += 1 + block_bytes
+        at += 1
+    return at == len(packet) or packet[at:] == _GIF_TRAILER
+
+
+_KNOWN_WITHOUT_PICTURE: dict[str, Callable[[bytes], bool]] = {
+    "mpeg4": lambda packet: len(packet) < _LEAST_VOP_BYTES,
+    "dirac": lambda packet: len(packet) == _DIRAC_END_BYTES and packet[:5] == _DIRAC_END,
+    "gif": _is_gif_ending,
+    "theora": lambda packet: bool(_THEORA_HEADER.match(packet)),  # of a stream that follows another
+}
 
 
 def _is_h264_entry(unit: bytes) -> bool:

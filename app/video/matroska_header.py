@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-_HEADER, _SEGMENT, _CLUSTER = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\x1fC\xb6u"
+EBML_HEADER = b"\x1aE\xdf\xa3"  # how a file begins
+_SEGMENT, _CLUSTER = b"\x18S\x80g", b"\x1fC\xb6u"
 _SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = b"\x11M\x9bt", b"S\xab", b"S\xac"
 _TAGS, _TAG, _SIMPLE_TAG = b"\x12T\xc3g", b"ss", b"g\xc8"
 _OF_TAGS = (_TAGS, _TAG, _SIMPLE_TAG)
@@ -72,7 +73,7 @@ class MatroskaReader:
 
     def _find_segment(self) -> Element | None:
         header = self._element(0)
-        if header is None or header.name != _HEADER or header.end is None:
+        if header is None or header.name != EBML_HEADER or header.end is None:
             return None
         segment = self._element(header.end)
         return segment if segment and segment.name == _SEGMENT else None

@@ -123,6 +123,7 @@ class SegmentNumbering:
         none = np.array([], dtype=np.int64)
         self._latest = NumberedFrames(none, none, none, time_base)
         self.clock = FrameClock(nominal_step)
+        self.nominal_step = nominal_step  # ticks a frame, as the container claims
         self._evidence = EvidenceList() if evidence is None else evidence
         self.start_is_made_up = False  # the first frame has no time stamp of its own
         self.segments = 0
@@ -289,9 +290,12 @@ class Displacement:
     """Tells time stamps that are farther from the decoding time than reordering explains: damaged ones.
 
     A frame of such a time may come to lie outside of what an edit list shows, as if it were to be hidden.
+    Where a video was cut, the first decoding times may be a tick apart: no step counts for less than
+    `ticks_a_frame`, as the container claims.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ticks_a_frame: Fraction | None = None) -> None:
+        self._least_step = ticks_a_frame or 0
         self._last_dts: int | None = None
 
     def is_seen(self, pts: int | None, dts: int | None) -> bool:
@@ -299,7 +303,7 @@ class Displacement:
         before, self._last_dts = self._last_dts, dts
         if pts is None or dts is None or before is None:
             return False
-        return abs(pts - dts) > 2 * MAX_REORDER * abs(dts - before)
+        return abs(pts - dts) > 2 * MAX_REORDER * max(abs(dts - before), self._least_step)
 
 
 class SegmentPlanner:
@@ -328,7 +332,7 @@ class SegmentPlanner:
         self._frames_from_joint = 0
         self._greatest: int | None = None  # pts of all closed runs
         self._order = _PresentationOrder()
-        self._displacement = Displacement()
+        self._displacement = Displacement(numbering.nominal_step)
         self.hidden_by_damage = 0  # frames that are not shown because their time stamps are displaced
         self._joint_leading: tuple[int, ...] = ()  # pts of its leading pictures
         self._first_clean_pts: int | None = None

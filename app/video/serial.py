@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from fractions import Fraction
 
 import av
 from av.packet import Packet
@@ -83,6 +84,29 @@ class SerialDecoder:
             self._pending += self._reader.stream.codec_context.decode(packet)
 
 
+class _StampOrder:
+    """Gives frames their decoding times where time stamps run backward more often than these.
+
+    So does FFmpeg (libavcodec/decode.c, guess_correct_pts). The last frames have none: they get no time here.
+    """
+
+    def __init__(self) -> None:
+        self._last_pts = -(2**63)
+        self._last_dts: int | None = None
+        self._pts_faults = self._dts_faults = 0
+
+    def stamp_of(self, frame: VideoFrame) -> int | None:
+        """Take the next frame as it comes out of a decoder."""
+        if frame.dts is not None:
+            self._dts_faults += self._last_dts is not None and frame.dts <= self._last_dts
+            self._last_dts = frame.dts
+        if frame.pts is not None:
+            self._pts_faults += frame.pts <= self._last_pts
+            self._last_pts = frame.pts
+        is_right = self._last_dts is None or self._pts_faults <= self._dts_faults
+        return frame.pts if is_right or frame.pts is None else frame.dts
+
+
 class FrameCounter:
     """Sends the time stamp of every frame that comes out from an entry on, and counts those that should."""
 
@@ -99,11 +123,14 @@ class FrameCounter:
         self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
         watch.overlook()  # on the way to the entry the container may have been opened anew
         self._stamps: list[int | None] = []
+        self._order = _StampOrder()
         self._expected = 0  # frames, by the packets
+        self._has_keyframe = False
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
+        self._opening_pts: int | None = None  # of that keyframe
         self._packets = 0
         self._end_pts: int | None = None
-        self._displacement = Displacement()
+        self._displacement = Displacement(_ticks_a_frame(reader.stream))
         self._leading: int | None = None  # frames before the first keyframe
         self._marked_at = -MAX_REORDER  # number of the last frame whose mark was reported
         watch.before_sending = self._send_stamps
@@ -114,7 +141,7 @@ class FrameCounter:
                 self._leading = self._decoder.position - 1
             if frame.is_corrupt and self._leading is not None:
                 self._note_marked()
-            self._stamps.append(frame.pts)
+            self._stamps.append(self._order.stamp_of(frame))
             if len(self._stamps) == _FRAMES_A_MESSAGE:
                 self._send_stamps()
         self._send_stamps()
@@ -130,7 +157,8 @@ class FrameCounter:
         packet = self._watch.read()
         if packet is not None:
             self._packets += 1
-            self._expected += self._gives_frame(packet)
+            gives_frame = self._gives_frame(packet)  # which may begin the count anew
+            self._expected += gives_frame
             if packet.pts is not None:
                 end = packet.pts + (packet.duration or 0)
                 self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
@@ -148,17 +176,24 @@ class FrameCounter:
         self._watch.note_zeros(packet, data)
         if isinstance(self._fields, H264FieldReader) and (reason := self._fields.missing_reference(data)):
             self._watch.note(packet, reason)
-        if packet.is_keyframe and not self._decoder.position:
+        if packet.is_keyframe and not self._has_keyframe and not self._decoder.position:
             self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
+            self._opening_pts = packet.pts
         elif self._is_opening and not is_second_field:
-            self._is_opening = self._keyframes.may_need_earlier(head)
+            self._is_opening = self._is_leading(packet) or self._keyframes.may_need_earlier(head)
             if self._is_opening:
                 return False
+        self._has_keyframe |= packet.is_keyframe
         is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(
             data, is_split=self._reader.splits_stream
         )
         is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
         return not (is_cut_away or is_second_field or is_empty or is_hidden)
+
+    def _is_leading(self, packet: Packet[VideoStream]) -> bool:
+        """Whether the packet follows the first keyframe, and is shown before it."""
+        key_pts = self._opening_pts
+        return packet.pts is not None and key_pts is not None and packet.pts < key_pts
 
     def _send_stamps(self) -> None:
         if self._stamps:
@@ -183,3 +218,8 @@ class FrameCounter:
         if not self._reader.header.has_sample_tables:
             return 0
         return max(0, len(self._reader.stream.index_entries) - self._entry.ordinal - self._packets)
+
+
+def _ticks_a_frame(stream: VideoStream) -> Fraction | None:
+    rate, tick = stream.average_rate, stream.time_base
+    return 1 / (rate * tick) if rate and tick else None

@@ -21,6 +21,7 @@ from app.video.evidence import Evidence
 from app.video.ffmpeg_log import LogTail
 from app.video.messages import Message
 from app.video.walkers.choice import walker_for
+from app.video.walkers.mpegts import MpegTsWalker
 from app.video.walkers.walker import Walker
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
@@ -31,6 +32,8 @@ _SAID_OF_DAMAGE = re.compile("CRC mismatch")
 _HARMLESS = re.compile(
     "changing packet size|not correctly marked|DTS .* out of order|Invalid timestamps"
     "|Packet corrupt"  # the packet itself is marked, too
+    # Another Matroska file follows, or what is no part of one: the walker has seen the first one's end.
+    "|File extends beyond end of segment|unknown-length element with ID 0x18538067"
 )
 
 # Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
@@ -88,13 +91,13 @@ class PacketWatch:
         if not self._is_watching:
             return packet
         position = None if packet is None else _position(packet)
-        self._look_at_reader(packet, position)
         reached = sys.maxsize if packet is None else position
         if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
             try:
                 self._take_from_walker(self._walker, reached)
             except OSError:  # the demuxer meets it, too, and goes on after it
                 self._walker = None
+        self._look_at_reader(packet, position)
         if self._seen:
             self._send()
         self._place += 1
@@ -127,11 +130,15 @@ class PacketWatch:
         if self._reader.read_errors > self._read_errors:
             self._read_errors = self._reader.read_errors
             self._seen.append((position, "reading failed and went on after the damage"))
-        if packet is not None and packet.is_corrupt:
+        if packet is not None and packet.is_corrupt and not self._ends_at_joint(position):
             self._seen.append((position, "the demuxer marks the packet as damaged"))
         for text in self._log.take(self._demuxer):
             if not _HARMLESS.search(text):
                 self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
+
+    def _ends_at_joint(self, position: int | None) -> bool:
+        """Whether the packet is whole, and marked as damaged for nothing but the next stream's beginning."""
+        return isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
 
     def _take_from_walker(self, walker: Walker, reached: int) -> None:
         """Let the walker go ahead of byte `reached`, and take what it has seen before it."""

@@ -131,6 +131,8 @@ def test_a_sample_that_a_container_has_bounded_holds_a_picture_whatever_became_o
         ("hevc", START + bytes([1 << 1, 1, 0x50]), False),
         ("mpeg2video", b"\0\0\1\0" + bytes([0, 3 << 3, 0, 0]), True),  # a B picture
         ("mpeg2video", b"\0\0\1\0" + bytes([0, 2 << 3, 0, 0]), False),
+        ("mpeg4", b"\0\0\1\xb3" + bytes(4) + b"\0\0\1\xb6" + bytes([2 << 6, 0]), True),  # a B-VOP
+        ("mpeg4", b"\0\0\1\xb6" + bytes([1 << 6, 0]), False),
         ("theora", b"\x40", False),
     ],
 )
@@ -185,3 +187,23 @@ def test_a_dirac_stream_ends_with_a_packet_that_shows_nothing() -> None:
     dirac = KeyframeReader("dirac", None)
     assert dirac.is_without_picture(bytes.fromhex("42424344100000000d00029137"), is_split=True)
     assert not dirac.is_without_picture(bytes.fromhex("42424344080000000d00029137"), is_split=True)
+
+
+@pytest.mark.parametrize(
+    ("packet", "is_without"),
+    [
+        (b"!\xfe\3abc\2de\0;", True),  # a comment in two blocks, and the trailer
+        (b"!\xfe\0!\xfe\1a\0", True),
+        (b";", True),
+        (b"!\xf9\4\4\5\0\xff\0,\0\0", False),  # an image follows
+        (b"!\xfe\3abc", False),  # cut
+    ],
+)
+def test_a_gif_may_end_with_extensions_that_show_nothing(packet: bytes, *, is_without: bool) -> None:
+    assert KeyframeReader("gif", None).is_without_picture(packet, is_split=False) is is_without
+
+
+def test_headers_of_theora_between_joined_streams_show_nothing() -> None:
+    theora = KeyframeReader("theora", None)
+    assert theora.is_without_picture(b"\x80theora\3\2\1", is_split=False)
+    assert not theora.is_without_picture(b"\x40\x12\x34", is_split=False)

@@ -335,6 +335,18 @@ def test_a_frame_that_is_hidden_because_its_time_stamp_is_damaged_is_counted() -
     assert planner.hidden_by_damage == 1
 
 
+def test_frames_that_a_cut_hides_are_not_displaced_though_their_decoding_times_are_a_tick_apart() -> None:
+    numbering = SegmentNumbering(Sampling(), TICK, nominal_step=Fraction(640))
+    planner = SegmentPlanner(numbering, segment_frames=100, first_shown_pts=None)
+    packets = packets_of([640 * n for n in range(-9, 30)])
+    packets = [packet._replace(dts=(packet.pts or 0) - 1280) for packet in packets]
+    packets[:3] = [packet._replace(dts=-5760 + n) for n, packet in enumerate(packets[:3])]
+    packets[:9] = [packet._replace(flags=packet.flags | PacketFlag.DISCARD) for packet in packets[:9]]
+    (segment,) = [*planner.feed(packets), *planner.finish()]
+    assert segment.frame_count == 30
+    assert planner.hidden_by_damage == 0
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(stride=2), Sampling(fps=1.0)])
 def test_a_gap_that_claims_millions_of_lost_frames_keeps_a_thousand_ranges(sampling: Sampling) -> None:
     count = 19_000_000

@@ -133,3 +133,42 @@ def test_a_packet_whose_head_is_damaged_is_noted():
     assert walk("mpegts", joined(packets)) == [(70 * 188, "a packet's head is damaged")]
     packets[70] = pes(70, b"\0\2\xb0")  # a program map, of another stream that was joined to this one
     assert walk("mpegts", joined(packets)) == []
+
+
+def stream(first_picture: int, pictures: int) -> list[bytes]:
+    """A stream of its own: a table, twice, then pictures of three packets each, 3600 ticks apart."""
+    packets = [ts_packet(0, number, b"\0\0\xb0table", begins=True) for number in range(2)]
+    for number in range(pictures):
+        counter = 3 * number
+        packets.append(ts_packet(256, counter, pes_head(3600 * (first_picture + number)), begins=True))
+        packets += ts_run(256, counter + 1, 2)
+    return packets
+
+
+def pes_head(ticks: int) -> bytes:
+    stamp = [
+        0x21 | ticks >> 29 & 14,
+        ticks >> 22 & 255,
+        ticks >> 14 & 254 | 1,
+        ticks >> 7 & 255,
+        ticks << 1 & 254 | 1,
+    ]
+    return b"\0\0\1\xe0\0\0\x80\x80\5" + bytes(stamp)
+
+
+@pytest.mark.parametrize("first_picture", [0, 47, 20])
+def test_whole_streams_that_follow_each_other_are_no_break(first_picture: int):
+    assert walk("mpegts", joined(stream(0, 47) + stream(first_picture, 47))) == []
+
+
+@pytest.mark.parametrize("pictures", [47, 48])  # after 48 the counter goes on by chance
+def test_a_stream_that_is_missing_between_two_others_is_noted(pictures: int):
+    notes = walk("mpegts", joined(stream(0, pictures) + stream(2 * pictures, pictures)))
+    reason = "a stream begins anew, and the time of PID 256 leaps ahead"
+    assert notes == [((3 * pictures + 4) * 188, reason)]
+
+
+def test_a_loss_before_a_table_that_comes_again_is_noted():
+    packets = stream(0, 47)
+    packets += [packets[0], *ts_run(256, 16 * 9 + 5, 50)]
+    assert [reason for _, reason in walk("mpegts", joined(packets))] == [f"{MISSING} jumps from 12 to 5"]

@@ -99,6 +99,11 @@ def test_intact_matroska_files_have_no_break():
     assert walk("matroska", HEADER + sized + b"trailing bytes") == []
 
 
+def test_clusters_behind_the_end_of_a_segment_are_noted():
+    data = HEADER + segment(cluster(9))
+    assert walk("matroska", data + cluster(9)) == [(len(data), "a segment that is longer than it says")]
+
+
 @pytest.mark.parametrize("has_size", [True, False])
 def test_damage_in_a_matroska_file_is_noted_where_it_is(has_size: bool):
     parts = [cluster(9, has_size=has_size) for _ in range(12)]

@@ -41,10 +41,12 @@ def ts_packet(
     has_payload: bool = True,
     jumps: bool = False,
     is_bad: bool = False,
+    begins: bool = False,
 ) -> bytes:
     """One packet of 188 bytes, with an adaptation field where it must have one."""
     has_field = jumps or not has_payload
-    head = struct.pack(">BHB", 0x47, is_bad << 15 | pid, has_field << 5 | has_payload << 4 | counter % 16)
+    flags = is_bad << 15 | begins << 14
+    head = struct.pack(">BHB", 0x47, flags | pid, has_field << 5 | has_payload << 4 | counter % 16)
     if not has_field:
         return (head + content).ljust(188, b"\xff")
     length = 1 if has_payload else 183

@@ -90,7 +90,9 @@ class MatroskaWalker(StrideWalker):
             self._parents.pop()
             return
         if not parent and name not in _LEVEL_0 and name != _VOID:
-            self._at = self._file_bytes  # what follows the segment is of no interest
+            if name in _LEVEL_1:
+                self._note(at, "a segment that is longer than it says")
+            self._at = self._file_bytes  # what else follows the segment is of no interest
             return
         fault = self._fault(name, head_bytes, size)
         if fault:

@@ -5,11 +5,17 @@ then the packet) and of 204 (16 bytes of error correction behind it) are read as
 does.
 
 A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it should be and is not seen.
+
+Where whole streams of one multiplexer are joined, as segments of a playlist, counters begin again: the first
+packet of the file comes once more, and each PID goes on as it began. That is no loss, unless the time of the
+video leaps ahead, as where a segment is missing.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +41,10 @@ _BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: fewer make calls dear, more lea
 
 _NOTHING = np.zeros(0, np.uint8)
 
+_TABLES = (0x00, 0x11)  # PIDs of what a stream begins with: program association, service description
+_VIDEO_STREAMS = range(0xE0, 0xF0)  # in the heads of PES packets
+_TIMES = 1 << 33  # decoding times; then they begin again
+
 _Heads = npt.NDArray[np.uint32]
 _Rows = npt.NDArray[np.intp]
 
@@ -52,6 +62,13 @@ class MpegTsWalker(StrideWalker):
         self._positions = np.zeros(_PIDS, np.int64)  # of that packet, bytes into the file
         self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
         self._has_packets = np.zeros(_PIDS, np.bool_)  # PES packets, not sections
+        self._first_heads = np.zeros(_PIDS, np.uint32)  # of each PID's first packet
+        self._starts = np.zeros((2, _PIDS), np.int64)  # of each PID's last two packets that begin something
+        self._first = b""  # the first packet, if a stream begins with it
+        self._repeated_at: list[int] = []  # where that packet comes again, the last few, bytes into the file
+        # The last PES packet before a stream begins anew, which nothing else ends, and the one before it:
+        # FFmpeg marks one of them as damaged. Bytes into the file, as FFmpeg counts them.
+        self.ends_at_joints: set[int] = set()
         self._size = 0  # of a packet with what is around it; 0 until it is known
         self._block = _NOTHING
 
@@ -130,25 +147,82 @@ class MpegTsWalker(StrideWalker):
         last = np.append(first[1:], len(rows)) - 1
         before = np.append(np.uint32(0), last_heads[:-1])
         before[first] = self._heads[pids[first]]
+        self._note_first(pids[first], heads[first], all_heads)
         has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
         odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
         odd = odd[self._is_checked[pids[odd]]]
+        positions = self._at + rows * self._size
         is_repeat = np.zeros(len(rows), np.bool_)
+        joints = []
         for place in odd.tolist():
             pid, head, head_before = int(pids[place]), int(heads[place]), int(before[place])
-            here = self._at + int(rows[place]) * self._size
+            here = int(positions[place])
             earlier = self._at + int(last_rows[place - 1]) * self._size
             was_repeat = is_repeat[place - 1] and rows[place - 1] == last_rows[place - 1]
             if is_first[place]:
                 earlier, was_repeat = int(self._positions[pid]), self._is_repeat[pid]
             if not was_repeat and self._repeats(earlier, here, head_before, head):
                 is_repeat[place] = True
+            elif self._begins_anew(pid, head, earlier, here):
+                joints += [here] if here in self._repeated_at else []
+                self._check_time(pid, positions[(pids == pid) & (heads & _START != 0)], here)
             elif not self._may_jump(here, head):
                 self._note(here, _describe(pid, head_before & 15, head & 15))
+        for joint in joints:  # a counter may go on by chance
+            is_behind = positions >= joint
+            is_next = is_behind & np.append(True, is_first[1:] | ~is_behind[:-1]) & (heads & _START != 0)
+            is_next[odd] = False
+            for place in np.flatnonzero(is_next).tolist():
+                starts = positions[(pids == pids[place]) & (heads & _START != 0)]
+                self._check_time(int(pids[place]), starts, int(positions[place]))
         self._elements += len(odd)
         self._heads[pids[last]] = last_heads[last]
         self._positions[pids[last]] = self._at + last_rows[last] * self._size
         self._is_repeat[pids[last]] = is_repeat[last] & (rows[last] == last_rows[last])
+        self._keep_starts(pids[heads & _START != 0], positions[heads & _START != 0])
+
+    def _keep_starts(self, pids: npt.NDArray[np.uint16], positions: npt.NDArray[np.int64]) -> None:
+        """Keep the last two of `positions` of each PID, which are in a row."""
+        self._starts[0, pids] = self._starts[1, pids]
+        is_followed = pids[:-1] == pids[1:]
+        self._starts[0, pids[:-1][is_followed]] = positions[:-1][is_followed]
+        self._starts[1, pids] = positions
+
+    def _note_first(self, pids: npt.NDArray[np.uint16], heads: _Heads, all_heads: _Heads) -> None:
+        """Keep the first head of each PID, and where the file's first packet comes again in this block."""
+        if not self._first_heads.any():
+            head = int(all_heads[0])
+            is_beginning = bool(head & _START) and head >> 8 & _NULL_PID in _TABLES
+            self._first = self._packet(self._at) if is_beginning else b""
+        is_new = self._first_heads[pids] == 0
+        self._first_heads[pids[is_new]] = heads[is_new]
+        if self._first:
+            rows = np.flatnonzero(all_heads == int.from_bytes(self._first[:4], "big"))
+            places = (self._at + rows * self._size).tolist()
+            self._repeated_at = self._repeated_at[-1:] + [
+                place for place in places if self._packet(place) == self._first
+            ]
+
+    def _begins_anew(self, pid: int, head: int, earlier: int, here: int) -> bool:
+        """Whether a stream begins again between the PID's last packet, at `earlier`, and this one."""
+        nearest = bisect_right(self._repeated_at, here) - 1
+        is_joint = nearest >= 0 and self._repeated_at[nearest] > earlier
+        return is_joint and not (head ^ int(self._first_heads[pid])) & (_START | 15)
+
+    def _check_time(self, pid: int, starts: npt.NDArray[np.int64], here: int) -> None:
+        """Note it if a stream begins anew at `here` and the PID's time leaps ahead. Asked of video alone."""
+        last_two = [*self._starts[:, pid].tolist(), *starts[starts < here].tolist()][-2:]
+        heads = [_payload(self._packet(start)) for start in (*last_two, here)]
+        if heads[2][:3] != b"\0\0\1" or heads[2][3] not in _VIDEO_STREAMS:
+            return
+        times = [time for head in heads if (time := _decoding_time(head)) is not None]
+        steps = [(after - before) % _TIMES for before, after in pairwise(times)]
+        is_back = len(steps) == len(last_two) and steps[1] >= _TIMES // 2
+        if not is_back and (len(steps) < len(last_two) or 2 * steps[1] > 3 * steps[0]):
+            self._note(here, f"a stream begins anew, and the time of PID {pid} leaps ahead")
+        elif heads[1][4:6] == b"\0\0":  # without a length: FFmpeg marks it, or the one before, as damaged
+            stamp_bytes = _STAMP_BYTES if self._size == _STAMP_BYTES + _BYTES else 0
+            self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
     def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
         """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
@@ -225,3 +299,17 @@ def _payload(packet: bytes) -> bytes:
 def _describe(pid: int, before: int, counter: int) -> str:
     step = f"stays at {before}" if counter == before else f"jumps from {before} to {counter}"
     return f"packets are missing: the continuity counter of PID {pid} {step}"
+
+
+def _decoding_time(packet: bytes) -> int | None:
+    """Return when a PES packet's picture is decoded, in ticks of 90 kHz (2.4.3.7); None if nothing tells."""
+    if len(packet) < 19 or not packet[7] >> 7:
+        return None
+    at = 14 if packet[7] >> 6 == 3 else 9
+    return (
+        (packet[at] >> 1 & 7) << 30
+        | packet[at + 1] << 22
+        | packet[at + 2] >> 1 << 15
+        | packet[at + 3] << 7
+        | packet[at + 4] >> 1
+    )
