@@ -88,7 +88,7 @@ class MadeOnCpu(nn.Module):
 
 
 def _moved_to_cpu(pictures: Tensor) -> Tensor:
-    return pictures.to(torch.device("cpu")) + torch.ones(1)
+    return pictures.to(torch.device("cpu")) + torch.ones(1, device=torch.device("cpu"))
 
 
 class Dictionaries(_Bright):
