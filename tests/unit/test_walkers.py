@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from walking import element, flv, fragment, ogg_page, ps_pack, ps_packet, riff, ts_run, walk
+from walking import element, flv, fragment, ivf, ogg_page, ps_pack, ps_packet, riff, ts_run, walk
 
 from app.video.walkers.walker import map_block
 
@@ -25,6 +25,7 @@ STARTS = {
     "matroska": element(0x1A45DFA3, b"") + b"\x18\x53\x80\x67\xff\x1f\x43\xb6\x75\xff",
     "mov": fragment(1),
     "asf": ASF_START,
+    "ivf": ivf(300, 300),
 }
 MARKS = [
     b"\x47",
@@ -74,6 +75,7 @@ def test_stops_on_the_way_change_no_note(container: str, stops: list[int], seed:
         "matroska": lambda: element(0x1F43B675, element(0xE7, b"") + element(0xA3, b"x" * 3000) * 99),
         "mov": lambda: b"".join(fragment(number) for number in range(rng.randrange(9), 90)) * 10,
         "asf": lambda: b"\x82\0\0".ljust(400) * 900,
+        "ivf": lambda: ivf(*[rng.randrange(900) for _ in range(800)])[32:],
     }[container]
     data = STARTS[container]
     while len(data) < 3 * MIB:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from walking import flv, ogg_page, ps_pack, ps_packet, walk
+from walking import flv, ivf, ogg_page, ps_pack, ps_packet, walk
 
 PAGE = len(ogg_page(1, 0))
 
@@ -87,6 +87,26 @@ def test_an_flv_file_that_is_cut_is_noted():
     data = flv(*[700] * 40)
     assert walk("flv", data[:-300]) == [(13 + 715 * 39, "the file ends inside a tag")]
     assert walk("flv", data[:-2]) == [(len(data) - 4, "the file ends inside a tag")]
+
+
+@pytest.mark.parametrize(("count", "step"), [(0, 1), (0xFFFFFFFF, 1), (40, 1), (39, 1), (1600, 40)])
+def test_intact_ivf_files_have_no_break_whatever_the_header_counts(count: int, step: int):
+    assert walk("ivf", ivf(*[700] * 40, count=count, step=step)) == []
+
+
+def test_damage_in_an_ivf_file_is_noted_where_it_is():
+    data, place = ivf(*[700] * 40, count=40), 32 + 712 * 20
+    assert walk("ivf", data[:place] + bytes(712) + data[place + 712 :]) == [
+        (place, "bytes that are no frame")
+    ]
+    assert walk("ivf", data[: place - 9] + data[place + 200 :]) == [(place, "the file ends inside a frame")]
+    assert walk("ivf", data[:-1]) == [(len(data) - 712, "the file ends inside a frame")]
+    assert walk("ivf", data[:place]) == [(place, "the header tells of more frames than there are")]
+
+
+def test_ivf_frames_of_codecs_that_reorder_may_go_back_in_time():
+    data = ivf(700, 700, 700, codec=b"H264")
+    assert walk("ivf", data + data[32 + 712 : 32 + 2 * 712]) == []
 
 
 @pytest.mark.parametrize("mpeg1", [False, True])

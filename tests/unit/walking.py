@@ -74,6 +74,11 @@ def flv(*sizes: int, lengths: str = "right") -> bytes:
     return made
 
 
+def ivf(*sizes: int, count: int = 0, codec: bytes = b"VP80", step: int = 1) -> bytes:
+    frames = (struct.pack("<IQ", size, step * place) + b"\x31" * size for place, size in enumerate(sizes))
+    return struct.pack("<4sHH4sHHIIII", b"DKIF", 0, 32, codec, 320, 180, 25, 1, count, 0) + b"".join(frames)
+
+
 def ps_pack(*, mpeg1: bool = False) -> bytes:
     return b"\0\0\1\xba" + (b"\x21" + bytes(7) if mpeg1 else b"\x44" + bytes(8) + b"\xf8")
 

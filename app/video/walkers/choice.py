@@ -8,6 +8,7 @@ from app.video.walkers.asf import AsfWalker
 from app.video.walkers.avi import AviWalker
 from app.video.walkers.flv import FlvWalker
 from app.video.walkers.fragments import FragmentsWalker, is_fragmented
+from app.video.walkers.ivf import IvfWalker
 from app.video.walkers.matroska import MatroskaWalker
 from app.video.walkers.mpegps import MpegPsWalker
 from app.video.walkers.mpegts import MpegTsWalker
@@ -18,6 +19,7 @@ _WALKERS: dict[str, type[StrideWalker]] = {
     "asf": AsfWalker,
     "avi": AviWalker,
     "flv": FlvWalker,
+    "ivf": IvfWalker,
     "matroska": MatroskaWalker,
     "mpeg": MpegPsWalker,
     "ogg": OggWalker,
@@ -26,6 +28,7 @@ _STARTS = {
     "asf": b"0&\xb2u\x8ef\xcf\x11",
     "avi": b"RIFF",
     "flv": b"FLV",
+    "ivf": b"DKIF",
 }  # of files that are laid out as usual
 
 

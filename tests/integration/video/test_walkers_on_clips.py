@@ -22,6 +22,7 @@ CONTAINERS = {
     ".mpg": "mpeg",
     ".vob": "mpeg",
     ".ogg": "ogg",
+    ".ivf": "ivf",
     ".asf": "asf",
     ".mp4": "mov",
     ".mov": "mov",
@@ -52,6 +53,7 @@ VARIANTS = {  # muxer options that lay the container out in another way
     "sound.ogg": [*SOUND, "-c:v", "libtheora", "-c:a", "libvorbis"],
     "sound.flv": [*SOUND, "-c:v", "flv", "-ar", "44100"],
     "sound.avi": [*SOUND, "-c:v", "mpeg4", "-c:a", "pcm_s16le"],
+    "vp8.ivf": ["-c:v", "libvpx"],
     "sound.asf": [*SOUND, "-c:v", "wmv2", "-c:a", "wmav2"],
     "dash.mp4": [*SOUND, "-c:v", "mpeg4", "-c:a", "aac", "-movflags", "dash+frag_keyframe", "-g", "10"],
 }
