@@ -94,6 +94,7 @@ class Track:
     ticks: float = 0.0  # of all samples together
     is_tick_each: bool = False  # one entry of stts says that every sample lasts one tick
     ticks_a_second: int = 0
+    declared_ticks: int = 0  # of the track, by its header
     edits: list[int] = field(default_factory=list)  # elst: durations in the movie's ticks
 
     def counted(self, movie_ticks_a_second: int) -> int:
@@ -285,6 +286,7 @@ class _Mp4Reader:
                 self._note_table(box, track)
             case b"mdhd":
                 track.ticks_a_second = self._time_scale(box)
+                track.declared_ticks = self._duration(box)
             case b"elst":
                 track.edits = self._edits(box)
             case b"stsd":
@@ -306,6 +308,12 @@ class _Mp4Reader:
     def _time_scale(self, box: Box) -> int:
         version = self._number(box.start) >> 24
         return self._number(box.start + (20 if version == 1 else 12))
+
+    def _duration(self, box: Box) -> int:
+        """What stands behind the time scale, in its ticks."""
+        if self._number(box.start) >> 24 == 1:
+            return self._number(box.start + 24) << 32 | self._number(box.start + 28)
+        return self._number(box.start + 16)
 
     def _edits(self, box: Box) -> list[int]:
         layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"

@@ -59,6 +59,7 @@ class Indexer:
         self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
+        self._shown = 0  # frames
         self._has_told_facts = False
         self._has_stamps = True  # of when frames are shown
         self._end_pts: int | None = None
@@ -80,6 +81,7 @@ class Indexer:
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
         self._send_records()
+        self._watch.check_tables(self._shown)
         self._channel.send(Message.INDEX_END, self._end(lost).pack())
 
     def _leave_out_made_up_stamps(self, first: VideoFrame) -> None:
@@ -208,6 +210,7 @@ class Indexer:
     def _add(self, record: PacketRecord) -> None:
         self._records.append(record)
         self._ordinal += 1
+        self._shown += not record.flags & PacketFlag.DISCARD
         if self._ordinal > self._limits.max_frames:
             raise VideoRefused(
                 Fault(FaultCode.OVER_LIMIT, "max_frames", self._limits.max_frames, self._ordinal)

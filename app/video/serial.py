@@ -145,6 +145,7 @@ class FrameCounter:
             if len(self._stamps) == _FRAMES_A_MESSAGE:
                 self._send_stamps()
         self._send_stamps()
+        self._watch.check_tables(self._entry.ordinal + self._decoder.position)
         self._channel.send(Message.INDEX_END, self._end().pack())
 
     def _note_marked(self) -> None:

@@ -20,6 +20,7 @@ from app.video.container import Channel, PacketReader
 from app.video.evidence import Evidence
 from app.video.ffmpeg_log import LogTail
 from app.video.messages import Message
+from app.video.sample_table import disagreement
 from app.video.walkers.choice import walker_for
 from app.video.walkers.mpegts import MpegTsWalker
 from app.video.walkers.walker import Walker
@@ -115,6 +116,14 @@ class PacketWatch:
         """Report evidence that was found in the frame which is sent next."""
         self._seen.append((None, reason))
         self._send()
+
+    def check_tables(self, shown: int) -> None:
+        """At the end: report tables of samples that cannot be right, if there are more than `shown`."""
+        reader = self._reader
+        self._from_byte = 0  # the tables may be at the file's start
+        if found := disagreement(reader.descriptor, self._header, reader.stream.index, shown):
+            self._seen.append(found)
+            self._send()
 
     def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
         """Take down that the packet holds zeros where its kind of stream has none."""

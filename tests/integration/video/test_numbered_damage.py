@@ -108,3 +108,25 @@ def test_ids_do_not_depend_on_the_length_of_segments(
     )
     for member in ("frames_indexed", "complete", "damage", "undecodable", "notes"):
         assert short[member] == long[member]
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "bit", "reason"),
+    [
+        (b"stsz", 4 + 12 + 4 * 40, 0x80, "a sample larger than the file"),
+        (b"ctts", 4 + 8 + 8 * 20 + 4, 0x80, "composition offsets that are not those of all samples"),
+        (b"stts", 4 + 8 + 4 + 2, 0x10, "samples whose durations do not add up to the track's"),
+    ],
+)
+def test_an_mp4_whose_tables_contradict_each_other_is_not_called_complete(
+    table: bytes, place: int, bit: int, reason: str, tmp_path: Path, pool: DecoderPool
+) -> None:
+    video = tmp_path / "numbered.mp4"
+    write_numbered(video, "libx264", "mp4", frames=120)
+    data = bytearray(video.read_bytes())
+    data[data.rfind(table) + place] ^= bit
+    video.write_bytes(data)
+    found = answer(pool, video)
+    assert len(found.numbers) < 120
+    assert found.completeness["complete"] is False
+    assert [damage["reason"] for damage in found.completeness["damage"]] == [reason]
