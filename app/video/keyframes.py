@@ -26,6 +26,7 @@ _RIGHTLY_FLAGGED = frozenset(
     )
     for name in line.split()
 )
+_WRONGLY_SAID_TO_HAVE_KEYFRAMES_ONLY = frozenset(("mss2", "mscc", "srgc"))  # by FFmpeg's descriptors
 _H264_IDR, _H264_SEI = 5, 6
 _H264_SLICES = (1, 2, 5)
 _H264_MESSAGES = (6, 12)  # SEI, filler
@@ -38,6 +39,7 @@ _HEVC_SKIPPED_LEADING = (8, 9)  # RASL_N, RASL_R: without what came before the k
 _MPEG2_PICTURE = b"\0\0\1\0"
 _MPEG2_PICTURE_OR_SLICE = re.compile(rb"\x00\x00\x01[\x00-\xaf]")
 _MPEG2_B = 3
+_MOST_SKIP_BYTES = 16
 _DIRAC_END, _DIRAC_END_BYTES = b"BBCD\x10", 13
 _VP8_KEY_CODE = b"\x9d"  # the first of three bytes
 _VP9_MARKER = 2
@@ -200,6 +202,8 @@ class KeyframeReader:
 
 
 def _has_keyframes_only(codec: str) -> bool:
+    if codec in _WRONGLY_SAID_TO_HAVE_KEYFRAMES_ONLY:
+        return False
     try:
         return Codec(codec, "r").intra_only
     except UnknownCodecError:
@@ -221,6 +225,8 @@ _KNOWN_WITHOUT_PICTURE: dict[str, Callable[[bytes], bool]] = {
     "mpeg4": lambda packet: len(packet) < _LEAST_VOP_BYTES,
     "dirac": lambda packet: len(packet) == _DIRAC_END_BYTES and packet[:5] == _DIRAC_END,
     "gif": _is_gif_ending,
+    # Nothing has changed: run lengths that skip all, without the zlib around them.
+    "camtasia": lambda packet: len(packet) <= _MOST_SKIP_BYTES and packet[:1] + packet[-2:] == b"\0\0\1",
     "theora": lambda packet: bool(_THEORA_HEADER.match(packet)),  # of a stream that follows another
 }
 

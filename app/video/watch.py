@@ -38,10 +38,12 @@ _HARMLESS = re.compile(
 )
 
 # Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
-# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone), and an encoder that has
-# to fill a gap uses a unit of its own for that.
+# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone). Any number of them may
+# fill the gap to the next start code: there, and at the end of all packets but the last, they are no evidence.
 _BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo", "m4v", "h263"))
 _ZEROS = bytes(256)
+_AFTER_ZEROS = re.compile(rb"[^\x00]")
+_NO_DATA = "zeros in place of data"
 
 
 class PacketWatch:
@@ -67,6 +69,7 @@ class PacketWatch:
         self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
         self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
         self._has_walked = False
+        self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
         self._header = reader.header
         is_table = reader.header.has_sample_tables
         name = reader.container.format.name
@@ -91,6 +94,9 @@ class PacketWatch:
         packet = self._reader.read()
         if not self._is_watching:
             return packet
+        if packet is None and self._ending_zeros is not None:
+            self.note(self._ending_zeros, _NO_DATA)
+            self._ending_zeros = None
         position = None if packet is None else _position(packet)
         reached = sys.maxsize if packet is None else position
         if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
@@ -127,8 +133,14 @@ class PacketWatch:
 
     def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
         """Take down that the packet holds zeros where its kind of stream has none."""
-        if self._is_bare and _ZEROS in bytes(data):
-            self.note(packet, "zeros in place of data")
+        data = bytes(data) if self._is_bare else b""
+        at = data.find(_ZEROS)
+        while at >= 0 and (after := _AFTER_ZEROS.search(data, at)):
+            if after[0] != b"\1":
+                self.note(packet, _NO_DATA)
+                break
+            at = data.find(_ZEROS, after.end())
+        self._ending_zeros = packet if data.endswith(_ZEROS) else None
 
     def overlook(self) -> None:
         """Forget what the reader met while it read packets again that were looked at before."""

@@ -207,3 +207,16 @@ def test_headers_of_theora_between_joined_streams_show_nothing() -> None:
     theora = KeyframeReader("theora", None)
     assert theora.is_without_picture(b"\x80theora\3\2\1", is_split=False)
     assert not theora.is_without_picture(b"\x40\x12\x34", is_split=False)
+
+
+@pytest.mark.parametrize("codec", ["mss2", "mscc", "srgc", "camtasia"])
+def test_keyframes_of_screen_recorders_are_not_trusted(codec: str) -> None:
+    assert not KeyframeReader(codec, None).is_clean_entry(b"\x80\x80\xc0\x07")
+
+
+def test_a_packet_of_a_screen_recorder_that_changes_nothing_holds_no_picture() -> None:
+    reader = KeyframeReader("camtasia", None)
+    assert reader.is_without_picture(b"\0\1", is_split=False)
+    assert reader.is_without_picture(bytes.fromhex("0002faa202e0030001"), is_split=False)
+    assert not reader.is_without_picture(bytes.fromhex("78da636000"), is_split=False)
+    assert not reader.is_without_picture(bytes(9), is_split=False)

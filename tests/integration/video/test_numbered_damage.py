@@ -110,6 +110,24 @@ def test_ids_do_not_depend_on_the_length_of_segments(
         assert short[member] == long[member]
 
 
+@pytest.mark.parametrize(("codec", "start"), [("mpeg2video", b"\0\0\1\0"), ("libx264", b"\0\0\0\1\x41")])
+def test_zeros_between_the_pictures_of_a_stream_are_stuffing_and_inside_one_damage(
+    codec: str, start: bytes, tmp_path: Path, pool: DecoderPool
+) -> None:
+    video = tmp_path / "numbered.raw"
+    write_numbered(video, codec, {"libx264": "h264"}.get(codec, codec), frames=60)
+    data = video.read_bytes()
+    video.write_bytes(data.replace(start, bytes(500) + start))
+    stuffed = answer(pool, video)
+    assert stuffed.completeness["complete"] is True
+    assert stuffed.numbers == {n: n for n in range(60)}
+    place = data.index(start, len(data) // 2) + 20
+    video.write_bytes(data[:place] + bytes(300) + data[place + 300 :])
+    assert answer(pool, video).completeness["complete"] is False
+    video.write_bytes(data[:-1000] + bytes(1000))
+    assert answer(pool, video).completeness["complete"] is False
+
+
 @pytest.mark.parametrize(
     ("table", "place", "bit", "reason"),
     [
