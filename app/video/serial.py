@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
@@ -46,6 +45,7 @@ class SerialDecoder:
         self._packets = 0  # taken since the entry
         self._has_ended = False
         self.position = 0  # frames read since the entry
+        self.on_refusal: Callable[[], None] = lambda: None  # called of a packet that the decoder refuses
         if not reader.move_to(entry):
             raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
         reader.stream.codec_context.flush_buffers()
@@ -80,8 +80,10 @@ class SerialDecoder:
         self._decode(packet)
 
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
-        with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+        try:
             self._pending += self._reader.stream.codec_context.decode(packet)
+        except (av.FFmpegError, OSError, ValueError):
+            self.on_refusal()
 
 
 class _StampOrder:
@@ -121,10 +123,12 @@ class FrameCounter:
         self._keyframes = KeyframeReader(context.name, context.extradata)
         self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
         self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
+        self._decoder.on_refusal = self._note_refusal
         watch.overlook()  # on the way to the entry the container may have been opened anew
         self._stamps: list[int | None] = []
         self._order = _StampOrder()
         self._expected = 0  # frames, by the packets
+        self._is_expected = False  # one of the last packet
         self._has_keyframe = False
         self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
         self._opening_pts: int | None = None  # of that keyframe
@@ -154,12 +158,16 @@ class FrameCounter:
             self._marked_at = self._decoder.position
             self._watch.note_frame("the decoder marks the picture as damaged")
 
+    def _note_refusal(self) -> None:
+        if self._is_expected and self._leading is not None:
+            self._watch.note_frame("the decoder refuses the data")
+
     def _read_packet(self) -> Packet[VideoStream] | None:
         packet = self._watch.read()
         if packet is not None:
             self._packets += 1
-            gives_frame = self._gives_frame(packet)  # which may begin the count anew
-            self._expected += gives_frame
+            self._is_expected = self._gives_frame(packet)  # which may begin the count anew
+            self._expected += self._is_expected
             if packet.pts is not None:
                 end = packet.pts + (packet.duration or 0)
                 self._end_pts = end if self._end_pts is None else max(end, self._end_pts)

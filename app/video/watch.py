@@ -39,7 +39,7 @@ _HARMLESS = re.compile(
 
 # Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
 # 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone). Any number of them may
-# fill the gap to the next start code: there, and at the end of all packets but the last, they are no evidence.
+# fill the gap to the next start code: there, and at the end of all packets but the last, they tell nothing.
 _BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo", "m4v", "h263"))
 _ZEROS = bytes(256)
 _AFTER_ZEROS = re.compile(rb"[^\x00]")
