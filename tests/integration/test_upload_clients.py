@@ -235,6 +235,8 @@ def test_an_upload_goes_on_after_kills_at_random_offsets(
         )
         folder = instance.folder.upload(sent["url"].rpartition("/")[2])
         assert (folder / "video").read_bytes() == data
-        # It was one upload all along, but for those whose worker was killed before it could tell their URL.
-        with_bytes = {path.parent for path in instance.folder.uploads.glob("*/video") if path.stat().st_size}
-        assert with_bytes == {folder}
+        open_uploads = {path.parent for path in instance.folder.uploads.glob("*/video")}
+        assert folder in open_uploads
+        # It was one upload all along. But tus-js-client begins a part anew if it asks for the offset while no
+        # worker is there, or if a worker was killed before it could tell the URL.
+        assert open_uploads == {folder} or (client != "tuspy" and victim is kill_workers)
