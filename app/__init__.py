@@ -4,7 +4,9 @@ Follow a video from the socket to the answer:
 
 ``web/``        HTTP in, HTTP out. Knows Flask; never torch, never a codec.
 ``storage/``    Bytes on disk: the data folder, the spool, durable writes. Never HTTP, never video.
-``jobs/``       A request's life across restarts: the record, its states, the engine that runs it.
+``jobs/``       A request's life across restarts: the record and its states.
+``engine/``     What runs next, and where; it watches the hosts. Never torch, never a codec.
+``host/``       The process of one device: it holds models, owns decoders, and makes parts.
 ``pipeline/``   One video to one document; read ``pipeline/detect_video.py`` first.
 ``video/``      File to frames: index, segments, the sandboxed decoder child.
 ``detection/``  Frames to boxes: the Detector protocol, the detectors, the device's owner thread.
@@ -14,7 +16,7 @@ Follow a video from the socket to the answer:
 
 Imports point down only, and not sideways between two names of one step:
 ``errors logs metrics memory processes failpoints restarts`` < ``storage video detection egress``
-< ``pipeline`` < ``jobs`` < ``web courier`` < ``settings``
+< ``pipeline`` < ``host jobs`` < ``web courier engine`` < ``settings``
 < ``factory engine_factory courier_factory nginx preflight health client`` < ``programs`` < ``cli``.
 What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py``,
 ``engine_factory.py`` and ``courier_factory.py``.

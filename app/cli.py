@@ -17,7 +17,14 @@ from app.health import Address, ask_instance, ask_web, look_up_courier, look_up_
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
 from app.processes import die_with_parent
-from app.programs import become_nginx, become_supervisor, become_web, prepare_courier, prepare_engine
+from app.programs import (
+    become_nginx,
+    become_supervisor,
+    become_web,
+    prepare_courier,
+    prepare_engine,
+    prepare_host,
+)
 from app.settings import MIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
@@ -55,19 +62,26 @@ def web(settings: Settings, chosen: Namespace) -> int:
 
 
 def engine(settings: Settings, chosen: Namespace) -> int:
-    """run the engine alone: it holds the models and works on the jobs"""
+    """run the engine alone: it works on the jobs, and starts the hosts that hold the models"""
     prepare_engine(settings, replace=chosen.replace)
-    # They load torch, which no other command needs.
-    from app.detection.devices import UnusableDevice  # noqa: PLC0415
+    from app.engine.host_pool import NoHost  # noqa: PLC0415 - reads a variable that is set just above
     from app.engine_factory import create_engine  # noqa: PLC0415
 
     try:
         create_engine(settings).run()
-    except UnusableDevice as fault:
-        raise StartFault(f"FRAMEBOX_DEVICES: {fault}") from fault
+    except NoHost as fault:
+        raise StartFault(str(fault)) from fault
     except (InvalidOption, ModelFault) as fault:  # of the model that it cannot do without
         raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
     return 0
+
+
+def host(_: Settings, chosen: Namespace) -> int:
+    """run a host: the engine starts them by itself"""
+    prepare_host()
+    from app.host.main import run_host  # noqa: PLC0415 - loads torch, which no other command needs
+
+    return run_host(chosen.channel)
 
 
 def courier(settings: Settings, chosen: Namespace) -> int:
@@ -170,6 +184,7 @@ _COMMANDS: tuple[Command, ...] = (
     nginx,
     web,
     engine,
+    host,
     courier,
     check_config,
     render_nginx,
@@ -193,6 +208,8 @@ def _parser() -> ArgumentParser:
         name = command.__name__.replace("_", "-")
         parser_of_command = commands.add_parser(name, help=command.__doc__)
         parser_of_command.set_defaults(command=command)
+        if command is host:
+            parser_of_command.add_argument("--channel", type=int, required=True, help="a socket's descriptor")
         if command is detect:
             _add_detect_arguments(parser_of_command)
         if command in (nginx, web, engine, courier):

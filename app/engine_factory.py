@@ -1,45 +1,38 @@
-"""Builds the engine from the settings. Apart from `factory`, because this one imports torch and av."""
+"""Builds the engine from the settings. It imports neither torch nor a codec."""
 
 from __future__ import annotations
 
+import os
 import signal
-import time
-from collections.abc import Sequence
-from functools import partial
+import subprocess
+import sys
+import threading
 
 import structlog
-import torch
 
-from app.detection.devices import choose_devices, make_ready, memory_bytes
-from app.detection.frame_copies import pinning_for
-from app.detection.measuring import REVISION as PROFILE_REVISION
-from app.detection.model_pool import ModelBudget, ModelPool
-from app.detection.precision import Precision
-from app.detection.registry import detector_names, load_detector
-from app.detection.runtime import describe_runtime
-from app.jobs.engine import Engine, EngineLimits
+from app.engine.catalog import Catalog
+from app.engine.engine import Engine, EngineLimits
+from app.engine.host_pool import HostPool
+from app.engine.host_process import HostLimits
+from app.engine.job_run import JobRules, JobRun
+from app.engine.records import Records
+from app.engine.turns import ClaimTurns, SegmentTurns
+from app.host.messages import DecoderPlan, HostPlan, SegmentDone
 from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import JobStore
 from app.logs import configure_logging
-from app.memory import limit_private_bytes, memory_use
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
-from app.pipeline.runner import LocalRunner
-from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
-from app.settings import Settings
+from app.pipeline.segment_task import SegmentTask
+from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
-from app.storage.model_profiles import ProfileStore
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
-from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
 
-# What the engine takes beyond its libraries and its models: eight jobs, their threads, their indexes and
-# records, and what lies free in its allocator. Measured with detector `none`: 60 MiB.
-OWN_BYTES = 160 * 1024 * 1024
-DEVICE_SHARE = 0.9  # of a GPU's memory: what else runs there, and what its libraries take, is not ours
-MOST_LOAD_ATTEMPTS = 3
+LOAD_SECONDS = 600.0  # a model that loads for longer hangs
+SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # that no host needs
 
 _log = structlog.get_logger(__name__)
 
@@ -47,151 +40,121 @@ _log = structlog.get_logger(__name__)
 def create_engine(settings: Settings) -> Engine:
     """Return the engine of this machine, ready to `run`; SIGTERM and SIGINT stop it.
 
-    Call it in the main thread of a process that holds the data folder's engine lock. Raises
-    UnusableDevice.
+    Call it in the main thread of a process that holds the data folder's engine lock.
     """
     configure_logging("engine", settings.log_level)
-    if settings.cpu_threads is not None:
-        torch.set_num_threads(settings.cpu_threads)
-    devices = _ready_devices(settings)
     data = DataFolder(settings.data)
     data.create()
     store = JobStore(data.database)
     store.create()
     retire_counters()
-    metrics = Metrics()
-    models = _models(settings, data, devices)
-    decoders, meter = _decoders(settings, devices), FrameMeter()
+    metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
+    records = Records(data, store, min_free_bytes=settings.min_free_bytes, stop=stop)
+    hosts = HostPool(
+        plan=_plan(settings, data),
+        spawn=_spawn,
+        limits=HostLimits(settings.model_call_seconds, LOAD_SECONDS, settings.host_memory_bytes),
+        turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
+        tell=_Account(metrics),
+        advance=meter.add,
+        wake=lambda: engine.wake(),
+    )
+    catalog = Catalog(hosts)
+    rules = JobRules(
+        settings.segment_frames,
+        settings.engine_deaths,
+        settings.model_call_seconds,
+        count_end=lambda state: metrics.jobs_ended.labels(state).inc(),
+    )
+    ingest = Ingest(settings.ingest)
     engine = Engine(
-        data=data,
-        store=store,
-        ingest=Ingest(settings.ingest),
-        models=models,
-        default_model=settings.model,
-        other_models=[name for name in detector_names(settings.models) if name != settings.model],
-        decoders=decoders,
-        runner=LocalRunner(
-            slots=settings.decoders,
-            express_slots=settings.express_decoders,
-            run=partial(_run_segment, decoders, models, _clock(metrics), metrics, meter),
-        ),
-        retention=Retention(
-            data,
-            store,
-            RetentionLimits(
-                keep_seconds=settings.keep_days * 86400.0,
-                keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
-            ),
-            _uploads(settings, data),
-        ),
-        limits=EngineLimits(
-            running_jobs=settings.running_jobs,
-            segment_frames=settings.segment_frames,
-            min_free_bytes=settings.min_free_bytes,
-            stop_seconds=settings.stop_seconds,
-            model_call_seconds=settings.model_call_seconds,
-            engine_deaths=settings.engine_deaths,
-        ),
-        metrics=metrics,
-        meter=meter,
+        records,
+        hosts,
+        catalog,
+        ClaimTurns(places=settings.running_jobs, trace_parts=records.trace),
+        _retention(settings, data, store),
+        make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
+        limits=EngineLimits(settings.model, settings.stop_seconds, settings.engine_deaths),
     )
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
     return engine
 
 
-def _uploads(settings: Settings, data: DataFolder) -> Uploads:
+def _retention(settings: Settings, data: DataFolder, store: JobStore) -> Retention:
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
-    return Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads))
-
-
-def _ready_devices(settings: Settings) -> tuple[str, ...]:
-    devices = choose_devices(settings.devices)
-    for device in devices:
-        make_ready(device)
-    return devices
-
-
-def _models(settings: Settings, data: DataFolder, devices: Sequence[str]) -> ModelPool:
-    room_bytes = settings.engine_memory_bytes - memory_use().own - OWN_BYTES
-    if all(device == "cpu" for device in devices):  # CUDA reserves much more than it takes
-        limit_private_bytes(settings.engine_memory_bytes)
-    return ModelPool(
-        devices=devices,
-        load=lambda name, device: load_detector(
-            name,
-            device=device,
-            models_folder=settings.models,
-            allowed_hashes=settings.model_hashes,
-            precision=Precision(settings.precision),
+    return Retention(
+        data,
+        store,
+        RetentionLimits(
+            keep_seconds=settings.keep_days * 86400.0,
+            keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
         ),
-        profiles=ProfileStore(data.profiles, data.model_attempts, runtime=_runtime(devices[0])),
-        budget=ModelBudget(max(0, room_bytes), _device_bytes(devices)),
-        most_attempts=MOST_LOAD_ATTEMPTS,
+        Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)),
     )
 
 
-def _runtime(device: str) -> str:
-    return f"{describe_runtime(device, threads=torch.get_num_threads())}, profile {PROFILE_REVISION}"
-
-
-def _device_bytes(devices: Sequence[str]) -> int | None:
-    totals = [total for total in map(memory_bytes, devices) if total is not None]
-    return int(DEVICE_SHARE * min(totals)) if totals else None
-
-
-def _decoders(settings: Settings, devices: Sequence[str]) -> DecoderPool:
-    pinning = pinning_for(devices)
-    return DecoderPool(
-        limits=VideoLimits(
-            max_pixels=settings.max_pixels,
-            max_side=settings.max_side,
-            max_frames=settings.max_frames,
-            max_streams=settings.max_streams,
-            max_decoded_pixels=settings.max_decoded_pixels,
-            max_tags=settings.max_tags,
-            max_opening_seconds=settings.max_opening_seconds,
-            max_header_bytes=settings.max_header_bytes,
+def _plan(settings: Settings, data: DataFolder) -> HostPlan:
+    return HostPlan(
+        device=None,
+        devices=settings.devices,
+        models=settings.models,
+        model_hashes=settings.model_hashes,
+        precision=settings.precision,
+        memory_bytes=settings.host_memory_bytes,
+        torch_threads=settings.cpu_threads,
+        profiles=data.profiles,
+        model_attempts=data.model_attempts,
+        decoders=DecoderPlan(
+            limits=VideoLimits(
+                max_pixels=settings.max_pixels,
+                max_side=settings.max_side,
+                max_frames=settings.max_frames,
+                max_streams=settings.max_streams,
+                max_decoded_pixels=settings.max_decoded_pixels,
+                max_tags=settings.max_tags,
+                max_opening_seconds=settings.max_opening_seconds,
+                max_header_bytes=settings.max_header_bytes,
+            ),
+            threads=settings.decoder_threads,
+            memory_bytes=settings.decoder_memory_bytes,
+            ring_bytes=settings.ring_bytes,
+            stall_seconds=settings.decoder_stall_seconds,
+            require_sandbox=settings.require_sandbox,
         ),
-        threads=settings.decoder_threads,
-        memory_bytes=settings.decoder_memory_bytes,
-        ring_bytes=settings.ring_bytes,
-        stall_seconds=settings.decoder_stall_seconds,
-        require_sandbox=settings.require_sandbox,
-        pin=None if pinning is None else pinning.pin,
+        log_level=settings.log_level,
     )
 
 
-def _clock(metrics: Metrics) -> PhaseClock:
-    return PhaseClock(lambda phase, seconds: metrics.stage_seconds.labels(phase).inc(seconds))
+def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
+    """Start a host, in a process group of its own: so it is ended together with its decoders."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", "host", "--channel", str(descriptor)],
+        pass_fds=(descriptor,),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=CHECKOUT,
+        env={name: value for name, value in os.environ.items() if name not in SECRETS},
+    )
 
 
-def _run_segment(
-    decoders: DecoderPool,
-    models: ModelPool,
-    clock: PhaseClock,
-    metrics: Metrics,
-    meter: FrameMeter,
-    task: SegmentTask,
-    cancelled: Cancelled,
-) -> SegmentOutcome:
-    started = time.monotonic()
-    outcome = run_segment(
-        task,
-        decoders=decoders,
-        device=models.in_use(task.model).least_busy(),
-        cancelled=cancelled,
-        clock=clock,
-        advance=partial(meter.add, task.job_id),
-    )
-    metrics.frames_analysed.inc(outcome.analysed)
-    metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
-    _log.info(
-        "segment finished",
-        job_id=task.job_id,
-        segment=task.segment.number,
-        frames=outcome.analysed,
-        undecodable=sum(gap.frame_count for gap in outcome.undecodable),
-        seconds=round(time.monotonic() - started, 3),
-    )
-    return outcome
+class _Account:
+    """Writes down what segments came to: metrics, and a line in the log."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __call__(self, task: SegmentTask, done: SegmentDone) -> None:
+        outcome, metrics = done.outcome, self._metrics
+        for phase, seconds in done.seconds.items():
+            metrics.stage_seconds.labels(phase).inc(seconds)
+        metrics.frames_analysed.inc(outcome.analysed)
+        metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
+        _log.info(
+            "segment finished",
+            job_id=task.job_id,
+            segment=task.segment.number,
+            frames=outcome.analysed,
+            undecodable=sum(gap.frame_count for gap in outcome.undecodable),
+            seconds=round(done.wall_seconds, 3),
+        )

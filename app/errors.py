@@ -339,3 +339,13 @@ class BadGateway(FrameboxError):
 
 class GatewayTimeout(FrameboxError):
     code, status, title = "gateway_timeout", 504, "Gateway timed out"
+
+
+def error_class(code: str) -> type[FrameboxError]:
+    """Return the class whose errors have `code`. KeyError if there is none."""
+    waiting, found = [FrameboxError], dict[str, type[FrameboxError]]()
+    while waiting:
+        kind = waiting.pop()
+        found.setdefault(kind.code, kind)
+        waiting += kind.__subclasses__()
+    return found[code]

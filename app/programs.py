@@ -1,6 +1,6 @@
 """The programs of an instance, and how this process becomes one of them.
 
-    serve ─▶ supervisord ─┬─▶ engine     python -m app engine
+    serve ─▶ supervisord ─┬─▶ engine     python -m app engine ─▶ hosts, one a device ─▶ decoders
                           ├─▶ courier    python -m app courier
                           ├─▶ web        python -m app web    ─▶ gunicorn
                           ├─▶ nginx      python -m app nginx  ─▶ nginx
@@ -112,13 +112,19 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
     """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
     use_one_arena()
-    keep_freed_memory()
     data = _start_program("engine", settings, replace)
+    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
+
+
+def prepare_host() -> None:
+    """Make this process a host's, as far as the system sees it; nothing is loaded yet."""
+    die_with_parent(signal.SIGKILL)
+    use_one_arena()
+    keep_freed_memory()
     # Threads of a matrix product that spin while they wait take the decoders' cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Without it, onnxruntime tells its makers of every start, session and fault, over the network.
     os.environ[_NO_REPORTS_VARIABLE] = "1"
-    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 
 def prepare_courier(settings: Settings, *, replace: bool) -> None:

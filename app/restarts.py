@@ -14,6 +14,11 @@ PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)  # before the first start, the s
 STEADY_SECONDS = 20.0  # a program that ran for so long has not crashed in a row
 
 
+def pause_seconds(starts: int) -> float:
+    """Return how long to wait before the next start, after so many in a row."""
+    return PAUSES_SECONDS[min(starts, len(PAUSES_SECONDS) - 1)]
+
+
 def _since_boot() -> float:
     """The same clock in every process, and nobody sets it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -32,7 +37,7 @@ def pause_before_start(
     starts, last = _read(account, now=clock())
     if clock() - last > STEADY_SECONDS:
         starts = 0
-    sleep(PAUSES_SECONDS[min(starts, len(PAUSES_SECONDS) - 1)])
+    sleep(pause_seconds(starts))
     try:
         account.write_text(f"{starts + 1} {clock()}", encoding="ascii")
     except OSError:

@@ -20,6 +20,7 @@ BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that passes it
 # One a running job while its video is indexed; it decodes next to nothing. An MP4 with so many samples that
 # it takes more is indexed alone (`VideoLimits.large_samples`), in what decoders leave of theirs.
 INDEX_CHILD_BYTES = 48 * MIB
+ENGINE_BYTES = 136 * MIB  # eight jobs, their threads, their indexes and records
 
 
 class SettingsFault(Exception):
@@ -273,10 +274,10 @@ class Settings(BaseSettings):
     instance_memory_bytes: int = Field(
         4 * GIB, ge=512 * MIB, description="host memory of the whole instance; the budgets must fit"
     )
-    engine_memory_bytes: int = Field(
-        1408 * MIB,
+    host_memory_bytes: int = Field(
+        1272 * MIB,
         ge=512 * MIB,
-        description="what the engine itself may take: torch and its like, about 400 MiB, and the models",
+        description="what a host may take, one a device: torch and its like, about 300 MiB, and the models",
     )
 
     log_level: str = Field(
@@ -336,7 +337,8 @@ class Settings(BaseSettings):
             "nginx": 48 * MIB + bodies * BODY_BUFFER_BYTES,
             "http workers": self.http_workers * 128 * MIB,
             "courier": 80 * MIB,
-            "engine": self.engine_memory_bytes,
+            "engine": ENGINE_BYTES,
+            "hosts": max(1, len(self.devices)) * self.host_memory_bytes,
             "decoders": segments * self.decoder_memory_bytes,
             "rings": segments * self.ring_bytes,
             "index children": self.running_jobs * INDEX_CHILD_BYTES,

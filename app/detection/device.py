@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -51,6 +52,46 @@ class DeviceStats:
     model_fault_count: int = 0  # batches that failed
 
 
+def add_stats(stats: Iterable[DeviceStats]) -> DeviceStats:
+    """Return what all of them have done together."""
+    return DeviceStats(*(sum(column) for column in zip(*map(astuple, stats), strict=True)))
+
+
+class CallGate:
+    """Lets models compute side by side, or one alone: while it is measured."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls = 0
+        self._is_closed = False
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Wait until nobody is alone; the block counts as a call."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_closed)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no call is under way; none begins during the block. One caller at a time."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._calls)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     frames: Tensor  # on the device, if its model takes them so
@@ -76,6 +117,7 @@ class DeviceThread:
         detector: Detector,
         *,
         queued_batches: int = QUEUED_BATCHES,
+        gate: CallGate | None = None,
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
         ask_device: Ask = sticking_fault,
     ) -> None:
@@ -83,6 +125,7 @@ class DeviceThread:
             raise ValueError("queued_batches must be at least 1")
         self._detector = detector
         self._copies = copies_to(detector.device) if detector.takes_device_frames else None
+        self._gate = gate or CallGate()
         self._ask_device = ask_device
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
@@ -270,6 +313,10 @@ class DeviceThread:
 
     def _run_model(self, frames: Tensor, owner: str | None) -> Checked | None:
         """Return what the model found, or None if it ran out of memory."""
+        with self._gate.call():
+            return self._call_model(frames, owner)
+
+    def _call_model(self, frames: Tensor, owner: str | None) -> Checked | None:
         started_at = time.monotonic()
         self._call = (started_at, owner)
         try:

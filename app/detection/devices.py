@@ -19,13 +19,14 @@ def choose_devices(named: Sequence[str]) -> tuple[str, ...]:
     """Return the torch devices to hold models, ``cpu`` or ``cuda:N``: those named, or the best there are.
 
     All of them give the same boxes: if none is named, the CUDA devices of the first one's make, or the CPU.
-    Raises UnusableDevice for one that is not there or named twice, and for devices of different makes.
+    The CPU may be named several times, for as many hosts. Raises UnusableDevice for one that is not there,
+    for a GPU that is named twice, and for devices of different makes.
     """
     present = _cuda_devices()
     if not named:
         return tuple(device for device in present if _make(device) == _make(present[0])) or ("cpu",)
     chosen = tuple(_plain_name(name, present) for name in named)
-    twice = next((device for device in chosen if chosen.count(device) > 1), None)
+    twice = next((device for device in chosen if device != "cpu" and chosen.count(device) > 1), None)
     if twice is not None:
         raise UnusableDevice(f"{twice} is named twice")
     other = next((device for device in chosen if _make(device) != _make(chosen[0])), None)

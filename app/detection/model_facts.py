@@ -41,7 +41,9 @@ class ModelFacts(_Facts):
     input_size: tuple[int, int] = Field(
         description="width and height, in pixels: larger frames are scaled down to fit"
     )
-    default_min_score: float = Field(description="boxes below it are dropped unless `min_score` says otherwise")
+    default_min_score: float = Field(
+        description="boxes below it are dropped unless `min_score` says otherwise"
+    )
     device: str = Field(description="the kind of device that runs it: cpu or cuda")
     precision: str = Field(description="what it computes in, such as float32")
     precision_effect: PrecisionEffect | None = Field(
@@ -70,3 +72,7 @@ class ModelStatus(_Facts):
     state: ModelState
     facts: ModelFacts | None = Field(description="null until it has been loaded once")
     refusal: Refusal | None = Field(default=None, description="why it is refused")
+
+
+class NoRoomForModel(Exception):
+    """Models in use hold the memory that this one needs; it can be had once they are not used any more."""

@@ -1,4 +1,4 @@
-"""The models that this process holds, within a budget: loaded when asked for, unloaded when unused."""
+"""The models that a device holds, within a budget: loaded when asked for, unloaded when unused."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import structlog
 import torch
 
 from app.detection.detector import Detector, DeviceLost, is_out_of_memory
-from app.detection.device import DeviceThread
+from app.detection.device import CallGate, DeviceStats, DeviceThread, add_stats
 from app.detection.devices import Ask, sticking_fault, why_lost
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, SizedDetector, drop_unused, measure
-from app.detection.registry import ModelDescription, describe_detector
+from app.detection.model_facts import ModelFacts, NoRoomForModel
+from app.detection.registry import describe_detector
 from app.errors import FrameboxError, ModelFault
+from app.memory import memory_use
 
 MIB = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 
 
-class NoRoomForModel(Exception):
-    """Models in use hold the memory that this one needs; it can be had once they are not used any more."""
+class WornOut(Exception):
+    """Models that are gone have left this process less memory than they should: a new one would have room."""
 
 
 class _LacksMemory(Exception):
@@ -53,7 +55,8 @@ class ModelBudget:
     """What all models together may take, in bytes; None: whatever there is."""
 
     host_bytes: int | None = None
-    device_bytes: int | None = None  # a device
+    device_bytes: int | None = None
+    own_bytes: int = 0  # of the host, that the process may take beside its models
 
     def takes(self, cost: MemoryCost, held: Iterable[MemoryCost] = ()) -> bool:
         """Whether a model that costs `cost` may be loaded, and then run, beside those that are held."""
@@ -77,29 +80,9 @@ def _one_more_than_left(budget: int | None, held: int) -> int:
 NO_BUDGET = ModelBudget()
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """One model on all devices. Its detectors are equal: boxes do not depend on which one is asked."""
-
-    devices: tuple[DeviceThread, ...]
-
-    @property
-    def detector(self) -> Detector:
-        return self.devices[0].detector
-
-    @property
-    def runtime(self) -> str:
-        """What computes the boxes, beside the model: another one may give other last digits."""
-        return self.devices[0].runtime
-
-    def least_busy(self) -> DeviceThread:
-        """The device with the fewest batches waiting."""
-        return min(self.devices, key=lambda device: device.queued_count)
-
-
 @dataclass(slots=True, eq=False)
 class _Held:
-    model: LoadedModel
+    model: DeviceThread
     cost: MemoryCost
     user_count: int = 0
 
@@ -113,41 +96,44 @@ class ModelPool:
     def __init__(
         self,
         *,
-        devices: Sequence[str],
-        load: Callable[[str, str], Detector],
+        device: str,
+        load: Callable[[str], Detector],
         profiles: Profiles,
         budget: ModelBudget = NO_BUDGET,
         most_attempts: int | None = None,
         ask_device: Ask = sticking_fault,
     ) -> None:
-        """`load` takes a model's name and a torch device; it raises InvalidOption for an unknown name.
+        """`load` takes a model's name and loads it onto `device`; InvalidOption for an unknown name.
 
         A model at whose loading this process's forerunners ended `most_attempts` times in a row is refused.
         """
-        if not devices:
-            raise ValueError("a model needs a device")
-        self._device_names = tuple(devices)
+        self._device = device
         self._load = load
         self._profiles = profiles
         self._budget = budget
         self._most_attempts = most_attempts
         self._ask_device = ask_device
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
+        self._gate = CallGate()
+        self._own_at_start = memory_use().own
+        self._has_unloaded = False
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
         self._changed = threading.Lock()  # guards what follows; never held for long
         self._held: dict[str, _Held] = {}  # longest unused first
         self._costs: dict[str, MemoryCost] = {}  # of every model that was ever loaded
-        self._descriptions: dict[str, ModelDescription] = {}
+        self._facts: dict[str, ModelFacts] = {}
+        self._past = DeviceStats()  # of models that are gone
 
     # ---- asked by jobs
 
     @contextmanager
-    def use(self, name: str) -> Iterator[LoadedModel]:
+    def use(self, name: str) -> Iterator[DeviceThread]:
         """Yield model `name`, loading it first if need be: seconds. It stays loaded during the block.
 
-        Raises NoRoomForModel while models in use hold its room; ModelFault if it cannot be loaded, or takes
-        more than the budget by itself; InvalidOption for an unknown name.
+        Raises NoRoomForModel while models in use hold its room; WornOut if what models that are gone should
+        have left cannot be had; ModelFault if it cannot be loaded, or takes more than the budget by itself;
+        InvalidOption for an unknown name.
         """
         held = self._take(name) or self._load_and_take(name)
         try:
@@ -156,12 +142,12 @@ class ModelPool:
             with self._changed:
                 held.user_count -= 1
 
-    def in_use(self, name: str) -> LoadedModel:
+    def in_use(self, name: str) -> DeviceThread:
         """Return a model that the caller, or whom it works for, uses. KeyError if nobody does."""
         with self._changed:
             return self._held[name].model
 
-    # ---- asked by the engine
+    # ---- asked by the host
 
     def crowded_models(self) -> frozenset[str]:
         """The models for which `use` would find no room now, as far as their costs are known."""
@@ -175,22 +161,24 @@ class ModelPool:
                 and not self._budget.takes(cost, in_use)
             )
 
-    def descriptions(self) -> list[ModelDescription]:
-        """What is known of every model that was loaded once, as ``/v1/models`` shows it, by name."""
+    def facts_of(self, name: str) -> ModelFacts:
+        """What is known of a model that was loaded once. KeyError if it never was."""
         with self._changed:
-            return [
-                {**found, "loaded": name in self._held} for name, found in sorted(self._descriptions.items())
-            ]
+            return self._facts[name]
 
-    def device_fault(self) -> Exception | None:
-        """Why a device is of no use any more, so that the process has to start anew; None if all are well."""
-        faults = (device.lost for device in self._devices())
-        return next((fault for fault in faults if fault is not None), None)
+    def loaded(self) -> frozenset[str]:
+        with self._changed:
+            return frozenset(self._held)
 
-    def slowest_call(self) -> tuple[float, str | None]:
-        """How many seconds the slowest model has been at its present batch, and for whose job."""
-        calls = [device.running_call for device in self._devices()]
-        return max(calls, default=(0.0, None), key=lambda call: call[0])
+    def devices(self) -> list[DeviceThread]:
+        """Those of all models that are loaded."""
+        with self._changed:
+            return [held.model for held in self._held.values()]
+
+    def totals(self) -> DeviceStats:
+        """What all models have done since the start, those that are gone too."""
+        with self._changed:
+            return add_stats([self._past, *(held.model.stats for held in self._held.values())])
 
     def loading_seconds(self) -> float:
         """How long a model has been loading; 0 while none is."""
@@ -202,17 +190,13 @@ class ModelPool:
         with self._changed:
             models, self._held = [held.model for held in self._held.values()], {}
         for model in models:
-            _close(model)
+            model.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _devices(self) -> list[DeviceThread]:
-        with self._changed:
-            return [device for held in self._held.values() for device in held.model.devices]
 
     # ---- loading
 
@@ -239,11 +223,12 @@ class ModelPool:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
+            self._check_wear(known)
         model, cost = self._load_or_lack(name) or self._load_alone(name)
         try:
             self._make_room(name, cost)
         except BaseException:
-            _close(model)
+            model.close()
             del model
             drop_unused()
             raise
@@ -252,14 +237,14 @@ class ModelPool:
             self._held[name] = held
         return held
 
-    def _load_or_lack(self, name: str) -> tuple[LoadedModel, MemoryCost] | None:
+    def _load_or_lack(self, name: str) -> tuple[DeviceThread, MemoryCost] | None:
         """Return the loaded model, or None if it finds no memory; of what it then held, nothing is kept."""
         with suppress(_LacksMemory):
-            return self._load_on_devices(name)
+            return self._load_watched(name)
         drop_unused()
         return None
 
-    def _load_alone(self, name: str) -> tuple[LoadedModel, MemoryCost]:
+    def _load_alone(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         """Load a model that found no memory beside the others, now without those that nobody uses."""
         with self._changed:
             unused = [other for other, held in self._held.items() if not held.user_count]
@@ -270,6 +255,8 @@ class ModelPool:
             found = self._load_or_lack(name)
             if found is not None:
                 return found
+        if not in_use and self._has_unloaded:
+            raise WornOut(name)
         if not in_use:
             raise ModelFault(f"There is not enough memory to load model {name!r}.")
         with self._changed:
@@ -295,18 +282,32 @@ class ModelPool:
         if not fits:
             raise NoRoomForModel(name)
 
-    def _unload(self, models: list[LoadedModel]) -> None:
+    def _check_wear(self, cost: MemoryCost) -> None:
+        """Raise WornOut if the account has room for `cost`, and the process has not, and nobody uses it."""
+        if self._budget.host_bytes is None or not self._has_unloaded:
+            return
+        with self._changed:
+            is_used = any(held.user_count for held in self._held.values())
+        taken = memory_use().own - self._own_at_start
+        allowed = self._budget.host_bytes + self._budget.own_bytes
+        if not is_used and taken + cost.peak_host_bytes > allowed:
+            raise WornOut(f"{taken // MIB} MiB are still taken")
+
+    def _unload(self, models: list[DeviceThread]) -> None:
         for model in models:
             _log.info("model unloaded", model=model.detector.name)
-            _close(model)
+            model.close()
+            self._has_unloaded = True
+            with self._changed:
+                self._past = add_stats([self._past, model.stats])
         models.clear()
         drop_unused()
 
-    def _load_on_devices(self, name: str) -> tuple[LoadedModel, MemoryCost]:
+    def _load_watched(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         torch.set_num_threads(self._torch_threads)
         unfinished = self._profiles.unfinished_attempts(name)
         if self._most_attempts is not None and unfinished >= self._most_attempts:
-            raise ModelFault(f"The engine ended {unfinished} times while it loaded model {name!r}.")
+            raise ModelFault(f"The host ended {unfinished} times while it loaded model {name!r}.")
         with self._profiles.attempt(name):
             try:
                 return self._load_and_measure(name)
@@ -314,7 +315,7 @@ class ModelPool:
                 if _is_lack_of_memory(error):
                     _log.warning("model found no memory to load", exc_info=error, model=name)
                     raise _LacksMemory(name) from error
-                lost = why_lost(error, self._device_names, self._ask_device)
+                lost = why_lost(error, [self._device], self._ask_device)
                 if lost is not None:
                     raise DeviceLost(str(lost)) from lost
                 if isinstance(error, FrameboxError):
@@ -324,29 +325,21 @@ class ModelPool:
                     f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
                 ) from error
 
-    def _load_and_measure(self, name: str) -> tuple[LoadedModel, MemoryCost]:
-        meter = MemoryMeter(self._device_names[0])
-        first = self._load(name, self._device_names[0])
-        kept = self._profiles.read(first.fingerprint, first.device)
-        profile = kept or measure(first, meter)
-        if kept is None:
-            self._profiles.write(first.fingerprint, first.device, profile)
-        others = [self._load(name, device) for device in self._device_names[1:]]
-        # All devices take the same batches: a frame's boxes may depend on the size of its batch.
-        detectors = [SizedDetector(detector, profile["batch_size"]) for detector in (first, *others)]
-        model = LoadedModel(tuple(DeviceThread(detector) for detector in detectors))
-        cost = _cost(profile, device_count=len(detectors))
+    def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
+        meter = MemoryMeter(self._device)
+        detector = self._load(name)
+        profile = self._profiles.read(detector.fingerprint, detector.device)
+        if profile is None:
+            with self._gate.alone():  # what other models take meanwhile would be counted as this one's
+                profile = measure(detector, meter)
+            self._profiles.write(detector.fingerprint, detector.device, profile)
+        model = DeviceThread(SizedDetector(detector, profile["batch_size"]), gate=self._gate)
+        cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:
             self._costs[name] = cost
-            self._descriptions[name] = describe_detector(model.detector, profile)
-        for device in model.devices:
-            device.start()
+            self._facts[name] = describe_detector(model.detector, profile, model.runtime)
+        model.start()
         return model, cost
-
-
-def _close(model: LoadedModel) -> None:
-    for device in model.devices:
-        device.close()
 
 
 def _is_lack_of_memory(error: BaseException | None) -> bool:
@@ -356,16 +349,6 @@ def _is_lack_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _cost(profile: ModelProfile, *, device_count: int) -> MemoryCost:
-    """Return what a model takes that was measured so: once a device, and it is loaded on one at a time."""
-    running = profile["host_bytes"]
-    return MemoryCost(
-        running * device_count,
-        profile["device_bytes"],
-        running * (device_count - 1) + profile["loading_bytes"],
-    )
 
 
 def _told(cost: MemoryCost) -> str:

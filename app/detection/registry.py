@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypedDict
 
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_content import ModelFiles
+from app.detection.model_facts import ModelFacts, PrecisionEffect
 from app.detection.models_folder import find_models, load_model
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision
-from app.detection.precision_effect import PrecisionEffect
 from app.errors import InvalidOption
 
 DetectorFactory = Callable[[str], Detector]  # takes the torch device
@@ -29,24 +28,6 @@ BUILT_IN: Mapping[str, DetectorFactory] = MappingProxyType(
         "none": NoneDetector,
     }
 )
-
-
-class ModelDescription(TypedDict):
-    """One model as ``/v1/models`` shows it: plain JSON values, so that no web worker needs torch."""
-
-    name: str
-    sha256: str
-    labels: list[str]
-    input_size: list[int]  # [width, height]: larger frames are scaled down to fit it
-    default_min_score: float
-    device: str
-    precision: str
-    precision_effect: PrecisionEffect | None  # what 16 bits do to its boxes, where it was given them here
-    batch_size: int
-    frames_per_second: float  # of 1280 × 720 video in such batches, decoding apart
-    memory_bytes: int  # of the host, at its peak
-    device_memory_bytes: int  # of the device, if that has its own
-    loaded: bool
 
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
@@ -85,26 +66,27 @@ def _models(folder: Path | None) -> dict[str, ModelFiles]:
     return {} if folder is None else find_models(folder)
 
 
-def describe_detector(detector: Detector, profile: ModelProfile) -> ModelDescription:
-    """Return what ``/v1/models`` shows of a loaded `detector` that was measured so."""
-    return {
-        "name": detector.name,
-        "sha256": detector.fingerprint,
-        "labels": list(detector.class_names),
-        "input_size": _input_size(detector),
-        "default_min_score": detector.default_min_score,
-        "device": detector.device,
-        "precision": detector.precision,
-        "precision_effect": profile.get("precision_effect"),
-        "batch_size": detector.batch_size,
-        "frames_per_second": profile["frames_per_second"],
-        "memory_bytes": max(profile["host_bytes"], profile["loading_bytes"]),
-        "device_memory_bytes": profile["device_bytes"],
-        "loaded": True,
-    }
+def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:
+    """Return what is known of a loaded `detector` that was measured so. `runtime`: see `describe_runtime`."""
+    effect = profile.get("precision_effect")
+    return ModelFacts(
+        name=detector.name,
+        sha256=detector.fingerprint,
+        labels=tuple(detector.class_names),
+        input_size=_input_size(detector),
+        default_min_score=detector.default_min_score,
+        device=detector.device.partition(":")[0],
+        precision=detector.precision,
+        precision_effect=None if effect is None else PrecisionEffect(**effect),
+        batch_size=detector.batch_size,
+        frames_per_second=profile["frames_per_second"],
+        memory_bytes=max(profile["host_bytes"], profile["loading_bytes"]),
+        device_memory_bytes=profile["device_bytes"],
+        runtime=runtime,
+    )
 
 
-def _input_size(detector: Detector) -> list[int]:
-    """Return the [width, height] that no frame exceeds: the width of a long one, the height of a tall one."""
+def _input_size(detector: Detector) -> tuple[int, int]:
+    """Return the (width, height) that no frame exceeds: the width of a long one, the height of a tall one."""
     (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
-    return [width, height]
+    return width, height

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from app.errors import Problem
 from app.pipeline.options import DetectionOptions
 from app.storage.ingest import FileIdentity
@@ -149,7 +151,8 @@ class Job:
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
-    deaths: int = 0  # engines that died in a row while they ran it, and it got no further
+    deaths: int = 0  # engines and hosts that died in a row while they ran it, and it got no further
+    hangs: int = 0  # how often a model gave no answer at it
     deliveries: tuple[Delivery, ...] = ()
 
 
@@ -165,6 +168,21 @@ class JobRequest:
     model_sha256: str | None = None  # of the model that the engine has now; None: not known
     may_attach: bool = False  # an equal job's answer will do
     callback: Callback | None = None
+
+
+class HostStatus(BaseModel):
+    """A host as the engine sees it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(description="as torch names it: cpu, cuda:0")
+    pid: int = Field(description="of its process; 0 while there is none")
+    ready: bool = Field(description="it takes work")
+    memory_bytes: int = Field(description="host memory of its own, its decoders apart")
+    segments: int = Field(description="that it is at")
+    frames: int = Field(description="analysed since its start")
+    busy_seconds: float = Field(description="inside its models since its start")
+    restarts: int = Field(description="how often this device's host was replaced since the engine's start")
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,8 +163,13 @@ _MISSING = """
 ALTER TABLE jobs ADD COLUMN frames_missing INTEGER NOT NULL DEFAULT 0;
 """
 
+_HANGS = """
+-- how often a model gave no answer at it
+ALTER TABLE jobs ADD COLUMN hangs INTEGER NOT NULL DEFAULT 0;
+"""
+
 # What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS, _MISSING)
+_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS, _MISSING, _HANGS)
 SCHEMA_VERSION = len(_STEPS)
 
 ANY_DEATHS = range(2**31)
@@ -233,6 +238,7 @@ def _job(row: sqlite3.Row) -> Job:
         estimate=None if row["seconds_left"] is None else Estimate(row["seconds_left"], row["estimated_at"]),
         deliveries=_deliveries(row),
         deaths=row["deaths"],
+        hangs=row["hangs"],
     )
 
 
@@ -292,6 +298,17 @@ def _remember_callback(
             "INSERT OR IGNORE INTO deliveries (id, job_id, url, shown, next_at) VALUES (?, ?, ?, ?, ?)",
             (f"msg_{new_job_id()}", job_id, request.callback.url, request.callback.shown, due_at),
         )
+
+
+def _count_deaths(connection: sqlite3.Connection, part_traces: Mapping[str, str]) -> None:
+    connection.executemany(
+        """
+        UPDATE jobs SET deaths = CASE WHEN parts_at_death = :parts THEN deaths + 1 ELSE 0 END,
+                        parts_at_death = :parts
+        WHERE id = :id AND state = 'running'
+        """,
+        [{"id": job_id, "parts": trace} for job_id, trace in part_traces.items()],
+    )
 
 
 def _forget(connection: sqlite3.Connection, job_id: str) -> None:
@@ -546,14 +563,9 @@ class JobStore:
         The caller holds the data folder's engine lock, so no older engine lives.
         """
         with self._transaction() as connection:
-            connection.executemany(
-                """
-                UPDATE jobs SET deaths = CASE WHEN parts_at_death = :parts THEN deaths + 1 ELSE 0 END,
-                                parts_at_death = :parts
-                WHERE id = :id AND state = 'running' AND (SELECT ready FROM engine)
-                """,
-                [{"id": job_id, "parts": trace} for job_id, trace in (part_traces or {}).items()],
-            )
+            (was_ready,) = connection.execute("SELECT ready FROM engine").fetchone()
+            if was_ready:
+                _count_deaths(connection, part_traces or {})
             connection.execute(
                 "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",
                 (pid, time.time()),
@@ -562,12 +574,29 @@ class JobStore:
             (epoch,) = connection.execute("SELECT epoch FROM engine").fetchone()
         return int(epoch)
 
+    def count_deaths(self, epoch: int, part_traces: Mapping[str, str], *, hung: str | None) -> Sequence[Job]:
+        """Count the death of a host at each job that made no part since the last one; return those jobs.
+
+        `part_traces`: as of `begin_epoch`, of jobs that run. `hung` is the one at which a model gave no
+        answer, if that was the reason: it alone is counted, and that as a hang.
+        """
+        with self._transaction() as connection:
+            if hung is None:
+                _count_deaths(connection, part_traces)
+            else:
+                connection.execute(
+                    "UPDATE jobs SET hangs = hangs + 1 WHERE id = ? AND epoch = ? AND state = 'running'",
+                    (hung, epoch),
+                )
+        return (*self.get_many(part_traces).values(),)
+
     def report_engine(
         self,
         epoch: int,
         *,
         ready: bool,
         models: Any = None,
+        hosts: Any = None,
         sandbox: Any = None,
         seconds_left: Mapping[str, float] | None = None,
     ) -> None:
@@ -576,6 +605,13 @@ class JobStore:
         What is None stays as it was.
         """
         now = time.time()
+        del hosts
+        if models is not None:
+            models = [
+                {"name": m.name, "refused": m.refusal.model_dump()} if m.refusal else
+                {**m.facts.model_dump(mode="json"), "loaded": m.state == "ready"}
+                for m in models if m.refusal or m.facts
+            ]
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE engine SET ready = ?, heartbeat_at = ?, "

@@ -2,8 +2,8 @@
 
     index ──▶ segments ──▶ runner: decode → detect → part ──▶ parts in order ──▶ document
 
-The index runs ahead in a thread of its own; segments are handed to the runner a few at a time; finished
-parts are taken in order. A part that an earlier run left behind is taken as it is.
+The index runs ahead, at the runner; segments are handed to the runner a few at a time; finished parts are
+taken in order. A part that an earlier run left behind is taken as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,22 +21,20 @@ from typing import Any
 
 import orjson
 
-from app.detection.detector import Detector
-from app.detection.resize import fit_within
+from app.detection.model_facts import ModelFacts
 from app.errors import DamagedVideo, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.document import DocumentDigest, DocumentFacts, write_document, write_pts
-from app.pipeline.frame_records import RecordRules
 from app.pipeline.frame_times import pts_seconds
 from app.pipeline.options import DetectionOptions, OnDamage
-from app.pipeline.runner import Runner
-from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
+from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
+from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
-from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
 from app.video.facts import IndexSummary, OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
+LABELS_TOLD = 200
 SEGMENTS_AHEAD = 2  # submitted beyond the runner's slots, so that no slot waits for the job's thread
 
 
@@ -55,7 +53,6 @@ class DetectionRequest:
     pts: Path  # where the time stamps of its frames go
     options: DetectionOptions
     segment_frames: int
-    runtime: str  # what computes the boxes, beside the model: parts of another one are not taken
     is_urgent: bool = False  # somebody waits for it: its segments come first
 
 
@@ -95,8 +92,7 @@ Observe = Callable[[DetectionProgress, DetectionReport], None]
 def detect_video(
     request: DetectionRequest,
     *,
-    decoders: DecoderPool,
-    detector: Detector,
+    model: ModelFacts,
     runner: Runner,
     observe: Observe,
     cancelled: Cancelled,
@@ -109,11 +105,11 @@ def detect_video(
     a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
     """
     try:
-        return _Run(request, decoders, detector, runner, observe, cancelled).execute()
-    except DecodingCancelled as error:
+        return _Run(request, model, runner, observe, cancelled).execute()
+    except WorkCancelled as error:
         raise DetectionCancelled from error
     finally:
-        decoders.forget(request.video)
+        runner.forget(request.video)
 
 
 class _Run:
@@ -122,15 +118,13 @@ class _Run:
     def __init__(
         self,
         request: DetectionRequest,
-        decoders: DecoderPool,
-        detector: Detector,
+        model: ModelFacts,
         runner: Runner,
         observe: Observe,
         cancelled: Cancelled,
     ) -> None:
         self._request = request
-        self._decoders = decoders
-        self._detector = detector
+        self._model = model
         self._runner = runner
         self._observe = observe
         self._is_cancelled = cancelled
@@ -141,14 +135,15 @@ class _Run:
         self._parts: list[Part] = []  # what makes the document, in order
         self._report = DetectionReport(
             model={
-                "name": detector.name,
-                "sha256": detector.fingerprint,
-                "device": detector.device.partition(":")[0],
-                "labels": list(detector.class_names),
+                "name": model.name,
+                "sha256": model.sha256,
+                "device": model.device,
+                "labels": list(model.labels),
             }
         )
 
     def execute(self) -> DetectionReport:
+        self._check_labels()
         PartStore(self._request.parts_folder).create()
         with self._feed() as feed:
             facts = feed.facts()
@@ -170,25 +165,31 @@ class _Run:
     def _must_stop(self) -> bool:
         return self._abort.is_set() or self._is_cancelled()
 
-    def _open_index(self) -> IndexSession:
-        return self._decoders.index(
-            self._request.video,
-            segment_frames=self._request.segment_frames,
-            sampling=_sampling(self._request.options),
-            cancelled=self._must_stop,
-        )
+    def _check_labels(self) -> None:
+        """A model that had not been loaded when the request came could not tell its labels."""
+        unknown = [label for label in self._request.options.labels or () if label not in self._model.labels]
+        if unknown:
+            raise InvalidOption(
+                f"labels: the model finds no {unknown[0]!r}.",
+                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_TOLD])},
+            )
 
     @contextmanager
     def _feed(self) -> Iterator[_SegmentFeed]:
-        name = f"index-{self._request.job_id[:8]}"
-        feed = _SegmentFeed(self._open_index, self._progress, name=name)
-        feed.start()
+        request = self._request
+        sampling = _sampling(request.options)
+        feed = _SegmentFeed(self._progress)
+        indexing = self._runner.index(
+            IndexTask(request.job_id, request.video, request.segment_frames, sampling), feed, self._must_stop
+        )
+        indexing.add_done_callback(feed.end)
         try:
             yield feed
         except BaseException:
             self._abort.set()
             raise
         finally:
+            wait([indexing])
             feed.close()
 
     # ---- segments
@@ -237,9 +238,7 @@ class _Run:
         return outcome
 
     def _task_factory(self, facts: VideoFacts) -> Callable[..., SegmentTask]:
-        options = self._request.options
-        largest_side = options.max_side or max(facts.width, facts.height)
-        frame_size = self._detector.frame_size(*fit_within(facts.width, facts.height, largest_side))
+        options, model = self._request.options, self._model
         min_score = options.min_score
         return partial(
             SegmentTask,
@@ -247,25 +246,24 @@ class _Run:
             video=self._request.video,
             facts=facts,
             parts_folder=self._request.parts_folder,
-            identity=self._identity(frame_size),
-            model=self._detector.name,
-            frame_size=frame_size,
-            batch_size=self._detector.batch_size,
+            identity=self._identity(),
+            model=model.name,
+            max_side=options.max_side,
             rules=RecordRules(
-                class_names=tuple(self._detector.class_names),
-                min_score=self._detector.default_min_score if min_score is None else min_score,
+                class_names=model.labels,
+                min_score=model.default_min_score if min_score is None else min_score,
                 labels=None if options.labels is None else frozenset(options.labels),
             ),
         )
 
-    def _identity(self, frame_size: tuple[int, int]) -> str:
+    def _identity(self) -> str:
+        """The size of the frames is not among it: the model, the options and the video decide it."""
+        model = self._model
         decides = {
-            "model": [self._detector.fingerprint, self._report.model["device"], self._request.runtime],
+            "model": [model.sha256, model.device, model.runtime, model.batch_size],
             "options": self._request.options.model_dump(mode="json", exclude={"model"}),
             "segment_frames": self._request.segment_frames,
-            "frame_size": frame_size,
-            "batch_size": self._decoders.effective_batch_size(frame_size, self._detector.batch_size),
-            "decoder": self._decoders.identity,
+            "decoder": self._runner.decoder_identity,
         }
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -311,31 +309,22 @@ class _Run:
 
 
 class _SegmentFeed:
-    """The segments of a video's index, read by a thread of its own so that totals are known early.
+    """The segments of a video's index, which runs ahead so that totals are known early. Fulfils IndexReader.
 
-    Holds a time stamp, a place and a flag for every frame of the video, 13 bytes; nothing else grows. The
-    index's decoder child is free for other work as soon as the index is whole.
+    Holds a time stamp, a place and a flag for every frame of the video, 13 bytes; nothing else grows.
     """
 
-    def __init__(
-        self, open_index: Callable[[], IndexSession], progress: DetectionProgress, *, name: str
-    ) -> None:
-        self._open_index = open_index
+    def __init__(self, progress: DetectionProgress) -> None:
         self._progress = progress  # gets its totals as soon as they are known
         self._segments: deque[Segment] = deque()
         self._changed = threading.Condition()
         self._facts: VideoFacts | None = None
         self._summary: IndexSummary | None = None
         self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, name=name)
-        self.segment_count = 0
-
-    def start(self) -> None:
-        self._thread.start()
+        self._segment_count = 0
 
     def close(self) -> None:
-        """Wait for the thread, and let go of a fault, whose traceback holds the decoder's memory and this."""
-        self._thread.join()
+        """Let go of a fault, whose traceback holds this."""
         self._fault = None
 
     def facts(self) -> VideoFacts:
@@ -367,41 +356,32 @@ class _SegmentFeed:
                 raise self._fault
             return None
 
-    # ---- the feed's thread
+    # ---- told by the runner
 
-    def _read(self) -> None:
-        try:
-            with self._open_index() as index:
-                self._tell(facts=index.facts)
-                for segment in index:
-                    self._add(segment)
-                summary = index.summary
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: its reader raises it
-            self._tell(fault=error)
-        else:
-            self._progress.frames_total = summary.frames_wanted
-            self._progress.segments_total = self.segment_count
-            self._tell(summary=summary)
-
-    def _add(self, segment: Segment) -> None:
-        if not segment.wanted_count:
-            return  # sampling wants none of its frames: not decoded at all
+    def found_video(self, facts: VideoFacts) -> None:
         with self._changed:
-            self._segments.append(segment)
-            self.segment_count += 1
+            self._facts = facts
             self._changed.notify_all()
 
-    def _tell(
-        self,
-        *,
-        facts: VideoFacts | None = None,
-        summary: IndexSummary | None = None,
-        fault: BaseException | None = None,
-    ) -> None:
+    def found_segments(self, segments: Sequence[Segment]) -> None:
+        # Those of which sampling wants no frame are not decoded at all.
+        wanted = [segment for segment in segments if segment.wanted_count]
         with self._changed:
-            self._facts = self._facts or facts
-            self._summary = summary
-            self._fault = fault
+            self._segments += wanted
+            self._segment_count += len(wanted)
+            self._changed.notify_all()
+
+    def end(self, indexing: Future[IndexSummary]) -> None:
+        """Take the summary of an index that has ended, or what it ended with."""
+        with self._changed:
+            if indexing.cancelled():
+                self._fault = WorkCancelled()
+            elif (fault := indexing.exception()) is not None:
+                self._fault = fault
+            else:
+                self._summary = indexing.result()
+                self._progress.frames_total = self._summary.frames_wanted
+                self._progress.segments_total = self._segment_count
             self._changed.notify_all()
 
 

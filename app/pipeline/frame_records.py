@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from app.detection.detector import Detections
+from app.pipeline.segment_task import RecordRules
 
 BOX_DECIMALS = 1
 SCORE_DECIMALS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class RecordRules:
-    """Which boxes are written, and under which names."""
-
-    class_names: tuple[str, ...]
-    min_score: float  # compared with the score as written
-    labels: frozenset[str] | None = None  # None: all
 
 
 def encode_record(

@@ -60,7 +60,7 @@ class IngestFile:
     @property
     def path(self) -> Path:
         """For this process alone, and while the file is open."""
-        return Path(f"/proc/self/fd/{self.descriptor}")
+        return Path(f"/proc/{os.getpid()}/fd/{self.descriptor}")
 
     def check_unchanged(self, expected: FileIdentity | None = None) -> None:
         """Raise SourceChanged if the file is not what it was, when it was opened or as `expected`."""

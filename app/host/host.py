@@ -1,0 +1,196 @@
+"""A host: the process that holds the models of one device, owns decoder children, and makes parts.
+
+It does what the engine says over a socket, and ends when that does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import structlog
+
+from app.detection.detector import DeviceLost
+from app.detection.model_pool import ModelPool, WornOut
+from app.failpoints import fail_point
+from app.host.messages import (
+    Advanced,
+    Cancel,
+    Failed,
+    ForgetVideo,
+    Heartbeat,
+    IndexDone,
+    IndexVideo,
+    ModelInUse,
+    Reason,
+    ReleaseModel,
+    RunSegment,
+    SegmentDone,
+    SegmentsFound,
+    Stop,
+    UseModel,
+    VideoFound,
+    failure,
+)
+from app.pipeline.run_index import index_video
+from app.pipeline.run_segment import PhaseClock, run_segment
+from app.pipeline.runner import WorkCancelled
+from app.video.decoder import DecoderPool, DecodingCancelled
+from app.video.facts import VideoFacts
+from app.video.segments import Segment
+
+HEARTBEAT_SECONDS = 1.0
+_MOST_THREADS = 512  # more than an engine ever has under way
+
+_log = structlog.get_logger(__name__)
+
+
+class Host:
+    """Serves one engine, over `channel`. Whoever makes it closes what it is given."""
+
+    def __init__(self, channel: Connection, models: ModelPool, decoders: DecoderPool) -> None:
+        self._channel = channel
+        self._models = models
+        self._decoders = decoders
+        self._sending = threading.Lock()
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, "work")
+        self._cancelled: dict[int, threading.Event] = {}  # by ticket, of what is under way
+        self._uses: dict[str, ExitStack] = {}  # by model, of what the engine has asked to be kept
+
+    def serve(self) -> None:
+        """Do what the engine says until it says that it is enough, or is gone."""
+        next_heartbeat = 0.0
+        try:
+            while True:
+                if time.monotonic() >= next_heartbeat:
+                    self._send(self._heartbeat())
+                    next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+                if self._channel.poll(max(0.0, next_heartbeat - time.monotonic())):
+                    command = self._channel.recv()
+                    if isinstance(command, Stop):
+                        return
+                    self._obey(command)
+        except (EOFError, OSError):
+            _log.info("the engine is gone")
+
+    def _obey(self, command: object) -> None:
+        match command:
+            case UseModel():
+                self._threads.submit(self._use, command)
+            case ReleaseModel():
+                self._uses.pop(command.model).close()
+            case RunSegment():
+                self._begin(command.ticket, partial(self._run_segment, command))
+            case IndexVideo():
+                self._begin(command.ticket, partial(self._index, command))
+            case Cancel():
+                if command.ticket in self._cancelled:
+                    self._cancelled[command.ticket].set()
+            case ForgetVideo():
+                with suppress(FileNotFoundError):
+                    self._decoders.forget(command.video)
+            case _:
+                raise TypeError(f"the engine says {type(command).__name__}")
+
+    def _begin(self, ticket: int, work: Callable[[Callable[[], bool]], object]) -> None:
+        cancelled = self._cancelled[ticket] = threading.Event()
+        self._threads.submit(self._work, ticket, work, cancelled.is_set)
+
+    def _work(
+        self, ticket: int, work: Callable[[Callable[[], bool]], object], cancelled: Callable[[], bool]
+    ) -> None:
+        try:
+            answer = work(cancelled)
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+            answer = _told(ticket, error)
+        del self._cancelled[ticket]
+        self._send(answer)
+
+    def _use(self, command: UseModel) -> None:
+        use = ExitStack()
+        answer: object
+        try:
+            use.enter_context(self._models.use(command.model))
+            self._uses[command.model] = use
+            answer = ModelInUse(command.ticket, self._models.facts_of(command.model))
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+            answer = _told(command.ticket, error)
+        self._send(self._heartbeat())
+        self._send(answer)
+
+    def _run_segment(self, command: RunSegment, cancelled: Callable[[], bool]) -> SegmentDone:
+        seconds, started = Counter[str](), time.monotonic()
+        fail_point("segment_begun")
+        with self._models.use(command.task.model) as device:
+            outcome = run_segment(
+                command.task,
+                decoders=self._decoders,
+                device=device,
+                cancelled=cancelled,
+                clock=PhaseClock(lambda phase, spent: seconds.update({phase: spent})),
+                advance=lambda frames: self._send(Advanced(command.ticket, frames)),
+            )
+        fail_point("segment_run")
+        return SegmentDone(command.ticket, outcome, time.monotonic() - started, dict(seconds))
+
+    def _index(self, command: IndexVideo, cancelled: Callable[[], bool]) -> IndexDone:
+        reader = _Reader(command.ticket, self._send)
+        return IndexDone(command.ticket, index_video(self._decoders, command.task, reader, cancelled))
+
+    def _heartbeat(self) -> Heartbeat:
+        devices = self._models.devices()
+        call_seconds, call_job_id = max(
+            (device.running_call for device in devices), default=(0.0, None), key=lambda call: call[0]
+        )
+        faults = [device.lost for device in devices if device.lost is not None]
+        totals = self._models.totals()
+        return Heartbeat(
+            loaded=self._models.loaded(),
+            crowded=self._models.crowded_models(),
+            loading_seconds=self._models.loading_seconds(),
+            call_seconds=call_seconds,
+            call_job_id=call_job_id,
+            frames=totals.frame_count,
+            busy_seconds=totals.busy_seconds,
+            device_fault=str(faults[0]) if faults else None,
+        )
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            self._channel.send(message)
+
+
+class _Reader:
+    """Passes an index on. Fulfils IndexReader."""
+
+    def __init__(self, ticket: int, send: Callable[[object], None]) -> None:
+        self._ticket = ticket
+        self._send = send
+
+    def found_video(self, facts: VideoFacts) -> None:
+        self._send(VideoFound(self._ticket, facts))
+
+    def found_segments(self, segments: Sequence[Segment]) -> None:
+        self._send(SegmentsFound(self._ticket, tuple(segments)))
+
+
+def _told(ticket: int, error: Exception) -> Failed:
+    """What the engine is told of an error; what it is not told goes to the log."""
+    if isinstance(error, DecodingCancelled):
+        error = WorkCancelled()
+    reason = Reason.HOST
+    if isinstance(error, DeviceLost):
+        reason = Reason.DEVICE_LOST
+    elif isinstance(error, WornOut):
+        reason = Reason.WORN
+    failed = failure(ticket, error, reason)
+    if failed.reason is Reason.HOST:
+        _log.error("host failed", exc_info=error)
+    return failed

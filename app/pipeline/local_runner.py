@@ -1,0 +1,75 @@
+"""A Runner in this process: for measuring and testing the pipeline without an engine or a host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from app.pipeline.run_index import index_video
+from app.pipeline.run_segment import Device, PhaseClock, run_segment
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.segment_task import SegmentOutcome, SegmentTask
+from app.video.decoder import DecoderPool, DecodingCancelled
+from app.video.facts import IndexSummary
+
+
+class LocalRunner:
+    """Runs segments in threads, first come first served. Fulfils Runner."""
+
+    def __init__(self, *, slots: int, decoders: DecoderPool, device_for: Callable[[str], Device]) -> None:
+        """`device_for` returns the device that holds the model of a name."""
+        self._slots = slots
+        self._decoders = decoders
+        self._device_for = device_for
+        self._segments = ThreadPoolExecutor(slots, "segment")
+        self._indexes = ThreadPoolExecutor(1, "index")
+        self.phases: Counter[str] = Counter()  # seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._segments.shutdown(cancel_futures=True)
+        self._indexes.shutdown(cancel_futures=True)
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def decoder_identity(self) -> str:
+        return self._decoders.identity
+
+    def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
+        return self._indexes.submit(index_video, self._decoders, task, reader, cancelled)
+
+    def submit(
+        self,
+        task: SegmentTask,
+        cancelled: Cancelled,
+        *,
+        is_urgent: bool = False,  # noqa: ARG002 - all are
+    ) -> Future[SegmentOutcome]:
+        return self._segments.submit(self._run, task, cancelled)
+
+    def _run(self, task: SegmentTask, cancelled: Cancelled) -> SegmentOutcome:
+        try:
+            return run_segment(
+                task,
+                decoders=self._decoders,
+                device=self._device_for(task.model),
+                cancelled=cancelled,
+                clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
+                advance=lambda _frames: None,
+            )
+        except DecodingCancelled as error:
+            raise WorkCancelled from error
+
+    def forget(self, video: Path) -> None:
+        self._decoders.forget(video)

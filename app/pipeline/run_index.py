@@ -1,0 +1,23 @@
+"""Indexes one video, and tells of it as it goes. What a host does."""
+
+from __future__ import annotations
+
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.video.decoder import DecoderPool, DecodingCancelled
+from app.video.facts import IndexSummary
+
+
+def index_video(
+    decoders: DecoderPool, task: IndexTask, reader: IndexReader, cancelled: Cancelled
+) -> IndexSummary:
+    """Index a video in this thread. Raises what is wrong with it, WorkCancelled."""
+    try:
+        with decoders.index(
+            task.video, segment_frames=task.segment_frames, sampling=task.sampling, cancelled=cancelled
+        ) as index:
+            reader.found_video(index.facts)
+            for segment in index:
+                reader.found_segments((segment,))
+            return index.summary
+    except DecodingCancelled as error:
+        raise WorkCancelled from error

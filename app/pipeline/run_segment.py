@@ -1,0 +1,152 @@
+"""Runs one segment: decode, detect, write its part. What a host does."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from app.detection.detector import Detections, Detector
+from app.detection.resize import fit_within
+from app.pipeline.frame_records import encode_record
+from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, outcome_of, plan_of
+from app.storage.parts import PartStore, PartWriter
+from app.video.decoder import DecoderPool, FrameBatch
+
+Cancelled = Callable[[], bool]
+
+BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it; the ring holds at least as many
+
+
+class Device(Protocol):
+    """Whoever runs a detector on batches, one after another."""
+
+    @property
+    def detector(self) -> Detector: ...
+
+    def submit(self, frames: npt.NDArray[np.uint8], *, owner: str) -> Future[list[Detections]]:
+        """Queue a batch, (n, height, width, 3) uint8 RGB, which stays valid until the future is done.
+
+        `owner` is the job that it is for.
+        """
+        ...
+
+
+def run_segment(
+    task: SegmentTask,
+    *,
+    decoders: DecoderPool,
+    device: Device,
+    cancelled: Cancelled,
+    clock: PhaseClock,
+    advance: Callable[[int], None],
+) -> SegmentOutcome:
+    """Decode and analyse `task`; its part is whole and durable when this returns.
+
+    `advance` is told of frames as they are dealt with. Raises what the decoder or the model say of the
+    video; OSError if the disk does not take the part.
+    """
+    store = PartStore(task.parts_folder)
+    width, height = task.facts.width, task.facts.height
+    given_size = fit_within(width, height, task.max_side or max(width, height))
+    with (
+        decoders.decode(
+            task.video,
+            task.facts,
+            task.segment,
+            frame_size=device.detector.frame_size(*given_size),
+            batch_size=device.detector.batch_size,
+            cancelled=cancelled,
+        ) as session,
+        store.write(task.segment.number) as writer,
+    ):
+        analysed = 0
+        with closing(_detected(iter(session), device, task.job_id, clock)) as detected:
+            for batch, found in detected:
+                with clock.phase("encode"):
+                    _write_batch(writer, batch, found, task.rules)
+                analysed += len(found)
+                advance(len(found))
+        outcome = session.outcome
+        advance(sum(gap.frame_count for gap in outcome.undecodable))
+        writer.finish(
+            {
+                "plan": plan_of(task),
+                "analysed": analysed,
+                "corrupt": [[stretch.first, stretch.last] for stretch in outcome.corrupt],
+                "doubtful": [[stretch.first, stretch.last] for stretch in outcome.doubtful],
+                "undecodable": [[gap.first, gap.last, gap.reason] for gap in outcome.undecodable],
+            }
+        )
+    part = store.read(task.segment.number)
+    if part is None:
+        raise FileNotFoundError("the part is gone")
+    return outcome_of(part)
+
+
+class PhaseClock:
+    """Tells an observer how many seconds a thread spent in which phase of a segment."""
+
+    def __init__(self, observe: Callable[[str, float], None]) -> None:
+        self._observe = observe
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._observe(name, time.perf_counter() - started)
+
+
+def _detected(
+    batches: Iterator[FrameBatch], device: Device, job_id: str, clock: PhaseClock
+) -> Generator[tuple[FrameBatch, list[Detections]]]:
+    """Yield (batch, its detections) in order, a batch ahead: the device works while frames are decoded."""
+    waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()
+    try:
+        while (batch := _next_batch(batches, clock)) is not None:
+            waiting.append((batch, device.submit(batch.frames, owner=job_id)))
+            if len(waiting) == BATCHES_IN_FLIGHT:
+                yield _result(*waiting.popleft(), clock)
+        while waiting:
+            yield _result(*waiting.popleft(), clock)
+    finally:
+        # After a fault the device may still be reading frames, and their memory goes with the session.
+        wait([future for _, future in waiting if not future.cancel()])
+
+
+def _next_batch(batches: Iterator[FrameBatch], clock: PhaseClock) -> FrameBatch | None:
+    with clock.phase("wait_for_frames"):
+        return next(batches, None)
+
+
+def _result(
+    batch: FrameBatch, future: Future[list[Detections]], clock: PhaseClock
+) -> tuple[FrameBatch, list[Detections]]:
+    with clock.phase("wait_for_device"):
+        return batch, future.result()
+
+
+def _write_batch(writer: PartWriter, batch: FrameBatch, found: list[Detections], rules: RecordRules) -> None:
+    height, width = batch.frames.shape[1:3]
+    writer.append(
+        [
+            encode_record(
+                frame_id,
+                detections,
+                given_size=(width, height),
+                source_size=batch.source_size,
+                rules=rules,
+            )
+            for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
+        ],
+        batch.pts.tolist(),
+    )
+    batch.release()
