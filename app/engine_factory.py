@@ -1,4 +1,4 @@
-"""Builds the engine from the settings. Apart from `factory`, because this one imports torch and av."""
+"""Builds the engine from the settings. Apart from `factory`, because this one imports torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from app.storage.model_profiles import ProfileStore
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 # What the engine takes beyond its libraries and its models: eight jobs, their threads, their indexes and
 # records, and what lies free in its allocator. Measured with detector `none`: 60 MiB.

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 MIB = 1024 * 1024
 SIZES = {"1080p": (1920, 1080), "4k": (3840, 2160), "8k": (7680, 4320)}

@@ -19,8 +19,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app.video.decoder import DecoderPool
-from app.video.facts import VideoFacts
-from app.video.limits import VideoLimits
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
 from app.video.segments import Segment
 
 MIB = 1024 * 1024

@@ -33,7 +33,8 @@ from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
 from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
-from app.video.facts import IndexSummary, OtherStream, VideoFacts
+from app.video.index_summary import IndexSummary
+from app.video.protocol.facts import OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 

@@ -19,7 +19,7 @@ from app.detection.detector import Detections
 from app.pipeline.frame_records import RecordRules, encode_record
 from app.storage.parts import Part, PartStore, PartWriter, TornPart
 from app.video.decoder import DecoderPool, FrameBatch
-from app.video.facts import VideoFacts
+from app.video.protocol.facts import VideoFacts
 from app.video.segments import FrameRange, Segment
 
 Cancelled = Callable[[], bool]

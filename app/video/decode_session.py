@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from app.video.deaths import Deaths
 from app.video.faults import error_of, memory_reason
-from app.video.messages import (
+from app.video.process import ChildDied, ChildProcess
+from app.video.protocol.messages import (
     BatchMessage,
     Command,
     DecodeRequest,
@@ -30,8 +31,8 @@ from app.video.messages import (
     Message,
     unpack_statuses,
 )
-from app.video.process import ChildDied, ChildProcess
-from app.video.segments import Entry, FrameRange, Segment
+from app.video.protocol.packets import Entry
+from app.video.segments import FrameRange, Segment
 
 Cancelled = Callable[[], bool]
 

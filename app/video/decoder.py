@@ -24,18 +24,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from av import library_versions
-
 from app.errors import InternalError
-from app.video import ring
-from app.video.child import ChildPlan, run_child
 from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch
-from app.video.facts import VideoFacts
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
-from app.video.limits import VideoLimits
-from app.video.messages import DecoderProtocolError
+from app.video.launch import PRELOADED, run_child
 from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
+from app.video.protocol import ring
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import DecoderProtocolError, Ready
+from app.video.protocol.plan import ChildPlan
 from app.video.sampling import Sampling
 from app.video.segments import FrameRange, Segment
 
@@ -48,8 +47,6 @@ __all__ = [
     "FrameRange",
     "IndexSession",
 ]
-
-_PRELOADED = "app.video.child"  # with it every module of av: the child cannot import once it is locked down
 
 
 class DecoderPool:
@@ -85,7 +82,7 @@ class DecoderPool:
         self._idle_children = idle_children
         self._idle: list[tuple[_VideoKey, ChildProcess]] = []
         self._idle_lock = threading.Lock()
-        self._sandbox: dict[str, Any] = {}
+        self._trial: Ready | None = None  # what the first child said of itself
         self.large_turn = threading.BoundedSemaphore()
 
     def __enter__(self) -> Self:
@@ -103,10 +100,10 @@ class DecoderPool:
         Raises InternalError if a required one cannot.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_PRELOADED])
+        context.set_forkserver_preload(PRELOADED)
         self._context = context
         try:
-            self._sandbox = self._try_child()
+            self._trial = self._try_child()
         except (ChildDied, DecoderProtocolError) as error:
             raise InternalError(
                 "No decoder could be started: Landlock or seccomp may be missing (FRAMEBOX_REQUIRE_SANDBOX)."
@@ -122,7 +119,7 @@ class DecoderPool:
     @property
     def sandbox(self) -> dict[str, Any]:
         """What locks the children down, as plain JSON values. Empty before `start`."""
-        return dict(self._sandbox)
+        return {} if self._trial is None else asdict(self._trial.lock_down)
 
     @property
     def memory_bytes(self) -> int:
@@ -132,8 +129,9 @@ class DecoderPool:
     @property
     def identity(self) -> str:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
-        versions = {name: ".".join(map(str, number)) for name, number in library_versions.items()}
-        return f"{_REVISION} {versions} threads={self._threads} ring={self._ring_bytes}"
+        if self._trial is None:
+            raise RuntimeError("the pool is not started")
+        return f"{_REVISION} {self._trial.library_versions} threads={self._threads} ring={self._ring_bytes}"
 
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
@@ -232,13 +230,13 @@ class DecoderPool:
             raise
         return child
 
-    def _try_child(self) -> dict[str, Any]:
+    def _try_child(self) -> Ready:
         assert self._context is not None  # noqa: S101 - set by the caller
         child = ChildProcess(
             self._context, Path(os.devnull), self._settings, threads=1, start_lock=self._start_lock
         )
         try:
-            return asdict(child.wait_ready(lambda: False))
+            return child.wait_ready(lambda: False)
         finally:
             child.close()
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.video import messages, ring
-from app.video.child import ChildPlan, Descriptor, run_child
 from app.video.faults import slow_opening
-from app.video.limits import VideoLimits
-from app.video.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.launch import run_child
+from app.video.protocol import messages, ring
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.protocol.plan import ChildPlan, Descriptor
 
 _POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -140,10 +141,13 @@ class ChildProcess:
         return int(ring.counters(self.memory)[ring.FED_COUNTER])
 
     def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
-        """Return the lock-down in force. Raises ChildDied, also where a required one could not be had."""
+        """Return what the child says of itself.
+
+        Raises ChildDied, also where a required lock-down cannot be had.
+        """
         kind, payload = self.receive(cancelled)
         if kind is not Message.READY:
-            raise DecoderProtocolError("the child did not say what locks it down")
+            raise DecoderProtocolError("the child did not say that it is ready")
         return Ready.unpack(payload)
 
     def send(self, command: Command, payload: bytes = b"") -> None:

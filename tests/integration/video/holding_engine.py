@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 
 def never() -> bool:

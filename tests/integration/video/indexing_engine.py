@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.errors import FrameboxError
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 
 def main() -> None:

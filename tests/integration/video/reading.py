@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from app.video.decode_session import FrameRange
 from app.video.decoder import DecoderPool
-from app.video.facts import IndexSummary, VideoFacts
+from app.video.index_summary import IndexSummary
+from app.video.protocol.facts import VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 

@@ -32,11 +32,12 @@ from faulty_child import (
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import UnusableVideo, VideoOverLimit
-from app.video.child import ChildPlan
 from app.video.decoder import DecoderPool, DecodingCancelled
-from app.video.limits import VideoLimits
-from app.video.messages import Message, unpack_frames
+from app.video.launch import run_child
 from app.video.process import ChildDied, ChildProcess, ChildSettings
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Message, unpack_frames
+from app.video.protocol.plan import ChildPlan
 
 DEADLINE_SECONDS = 20.0
 
@@ -273,8 +274,6 @@ def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
 
 
 def _plain_child(plan: ChildPlan) -> None:
-    from app.video.child import run_child  # noqa: PLC0415 - runs in the child
-
     run_child(plan)
 
 

@@ -14,7 +14,7 @@ from tagged_files import tagged
 from app.errors import NothingDecodable, VideoOverLimit
 from app.settings import Settings
 from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 # limit: (its value, a clip, what the clip has)
 PASSED = {

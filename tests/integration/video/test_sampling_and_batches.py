@@ -12,11 +12,11 @@ from clips import ClipFolder
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import VideoOverLimit
-from app.video.container import OpenOptions, PacketReader
+from app.video.child.container import OpenOptions, PacketReader
+from app.video.child.decoding import MatchingDecoder
 from app.video.decoder import DecoderPool
-from app.video.decoding import MatchingDecoder
-from app.video.limits import VideoLimits
-from app.video.messages import BatchMessage, Command, FrameStatus, Message
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import BatchMessage, Command, FrameStatus, Message
 from app.video.sampling import Sampling
 
 SAMPLINGS = {
