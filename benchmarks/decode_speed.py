@@ -45,9 +45,7 @@ def run_ours(pool: DecoderPool, video: Path, options: argparse.Namespace) -> tup
 
         def consume() -> None:
             while (segment := segments.get()) is not None:
-                with pool.decode(
-                    video, index.facts, segment, frame_size=size, batch_size=8, cancelled=never
-                ) as session:
+                with pool.decode(video, segment, frame_size=size, batch_size=8, cancelled=never) as session:
                     for batch in session:
                         counts.append(len(batch))
                         batch.release()

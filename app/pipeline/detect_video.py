@@ -32,11 +32,11 @@ from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.runner import Runner
 from app.pipeline.segment_task import Cancelled, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
-from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
 from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
+from app.video.source import DecodingCancelled, FrameSource, Index
 
 SEGMENTS_AHEAD = 2  # submitted beyond the runner's slots, so that no slot waits for the job's thread
 
@@ -96,7 +96,7 @@ Observe = Callable[[DetectionProgress, DetectionReport], None]
 def detect_video(
     request: DetectionRequest,
     *,
-    decoders: DecoderPool,
+    decoders: FrameSource,
     detector: Detector,
     runner: Runner,
     observe: Observe,
@@ -123,7 +123,7 @@ class _Run:
     def __init__(
         self,
         request: DetectionRequest,
-        decoders: DecoderPool,
+        decoders: FrameSource,
         detector: Detector,
         runner: Runner,
         observe: Observe,
@@ -171,7 +171,7 @@ class _Run:
     def _must_stop(self) -> bool:
         return self._abort.is_set() or self._is_cancelled()
 
-    def _open_index(self) -> IndexSession:
+    def _open_index(self) -> Index:
         return self._decoders.index(
             self._request.video,
             segment_frames=self._request.segment_frames,
@@ -318,9 +318,7 @@ class _SegmentFeed:
     index's decoder child is free for other work as soon as the index is whole.
     """
 
-    def __init__(
-        self, open_index: Callable[[], IndexSession], progress: DetectionProgress, *, name: str
-    ) -> None:
+    def __init__(self, open_index: Callable[[], Index], progress: DetectionProgress, *, name: str) -> None:
         self._open_index = open_index
         self._progress = progress  # gets its totals as soon as they are known
         self._segments: deque[Segment] = deque()

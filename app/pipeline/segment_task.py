@@ -18,9 +18,9 @@ import numpy.typing as npt
 from app.detection.detector import Detections
 from app.pipeline.frame_records import RecordRules, encode_record
 from app.storage.parts import Part, PartStore, PartWriter, TornPart
-from app.video.decoder import DecoderPool, FrameBatch
 from app.video.protocol.facts import VideoFacts
 from app.video.segments import FrameRange, Segment
+from app.video.source import FrameBatch, FrameSource
 
 Cancelled = Callable[[], bool]
 
@@ -85,7 +85,7 @@ def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
 def run_segment(
     task: SegmentTask,
     *,
-    decoders: DecoderPool,
+    decoders: FrameSource,
     device: Device,
     cancelled: Cancelled,
     clock: PhaseClock,
@@ -100,7 +100,6 @@ def run_segment(
     with (
         decoders.decode(
             task.video,
-            task.facts,
             task.segment,
             frame_size=task.frame_size,
             batch_size=task.batch_size,

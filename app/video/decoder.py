@@ -3,7 +3,7 @@
     with DecoderPool(limits=VideoLimits(), …) as pool:
         with pool.index(video, segment_frames=300, sampling=Sampling(), cancelled=stop.is_set) as index:
             for segment in index: ...          # index.facts at once, index.summary at the end
-        with pool.decode(video, facts, segment, frame_size=(640, 360), batch_size=8, cancelled=…) as frames:
+        with pool.decode(video, segment, frame_size=(640, 360), batch_size=8, cancelled=…) as frames:
             for batch in frames:               # frames.outcome at the end
                 use(batch.frame_ids, batch.frames)
                 batch.release()
@@ -25,32 +25,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from app.errors import InternalError
-from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch
+from app.video.decode_session import DecodeSession
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
 from app.video.launch import PRELOADED, run_child
-from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
+from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin
 from app.video.protocol import ring
-from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Ready
 from app.video.protocol.plan import ChildPlan
 from app.video.sampling import Sampling
-from app.video.segments import FrameRange, Segment
-
-__all__ = [
-    "DecodeOutcome",
-    "DecodeSession",
-    "DecoderPool",
-    "DecodingCancelled",
-    "FrameBatch",
-    "FrameRange",
-    "IndexSession",
-]
+from app.video.segments import Segment
+from app.video.source import Cancelled
 
 
 class DecoderPool:
-    """Owns the server process that children are forked from, and the children that wait for work.
+    """The FrameSource whose children decode: their server process, and those of them that wait for work.
 
     `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
     that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
@@ -152,7 +142,6 @@ class DecoderPool:
     def decode(
         self,
         video: Path,
-        facts: VideoFacts,
         segment: Segment,
         *,
         frame_size: tuple[int, int],
@@ -164,7 +153,6 @@ class DecoderPool:
         Batches hold `batch_size` frames, or as many as let two batches into the ring. Raises VideoOverLimit
         if not even two frames fit; while it is iterated over, DecodingCancelled and InternalError.
         """
-        del facts  # what a decoder needs of them, it finds anew
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
         return DecodeSession(

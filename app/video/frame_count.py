@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
-from app.video.decode_session import Cancelled, ChildSource
+from app.video.decode_session import ChildSource
 from app.video.faults import error_of
 from app.video.process import ChildDied, ChildProcess
 from app.video.protocol.messages import (
@@ -21,6 +21,7 @@ from app.video.protocol.messages import (
     unpack_frames,
 )
 from app.video.protocol.packets import Entry
+from app.video.source import Cancelled
 
 _MAX_DEATHS = 12
 

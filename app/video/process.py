@@ -22,6 +22,7 @@ from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan, Descriptor
+from app.video.source import DecodingCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -30,10 +31,6 @@ _PARENT_IS_GONE = 255  # what multiprocessing takes for an exit status where the
 
 # Keeps memory, (ring_bytes,) uint8, in RAM for a GPU to read, for as long as it or a view of it lives.
 Pin = Callable[[npt.NDArray[np.uint8]], None]
-
-
-class DecodingCancelled(Exception):
-    """The caller's `cancelled` said so."""
 
 
 class ChildDied(Exception):

@@ -131,7 +131,7 @@ def test_the_protocol_imports_neither_side():
         assert _application_imports(module) == _imports_of(module, "app.video.protocol"), module
 
 
-@pytest.mark.parametrize("name", ["app.video.decoder", "app.engine_factory"])
+@pytest.mark.parametrize("name", ["app.video.decoder", "app.video.source", "app.engine_factory"])
 def test_the_engines_side_loads_neither_av_nor_the_sandboxs_code(name: str):
     show = f"import sys, {name}; print(*sys.modules)"
     loaded = subprocess.run(
