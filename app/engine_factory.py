@@ -29,7 +29,7 @@ from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 LOAD_SECONDS = 600.0  # a model that loads for longer hangs
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # that no host needs

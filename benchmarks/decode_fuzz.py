@@ -28,7 +28,7 @@ from reading import read_video
 
 from app.errors import FrameboxError
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 MIB = 1024 * 1024
 SOURCES = [

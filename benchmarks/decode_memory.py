@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 MIB = 1024 * 1024
 SIZES = {"1080p": (1920, 1080), "4k": (3840, 2160), "8k": (7680, 4320)}
@@ -62,9 +62,7 @@ def measure(pool: DecoderPool, video: Path) -> tuple[int, int, int]:
     with pool.index(video, segment_frames=1000, cancelled=never) as index:
         (segment,) = index
     frames, resident, space = 0, 0, 0
-    with pool.decode(
-        video, index.facts, segment, frame_size=(640, 360), batch_size=4, cancelled=never
-    ) as session:
+    with pool.decode(video, segment, frame_size=(640, 360), batch_size=4, cancelled=never) as session:
         for batch in session:
             frames += len(batch)
             status = status_of(session._child.pid)  # noqa: SLF001 - nobody else needs it

@@ -19,8 +19,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app.video.decoder import DecoderPool
-from app.video.facts import VideoFacts
-from app.video.limits import VideoLimits
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
 from app.video.segments import Segment
 
 MIB = 1024 * 1024
@@ -45,9 +45,7 @@ def run_ours(pool: DecoderPool, video: Path, options: argparse.Namespace) -> tup
 
         def consume() -> None:
             while (segment := segments.get()) is not None:
-                with pool.decode(
-                    video, index.facts, segment, frame_size=size, batch_size=8, cancelled=never
-                ) as session:
+                with pool.decode(video, segment, frame_size=size, batch_size=8, cancelled=never) as session:
                     for batch in session:
                         counts.append(len(batch))
                         batch.release()

@@ -23,7 +23,7 @@ from reading import ReadVideo, ffmpeg_pixels, read_video, same_frames
 from test_every_frame import CHROMA_IN_THE_MIDDLE, CHROMA_LEFT
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 from benchmarks.decode_fuzz import count_by_ffmpeg
 from benchmarks.machine import describe_machine
 

@@ -29,7 +29,7 @@ from app.detection.precision import Precision
 from app.detection.registry import load_detector
 from app.errors import InternalError
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 from benchmarks.batches import (
     compare_with_cpu,
     in_calls,

@@ -29,7 +29,7 @@ from tagged_files import MANY_TAGS
 from app.errors import FrameboxError
 from app.settings import Settings
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 from benchmarks.machine import describe_machine
 
 MIB = 1024 * 1024

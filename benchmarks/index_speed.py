@@ -19,12 +19,12 @@ from pathlib import Path
 
 import av
 
-from app.video.container import OpenOptions, PacketReader
-from app.video.ffmpeg_log import LogTail
-from app.video.indexing import Indexer
-from app.video.limits import VideoLimits
-from app.video.messages import Command, Message
-from app.video.watch import PacketWatch
+from app.video.child.container import OpenOptions, PacketReader
+from app.video.child.ffmpeg_log import LogTail
+from app.video.child.indexing import Indexer
+from app.video.child.watch import PacketWatch
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Command, Message
 from benchmarks.machine import describe_machine
 
 SECONDS = 20  # of the clip that is repeated

@@ -28,8 +28,8 @@ from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, Seg
 from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
 from app.video.process import Pin
+from app.video.protocol.limits import VideoLimits
 from benchmarks.machine import describe_machine
 
 LOOPS = 5

@@ -41,7 +41,7 @@ from app.jobs.job import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
-from app.video.facts import IndexSummary
+from app.video.index_summary import IndexSummary
 
 STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start

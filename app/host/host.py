@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -42,9 +42,9 @@ from app.host.messages import (
 from app.pipeline.run_index import index_video
 from app.pipeline.run_segment import PhaseClock, run_segment
 from app.pipeline.runner import WorkCancelled
-from app.video.decoder import DecoderPool, DecodingCancelled
-from app.video.facts import VideoFacts
+from app.video.protocol.facts import VideoFacts
 from app.video.segments import Segment
+from app.video.source import DecodingCancelled, FrameSource
 
 HEARTBEAT_SECONDS = 1.0
 _MOST_THREADS = 512  # more than an engine ever has under way
@@ -55,7 +55,7 @@ _log = structlog.get_logger(__name__)
 class Host:
     """Serves one engine, over `channel`. Whoever makes it closes what it is given."""
 
-    def __init__(self, channel: Connection, models: ModelPool, decoders: DecoderPool) -> None:
+    def __init__(self, channel: Connection, models: ModelPool, decoders: FrameSource) -> None:
         self._channel = channel
         self._models = models
         self._decoders = decoders
@@ -94,8 +94,7 @@ class Host:
                 if command.ticket in self._cancelled:
                     self._cancelled[command.ticket].set()
             case ForgetVideo():
-                with suppress(FileNotFoundError):
-                    self._decoders.forget(command.video)
+                self._decoders.forget(command.video)
             case _:
                 raise TypeError(f"the engine says {type(command).__name__}")
 

@@ -21,8 +21,9 @@ from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.errors import FrameboxError, InternalError, error_class
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.facts import IndexSummary, VideoFacts
-from app.video.limits import VideoLimits
+from app.video.index_summary import IndexSummary
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
 from app.video.segments import Segment
 
 # ---- the engine's first message

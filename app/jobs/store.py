@@ -608,9 +608,11 @@ class JobStore:
         del hosts
         if models is not None:
             models = [
-                {"name": m.name, "refused": m.refusal.model_dump()} if m.refusal else
-                {**m.facts.model_dump(mode="json"), "loaded": m.state == "ready"}
-                for m in models if m.refusal or m.facts
+                {"name": m.name, "refused": m.refusal.model_dump()}
+                if m.refusal
+                else {**m.facts.model_dump(mode="json"), "loaded": m.state == "ready"}
+                for m in models
+                if m.refusal or m.facts
             ]
         with self._transaction() as connection:
             connection.execute(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from heapq import merge
 from typing import Any
 
-from app.video.evidence import MAX_REORDER
-from app.video.facts import IndexSummary, Proof
+from app.video.index_summary import IndexSummary, Proof
+from app.video.protocol.evidence import MAX_REORDER
 from app.video.segments import RANGES_KEPT, FrameRange
 
 # From this share of damaged pictures on, a video is taken for one that cannot be decoded: what is found in it

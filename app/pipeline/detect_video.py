@@ -30,7 +30,8 @@ from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
-from app.video.facts import IndexSummary, OtherStream, VideoFacts
+from app.video.index_summary import IndexSummary
+from app.video.protocol.facts import OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 

@@ -13,14 +13,14 @@ from app.pipeline.run_index import index_video
 from app.pipeline.run_segment import Device, PhaseClock, run_segment
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.decoder import DecoderPool, DecodingCancelled
-from app.video.facts import IndexSummary
+from app.video.index_summary import IndexSummary
+from app.video.source import DecodingCancelled, FrameSource
 
 
 class LocalRunner:
     """Runs segments in threads, first come first served. Fulfils Runner."""
 
-    def __init__(self, *, slots: int, decoders: DecoderPool, device_for: Callable[[str], Device]) -> None:
+    def __init__(self, *, slots: int, decoders: FrameSource, device_for: Callable[[str], Device]) -> None:
         """`device_for` returns the device that holds the model of a name."""
         self._slots = slots
         self._decoders = decoders

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
-from app.video.decoder import DecoderPool, DecodingCancelled
-from app.video.facts import IndexSummary
+from app.video.index_summary import IndexSummary
+from app.video.source import DecodingCancelled, FrameSource
 
 
 def index_video(
-    decoders: DecoderPool, task: IndexTask, reader: IndexReader, cancelled: Cancelled
+    decoders: FrameSource, task: IndexTask, reader: IndexReader, cancelled: Cancelled
 ) -> IndexSummary:
     """Index a video in this thread. Raises what is wrong with it, WorkCancelled."""
     try:

@@ -17,7 +17,7 @@ from app.detection.resize import fit_within
 from app.pipeline.frame_records import encode_record
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, outcome_of, plan_of
 from app.storage.parts import PartStore, PartWriter
-from app.video.decoder import DecoderPool, FrameBatch
+from app.video.source import FrameBatch, FrameSource
 
 Cancelled = Callable[[], bool]
 
@@ -41,7 +41,7 @@ class Device(Protocol):
 def run_segment(
     task: SegmentTask,
     *,
-    decoders: DecoderPool,
+    decoders: FrameSource,
     device: Device,
     cancelled: Cancelled,
     clock: PhaseClock,
@@ -58,7 +58,6 @@ def run_segment(
     with (
         decoders.decode(
             task.video,
-            task.facts,
             task.segment,
             frame_size=device.detector.frame_size(*given_size),
             batch_size=device.detector.batch_size,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.storage.parts import Part, PartStore, TornPart
-from app.video.facts import VideoFacts
+from app.video.protocol.facts import VideoFacts
 from app.video.segments import FrameRange, Segment
 
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from app.errors import InternalError
-from app.video.process import ChildProcess, DecodingCancelled
+from app.video.process import ChildProcess
+from app.video.source import DecodingCancelled
 
 _MAX_KILLED_BY_OTHERS = 8  # beyond it the kernel may kill for memory that the video takes
 _FIRST_PAUSE_SECONDS = 0.1  # after a child that could not be started; each pause is twice the one before

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from app.video.deaths import Deaths
 from app.video.faults import error_of, memory_reason
-from app.video.messages import (
+from app.video.process import ChildDied, ChildProcess
+from app.video.protocol.messages import (
     BatchMessage,
     Command,
     DecodeRequest,
@@ -30,10 +31,9 @@ from app.video.messages import (
     Message,
     unpack_statuses,
 )
-from app.video.process import ChildDied, ChildProcess
-from app.video.segments import Entry, FrameRange, Segment
-
-Cancelled = Callable[[], bool]
+from app.video.protocol.packets import Entry
+from app.video.segments import FrameRange, Segment
+from app.video.source import Cancelled, DecodeOutcome, FrameBatch
 
 _MAX_DEATHS = 12  # of children, a segment
 _MAX_SKIPPED = 3  # packets left out, from one entry
@@ -66,48 +66,6 @@ class ChildSource(Protocol):
 
     def acquire(self, *, threads: int | None, cancelled: Cancelled) -> ChildProcess: ...
     def give_back(self, child: ChildProcess) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOutcome:
-    """What became of the wanted frames of a segment."""
-
-    frames_wanted: int
-    frames_decoded: int
-    undecodable: tuple[FrameRange, ...]  # ascending
-    corrupt: tuple[FrameRange, ...]  # decoded, but marked by the decoder as built on damaged data
-    doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt one and before a keyframe
-
-    @property
-    def corrupt_count(self) -> int:
-        return sum(gap.frame_count for gap in self.corrupt)
-
-
-class FrameBatch:
-    """Consecutive decoded frames, of one source size, in memory that is the consumer's until `release`."""
-
-    def __init__(
-        self,
-        frame_ids: npt.NDArray[np.int64],
-        pts: npt.NDArray[np.int64],
-        frames: npt.NDArray[np.uint8],
-        source_size: tuple[int, int],
-        on_release: Callable[[], None],
-    ) -> None:
-        self.frame_ids = frame_ids  # (n,) ascending
-        self.pts = pts  # (n,) ticks of VideoFacts.time_base
-        self.frames = frames  # (n, height, width, 3) uint8 RGB, a view into the ring
-        self.source_size = source_size  # (width, height) as displayed, to map boxes back to
-        self._on_release: Callable[[], None] | None = on_release
-
-    def __len__(self) -> int:
-        return len(self.frame_ids)
-
-    def release(self) -> None:
-        """Give the memory back to the decoder; `frames` must not be read any more. Twice is fine."""
-        on_release, self._on_release = self._on_release, None
-        if on_release is not None:
-            on_release()
 
 
 class DecodeSession:

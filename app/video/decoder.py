@@ -3,7 +3,7 @@
     with DecoderPool(limits=VideoLimits(), …) as pool:
         with pool.index(video, segment_frames=300, sampling=Sampling(), cancelled=stop.is_set) as index:
             for segment in index: ...          # index.facts at once, index.summary at the end
-        with pool.decode(video, facts, segment, frame_size=(640, 360), batch_size=8, cancelled=…) as frames:
+        with pool.decode(video, segment, frame_size=(640, 360), batch_size=8, cancelled=…) as frames:
             for batch in frames:               # frames.outcome at the end
                 use(batch.frame_ids, batch.frames)
                 batch.release()
@@ -24,36 +24,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from av import library_versions
-
 from app.errors import InternalError
-from app.video import ring
-from app.video.child import ChildPlan, run_child
-from app.video.decode_session import Cancelled, DecodeOutcome, DecodeSession, FrameBatch
-from app.video.facts import VideoFacts
+from app.video.decode_session import DecodeSession
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
-from app.video.limits import VideoLimits
-from app.video.messages import DecoderProtocolError
-from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
+from app.video.launch import PRELOADED, run_child
+from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin, key_of
+from app.video.protocol import ring
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import DecoderProtocolError, Ready
+from app.video.protocol.plan import ChildPlan
 from app.video.sampling import Sampling
-from app.video.segments import FrameRange, Segment
-
-__all__ = [
-    "DecodeOutcome",
-    "DecodeSession",
-    "DecoderPool",
-    "DecodingCancelled",
-    "FrameBatch",
-    "FrameRange",
-    "IndexSession",
-]
-
-_PRELOADED = "app.video.child"  # with it every module of av: the child cannot import once it is locked down
+from app.video.segments import Segment
+from app.video.source import Cancelled
 
 
 class DecoderPool:
-    """Owns the server process that children are forked from, and the children that wait for work.
+    """The FrameSource whose children decode: their server process, and those of them that wait for work.
 
     `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
     that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
@@ -83,9 +70,9 @@ class DecoderPool:
         self._context: ForkServerContext | None = None
         self._start_lock = threading.Lock()  # multiprocessing's bookkeeping of children is no thread's own
         self._idle_children = idle_children
-        self._idle: list[tuple[_VideoKey, ChildProcess]] = []
+        self._idle: list[ChildProcess] = []
         self._idle_lock = threading.Lock()
-        self._sandbox: dict[str, Any] = {}
+        self._trial: Ready | None = None  # what the first child said of itself
         self.large_turn = threading.BoundedSemaphore()
 
     def __enter__(self) -> Self:
@@ -103,10 +90,10 @@ class DecoderPool:
         Raises InternalError if a required one cannot.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_PRELOADED])
+        context.set_forkserver_preload(PRELOADED)
         self._context = context
         try:
-            self._sandbox = self._try_child()
+            self._trial = self._try_child()
         except (ChildDied, DecoderProtocolError) as error:
             raise InternalError(
                 "No decoder could be started: Landlock or seccomp may be missing (FRAMEBOX_REQUIRE_SANDBOX)."
@@ -116,13 +103,13 @@ class DecoderPool:
         """End the waiting children. Sessions that are still open end their own."""
         with self._idle_lock:
             idle, self._idle = self._idle, []
-        for _, child in idle:
+        for child in idle:
             child.close()
 
     @property
     def sandbox(self) -> dict[str, Any]:
         """What locks the children down, as plain JSON values. Empty before `start`."""
-        return dict(self._sandbox)
+        return {} if self._trial is None else asdict(self._trial.lock_down)
 
     @property
     def memory_bytes(self) -> int:
@@ -132,8 +119,9 @@ class DecoderPool:
     @property
     def identity(self) -> str:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
-        versions = {name: ".".join(map(str, number)) for name, number in library_versions.items()}
-        return f"{_REVISION} {versions} threads={self._threads} ring={self._ring_bytes}"
+        if self._trial is None:
+            raise RuntimeError("the pool is not started")
+        return f"{_REVISION} {self._trial.library_versions} threads={self._threads} ring={self._ring_bytes}"
 
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
@@ -154,7 +142,6 @@ class DecoderPool:
     def decode(
         self,
         video: Path,
-        facts: VideoFacts,
         segment: Segment,
         *,
         frame_size: tuple[int, int],
@@ -166,7 +153,6 @@ class DecoderPool:
         Batches hold `batch_size` frames, or as many as let two batches into the ring. Raises VideoOverLimit
         if not even two frames fit; while it is iterated over, DecodingCancelled and InternalError.
         """
-        del facts  # what a decoder needs of them, it finds anew
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
         return DecodeSession(
@@ -191,31 +177,33 @@ class DecoderPool:
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
         """Return a child of `video`, one that waits or a new one. Raises ChildDied, DecodingCancelled."""
         threads = threads or self._threads
-        key = _key_of(video)
+        key = key_of(video.stat())
         with self._idle_lock:
-            for place, (other, child) in reversed(list(enumerate(self._idle))):
-                if other == key and child.threads == threads:
+            for place, child in reversed(list(enumerate(self._idle))):
+                if child.file_key == key and child.threads == threads:
                     del self._idle[place]
                     return child
         return self._new_child(video, threads, cancelled)
 
-    def give_back(self, video: Path, child: ChildProcess) -> None:
+    def give_back(self, child: ChildProcess) -> None:
         """Let the child wait for further segments; the one that has waited longest goes, if they are many."""
         surplus = [child]
         if not child.has_unread and self._context is not None and self._idle_children:
             with self._idle_lock:
-                self._idle.append((_key_of(video), child))
-                surplus = [old for _, old in self._idle[: -self._idle_children]]
+                self._idle.append(child)
+                surplus = self._idle[: -self._idle_children]
                 self._idle = self._idle[-self._idle_children :]
         for old in surplus:
             old.close()
 
     def forget(self, video: Path) -> None:
-        """End the children that wait for more of `video`: they hold it open, and with it its disk space."""
-        key = _key_of(video)
+        """End the children that wait for more of `video`: they hold it open, and with it its disk space.
+
+        It may be gone already.
+        """
         with self._idle_lock:
-            forgotten = [child for other, child in self._idle if other == key]
-            self._idle = [(other, child) for other, child in self._idle if other != key]
+            forgotten = [child for child in self._idle if child.video == video]
+            self._idle = [child for child in self._idle if child.video != video]
         for child in forgotten:
             child.close()
 
@@ -232,25 +220,19 @@ class DecoderPool:
             raise
         return child
 
-    def _try_child(self) -> dict[str, Any]:
+    def _try_child(self) -> Ready:
         assert self._context is not None  # noqa: S101 - set by the caller
         child = ChildProcess(
             self._context, Path(os.devnull), self._settings, threads=1, start_lock=self._start_lock
         )
         try:
-            return asdict(child.wait_ready(lambda: False))
+            return child.wait_ready(lambda: False)
         finally:
             child.close()
 
 
 _MAX_SLOTS = 16
 _REVISION = 2  # grows when frames, their order or their pixels change
-_VideoKey = tuple[int, int, int, int]
-
-
-def _key_of(video: Path) -> _VideoKey:
-    status = video.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _Source:
@@ -266,4 +248,4 @@ class _Source:
         return self._pool.acquire(self._video, threads=threads, cancelled=cancelled)
 
     def give_back(self, child: ChildProcess) -> None:
-        self._pool.give_back(self._video, child)
+        self._pool.give_back(child)

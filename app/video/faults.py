@@ -11,9 +11,13 @@ from app.errors import (
     UnsupportedVideo,
     VideoOverLimit,
 )
-from app.video.codecs import CONTAINERS, DECODERS
-from app.video.messages import Fault, FaultCode
+from app.video.protocol.messages import Fault, FaultCode
 
+# What the list of containers is called in the error that refuses others.
+_CONTAINERS = (
+    "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, raw H.264, HEVC or AV1, "
+    "animated GIF and PNG, and others that docs/frames.md lists"
+)
 _PLAIN_FAULTS: dict[FaultCode, tuple[type[FrameboxError], str]] = {
     FaultCode.NO_VIDEO_STREAM: (NoVideoStream, "The file holds no video stream."),
     FaultCode.ENCRYPTED: (EncryptedVideo, "The video is encrypted."),
@@ -30,7 +34,7 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
         case FaultCode.UNSUPPORTED_CODEC:
             return UnsupportedCodec(
                 f"The codec of the video, {fault.codec}, is not supported.",
-                {"codec": fault.codec, "allowed": sorted(DECODERS)},
+                {"codec": fault.codec, "allowed": list(fault.supported_codecs)},
             )
         case FaultCode.OVER_LIMIT:
             return over_limit(fault.limit, fault.limit_value, fault.value)
@@ -44,7 +48,7 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
             return error(detail)
         case _:
             return UnsupportedVideo(
-                "The bytes are no video that this service reads.", {"allowed": CONTAINERS}
+                "The bytes are no video that this service reads.", {"allowed": _CONTAINERS}
             )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
-from app.video.decode_session import Cancelled, ChildSource
-from app.video.evidence import EvidenceList
+from app.video.decode_session import ChildSource
 from app.video.faults import error_of
-from app.video.messages import (
+from app.video.process import ChildDied, ChildProcess
+from app.video.protocol.messages import (
     Command,
     CountRequest,
     DecoderProtocolError,
@@ -19,8 +20,8 @@ from app.video.messages import (
     unpack_evidence,
     unpack_frames,
 )
-from app.video.process import ChildDied, ChildProcess
-from app.video.segments import Entry
+from app.video.protocol.packets import Entry
+from app.video.source import Cancelled
 
 _MAX_DEATHS = 12
 

@@ -8,14 +8,18 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import UnusableVideo
+from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
-from app.video.decode_session import Cancelled, ChildSource
-from app.video.evidence import MAX_REORDER, EvidenceList
-from app.video.facts import IndexSummary, Proof, VideoFacts
+from app.video.decode_session import ChildSource
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
-from app.video.limits import VideoLimits
-from app.video.messages import (
+from app.video.index_summary import IndexSummary, Proof
+from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
+from app.video.process import ChildDied, ChildProcess
+from app.video.protocol.evidence import MAX_REORDER
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import (
     MOST_UNSENT_PACKETS,
     Command,
     DecoderProtocolError,
@@ -27,16 +31,10 @@ from app.video.messages import (
     unpack_facts,
     unpack_packets,
 )
-from app.video.planner import (
-    PacketRecord,
-    SegmentNumbering,
-    SegmentPlanner,
-    SerialNumbering,
-    UnusableTimestamps,
-)
-from app.video.process import ChildDied, ChildProcess, DecodingCancelled
+from app.video.protocol.packets import Entry, PacketRecord
 from app.video.sampling import Sampling
-from app.video.segments import Entry, Segment
+from app.video.segments import Segment
+from app.video.source import Cancelled, DecodingCancelled
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1

@@ -11,42 +11,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 from fractions import Fraction
 from heapq import heappush, heapreplace
-from typing import NamedTuple
 
 import numpy as np
 
 from app.video.clock import FrameClock, likely_stamp
-from app.video.evidence import MAX_REORDER, EvidenceList, NumberedFrames
+from app.video.damage import EvidenceList, NumberedFrames
+from app.video.protocol.evidence import MAX_REORDER
+from app.video.protocol.packets import Displacement, Entry, PacketFlag, PacketRecord
 from app.video.sampling import BoolArray, PtsArray, Sampling
-from app.video.segments import Entry, FrameRanges, Segment
+from app.video.segments import FrameRanges, Segment
 
 _LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must stay small
 _PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
 _LOST_FRAMES_A_BLOCK = 65536
-
-
-class PacketFlag(IntFlag):
-    KEY = 1
-    CLEAN = 2  # a keyframe at which decoding can enter: nothing shown after it needs what came before
-    DISCARD = 4  # decoded but not shown (edit lists), or never shown (hidden reference frames)
-
-
-class PacketRecord(NamedTuple):
-    """What the index keeps of a packet; absent values are None."""
-
-    ordinal: int
-    pts: int | None
-    dts: int | None
-    position: int | None
-    size_bytes: int
-    flags: int
-
-    @property
-    def entry(self) -> Entry:
-        return Entry(self.ordinal, self.pts, self.dts, self.position, self.size_bytes)
 
 
 class UnusableTimestamps(Exception):
@@ -284,26 +263,6 @@ class _PresentationOrder:
         else:
             heapreplace(self._greatest, pts)
         return self._earlier_since <= MAX_REORDER
-
-
-class Displacement:
-    """Tells time stamps that are farther from the decoding time than reordering explains: damaged ones.
-
-    A frame of such a time may come to lie outside of what an edit list shows, as if it were to be hidden.
-    Where a video was cut, the first decoding times may be a tick apart: no step counts for less than
-    `ticks_a_frame`, as the container claims.
-    """
-
-    def __init__(self, ticks_a_frame: Fraction | None = None) -> None:
-        self._least_step = ticks_a_frame or 0
-        self._last_dts: int | None = None
-
-    def is_seen(self, pts: int | None, dts: int | None) -> bool:
-        """Take the next packet's stamps, in decoding order."""
-        before, self._last_dts = self._last_dts, dts
-        if pts is None or dts is None or before is None:
-            return False
-        return abs(pts - dts) > 2 * MAX_REORDER * max(abs(dts - before), self._least_step)
 
 
 class SegmentPlanner:

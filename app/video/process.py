@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.video import messages, ring
-from app.video.child import ChildPlan, Descriptor, run_child
 from app.video.faults import slow_opening
-from app.video.limits import VideoLimits
-from app.video.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.launch import run_child
+from app.video.protocol import messages, ring
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.protocol.plan import ChildPlan, Descriptor
+from app.video.source import DecodingCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -29,10 +31,6 @@ _PARENT_IS_GONE = 255  # what multiprocessing takes for an exit status where the
 
 # Keeps memory, (ring_bytes,) uint8, in RAM for a GPU to read, for as long as it or a view of it lives.
 Pin = Callable[[npt.NDArray[np.uint8]], None]
-
-
-class DecodingCancelled(Exception):
-    """The caller's `cancelled` said so."""
 
 
 class ChildDied(Exception):
@@ -61,6 +59,14 @@ def _faults_that_pass() -> Iterator[None]:
         raise
     except (OSError, EOFError) as error:
         raise ChildDied("could not be started") from error
+
+
+FileKey = tuple[int, int, int, int]
+
+
+def key_of(status: os.stat_result) -> FileKey:
+    """Tell one state of one file from all others."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _owned_by(owner: ExitStack, descriptor: int) -> int:
@@ -92,6 +98,7 @@ class ChildProcess:
         self._start_lock = start_lock
         with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
             video_descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
+            self.video, self.file_key = video, key_of(os.fstat(video_descriptor))
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
             _owned_by(given, ring_descriptor)
             commands_in, self._commands = os.pipe()
@@ -140,10 +147,13 @@ class ChildProcess:
         return int(ring.counters(self.memory)[ring.FED_COUNTER])
 
     def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
-        """Return the lock-down in force. Raises ChildDied, also where a required one could not be had."""
+        """Return what the child says of itself.
+
+        Raises ChildDied, also where a required lock-down cannot be had.
+        """
         kind, payload = self.receive(cancelled)
         if kind is not Message.READY:
-            raise DecoderProtocolError("the child did not say what locks it down")
+            raise DecoderProtocolError("the child did not say that it is ready")
         return Ready.unpack(payload)
 
     def send(self, command: Command, payload: bytes = b"") -> None:

@@ -7,16 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A packet at which decoding can enter: how to find it again, and how to know that it is the one."""
-
-    ordinal: int  # 0-based among the stream's packets, in the container's order
-    pts: int | None
-    dts: int | None
-    position: int | None  # bytes into the file, where the container tells
-    size_bytes: int
+from app.video.protocol.packets import Entry
 
 
 @dataclass(frozen=True, slots=True)

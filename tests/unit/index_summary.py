@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from app.video.facts import IndexSummary, Proof
+from app.video.index_summary import IndexSummary, Proof
 from app.video.segments import FrameRanges
 
 

@@ -8,8 +8,8 @@ import pytest
 from index_summary import index
 
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.video.evidence import DamagedPlace
-from app.video.facts import IndexSummary, Proof
+from app.video.damage import DamagedPlace
+from app.video.index_summary import IndexSummary, Proof
 from app.video.segments import RANGES_KEPT, FrameRange
 
 PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)

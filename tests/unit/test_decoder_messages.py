@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.video import messages
-from app.video.evidence import Evidence
-from app.video.facts import OtherStream, VideoFacts
-from app.video.messages import (
+from app.video.protocol import messages
+from app.video.protocol.evidence import Evidence
+from app.video.protocol.facts import OtherStream, VideoFacts
+from app.video.protocol.messages import (
     BatchMessage,
     CountRequest,
     DecodeRequest,
@@ -24,11 +24,15 @@ from app.video.messages import (
     FaultCode,
     FoundVideo,
     IndexEnd,
+    LockDown,
     Ready,
 )
-from app.video.planner import PacketFlag, PacketRecord
-from app.video.segments import Entry
+from app.video.protocol.packets import Entry, PacketFlag, PacketRecord
 
+READY = Ready(
+    LockDown(7, seccomp=True, no_new_privileges=True, memory_limited=True),
+    "libavcodec 62.28.102, libavutil 60.26.102",
+)
 OTHERS = (
     OtherStream(1, "audio", "aac", language="eng", is_default=True),
     OtherStream(2, "video", "mjpeg", 640, 480, is_picture=True),
@@ -69,7 +73,7 @@ def test_any_bytes_are_understood_or_refused(read: Callable[[bytes], object], da
 
 
 HONEST = [
-    (Ready.unpack, Ready(7, seccomp=True, no_new_privileges=True, memory_limited=True).pack()),
+    (Ready.unpack, READY.pack()),
     (Fault.unpack, Fault(FaultCode.OVER_LIMIT, "max_side", 5, 6).pack()),
     (messages.unpack_facts, messages.pack_facts(FoundVideo(FACTS, 0))),
     (IndexEnd.unpack, IndexEnd(1, gave_up=False, lost=3, truncated=True).pack()),
@@ -95,6 +99,16 @@ def test_any_head_is_understood_or_refused(data: bytes) -> None:
     except DecoderProtocolError:
         return
     assert length <= messages.MAX_MESSAGE_BYTES
+
+
+def test_what_a_child_says_of_itself_arrives_as_it_was_sent() -> None:
+    assert Ready.unpack(READY.pack()) == READY
+
+
+@pytest.mark.parametrize("versions", ["", "libavcodec 62\n", "<b>", "v" * 600])
+def test_impossible_library_versions_are_refused(versions: str) -> None:
+    with pytest.raises(DecoderProtocolError):
+        Ready.unpack(replace(READY, library_versions=versions).pack())
 
 
 def test_facts_arrive_as_they_were_sent() -> None:
@@ -144,10 +158,12 @@ def test_names_cannot_carry_control_characters() -> None:
 def test_a_fault_arrives_as_it_was_sent() -> None:
     fault = Fault(FaultCode.OVER_LIMIT, "max_pixels", 100, 2**40)
     assert Fault.unpack(fault.pack()) == fault
-    fault = Fault(FaultCode.UNSUPPORTED_CODEC, codec="avs3")
+    fault = Fault(FaultCode.UNSUPPORTED_CODEC, codec="avs3", supported_codecs=("h264", "hevc"))
     assert Fault.unpack(fault.pack()) == fault
     with pytest.raises(DecoderProtocolError):
         Fault.unpack(Fault(FaultCode.UNSUPPORTED_CODEC, codec="<b>").pack())
+    with pytest.raises(DecoderProtocolError):
+        Fault.unpack(Fault(FaultCode.UNSUPPORTED_CODEC, supported_codecs=("<b>",)).pack())
 
 
 def test_packets_arrive_as_they_were_sent() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.video.fields import H264FieldReader, Mpeg2FieldReader
-from app.video.keyframes import NalReader
+from app.video.child.fields import H264FieldReader, Mpeg2FieldReader
+from app.video.child.keyframes import NalReader
 
 START = b"\0\0\0\1"
 # Main profile, not frames only, frame_num of 8 bits; then slices of it: first macroblock 0, type I, set 0.

@@ -15,7 +15,7 @@ from app.detection.detector import DeviceLost
 from app.detection.device import DeviceThread
 from app.detection.frame_copies import Pinning, copies_to, pinning_for
 from app.detection.hog import HogPeopleDetector
-from app.video import ring
+from app.video.protocol import ring
 from tests.unit.test_device_thread import ScriptedDetector, frames_marked, marks_of
 
 WAIT_SECONDS = 10

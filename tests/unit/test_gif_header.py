@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.video.gif_header import is_still_gif
+from app.video.child.gif_header import is_still_gif
 
 SCREEN = b"GIF89a" + bytes((4, 0, 4, 0, 0x91, 0, 0)) + bytes(12)
 LOOPS = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"

@@ -1,9 +1,11 @@
-"""The import order that app/__init__.py tells in prose is the one that the modules keep."""
+"""Imports keep the order that app/__init__.py tells, and no module outside the sandbox imports its code."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,3 +82,60 @@ def test_a_wrong_import_would_be_seen(tmp_path: Path):
     module = tmp_path / "planner.py"
     module.write_text("from app import web\nimport app.cli as c\nfrom app.jobs.store import JobStore\n")
     assert set(_imported_parts(module)) == {"web", "cli", "jobs"}
+
+
+VIDEO = APP / "video"
+
+
+def _modules_of(folder: Path) -> list[Path]:
+    return [module for module in MODULES if module.is_relative_to(folder)]
+
+
+def _imported(module: Path) -> set[str]:
+    """The dotted names of all that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(source)):
+                names |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+    return names
+
+
+def _imports_of(module: Path, *packages: str) -> set[str]:
+    return {
+        name for name in _imported(module) for package in packages if f"{name}.".startswith(f"{package}.")
+    }
+
+
+def _application_imports(module: Path) -> set[str]:
+    """What a module imports of the application, packages that only lead to it aside."""
+    return _imports_of(module, "app") - {"app", "app.video"}
+
+
+def test_only_one_module_names_the_sandboxs_code_and_none_but_the_sandbox_imports_av():
+    outside = [module for module in MODULES if not module.is_relative_to(VIDEO / "child")]
+    found = {module: names for module in outside if (names := _imports_of(module, "app.video.child", "av"))}
+    assert found == {VIDEO / "launch.py": {"app.video.child.main", "app.video.child.main.serve"}}
+
+
+def test_the_sandbox_imports_the_protocol_and_nothing_else_of_the_application():
+    for module in _modules_of(VIDEO / "child"):
+        own = _imports_of(module, "app.video.child", "app.video.protocol")
+        assert _application_imports(module) == own, module
+
+
+def test_the_protocol_imports_neither_side():
+    for module in _modules_of(VIDEO / "protocol"):
+        assert _application_imports(module) == _imports_of(module, "app.video.protocol"), module
+
+
+@pytest.mark.parametrize("name", ["app.video.decoder", "app.video.source", "app.engine_factory"])
+def test_the_engines_side_loads_neither_av_nor_the_sandboxs_code(name: str):
+    show = f"import sys, {name}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", show], check=True, capture_output=True, text=True, cwd=APP.parent, timeout=120
+    ).stdout.split()
+    assert name in loaded
+    assert not [module for module in loaded if f"{module}.".startswith(("av.", "app.video.child."))]

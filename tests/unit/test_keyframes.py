@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.video.keyframes import KeyframeReader
+from app.video.child.keyframes import KeyframeReader
 
 START = b"\0\0\0\1"
 AVCC = bytes([1, 100, 0, 31, 0xFF])  # four bytes of length before each unit

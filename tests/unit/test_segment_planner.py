@@ -10,17 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.video.evidence import Evidence, EvidenceList
-from app.video.planner import (
-    PacketFlag,
-    PacketRecord,
-    SegmentNumbering,
-    SegmentPlanner,
-    SerialNumbering,
-    UnusableTimestamps,
-)
+from app.video.damage import EvidenceList
+from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
+from app.video.protocol.evidence import Evidence
+from app.video.protocol.packets import Entry, PacketFlag, PacketRecord
 from app.video.sampling import Sampling
-from app.video.segments import RANGES_KEPT, Entry, Segment
+from app.video.segments import RANGES_KEPT, Segment
 
 KEY = PacketFlag.KEY | PacketFlag.CLEAN
 TICK = Fraction(1, 25)

@@ -10,9 +10,9 @@ from av.codec import Capabilities, Codec
 from av.format import ContainerFormat
 
 from app.errors import UnsupportedCodec, UnsupportedVideo
-from app.video.codecs import DECODERS, DEMUXERS, EXCLUDED
+from app.video.child.codecs import DECODERS, DEMUXERS, EXCLUDED
 from app.video.faults import error_of
-from app.video.messages import Fault, FaultCode
+from app.video.protocol.messages import Fault, FaultCode
 
 FRAMES = (Path(__file__).resolve().parents[2] / "docs" / "frames.md").read_text()
 USED = (
@@ -58,11 +58,12 @@ def test_no_excluded_decoder_is_taken() -> None:
 
 
 def test_a_codec_is_refused_by_name_and_a_container_with_those_that_are_taken() -> None:
-    error = error_of(Fault(FaultCode.UNSUPPORTED_CODEC, codec="avs3"), memory_bytes=1)
+    fault = Fault(FaultCode.UNSUPPORTED_CODEC, codec="avs3", supported_codecs=tuple(sorted(DECODERS)))
+    error = error_of(Fault.unpack(fault.pack()), memory_bytes=1)
     assert isinstance(error, UnsupportedCodec)
     assert (error.status, error.code) == (422, "unsupported_codec")
     assert error.extensions["codec"] == "avs3"
-    assert "h264" in error.extensions["allowed"]
+    assert error.extensions["allowed"] == sorted(DECODERS)
     other = error_of(Fault(FaultCode.UNSUPPORTED), memory_bytes=1)
     assert isinstance(other, UnsupportedVideo)
     assert (other.status, other.code) == (415, "unsupported_video")

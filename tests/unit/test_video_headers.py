@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.video.headers import Header, HeaderOverLimit, read_header
-from app.video.limits import VideoLimits
+from app.video.child.headers import Header, HeaderOverLimit, read_header
+from app.video.protocol.limits import VideoLimits
 
 FTYP = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0)
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from walking import element, flv, fragment, ivf, ogg_page, ps_pack, ps_packet, riff, ts_run, walk
 
-from app.video.walkers.walker import map_block
+from app.video.child.walkers.walker import map_block
 
 MIB = 1024 * 1024
 ASF_START = b"0&\xb2u\x8ef\xcf\x11\xa6\xd9\x00\xaa\x00b\xcel"

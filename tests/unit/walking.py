@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from app.video.walkers.choice import walker_for
+from app.video.child.walkers.choice import walker_for
 
 Notes = list[tuple[int, str]]
 

@@ -9,7 +9,7 @@ from clips import ClipFolder, has_ffmpeg
 from reading import MIB
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 
 @pytest.fixture(scope="session")

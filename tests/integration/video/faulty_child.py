@@ -9,14 +9,16 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-import app.video.child as child_module
-from app.video import messages
-from app.video.child import ChildPlan, run_child
-from app.video.decoding import BatchWriter, MatchingDecoder
-from app.video.evidence import Evidence
-from app.video.messages import BatchMessage, FrameStatus, Message
-from app.video.serial import SerialDecoder
-from app.video.watch import PacketWatch
+from app.video.child import main as child_main
+from app.video.child.channel import Channel
+from app.video.child.decoding import BatchWriter, MatchingDecoder
+from app.video.child.serial import SerialDecoder
+from app.video.child.watch import PacketWatch
+from app.video.launch import run_child
+from app.video.protocol import messages
+from app.video.protocol.evidence import Evidence
+from app.video.protocol.messages import BatchMessage, FrameStatus, Message
+from app.video.protocol.plan import ChildPlan
 
 POISON = 25  # ordinal of the packet at which children go wrong
 
@@ -156,7 +158,7 @@ def run_prober(plan: ChildPlan) -> None:
     """A child that tries what it must not be able to do, and sends each attempt's errno (0: it could)."""
 
     class Prober:
-        def __init__(self, channel: child_module.Channel, *_: object) -> None:
+        def __init__(self, channel: Channel, *_: object) -> None:
             self._channel = channel
 
         def serve(self) -> None:
@@ -165,7 +167,7 @@ def run_prober(plan: ChildPlan) -> None:
             self._channel.send(Message.FRAMES, messages.pack_frames([*results, len(open_descriptors)]))
             self._channel.receive()
 
-    child_module._Child = Prober
+    child_main._Child = Prober
     run_child(plan)
 
 

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 
 def never() -> bool:
@@ -19,9 +19,7 @@ def main() -> None:
     with DecoderPool(limits=VideoLimits(), memory_bytes=1 << 29, ring_bytes=1 << 22) as pool:
         with pool.index(video, segment_frames=1000, cancelled=never) as index:
             (segment,) = index
-        with pool.decode(
-            video, index.facts, segment, frame_size=(128, 72), batch_size=1, cancelled=never
-        ) as session:
+        with pool.decode(video, segment, frame_size=(128, 72), batch_size=1, cancelled=never) as session:
             next(iter(session))
             sys.stdout.write(f"{session._child.pid}\n")
             sys.stdout.flush()

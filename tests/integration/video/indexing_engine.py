@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.errors import FrameboxError
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
             ):
                 (first, *_) = index
                 with pool.decode(
-                    Path(name), index.facts, first, frame_size=(64, 36), batch_size=4, cancelled=lambda: False
+                    Path(name), first, frame_size=(64, 36), batch_size=4, cancelled=lambda: False
                 ) as session:
                     for batch in session:
                         batch.release()

@@ -74,7 +74,6 @@ def answer(pool: DecoderPool, video: Path, *, segment_frames: int = 100) -> Answ
     for segment in segments:
         with pool.decode(
             video,
-            facts,
             segment,
             frame_size=(facts.width, facts.height),
             batch_size=8,

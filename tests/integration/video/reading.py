@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.video.decode_session import FrameRange
 from app.video.decoder import DecoderPool
-from app.video.facts import IndexSummary, VideoFacts
+from app.video.index_summary import IndexSummary
+from app.video.protocol.facts import VideoFacts
 from app.video.sampling import Sampling
-from app.video.segments import Segment
+from app.video.segments import FrameRange, Segment
 
 MIB = 1024 * 1024
 WHOLE = 10**6  # segment_frames that make one segment
@@ -77,9 +77,7 @@ def read_segment(
 ) -> int:
     """Append the segment's frames to `result`; return how many were marked corrupt."""
     size = frame_size or (result.facts.width, result.facts.height)
-    with pool.decode(
-        video, result.facts, segment, frame_size=size, batch_size=batch_size, cancelled=never
-    ) as session:
+    with pool.decode(video, segment, frame_size=size, batch_size=batch_size, cancelled=never) as session:
         for batch in session:
             result.batch_sizes.append(len(batch))
             for frame_id, pts, pixels in zip(batch.frame_ids, batch.pts, batch.frames, strict=True):

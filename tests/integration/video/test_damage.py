@@ -9,7 +9,7 @@ import pytest
 from reading import MIB, ReadFrame, read_video, same_frames
 
 from app.video.decoder import DecoderPool
-from app.video.limits import VideoLimits
+from app.video.protocol.limits import VideoLimits
 
 # name: (frames that ffmpeg decodes, frames of which the container tells, truncated)
 EXPECTED = {

@@ -32,11 +32,13 @@ from faulty_child import (
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import UnusableVideo, VideoOverLimit
-from app.video.child import ChildPlan
-from app.video.decoder import DecoderPool, DecodingCancelled
-from app.video.limits import VideoLimits
-from app.video.messages import Message, unpack_frames
+from app.video.decoder import DecoderPool
+from app.video.launch import run_child
 from app.video.process import ChildDied, ChildProcess, ChildSettings
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Message, unpack_frames
+from app.video.protocol.plan import ChildPlan
+from app.video.source import DecodingCancelled
 
 DEADLINE_SECONDS = 20.0
 
@@ -114,9 +116,8 @@ def test_killing_children_in_the_middle_changes_nothing(clips: ClipFolder, pool:
     intact = read_video(pool, video)
     with pool.index(video, segment_frames=10**6, cancelled=never) as index:
         (segment,) = index
-        facts = index.facts
     frames = []
-    with pool.decode(video, facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
+    with pool.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
         for number, batch in enumerate(session):
             frames.append((batch.frame_ids.tolist(), batch.frames.copy()))
             if number in (0, 3, 7):
@@ -169,7 +170,7 @@ def test_a_want_of_children_that_passes_costs_no_frame(name: str, clips: ClipFol
             segments = list(index)
         barren.failures_left = 4
         with barren.decode(
-            clips.get(name), index.facts, segments[0], frame_size=(128, 72), batch_size=4, cancelled=never
+            clips.get(name), segments[0], frame_size=(128, 72), batch_size=4, cancelled=never
         ) as session:
             for batch in session:
                 batch.release()
@@ -211,11 +212,10 @@ def test_killing_children_at_one_place_again_and_again_changes_nothing(
     video = clips.get("h264.mp4")
     with pool.index(video, segment_frames=10**6, cancelled=never) as index:
         (segment,) = index
-        facts = index.facts
     settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
     with (
         killing_pool(**settings) as killing,
-        killing.decode(video, facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session,
+        killing.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session,
     ):
         ids = []
         for batch in session:
@@ -262,9 +262,7 @@ def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
         video = clips.get("h264.mp4")
         with pool.index(video, segment_frames=10**6, cancelled=never) as index:
             (segment,) = index
-        with pool.decode(
-            video, index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
-        ) as session:
+        with pool.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
             for number, batch in enumerate(session):
                 if number == 1:
                     os.kill(session._child.pid, signal.SIGSTOP)
@@ -273,8 +271,6 @@ def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
 
 
 def _plain_child(plan: ChildPlan) -> None:
-    from app.video.child import run_child  # noqa: PLC0415 - runs in the child
-
     run_child(plan)
 
 
@@ -283,9 +279,7 @@ def test_cancelling_ends_a_session_and_its_child(clips: ClipFolder, pool: Decode
     stop = threading.Event()
     with pool.index(video, segment_frames=10**6, cancelled=never) as index:
         (segment,) = index
-    with pool.decode(
-        video, index.facts, segment, frame_size=(128, 72), batch_size=1, cancelled=stop.is_set
-    ) as session:
+    with pool.decode(video, segment, frame_size=(128, 72), batch_size=1, cancelled=stop.is_set) as session:
         batches = iter(session)
         next(batches).release()
         pid = session._child.pid

@@ -13,8 +13,10 @@ from tagged_files import tagged
 
 from app.errors import NothingDecodable, VideoOverLimit
 from app.settings import Settings
-from app.video.decoder import DecoderPool, DecodingCancelled, IndexSession
-from app.video.limits import VideoLimits
+from app.video.decoder import DecoderPool
+from app.video.index_session import IndexSession
+from app.video.protocol.limits import VideoLimits
+from app.video.source import DecodingCancelled
 
 # limit: (its value, a clip, what the clip has)
 PASSED = {

@@ -13,13 +13,13 @@ import av
 import pytest
 from clips import RECIPES, ClipFolder
 
-from app.video.container import OpenOptions, PacketReader, VideoRefused
-from app.video.ffmpeg_log import LogTail
-from app.video.indexing import Indexer
-from app.video.limits import VideoLimits
-from app.video.messages import Command, IndexEnd, Message, unpack_packets
-from app.video.planner import PacketFlag, PacketRecord
-from app.video.watch import PacketWatch
+from app.video.child.container import OpenOptions, PacketReader, VideoRefused
+from app.video.child.ffmpeg_log import LogTail
+from app.video.child.indexing import Indexer
+from app.video.child.watch import PacketWatch
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Command, IndexEnd, Message, unpack_packets
+from app.video.protocol.packets import PacketFlag, PacketRecord
 
 # Their second fields are told by their bytes alone.
 FIELDS = ("b_fields_apart.mp4", "fields_apart.mp4", "fields_apart_later.mp4")

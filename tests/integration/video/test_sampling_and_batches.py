@@ -8,15 +8,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from av import library_versions
 from clips import ClipFolder
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import VideoOverLimit
-from app.video.container import OpenOptions, PacketReader
+from app.video.child.container import OpenOptions, PacketReader
+from app.video.child.decoding import MatchingDecoder
 from app.video.decoder import DecoderPool
-from app.video.decoding import MatchingDecoder
-from app.video.limits import VideoLimits
-from app.video.messages import BatchMessage, Command, FrameStatus, Message
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import BatchMessage, Command, FrameStatus, Message
 from app.video.sampling import Sampling
 
 SAMPLINGS = {
@@ -52,7 +53,7 @@ def test_a_range_late_in_a_segment_is_entered_late(clips: ClipFolder, pool: Deco
     with pool.index(clips.get("h264.mp4"), segment_frames=1000, sampling=sampling, cancelled=never) as index:
         (segment,) = index
     with pool.decode(
-        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+        clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=4, cancelled=never
     ) as session:
         assert sum(len(batch) for batch in _released(session)) == 10
         assert session._child.packets_fed <= 15  # of 50: one GOP
@@ -100,9 +101,7 @@ def test_what_sampling_leaves_out_is_not_decoded(sampling: str, clips: ClipFolde
     video = clips.get("h264.mp4")
     with pool.index(video, segment_frames=1000, sampling=chosen, cancelled=never) as index:
         (segment,) = index
-    with pool.decode(
-        video, index.facts, segment, frame_size=(64, 36), batch_size=4, cancelled=never
-    ) as session:
+    with pool.decode(video, segment, frame_size=(64, 36), batch_size=4, cancelled=never) as session:
         request = session._request_from(0, skipped=())
     assert request is not None
     channel = CountingChannel()
@@ -139,12 +138,27 @@ def test_batches_depend_on_the_ring_only_through_the_size_that_fits(clips: ClipF
         read_video(pool, clips.get("h264.mp4"))
 
 
+def test_the_identity_holds_all_that_decides_a_picture_as_the_first_child_tells_it(pool: DecoderPool) -> None:
+    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB}
+    with pytest.raises(RuntimeError, match="not started"):
+        _ = DecoderPool(**settings, ring_bytes=16 * MIB).identity
+    with (
+        DecoderPool(**settings, ring_bytes=16 * MIB) as same,
+        DecoderPool(**settings, ring_bytes=8 * MIB) as smaller,
+        DecoderPool(**settings, ring_bytes=16 * MIB, threads=2) as wider,
+    ):
+        assert pool.identity == same.identity
+        assert len({pool.identity, smaller.identity, wider.identity}) == 3
+    for name, version in library_versions.items():
+        assert f"{name} {'.'.join(map(str, version))}" in pool.identity
+
+
 def test_batches_may_be_held_while_the_next_is_decoded(clips: ClipFolder, pool: DecoderPool) -> None:
     whole = read_video(pool, clips.get("h264.mp4"))
     with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
         (segment,) = index
     with pool.decode(
-        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=5, cancelled=never
+        clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=5, cancelled=never
     ) as session:
         for before, _ in pairwise(session):
             for frame_id, pixels in zip(before.frame_ids, before.frames, strict=True):
@@ -166,9 +180,7 @@ def test_rings_are_pinned_of_children_that_decode_and_once_each(clips: ClipFolde
         assert pinned == []
         assert len(segments) > 1
         for segment in segments:  # by the child that indexed, which goes from hand to hand
-            with pool.decode(
-                video, index.facts, segment, frame_size=(128, 72), batch_size=5, cancelled=never
-            ) as session:
+            with pool.decode(video, segment, frame_size=(128, 72), batch_size=5, cancelled=never) as session:
                 assert sum(len(batch.frames) for batch in _released(session)) > 0
     assert pinned == [4 * MIB + 4096]
 
@@ -178,7 +190,7 @@ def test_a_consumer_that_releases_nothing_is_told(clips: ClipFolder, pool: Decod
         (segment,) = index
     with (
         pool.decode(
-            clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=1, cancelled=never
+            clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=1, cancelled=never
         ) as session,
         pytest.raises(RuntimeError, match="release"),
     ):
@@ -189,7 +201,7 @@ def test_frames_are_a_view_into_the_ring(clips: ClipFolder, pool: DecoderPool) -
     with pool.index(clips.get("h264.mp4"), segment_frames=1000, cancelled=never) as index:
         (segment,) = index
     with pool.decode(
-        clips.get("h264.mp4"), index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
+        clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=4, cancelled=never
     ) as session:
         batch = next(iter(session))
         assert np.shares_memory(batch.frames, session._child.memory)
@@ -215,9 +227,7 @@ def test_segments_of_counted_frames_may_be_read_in_any_order(clips: ClipFolder, 
     with pool.index(video, segment_frames=10, cancelled=never) as index:
         segments = list(index)
     for segment in [segments[3], segments[0], segments[4], segments[1]]:
-        with pool.decode(
-            video, index.facts, segment, frame_size=(128, 72), batch_size=4, cancelled=never
-        ) as session:
+        with pool.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
             for batch in _released(session):
                 for frame_id, pixels in zip(batch.frame_ids, batch.frames, strict=True):
                     assert np.array_equal(pixels, whole.frames[frame_id].pixels)

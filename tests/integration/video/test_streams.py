@@ -11,9 +11,9 @@ from clips import ffmpeg
 from reading import read_video
 
 from app.errors import UnsupportedCodec
-from app.video.codecs import DECODERS
+from app.video.child.codecs import DECODERS
 from app.video.decoder import DecoderPool
-from app.video.facts import OtherStream
+from app.video.protocol.facts import OtherStream
 
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clips import MPEG2, SOURCE, ClipFolder, ffmpeg
 
-from app.video.walkers.choice import walker_for
+from app.video.child.walkers.choice import walker_for
 
 CONTAINERS = {
     ".ts": "mpegts",

@@ -1,0 +1,365 @@
+"""Opening a video safely, choosing its stream, and reading packets past damage."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import av
+import av.subtitles.codeccontext  # PyAV imports these three as a container asks for them, which is too late
+import av.subtitles.stream
+import av.subtitles.subtitle
+import numpy as np
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard
+from av.video.stream import VideoStream
+
+from app.video.child.channel import Channel
+from app.video.child.codecs import DECODERS, DEMUXERS
+from app.video.child.encryption import is_encrypted
+from app.video.child.ffmpeg_log import captured
+from app.video.child.headers import Header, HeaderOverLimit, read_header
+from app.video.child.matroska_header import EBML_HEADER
+from app.video.child.streams import choose_among, codec_name, other_streams, real_video_streams
+from app.video.protocol.facts import OtherStream
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.messages import Fault, FaultCode
+from app.video.protocol.packets import Entry
+
+_PROBE_BYTES = 8 * 1024 * 1024
+_PROBE_MICROSECONDS = 10_000_000
+_MAX_READ_ERRORS = 1000
+_GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")  # SMPTE 360M: the packet that ends a stream
+_NEVER_WRITTEN = 0xFFFFFFFF  # a duration in IVF that was to be filled in, but went through a pipe
+_GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
+
+
+class VideoRefused(Exception):
+    """The video cannot be used; `fault` is for the engine."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    descriptor: int  # of the video, with an open file description of its own: the offset is used
+    threads: int
+    limits: VideoLimits
+
+
+def check_header(options: OpenOptions) -> Header:
+    """Return what the video's headers declare. Raises VideoRefused before FFmpeg sees a bomb."""
+    try:
+        header = read_header(options.descriptor, options.limits)
+    except HeaderOverLimit as over:
+        raise VideoRefused(over_limit(over.name, over.limit, over.value)) from over
+    if header.is_still_image:
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
+    return header
+
+
+def open_container(options: OpenOptions) -> InputContainer:
+    """Open the video, from its start. Raises VideoRefused."""
+    os.lseek(options.descriptor, 0, os.SEEK_SET)
+    try:
+        return av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options))
+    except MemoryError as error:
+        raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY)) from error
+    except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
+        limit = options.limits.max_streams
+        if _says_too_many_streams(options):
+            raise VideoRefused(over_limit("max_streams", limit, limit + 1)) from error
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED)) from error
+
+
+def _says_too_many_streams(options: OpenOptions) -> bool:
+    """Whether a container that does not open has more streams than it may: FFmpeg's log alone tells."""
+    os.lseek(options.descriptor, 0, os.SEEK_SET)
+    with (
+        captured(av.logging.ERROR) as log,
+        contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
+    ):
+        av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
+    return any("max_streams" in text for _, _, text in log)
+
+
+def _av_options(options: OpenOptions) -> dict[str, str]:
+    return {
+        "fd": str(options.descriptor),
+        "protocol_whitelist": "fd",
+        "format_whitelist": ",".join(DEMUXERS),
+        "codec_whitelist": ",".join(sorted(DECODERS)),
+        "max_pixels": str(options.limits.max_pixels),
+        "max_streams": str(options.limits.max_streams),
+        "probesize": str(_PROBE_BYTES),
+        "analyzeduration": str(_PROBE_MICROSECONDS),
+        "threads": "1",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChoice:
+    """The video stream that is read, by its index, and the streams beside it."""
+
+    index: int
+    others: tuple[OtherStream, ...]
+
+
+def choose_stream(container: InputContainer, options: OpenOptions, header: Header) -> StreamChoice:
+    """Return the choice that ffmpeg makes. Of several candidates packets are read: open the container anew.
+
+    Raises VideoRefused if there is nothing to choose, or the chosen stream is encrypted.
+    """
+    limit = options.limits.max_streams
+    if len(container.streams) > limit:
+        raise VideoRefused(over_limit("max_streams", limit, len(container.streams)))
+    candidates = real_video_streams(container)
+    if not candidates:
+        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
+    index = candidates[0].index if len(candidates) == 1 else choose_among(container, candidates)
+    chosen = next(stream for stream in candidates if stream.index == index)
+    if is_encrypted(chosen, container.format.name, header, options.descriptor):
+        raise VideoRefused(Fault(FaultCode.ENCRYPTED))
+    return StreamChoice(index, other_streams(container, index))
+
+
+def select_stream(container: InputContainer, index: int, limits: VideoLimits) -> VideoStream:
+    """Return the stream of that index; packets of the others are not read. Raises VideoRefused."""
+    stream = container.streams[index] if index < len(container.streams) else None
+    if not isinstance(stream, VideoStream):
+        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    context = stream.codec_context
+    if context is None or context.codec.name not in DECODERS:
+        name = codec_name(container, stream)
+        supported = tuple(sorted(DECODERS))
+        raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=name, supported_codecs=supported))
+    check_size(context.width, context.height, limits)
+    return stream
+
+
+def over_limit(name: str, limit: int, value: int) -> Fault:
+    return Fault(FaultCode.OVER_LIMIT, name, limit, value)
+
+
+def check_size(width: int, height: int, limits: VideoLimits) -> None:
+    """Raises VideoRefused if a picture of this size is over a limit."""
+    if width * height > limits.max_pixels:
+        raise VideoRefused(over_limit("max_pixels", limits.max_pixels, width * height))
+    if max(width, height) > limits.max_side:
+        raise VideoRefused(over_limit("max_side", limits.max_side, max(width, height)))
+
+
+def prepare_decoder(stream: VideoStream, options: OpenOptions) -> None:
+    """Bound the stream's decoder. Must come before its first packet."""
+    context = stream.codec_context
+    context.options = {"max_pixels": str(options.limits.max_pixels)}
+    context.thread_count = options.threads
+    context.thread_type = ThreadType.FRAME if options.threads > 1 else ThreadType.NONE
+
+
+def has_room(byte_count: int) -> bool:
+    """Whether so much more memory can be had: FFmpeg calls a lack of it damage, or the end of the file."""
+    try:
+        np.empty(byte_count, dtype=np.uint8)
+    except MemoryError:
+        return False
+    return True
+
+
+def claimed_seconds(reader: PacketReader) -> float | None:
+    """The duration that the container claims for the video, or for all of its streams together."""
+    stream, container = reader.stream, reader.container
+    if stream.duration == _NEVER_WRITTEN:
+        return None
+    if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and container.duration >= 0:
+        return container.duration / av.time_base
+    return None
+
+
+def overlong_claim(reader: PacketReader, end_pts: int | None) -> float | None:
+    """The duration that the container claims for the video alone, if the last frame ends well before.
+
+    Containers count it from zero or from the first time stamp. Where there are sample tables, they decide.
+    """
+    stream, claimed = reader.stream, claimed_seconds(reader)
+    is_alone = len(reader.container.streams) == 1 and not reader.header.has_sample_tables
+    if claimed is None or not is_alone or end_pts is None or stream.time_base is None:
+        return None
+    end = float((end_pts - min(0, stream.start_time or 0)) * stream.time_base)
+    return claimed if claimed - end > max(2.0, claimed / 50) else None
+
+
+_STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+
+
+class PacketReader:
+    """The chosen stream's packets, in the container's order, from any entry of the index on."""
+
+    def __init__(
+        self,
+        options: OpenOptions,
+        channel: Channel,
+        before_opening: Callable[[Header], None] = lambda _header: None,
+    ) -> None:
+        self._options = options
+        self._channel = channel
+        self._packets_read = 0
+        self.header = check_header(options)
+        before_opening(self.header)
+        container = self._open()
+        self.choice = choose_stream(container, options, self.header)
+        if len(real_video_streams(container)) > 1:  # packets were read to choose among them
+            container.close()
+            container = self._open()
+        self._begin(container)
+
+    def _open(self) -> InputContainer:
+        with self._channel.show_opening():
+            return open_container(self._options)
+
+    def _begin(self, container: InputContainer) -> None:
+        self.container = container
+        self.stream = select_stream(container, self.choice.index, self._options.limits)
+        self.container.flags &= ~_GENERATE_PTS
+        prepare_decoder(self.stream, self._options)
+        self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
+        self._pushed_back: Packet[VideoStream] | None = None
+        self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
+        self.read_errors = 0  # of this pass; a child that makes many passes meets the same ones each time
+        self.gave_up = False
+
+    @property
+    def splits_stream(self) -> bool:
+        """Whether FFmpeg finds the packets in the stream: the container does not bound them."""
+        return self.container.format.name in _STREAMS_TO_SPLIT
+
+    @property
+    def descriptor(self) -> int:
+        """The video's, for reading by position: its offset is the container's."""
+        return self._options.descriptor
+
+    def close(self) -> None:
+        self.container.close()
+
+    def reopen(self) -> None:
+        """Begin again at the video's start, with a fresh decoder. Raises VideoRefused."""
+        self.close()
+        del self.container, self.stream, self._packets
+        gc.collect()  # streams and containers refer to each other: the old decoder's frames would stay
+        self._begin(self._open())
+
+    def read(self) -> Packet[VideoStream] | None:
+        """Return the next packet, or None at the end. Failing reads are tried again, so many times."""
+        packet = self._pushed_back or self._demux()
+        self._pushed_back = None
+        if packet is not None and self.ordinal is not None:
+            self.ordinal += 1
+        return packet
+
+    def _demux(self) -> Packet[VideoStream] | None:
+        while self.read_errors < _MAX_READ_ERRORS:
+            try:
+                packet = next(self._packets)
+            except (StopIteration, IndexError):  # PyAV 18.1 trips at the end over streams that came up late
+                return None
+            except (av.FFmpegError, OSError):
+                if self._is_at_end_of_gxf():
+                    return None
+                self.read_errors += 1
+                self._packets = self.container.demux(self.stream)
+                continue
+            self._packets_read += 1
+            self._channel.show_read(self._packets_read)
+            is_flush = packet.size == 0 and packet.dts is None and packet.pts is None
+            return None if is_flush else packet
+        self.gave_up = True
+        return None
+
+    @property
+    def _holds_joined_files(self) -> bool:
+        """Whether one Matroska file follows another: a seek may make FFmpeg stop where one ends."""
+        end = self.header.declared_bytes
+        is_matroska = self.container.format.name.startswith("matroska")
+        return is_matroska and end is not None and os.pread(self.descriptor, 4, end) == EBML_HEADER
+
+    def _is_at_end_of_gxf(self) -> bool:
+        """Whether a GXF was read to its end mark: FFmpeg looks for a packet behind it, which fails."""
+        end = self.header.file_bytes
+        return (
+            self.container.format.name == "gxf"
+            and os.lseek(self.descriptor, 0, os.SEEK_CUR) == end
+            and os.pread(self.descriptor, len(_GXF_END), end - len(_GXF_END)) == _GXF_END
+        )
+
+    def move_to(self, entry: Entry) -> bool:
+        """Make `read` return the packet of `entry` next. False if the video does not hold it (any more)."""
+        if self.ordinal == entry.ordinal:
+            return True
+        if self._skip_forward(entry, at_most=_NEAR_PACKETS):
+            return True
+        if entry.ordinal > _NEAR_PACKETS and not self._holds_joined_files and self._seek(entry):
+            return True
+        self.reopen()
+        return self._skip_forward(entry, at_most=entry.ordinal)
+
+    def _skip_forward(self, entry: Entry, *, at_most: int) -> bool:
+        if self.ordinal is None or not 0 <= entry.ordinal - self.ordinal <= at_most:
+            return False
+        while self.ordinal < entry.ordinal:
+            if self.read() is None:
+                return False
+        return True
+
+    def _seek(self, entry: Entry) -> bool:
+        try:
+            self._seek_near(entry)
+        except (av.FFmpegError, OSError, ValueError, OverflowError):
+            return False
+        self._packets = self.container.demux(self.stream)
+        self._pushed_back = None
+        self.ordinal = None
+        self.read_errors, self.gave_up = 0, False
+        for _ in range(_SEARCHED_PACKETS):
+            packet = self._demux()
+            if packet is None:
+                return False
+            if _is_entry(packet, entry):
+                self._pushed_back = packet
+                self.ordinal = entry.ordinal
+                return True
+            if packet.dts is not None and entry.dts is not None and packet.dts > entry.dts:
+                return False
+        return False
+
+    def _seek_near(self, entry: Entry) -> None:
+        name = self.container.format.name
+        if name in _SEEKS_BY_BYTE and entry.position is not None:
+            self.container.seek(entry.position, stream=self.stream, unsupported_byte_offset=True)
+            return
+        stamp = entry.pts if "mov" in name or entry.dts is None else entry.dts
+        if stamp is None:
+            raise ValueError("an entry without a time stamp")
+        self.container.seek(stamp, stream=self.stream)
+
+
+_NEAR_PACKETS = 64  # reading over so many is no dearer than a seek
+_SEARCHED_PACKETS = 4096  # after a seek, for the entry
+_SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
+
+
+def _is_entry(packet: Packet[VideoStream], entry: Entry) -> bool:
+    if packet.pts != entry.pts or packet.size != entry.size_bytes:
+        return False
+    return entry.position is None or packet.pos is None or packet.pos == entry.position

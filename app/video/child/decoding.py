@@ -1,0 +1,275 @@
+"""One stretch of a segment, from packets to pictures in the ring."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from app.video.child.channel import Channel
+from app.video.child.container import PacketReader, has_room
+from app.video.child.fields import field_reader
+from app.video.child.keyframes import SEARCHED_BYTES, NalReader
+from app.video.child.picture import PictureMaker, displayed_size
+from app.video.child.serial import SerialDecoder
+from app.video.protocol.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
+
+_MOST_WAITING = 8  # frames
+_WAITING_BYTES = 64 * 1024 * 1024
+_MOST_BYTES_A_PIXEL = 4  # of common formats: 4:2:2 at 10 bits
+_HAS_COME = (FrameStatus.DECODED, FrameStatus.CORRUPT, FrameStatus.OUT_OF_ORDER)
+
+
+class Picture(NamedTuple):
+    """A frame as it is delivered."""
+
+    pixels: npt.NDArray[np.uint8]  # (height, width, 3) RGB
+    source_size: tuple[int, int]
+
+
+class BatchWriter:
+    """Fills slots of the ring with pictures and announces the full ones; waits for the engine to free one."""
+
+    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+        self._channel = channel
+        self._request = request
+        shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
+        self._slots = ring[: request.slot_count * request.batch_size * request.frame_bytes].reshape(shape)
+        self._free = deque(range(request.slot_count))
+        self._maker = PictureMaker(request.width, request.height)
+        self._source = (0, 0)
+        self._pts: list[int] = []
+        self._ranks: list[int] = []
+
+    def add(self, frame: VideoFrame, rank: int) -> None:
+        """Put the frame into the ring. A frame of another source size opens a new batch."""
+        self._maker.draw(frame, self._next_place(displayed_size(frame)))
+        self._take_place(rank)
+
+    def draw(self, frame: VideoFrame) -> Picture:
+        """Return the frame as it would stand in the ring, in memory of its own."""
+        pixels = np.empty((self._request.height, self._request.width, 3), dtype=np.uint8)
+        self._maker.draw(frame, pixels)
+        return Picture(pixels, displayed_size(frame))
+
+    def add_picture(self, picture: Picture, rank: int) -> None:
+        """Put what `draw` returned into the ring."""
+        np.copyto(self._next_place(picture.source_size), picture.pixels)
+        self._take_place(rank)
+
+    def _next_place(self, source_size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        if source_size != self._source:
+            self.flush()
+            self._source = source_size
+        if not self._free:
+            self._wait_for_slot()
+        place: npt.NDArray[np.uint8] = self._slots[self._free[0], len(self._ranks)]
+        return place
+
+    def _take_place(self, rank: int) -> None:
+        self._pts.append(int(self._request.pts[rank]))
+        self._ranks.append(rank)
+        if len(self._ranks) == self._request.batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Announce the open batch, if it holds anything."""
+        if not self._ranks:
+            return
+        message = BatchMessage(self._free.popleft(), *self._source, tuple(self._pts), tuple(self._ranks))
+        self._pts, self._ranks = [], []
+        self._channel.send(Message.BATCH, message.pack())
+
+    def _wait_for_slot(self) -> None:
+        kind, payload = self._channel.receive()
+        if kind is not Command.RELEASE:
+            raise EOFError
+        self._free.append(int.from_bytes(payload, "little"))
+
+    def wait_for_all(self) -> None:
+        """Return once the engine has freed every slot: the next stretch may lay them out anew."""
+        while len(self._free) < self._request.slot_count:
+            self._wait_for_slot()
+
+
+class _Account:
+    """What became of a request's frames, and which of them are still to be delivered.
+
+    Frames are delivered in the order of their ranks. Where the next one does not come when it should, a
+    few later ones wait for it: decoders put frames out in another order where damage or a bad writer has
+    made the time stamps wrong.
+    """
+
+    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+        self._channel = channel
+        self._request = request
+        self._writer = BatchWriter(channel, ring, request)
+        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks that are not delivered
+        self._waiting: dict[int, Picture] = {}
+        self._most_waiting = max(1, min(_MOST_WAITING, _WAITING_BYTES // request.frame_bytes))
+        self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
+        self.left = len(self._due)  # wanted frames that have not come
+
+    def take(self, frame: VideoFrame, rank: int) -> None:
+        """Take note of a decoded frame, and deliver it if it is wanted."""
+        if rank < 0 or self.statuses[rank] in _HAS_COME:
+            return
+        if not self._request.wanted[rank]:
+            self.statuses[rank] = FrameStatus.DECODED
+        elif self._due and rank >= self._due[0]:
+            self.left -= 1
+            self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
+            self._deliver(frame, rank)
+        else:
+            self.statuses[rank] = FrameStatus.OUT_OF_ORDER
+
+    def _deliver(self, frame: VideoFrame, rank: int) -> None:
+        if rank == self._due[0] and not self._waiting:
+            self._due.popleft()
+            self._writer.add(frame, rank)
+            return
+        self._waiting[rank] = self._writer.draw(frame)
+        while self._waiting and (self._due[0] in self._waiting or len(self._waiting) > self._most_waiting):
+            self._deliver_first()
+
+    def _deliver_first(self) -> None:
+        rank = min(self._waiting)
+        while self._due.popleft() != rank:
+            pass  # given up: it came too late, or never
+        self._writer.add_picture(self._waiting.pop(rank), rank)
+
+    def mark_absent(self, status: FrameStatus) -> None:
+        """Take note of why there is no data of the frames of which nothing was seen."""
+        self.statuses[self.statuses == FrameStatus.NOT_SEEN] = status
+
+    def finish(self) -> None:
+        while self._waiting:
+            self._deliver_first()
+        self._writer.flush()
+        self._channel.send(Message.SEGMENT_END, self.statuses.tobytes())
+        self._writer.wait_for_all()
+
+
+class MatchingDecoder:
+    """Decodes one request whose frames are known by their time stamps."""
+
+    def __init__(
+        self, reader: PacketReader, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+    ) -> None:
+        self._reader = reader
+        self._channel = channel
+        self._request = request
+        self._account = _Account(channel, ring, request)
+        self._leaves_out = False
+        context = reader.stream.codec_context
+        nals = NalReader(context.name, context.extradata)
+        self._fields = field_reader(context.name, nals, context.extradata)
+
+    def run(self) -> None:
+        if self._reader.move_to(self._request.entry):
+            self._reader.stream.codec_context.flush_buffers()
+            self._feed_all()
+        else:
+            self._account.mark_absent(FrameStatus.NO_PACKET)
+        self._pass_over_references_of_none(is_unwanted=False)
+        self._account.finish()
+
+    def _feed_all(self) -> None:
+        count = 0
+        while count < self._request.packet_count and self._account.left:
+            packet = self._reader.read()
+            if packet is None:
+                self._account.mark_absent(self._unless_starved(FrameStatus.NO_PACKET))
+                break
+            count += 1
+            self._channel.show_fed(count)
+            self._feed(packet, self._request.entry.ordinal + count - 1)
+        if self._account.left:
+            self._decode(None, -1)
+
+    def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
+        rank = self._rank(packet.pts)
+        if not self._is_second_field(packet):  # which is treated as the first: a frame needs both
+            self._pass_over_references_of_none(is_unwanted=rank < 0 or not self._request.wanted[rank])
+        if ordinal not in self._request.skipped:
+            self._decode(packet, rank)
+        elif rank >= 0:
+            self._account.statuses[rank] = FrameStatus.SKIPPED
+
+    def _is_second_field(self, packet: Packet[VideoStream]) -> bool:
+        fields = self._fields
+        if fields is None or not (packet.is_keyframe or fields.may_see_fields):
+            return False
+        head = bytes(memoryview(packet)[:SEARCHED_BYTES])
+        return fields.is_second_field(head, packet.size, is_key=packet.is_keyframe)
+
+    def _pass_over_references_of_none(self, *, is_unwanted: bool) -> None:
+        """Let the decoder leave out the next picture if it is unwanted and no other needs it."""
+        if is_unwanted != self._leaves_out:
+            self._leaves_out = is_unwanted
+            self._reader.stream.codec_context.skip_frame = "NONREF" if is_unwanted else "DEFAULT"
+
+    def _decode(self, packet: Packet[VideoStream] | None, rank: int) -> None:
+        if rank >= 0:
+            self._account.statuses[rank] = FrameStatus.NOT_SHOWN
+        try:
+            frames = self._reader.stream.codec_context.decode(packet)
+        except MemoryError:
+            self._give_up(rank, FrameStatus.OUT_OF_MEMORY)
+            return
+        except (av.FFmpegError, OSError, ValueError):
+            self._give_up(rank, self._unless_starved(FrameStatus.REJECTED))
+            return
+        for frame in frames:
+            self._account.take(frame, self._rank(frame.pts))
+
+    def _unless_starved(self, status: FrameStatus) -> FrameStatus:
+        """Return `status`, or OUT_OF_MEMORY where there is no room for one more picture."""
+        context = self._reader.stream.codec_context
+        return (
+            status
+            if has_room(context.width * context.height * _MOST_BYTES_A_PIXEL)
+            else FrameStatus.OUT_OF_MEMORY
+        )
+
+    def _give_up(self, rank: int, status: FrameStatus) -> None:
+        """Note why no frame came. Raises MemoryError where fewer threads may do with the memory there is."""
+        if status is FrameStatus.OUT_OF_MEMORY and self._reader.stream.codec_context.thread_count > 1:
+            raise MemoryError
+        if rank >= 0:
+            self._account.statuses[rank] = status
+
+    def _rank(self, pts: int | None) -> int:
+        """The position of a time stamp among the request's frames; -1 if it is none of them."""
+        if pts is None:
+            return -1
+        rank = int(np.searchsorted(self._request.pts, pts))
+        return rank if rank < len(self._request.pts) and self._request.pts[rank] == pts else -1
+
+
+class CountingDecoder:
+    """Decodes one request whose frames are known by their place in what comes out of the decoder."""
+
+    def __init__(
+        self, serial: SerialDecoder, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+    ) -> None:
+        self._serial = serial
+        self._request = request
+        self._account = _Account(channel, ring, request)
+
+    def run(self) -> None:
+        before = self._request.frames_before or 0
+        while self._serial.position < before + len(self._request.pts) and self._account.left:
+            frame = self._serial.read()
+            if frame is None:
+                break
+            rank = self._serial.position - 1 - before
+            if rank >= 0:
+                self._account.take(frame, rank)
+        self._account.finish()

@@ -1,0 +1,260 @@
+"""Which packets hold the second field of a frame: no frame comes of them, whatever their time stamps.
+
+Sources: ITU-T H.264, 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header), 7.4.1.2.4 (the first unit of a
+picture); ITU-T H.262, 6.2.3 (picture header), 6.2.3.1 (picture coding extension).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from app.video.child.keyframes import SEARCHED_BYTES, NalReader
+
+_SLICES = (1, 5)
+_IDR = 5
+_SEQUENCE = 7
+_EXTENSION, _PICTURE_CODING = b"\0\0\1\xb5", 8
+_STRUCTURE_BYTE = 6  # of the extension, from its start code on; its last two bits
+_WHOLE_FRAME = 3
+_HEAD_BYTES = 32  # of a slice: its header's beginning
+_WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profile_idc
+
+
+class _Sequence(NamedTuple):
+    """What a sequence parameter set says of fields and of frame numbers."""
+
+    may_have_fields: bool
+    frame_number_bits: int
+    has_colour_planes: bool
+    may_leave_out_numbers: bool  # streams with layers of time, of which some were taken away
+
+
+class _Field(NamedTuple):
+    frame_number: int
+    is_bottom: bool
+
+
+class FieldReader(Protocol):
+    """Tells second fields, given the packets of one stream in their order."""
+
+    @property
+    def may_see_fields(self) -> bool:
+        """Whether the stream may have fields at all, as far as it has told."""
+        ...
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        """Whether the packet completes the frame that the one before has begun, and holds nothing else.
+
+        `packet` may be the first part of a packet of `packet_bytes`, with the headers of its first picture.
+        """
+        ...
+
+
+def field_reader(codec: str, nals: NalReader, extradata: bytes | None) -> FieldReader | None:
+    """Return the reader for FFmpeg's codec of that name; None if its fields have no packets of their own."""
+    if codec == "h264":
+        return H264FieldReader(nals, extradata)
+    return Mpeg2FieldReader() if codec == "mpeg2video" else None
+
+
+class Mpeg2FieldReader:
+    """Pairs fields as FFmpeg's decoder does: one completes the other, whatever their parity."""
+
+    def __init__(self) -> None:
+        self._has_first = False  # a field that waits for its second
+
+    @property
+    def may_see_fields(self) -> bool:
+        return True
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        del packet_bytes, is_key
+        begins_frame = has_field = False
+        for is_field in _mpeg2_pictures(packet):
+            has_field |= is_field
+            begins_frame |= not (is_field and self._has_first)
+            self._has_first = is_field and not self._has_first
+        return has_field and not begins_frame
+
+
+def _mpeg2_pictures(packet: bytes) -> Iterator[bool]:
+    """Yield, for each picture in the packet, whether it is one field. After a frame nothing is looked for."""
+    at = packet.find(_EXTENSION)
+    while 0 <= at < len(packet) - _STRUCTURE_BYTE:
+        if packet[at + 4] >> 4 == _PICTURE_CODING:
+            is_field = packet[at + _STRUCTURE_BYTE] & 3 != _WHOLE_FRAME
+            yield is_field
+            if not is_field:
+                return
+        at = packet.find(_EXTENSION, at + 4)
+
+
+class H264FieldReader:
+    def __init__(self, nals: NalReader, extradata: bytes | None) -> None:
+        self._nals = nals
+        self._sequence: _Sequence | None = None
+        self._first: _Field | None = None  # of the packet before, if it held one field alone
+        self._reference_number: int | None = None  # frame_num of the last picture that others need
+        if extradata:
+            self._note_sequence(_extradata_units(extradata))
+
+    @property
+    def may_see_fields(self) -> bool:
+        return self._sequence is not None and self._sequence.may_have_fields
+
+    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+        if is_key:
+            self._note_sequence(self._units(packet, packet_bytes))
+        if not self.may_see_fields:
+            return False
+        units = self._units(packet, packet_bytes)
+        fields = {field for unit in units if (field := self._field_of(unit))}
+        first, self._first = self._first, None
+        if len(fields) != 1:
+            return False  # a frame, or both of its fields
+        (field,) = fields
+        if first == _Field(field.frame_number, not field.is_bottom):
+            return True
+        self._first = field
+        return False
+
+    def missing_reference(self, packet: bytes) -> str | None:
+        """What tells that a picture which others need is missing before this packet: the numbers of frames.
+
+        Every such picture counts one on (7.4.3). Packets must come in order, after `is_second_field`.
+        """
+        unit = next(
+            (unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None
+        )
+        if unit is None or self._sequence is None or self._sequence.may_leave_out_numbers:
+            return None
+        try:
+            number = _read_frame_number(_Bits(unit[1:_HEAD_BYTES]), self._sequence)
+        except EOFError:
+            return None
+        before, is_needed = self._reference_number, bool(unit[0] >> 5 & 3)
+        if is_needed or unit[0] & 31 == _IDR:
+            self._reference_number = number
+        next_number = None if before is None else (before + 1) % (1 << self._sequence.frame_number_bits)
+        # After an operation that forgets all references, numbers begin at 0 again: this header does not tell.
+        if before is None or number in (before, next_number, 0, 1):
+            return None
+        return f"pictures are missing: their numbers jump from {before} to {number}"
+
+    def _units(self, packet: bytes, packet_bytes: int) -> Iterator[bytes]:
+        return self._nals.units(packet[:SEARCHED_BYTES], packet_bytes)
+
+    def _note_sequence(self, units: Iterable[bytes]) -> None:
+        for unit in units:
+            if unit and unit[0] & 31 == _SEQUENCE:
+                try:
+                    self._sequence = _read_sequence(_Bits(unit[1:]))
+                except EOFError:
+                    continue
+                return
+
+    def _field_of(self, unit: bytes) -> _Field | None:
+        if not unit or unit[0] & 31 not in _SLICES or self._sequence is None:
+            return None
+        try:
+            return _read_field(_Bits(unit[1:_HEAD_BYTES]), self._sequence)
+        except EOFError:
+            return None
+
+
+def _extradata_units(extradata: bytes) -> Iterator[bytes]:
+    if extradata[0] != 1:
+        yield from NalReader("h264", None).units(extradata, len(extradata))
+    elif len(extradata) > 8:
+        length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
+        yield extradata[8 : 8 + length]
+
+
+class _Bits:
+    """Reads bits of a NAL unit, the bytes that keep zeros apart left out. Raises EOFError at the end."""
+
+    def __init__(self, unit: bytes) -> None:
+        payload = unit.replace(b"\0\0\3", b"\0\0")
+        self._bits = "".join(format(byte, "08b") for byte in payload)
+        self._at = 0
+
+    def number(self, width: int) -> int:
+        end = self._at + width
+        if end > len(self._bits):
+            raise EOFError
+        value = int(self._bits[self._at : end] or "0", 2)
+        self._at = end
+        return value
+
+    def golomb(self) -> int:
+        """ue(v) of 9.1; se(v) has the same length."""
+        one = self._bits.find("1", self._at)
+        if one < 0 or one - self._at > 32:
+            raise EOFError
+        zeros = one - self._at
+        self._at = one
+        return self.number(zeros + 1) - 1
+
+    def signed(self) -> int:
+        value = self.golomb()
+        return (value + 1) // 2 if value % 2 else -(value // 2)
+
+    def skip_golombs(self, count: int) -> None:
+        for _ in range(count):
+            self.golomb()
+
+
+def _read_sequence(bits: _Bits) -> _Sequence:
+    profile = bits.number(8)
+    bits.number(16)
+    bits.golomb()
+    has_colour_planes = profile in _WITH_CHROMA_FORMAT and _read_chroma_format(bits)
+    frame_number_bits = bits.golomb() + 4
+    order_type = bits.golomb()
+    if order_type == 0:
+        bits.golomb()
+    elif order_type == 1:
+        bits.number(1)
+        bits.skip_golombs(2)
+        bits.skip_golombs(min(bits.golomb(), 255))
+    bits.golomb()
+    may_leave_out_numbers = bool(bits.number(1))
+    bits.skip_golombs(2)
+    is_frames_only = bool(bits.number(1))
+    return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes, may_leave_out_numbers)
+
+
+def _read_chroma_format(bits: _Bits) -> bool:
+    """Read up to the scaling lists' end; return whether colour planes are coded apart."""
+    chroma_format = bits.golomb()
+    has_planes = chroma_format == 3 and bool(bits.number(1))
+    bits.skip_golombs(2)
+    bits.number(1)
+    if bits.number(1):
+        for place in range(12 if chroma_format == 3 else 8):
+            if bits.number(1):
+                _skip_scaling_list(bits, 16 if place < 6 else 64)
+    return has_planes
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _read_frame_number(bits: _Bits, sequence: _Sequence) -> int:
+    bits.skip_golombs(3)
+    if sequence.has_colour_planes:
+        bits.number(2)
+    return bits.number(sequence.frame_number_bits)
+
+
+def _read_field(bits: _Bits, sequence: _Sequence) -> _Field | None:
+    frame_number = _read_frame_number(bits, sequence)
+    if not sequence.may_have_fields or not bits.number(1):
+        return None
+    return _Field(frame_number, bool(bits.number(1)))

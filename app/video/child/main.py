@@ -1,0 +1,134 @@
+"""The decoder child: opens one video behind a lock-down, indexes or decodes it, and speaks over pipes.
+
+It is forked from a server process that has this module loaded, so that it starts within milliseconds. It
+holds three descriptors and the ring, and it can reach nothing else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+import numpy.typing as npt
+from av import library_versions
+
+from app.video.child import sandbox
+from app.video.child.channel import Channel
+from app.video.child.container import OpenOptions, PacketReader, VideoRefused
+from app.video.child.decoding import CountingDecoder, MatchingDecoder
+from app.video.child.ffmpeg_log import LogTail
+from app.video.child.headers import Header
+from app.video.child.indexing import Indexer
+from app.video.child.serial import FrameCounter, SerialDecoder
+from app.video.child.watch import PacketWatch
+from app.video.protocol import ring
+from app.video.protocol.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message, Ready
+from app.video.protocol.plan import ChildPlan
+
+
+def serve(plan: ChildPlan) -> None:
+    """Serve commands until the engine closes its end. Never returns."""
+    try:
+        _serve_locked_down(plan)
+    except EOFError:
+        os._exit(0)
+    except MemoryError:
+        os._exit(2)
+    except BaseException:  # noqa: BLE001 - the process's boundary; its end is what the engine sees
+        os._exit(1)
+
+
+def _serve_locked_down(plan: ChildPlan) -> None:
+    descriptors = [plan.video, plan.commands, plan.messages, plan.ring]
+    video, commands, out, ring_descriptor = (int(d) for d in descriptors if isinstance(d, int))
+    memory = np.frombuffer(mmap.mmap(ring_descriptor, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
+    os.close(ring_descriptor)
+    state = sandbox.lock_down(
+        keep=(video, commands, out), memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+    )
+    channel = Channel(commands, out, ring.counters(memory))
+    channel.send(Message.READY, Ready(state, _library_versions()).pack())
+    options = OpenOptions(video, plan.threads, plan.limits)
+    try:
+        _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
+    except VideoRefused as refusal:
+        channel.send(Message.FAULT, refusal.fault.pack())
+    except MemoryError:
+        channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
+
+
+def _library_versions() -> str:
+    versions = {name: ".".join(map(str, number)) for name, number in library_versions.items()}
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+class _Child:
+    def __init__(self, channel: Channel, options: OpenOptions, ring: npt.NDArray[np.uint8]) -> None:
+        self._channel = channel
+        self._options = options
+        self._ring = ring
+        self._reader: PacketReader | None = None
+        self._log: LogTail | None = None
+        self._serial: SerialDecoder | None = None
+
+    def serve(self) -> None:
+        while True:
+            kind, payload = self._channel.receive()
+            if kind is Command.INDEX:
+                self._index()
+            elif kind is Command.COUNT:
+                self._count(CountRequest.unpack(payload))
+            elif kind is Command.DECODE:
+                self._decode(DecodeRequest.unpack(payload))
+
+    def _index(self) -> None:
+        log = self._captured_log()
+        reader = self._open_at_start()
+        watch = PacketWatch(reader, self._channel, log)
+        Indexer(reader, watch, self._channel, self._options.limits).run()
+
+    def _count(self, request: CountRequest) -> None:
+        log = self._captured_log()
+        reader = self._open()
+        first, at = request.entry.ordinal, request.entry.position or 0
+        watch = PacketWatch(reader, self._channel, log, first_place=first, from_byte=at)
+        FrameCounter(reader, watch, self._channel, request).run()
+
+    def _captured_log(self) -> LogTail:
+        """Take down what FFmpeg logs, from before it opens the video: it probes the first packets then."""
+        self._log = self._log or LogTail()
+        return self._log
+
+    def _decode(self, request: DecodeRequest) -> None:
+        reader = self._open()
+        if request.frames_before is None:
+            self._serial = None
+            MatchingDecoder(reader, self._channel, self._ring, request).run()
+            return
+        serial = self._serial
+        if serial is None or not serial.leads_to(request.entry, request.skipped, request.frames_before):
+            serial = SerialDecoder(reader, self._channel, request.entry, request.skipped)
+        self._serial = serial
+        CountingDecoder(serial, self._channel, self._ring, request).run()
+
+    def _open_at_start(self) -> PacketReader:
+        if self._reader is None:
+            self._reader = PacketReader(self._options, self._channel, self._wait_if_large)
+        else:
+            self._reader.reopen()
+            self._serial = None
+        return self._reader
+
+    def _wait_if_large(self, header: Header) -> None:
+        """Wait until the engine lets it open a video whose index takes much memory."""
+        if header.sample_count > self._options.limits.large_samples:
+            self._channel.send(Message.LARGE)
+            kind, _ = self._channel.receive()
+            if kind is not Command.OPEN:
+                raise EOFError
+
+    def _open(self) -> PacketReader:
+        if self._reader is None:
+            self._reader = PacketReader(self._options, self._channel)
+        return self._reader

@@ -1,0 +1,103 @@
+"""Before FFmpeg: where a Matroska or WebM file ends, and how many tags it has.
+
+Sources: RFC 8794 (EBML), RFC 9559 (Matroska).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+EBML_HEADER = b"\x1aE\xdf\xa3"  # how a file begins
+_SEGMENT, _CLUSTER = b"\x18S\x80g", b"\x1fC\xb6u"
+_SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = b"\x11M\x9bt", b"S\xab", b"S\xac"
+_TAGS, _TAG, _SIMPLE_TAG = b"\x12T\xc3g", b"ss", b"g\xc8"
+_OF_TAGS = (_TAGS, _TAG, _SIMPLE_TAG)
+_MAX_ELEMENTS = 100_000  # looked at in search of tags; the rest is for FFmpeg and its limits
+_MAX_DEPTH = 16
+
+
+class Element(NamedTuple):
+    name: bytes
+    start: int  # of its content, bytes into the file
+    end: int | None  # None if it does not tell, as in a live recording
+
+
+class MatroskaReader:
+    """`end` is where the file's segment ends, bytes into the file; None if it does not tell."""
+
+    def __init__(self, descriptor: int, file_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._file_bytes = file_bytes
+        self._elements = 0
+        self._segment = self._find_segment()
+        self.end = self._segment.end if self._segment else None
+
+    def count_tags(self, on_tag: Callable[[], None]) -> None:
+        """Call `on_tag` for each tag that FFmpeg reads with the header: before clusters, or pointed at."""
+        if self._segment is None:
+            return
+        seen, pointed_at = set(), set()
+        for element in self._children(self._segment):
+            if element.name == _CLUSTER:
+                break
+            if element.name == _SEEK_HEAD:
+                pointed_at |= set(self._targets(element, self._segment.start))
+            elif element.name == _TAGS:
+                seen.add(element.start)
+                self._count(element, on_tag)
+        for position in pointed_at:
+            tags = self._element(position)
+            if tags is not None and tags.name == _TAGS and tags.start not in seen:
+                self._count(tags, on_tag)
+
+    def _count(self, parent: Element, on_tag: Callable[[], None], depth: int = 0) -> None:
+        for child in self._children(parent):
+            if child.name == _SIMPLE_TAG:
+                on_tag()
+            if child.name in _OF_TAGS and depth < _MAX_DEPTH:
+                self._count(child, on_tag, depth + 1)
+
+    def _targets(self, seek_head: Element, segment_start: int) -> Iterator[int]:
+        for seek in self._children(seek_head):
+            fields = {child.name: child for child in self._children(seek)}
+            if not {_SEEK_ID, _SEEK_POSITION} <= fields.keys():
+                continue
+            if self._content(fields[_SEEK_ID]) == _TAGS:
+                yield segment_start + int.from_bytes(self._content(fields[_SEEK_POSITION]), "big")
+
+    def _content(self, element: Element) -> bytes:
+        length = 0 if element.end is None else min(8, element.end - element.start)
+        return os.pread(self._descriptor, length, element.start)
+
+    def _find_segment(self) -> Element | None:
+        header = self._element(0)
+        if header is None or header.name != EBML_HEADER or header.end is None:
+            return None
+        segment = self._element(header.end)
+        return segment if segment and segment.name == _SEGMENT else None
+
+    def _children(self, parent: Element) -> Iterator[Element]:
+        at = parent.start
+        end = self._file_bytes if parent.end is None else min(parent.end, self._file_bytes)
+        while at < end and self._elements < _MAX_ELEMENTS:
+            self._elements += 1
+            child = self._element(at)
+            if child is None:
+                return
+            yield child
+            if child.end is None:
+                return
+            at = child.end
+
+    def _element(self, at: int) -> Element | None:
+        head = os.pread(self._descriptor, 12, at) if 0 <= at < self._file_bytes else b""
+        name_bytes = 9 - head[0].bit_length() if head else 9
+        if name_bytes > 4 or len(head) <= name_bytes or not head[name_bytes]:
+            return None
+        size_bytes = 9 - head[name_bytes].bit_length()
+        start = name_bytes + size_bytes
+        largest = (1 << 7 * size_bytes) - 1
+        size = int.from_bytes(head[name_bytes:start], "big") & largest
+        return Element(head[:name_bytes], at + start, None if size == largest else at + start + size)

@@ -1,0 +1,163 @@
+"""The packets of an MP4 or MOV by its header, without reading them.
+
+FFmpeg has the whole index once it has read the header: positions, sizes, decoding times after edit lists, and
+which packets are keyframes or not shown. Presentation follows by the composition offsets of the file's own
+tables and one shift for the whole track. All this is trusted as long as it agrees: with every packet that was
+read to get at a first frame, with the file's own tables entry by entry, and with the bytes of the keyframes.
+In H.264 that may be interlaced the first bytes of every packet are read, for they alone tell second fields.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from av.index import IndexEntries, IndexEntry
+
+from app.video.child.container import PacketReader
+from app.video.child.fields import FieldReader
+from app.video.child.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
+from app.video.child.sample_table import Sample, has_plain_tables, read_samples
+from app.video.protocol.packets import PacketFlag, PacketRecord
+
+# Codecs whose packets come out of FFmpeg as they lie in the file, one a sample, with the container's flags or
+# with those that the first bytes tell.
+_TOLD_BY_BYTES = frozenset(("h264", "hevc"))
+_EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
+_CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
+_ENTRIES_AT_A_TIME = 4096
+
+
+class MovieIndex:
+    """The records of packets that need not be read. `check` the packets that were, in order, before."""
+
+    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
+        header, stream = reader.header, reader.stream
+        track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
+        self.is_movie = header.has_sample_tables
+        self._reader = reader  # which may open its stream anew
+        self._keyframes = keyframes
+        self._fields = fields  # which has seen the packets that were read
+        self._codec = stream.codec_context.name
+        self._knows_flags = self._codec in _CODECS
+        self._is_trusted = False
+        self._samples: Iterator[Sample] = iter(())
+        self._shift: int | None = None  # from a sample's composition to a packet's pts, in ticks
+        if self.is_movie and track is not None and has_plain_tables(reader.descriptor, track):
+            self._is_trusted = True
+            self._samples = read_samples(reader.descriptor, track)
+
+    def __len__(self) -> int:
+        """Packets of which the header tells, whether they are in the file or not."""
+        return len(self._entries) if self.is_movie else 0
+
+    def ends_inside(self, ordinal: int) -> bool:
+        """Whether the file ends inside that packet, by the header."""
+        if not self.is_movie or not 0 <= ordinal < len(self._entries):
+            return False
+        entry = self._entries[ordinal]
+        return bool(entry.pos + entry.size > self._file_bytes)
+
+    @property
+    def can_replace_reading(self) -> bool:
+        """Whether the records of the packets that come next can be had without them."""
+        return self._is_trusted and self._knows_flags and self._shift is not None
+
+    def check(self, packet: PacketRecord) -> None:
+        """Compare with a packet as it was read. Trust goes where they differ."""
+        if not self._is_trusted:
+            return
+        entries = self._entries
+        if packet.ordinal >= len(entries) or packet.pts is None or packet.dts is None:
+            self._is_trusted = False
+            return
+        entry = entries[packet.ordinal]
+        sample = self._sample_of(entry)
+        if sample is None:
+            return
+        if self._shift is None:
+            self._shift = packet.pts - packet.dts - sample.offset_ticks
+        told = self._record(packet.ordinal, entry, sample.offset_ticks)
+        self._is_trusted = told._replace(flags=packet.flags) == packet
+        self._knows_flags &= told.flags == packet.flags
+
+    def records_from(self, ordinal: int) -> Iterator[PacketRecord]:
+        """Yield the records of the packets from `ordinal` on, up to the last that the file holds.
+
+        Where something does not agree they end early, and `can_replace_reading` is no more: go on reading.
+        """
+        for number, entry in self._entries_from(ordinal):
+            if entry.pos >= self._file_bytes:
+                return
+            sample = self._sample_of(entry)
+            if sample is None:
+                return
+            yield self._with_field(self._record(number, entry, sample.offset_ticks))
+            if entry.pos + entry.size > self._file_bytes:
+                return
+
+    def records_lost_from(self, ordinal: int) -> Iterator[PacketRecord]:
+        """Yield the records of the packets from `ordinal` on, which the file does not hold.
+
+        None if the header cannot be trusted.
+        """
+        for number, entry in self._entries_from(ordinal):
+            sample = self._sample_of(entry)
+            if sample is None or self._shift is None:
+                return
+            flags = PacketFlag.KEY | PacketFlag.CLEAN if entry.is_keyframe else PacketFlag(0)
+            flags |= PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
+            pts = entry.timestamp + sample.offset_ticks + self._shift
+            yield PacketRecord(number, pts, entry.timestamp, entry.pos, entry.size, flags)
+
+    @property
+    def _entries(self) -> IndexEntries:
+        return self._reader.stream.index_entries
+
+    @property
+    def _file_bytes(self) -> int:
+        return self._reader.header.file_bytes
+
+    def _entries_from(self, ordinal: int) -> Iterator[tuple[int, IndexEntry]]:
+        entries = self._entries
+        for first in range(ordinal, len(entries), _ENTRIES_AT_A_TIME):
+            yield from enumerate(entries[first : first + _ENTRIES_AT_A_TIME], first)
+
+    def _sample_of(self, entry: IndexEntry) -> Sample | None:
+        """Return the next sample that is `entry`'s, for edit lists leave out some. None ends all trust."""
+        if self._is_trusted and entry.size > 0:
+            for sample in self._samples:
+                if (sample.position, sample.size_bytes) == (entry.pos, entry.size):
+                    return sample
+        self._is_trusted = False
+        return None
+
+    def _record(self, ordinal: int, entry: IndexEntry, offset_ticks: int) -> PacketRecord:
+        pts = entry.timestamp + offset_ticks + (self._shift or 0)
+        size = max(0, min(entry.size, self._file_bytes - entry.pos))
+        flags = PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
+        if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
+            flags |= self._key_flags(entry.pos, size)
+        return PacketRecord(ordinal, pts, entry.timestamp, entry.pos, size, flags)
+
+    def _with_field(self, record: PacketRecord) -> PacketRecord:
+        """Interlaced streams may change from frames to fields anywhere: the bytes of each packet tell."""
+        if self._fields is None or not self._fields.may_see_fields or record.position is None:
+            return record
+        head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), record.position)
+        is_key = bool(record.flags & PacketFlag.KEY)
+        if self._fields.is_second_field(head, record.size_bytes, is_key=is_key):
+            return record._replace(flags=PacketFlag.DISCARD)
+        return record
+
+    def _key_flags(self, position: int, size: int) -> PacketFlag:
+        if self._codec not in _TOLD_BY_BYTES:
+            return PacketFlag.KEY | PacketFlag.CLEAN
+        head = b""
+        for length in (HEAD_BYTES, SEARCHED_BYTES):
+            head = os.pread(self._reader.descriptor, min(length, size), position)
+            if self._keyframes.is_clean_entry(head, size):
+                return PacketFlag.KEY | PacketFlag.CLEAN
+            if length >= size:
+                break
+        return PacketFlag.KEY if self._keyframes.is_any_entry(head, size) else PacketFlag(0)

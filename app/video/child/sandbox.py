@@ -1,0 +1,279 @@
+"""The lock-down. After it, the process can compute and use its few descriptors, no more.
+
+Landlock takes away the file system, TCP and signals to others; a seccomp filter takes away every system
+call that a decoder has no need of. Neither needs privileges. Layouts and numbers: linux/landlock.h,
+linux/seccomp.h, linux/filter.h, and the kernel's syscall tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from app.video.protocol.messages import LockDown
+
+
+class SandboxUnavailable(Exception):
+    """A part of the lock-down that is required cannot be had on this machine."""
+
+
+def lock_down(*, keep: Iterable[int], memory_bytes: int, require: bool) -> LockDown:
+    """Give up all that this process could do beyond computing and using the descriptors `keep`.
+
+    It may take `memory_bytes` of address space on top of what it has. Raises SandboxUnavailable if
+    Landlock or seccomp cannot be had and `require` is set.
+    """
+    _leave_the_session()
+    _close_all_but(keep)
+    _limit_resources(memory_bytes)
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0, require)
+    landlock_abi = _enter_landlock()
+    _check(landlock_abi > 0, require)
+    has_seccomp = _enter_seccomp()
+    _check(has_seccomp, require)
+    return LockDown(landlock_abi, seccomp=has_seccomp, no_new_privileges=True, memory_limited=True)
+
+
+def _check(is_in_force: bool, require: bool) -> None:
+    if require and not is_in_force:
+        raise SandboxUnavailable
+
+
+# -- what any process can do
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_MAX_DESCRIPTORS = 32
+_MAX_CPU_SECONDS = 24 * 3600  # of a child's life. A standstill is seen long before; the next child goes on
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> int:
+    result: int = _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+    return result
+
+
+def _leave_the_session() -> None:
+    """Be the first to go when memory runs out, the last to see a terminal's signals, and never an orphan."""
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is the server's one thread, which stays
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _close_all_but(keep: Iterable[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    lowest = 3
+    for descriptor in sorted(keep):
+        os.closerange(lowest, descriptor)
+        lowest = descriptor + 1
+    os.closerange(lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    for name, value in (
+        (resource.RLIMIT_AS, in_use + memory_bytes),
+        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),
+    ):
+        resource.setrlimit(name, (value, value))
+
+
+# -- Landlock
+
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_RESTRICT_SELF = 446
+_LANDLOCK_QUERY_VERSION = 1
+_FS_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of rights, from bit 0 on
+
+
+def _enter_landlock() -> int:
+    """Deny all that Landlock can deny. Return its ABI's version, 0 if it is not there."""
+    abi = int(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_QUERY_VERSION))
+    if abi < 1:
+        return 0
+    rights = (1 << _FS_RIGHTS_BY_ABI[min(abi, 5)]) - 1
+    network = 0b11 if abi >= 4 else 0  # bind and connect of TCP
+    scopes = 0b11 if abi >= 6 else 0  # abstract sockets, signals
+    attributes = struct.pack("=QQQ", rights, network, scopes)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    ruleset = int(_libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0))
+    if ruleset < 0:
+        return 0
+    try:
+        return abi if _libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
+    finally:
+        os.close(ruleset)
+
+
+# -- seccomp
+
+_ALLOW = 0x7FFF0000
+_REFUSE = 0x00050000
+_KILL = 0x80000000
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_SET, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets into struct seccomp_data
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS = 1, 1
+_X32_CALLS = 0x40000000
+
+_CLONE_THREAD = 0x00010000
+_AT_EMPTY_PATH = 0x1000
+_PROT_EXEC = 4
+_FCNTL_ALLOWED = (0, 1, 2, 3, 1030)  # duplicate, close-on-exec flags, status flags
+_PRCTL_SET_NAME = 15
+
+# name: (x86-64, AArch64); -1 where the architecture lacks it
+_SYSCALLS = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "lseek": (8, 62),
+    "futex": (202, 98),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "pread64": (17, 67),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "dup": (32, 23),
+    "poll": (7, -1),
+    "ppoll": (271, 73),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "getcpu": (309, 168),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "nanosleep": (35, 101),
+    "gettimeofday": (96, 169),
+    "time": (201, -1),
+    "getrandom": (318, 278),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "membarrier": (324, 283),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getrusage": (98, 165),
+    "sysinfo": (99, 179),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "restart_syscall": (219, 128),
+    # with conditions
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "fcntl": (72, 25),
+    "prctl": (157, 167),
+    "newfstatat": (262, 79),
+    "prlimit64": (302, 261),
+    "tgkill": (234, 131),
+    "seccomp": (317, 277),
+}
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+_Program = list[tuple[int, int, int, int]]
+
+
+def _enter_seccomp() -> bool:
+    """Install the filter in every thread. Return whether it is in force."""
+    known = _ARCHITECTURES.get(platform.machine())
+    if known is None:
+        return False
+    column, audit_number = known
+    program = _filter(lambda name: _SYSCALLS[name][column], audit_number)
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    number = _SYSCALLS["seccomp"][column]
+    status = _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
+    return int(status) == 0
+
+
+def _filter(number_of: Callable[[str], int], audit_number: int) -> _Program:
+    refuse = _REFUSE | errno.EPERM
+    conditions: dict[str, _Program] = {
+        "mmap": _unless_set(2, _PROT_EXEC, refuse),
+        "mprotect": _unless_set(2, _PROT_EXEC, refuse),
+        "clone": _if_set(0, _CLONE_THREAD, refuse),
+        "clone3": [(_RETURN, 0, 0, _REFUSE | errno.ENOSYS)],  # the C library then falls back to clone
+        "fcntl": _if_among(1, _FCNTL_ALLOWED, refuse),
+        "prctl": _if_among(0, (_PRCTL_SET_NAME,), refuse),
+        "newfstatat": _if_among(3, (_AT_EMPTY_PATH,), refuse),
+        "prlimit64": _if_zero(2, refuse),  # asking, not setting
+        "tgkill": _if_among(0, (os.getpid(),), refuse),
+    }
+    program: _Program = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_JUMP_IF_EQUAL, 1, 0, audit_number),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_JUMP_IF_AT_LEAST, 0, 1, _X32_CALLS),
+        (_RETURN, 0, 0, refuse),
+    ]
+    for name in _SYSCALLS:
+        number = number_of(name)
+        if name == "seccomp" or number < 0:
+            continue
+        block = conditions.get(name, [(_RETURN, 0, 0, _ALLOW)])
+        program += [(_JUMP_IF_EQUAL, 0, len(block), number), *block]
+    return [*program, (_RETURN, 0, 0, refuse)]
+
+
+def _load_argument(index: int, *, high: bool = False) -> tuple[int, int, int, int]:
+    return (_LOAD, 0, 0, _ARGUMENTS + 8 * index + 4 * high)
+
+
+def _if_set(index: int, mask: int, refuse: int) -> _Program:
+    return [
+        _load_argument(index),
+        (_JUMP_IF_SET, 0, 1, mask),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]
+
+
+def _unless_set(index: int, mask: int, refuse: int) -> _Program:
+    return [
+        _load_argument(index),
+        (_JUMP_IF_SET, 1, 0, mask),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]
+
+
+def _if_among(index: int, values: tuple[int, ...], refuse: int) -> _Program:
+    tests = [(_JUMP_IF_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
+    return [_load_argument(index), *tests, (_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _if_zero(index: int, refuse: int) -> _Program:
+    return [
+        _load_argument(index),
+        (_JUMP_IF_EQUAL, 0, 3, 0),
+        _load_argument(index, high=True),
+        (_JUMP_IF_EQUAL, 0, 1, 0),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]

@@ -1,0 +1,188 @@
+"""Reads packets and takes down what tells that the container has lost data.
+
+Sources of evidence: reads that fail, packets that the demuxer marks as corrupt, its own log, and a walker
+that checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with
+a table of its samples needs none of this: there the table tells which frames are missing.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from app.video.child.channel import Channel
+from app.video.child.container import PacketReader
+from app.video.child.ffmpeg_log import LogTail
+from app.video.child.sample_table import disagreement
+from app.video.child.walkers.choice import walker_for
+from app.video.child.walkers.mpegts import MpegTsWalker
+from app.video.child.walkers.walker import Walker
+from app.video.protocol import messages
+from app.video.protocol.evidence import Evidence
+from app.video.protocol.messages import Message
+
+_WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
+_WALKING_STEP_BYTES = 512 * 1024  # of the packets, after which the walker goes on
+# While a container is opened its first packets are read, and much is said of intact files. This is not.
+_SAID_OF_DAMAGE = re.compile("CRC mismatch")
+# What demuxers say of intact files later on.
+_HARMLESS = re.compile(
+    "changing packet size|not correctly marked|DTS .* out of order|Invalid timestamps"
+    "|Packet corrupt"  # the packet itself is marked, too
+    # Another Matroska file follows, or what is no part of one: the walker has seen the first one's end.
+    "|File extends beyond end of segment|unknown-length element with ID 0x18538067"
+)
+
+# Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
+# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone). Any number of them may
+# fill the gap to the next start code: there, and at the end of all packets but the last, they tell nothing.
+_BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo", "m4v", "h263"))
+_ZEROS = bytes(256)
+_AFTER_ZEROS = re.compile(rb"[^\x00]")
+_NO_DATA = "zeros in place of data"
+
+
+class PacketWatch:
+    """The packets of a reader, with evidence of lost data sent ahead of them."""
+
+    def __init__(
+        self,
+        reader: PacketReader,
+        channel: Channel,
+        log: LogTail,
+        *,
+        first_place: int = 0,
+        from_byte: int = 0,
+    ) -> None:
+        self._reader = reader
+        self._channel = channel
+        self._log = log
+        self._from_byte = from_byte  # evidence before it is known already
+        self._place = first_place  # of the packet that comes next
+        self._read_errors = 0
+        self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
+        self._seen: list[tuple[int | None, str]] = []  # (position, reason), not sent yet
+        self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
+        self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
+        self._has_walked = False
+        self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
+        self._header = reader.header
+        is_table = reader.header.has_sample_tables
+        name = reader.container.format.name
+        self._is_bare = name in _BARE_STREAMS
+        self._is_watching = not is_table
+        # Of streams without a container, demuxer and decoder have one name: what is said is not told apart.
+        self._demuxer = "" if name == reader.stream.codec_context.name else name
+        for text in log.take(self._demuxer):
+            if self._is_watching and _SAID_OF_DAMAGE.search(text):
+                self._seen.append((None, f"the demuxer says: {text.strip()}"))
+        self._walker = None
+        if not is_table:
+            self._walker = walker_for(
+                name.split(",")[0],
+                reader.descriptor,
+                self._header.file_bytes,
+                lambda position, reason: heappush(self._ahead, (position, reason)),
+            )
+
+    def read(self) -> Packet[VideoStream] | None:
+        """Return the reader's next packet, None at the end; evidence of what came before it has been sent."""
+        packet = self._reader.read()
+        if not self._is_watching:
+            return packet
+        if packet is None and self._ending_zeros is not None:
+            self.note(self._ending_zeros, _NO_DATA)
+            self._ending_zeros = None
+        position = None if packet is None else _position(packet)
+        reached = sys.maxsize if packet is None else position
+        if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
+            try:
+                self._take_from_walker(self._walker, reached)
+            except OSError:  # the demuxer meets it, too, and goes on after it
+                self._walker = None
+        self._look_at_reader(packet, position)
+        if self._seen:
+            self._send()
+        self._place += 1
+        return packet
+
+    def leave_chain_unchecked(self) -> None:
+        """Do without the walker: for measuring what it costs."""
+        self._walker = None
+
+    def note(self, packet: Packet[VideoStream], reason: str) -> None:
+        """Take down evidence that was found in a packet which `read` has returned; it goes with the next."""
+        self._seen.append((_position(packet), reason))
+
+    def note_frame(self, reason: str) -> None:
+        """Report evidence that was found in the frame which is sent next."""
+        self._seen.append((None, reason))
+        self._send()
+
+    def check_tables(self, shown: int) -> None:
+        """At the end: report tables of samples that cannot be right, if there are more than `shown`."""
+        reader = self._reader
+        self._from_byte = 0  # the tables may be at the file's start
+        if found := disagreement(reader.descriptor, self._header, reader.stream.index, shown):
+            self._seen.append(found)
+            self._send()
+
+    def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
+        """Take down that the packet holds zeros where its kind of stream has none."""
+        data = bytes(data) if self._is_bare else b""
+        at = data.find(_ZEROS)
+        while at >= 0 and (after := _AFTER_ZEROS.search(data, at)):
+            if after[0] != b"\1":
+                self.note(packet, _NO_DATA)
+                break
+            at = data.find(_ZEROS, after.end())
+        self._ending_zeros = packet if data.endswith(_ZEROS) else None
+
+    def overlook(self) -> None:
+        """Forget what the reader met while it read packets again that were looked at before."""
+        self._log.take("")
+        self._read_errors = self._reader.read_errors
+
+    def _look_at_reader(self, packet: Packet[VideoStream] | None, position: int | None) -> None:
+        if self._reader.read_errors > self._read_errors:
+            self._read_errors = self._reader.read_errors
+            self._seen.append((position, "reading failed and went on after the damage"))
+        if packet is not None and packet.is_corrupt and not self._ends_at_joint(position):
+            self._seen.append((position, "the demuxer marks the packet as damaged"))
+        for text in self._log.take(self._demuxer):
+            if not _HARMLESS.search(text):
+                self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
+
+    def _ends_at_joint(self, position: int | None) -> bool:
+        """Whether the packet is whole, and marked as damaged for nothing but the next stream's beginning."""
+        return isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
+
+    def _take_from_walker(self, walker: Walker, reached: int) -> None:
+        """Let the walker go ahead of byte `reached`, and take what it has seen before it."""
+        if reached + _WALKERS_LEAD_BYTES < self._header.file_bytes:
+            walker.walk_to(reached + _WALKERS_LEAD_BYTES)
+            self._walks_at = reached + _WALKING_STEP_BYTES
+        elif not self._has_walked:
+            self._has_walked = True
+            walker.finish()
+        while self._ahead and self._ahead[0][0] <= reached:
+            self._seen.append(heappop(self._ahead))
+
+    def _send(self) -> None:
+        fresh = [seen for seen in self._seen if seen[0] is None or seen[0] >= self._from_byte]
+        self._seen = []
+        if fresh:
+            self.before_sending()
+            position, reason = min(fresh, key=lambda seen: seen[0] is None)
+            reason = "".join(char if " " <= char <= "~" else "?" for char in reason)
+            evidence = Evidence(self._place, position, len(fresh), reason)
+            self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
+
+
+def _position(packet: Packet[VideoStream]) -> int | None:
+    return packet.pos if packet.pos is not None and packet.pos >= 0 else None

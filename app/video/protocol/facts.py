@@ -1,0 +1,44 @@
+"""What is known of a video once its container has been read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class OtherStream:
+    """A stream of the container that is not read."""
+
+    index: int
+    kind: str  # "video", "audio", "subtitle", "data", "attachment" or "unknown"
+    codec: str  # FFmpeg's name, or the container's tag of one that FFmpeg does not know; "" if there is none
+    width: int = 0  # pixels of a video as stored; 0 where the container does not tell
+    height: int = 0
+    language: str = ""
+    is_default: bool = False
+    is_picture: bool = False  # a cover, a still or thumbnails
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """The chosen video stream. Sizes are in pixels; `width` × `height` is the frame as displayed.
+
+    Pixels need not be square: boxes are in pixels of the decoded frame, `sample_aspect_ratio` tells a
+    player how much wider than high to show one.
+    """
+
+    container: str  # FFmpeg's name of the demuxer: "mov", "matroska", "mpegts"
+    codec: str  # FFmpeg's name: "h264", "hevc"
+    pixel_format: str
+    width: int  # as displayed: rotation applied
+    height: int
+    rotation_degrees: int  # clockwise turn that displays it upright, [0, 360)
+    time_base: Fraction  # seconds of one tick of a pts
+    frame_rate: Fraction | None  # average, as the container tells; None if it does not
+    duration_seconds: float | None  # as the container tells; not the truth about a damaged file
+    stream_index: int
+    mirrored: bool = False  # left and right are swapped before that turn
+    sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
+    frames_from_header: int | None = None  # as the container claims; edit lists and damage make it wrong
+    other_streams: tuple[OtherStream, ...] = ()  # 32 at most

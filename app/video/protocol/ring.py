@@ -1,0 +1,44 @@
+"""The ring: memory without a name that engine and child share, three counters and then pictures.
+
+It is sealed, so that a child cannot shrink it under the engine's feet, and it is gone with the last of
+the two processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+HEADER_BYTES = 4096
+READ_COUNTER = 0  # packets that the child has read, in its life
+FED_COUNTER = 1  # packets of the current request given to the decoder
+OPENING_COUNTER = 2  # nanoseconds of its processor time at which the child began to open; 0 when it is not
+
+_F_ADD_SEALS = 1033
+_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
+
+
+def counters(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    return memory[:24].view(np.uint64)
+
+
+def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
+    """Return a descriptor, for the caller to close, and the memory, (HEADER_BYTES + ring_bytes,) uint8."""
+    descriptor = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, HEADER_BYTES + ring_bytes)
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL)
+        memory = mmap.mmap(descriptor, HEADER_BYTES + ring_bytes)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, np.frombuffer(memory, dtype=np.uint8)
+
+
+def fitting_batch(batch_size: int, frame_bytes: int, ring_bytes: int) -> int:
+    """Return the largest batch, at most `batch_size` frames, of which two fit in the ring; 0 if none does."""
+    return min(batch_size, ring_bytes // (2 * frame_bytes))
