@@ -31,7 +31,6 @@ from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.protocol.limits import VideoLimits
 
-LOAD_SECONDS = 600.0  # a model that loads for longer hangs
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # that no host needs
 
 _log = structlog.get_logger(__name__)
@@ -53,11 +52,13 @@ def create_engine(settings: Settings) -> Engine:
     hosts = HostPool(
         plan=_plan(settings, data),
         spawn=_spawn,
-        limits=HostLimits(settings.model_call_seconds, LOAD_SECONDS, settings.host_memory_bytes),
+        limits=HostLimits(
+            settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
+        ),
         turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
         tell=_Account(metrics),
         advance=meter.add,
-        wake=lambda: engine.wake(),
+        wake=lambda: engine.wake(),  # noqa: PLW0108 - it is made below
     )
     catalog = Catalog(hosts)
     rules = JobRules(

@@ -236,13 +236,16 @@ class Settings(BaseSettings):
         20.0, ge=0, description="segments under way have so long to finish after SIGTERM"
     )
     model_call_seconds: float = Field(
-        300.0, gt=0, description="a model that takes longer for one batch hangs: the engine starts anew"
+        300.0, gt=0, description="a model that takes longer for one batch hangs: its host is replaced"
+    )
+    model_load_seconds: float = Field(
+        600.0, gt=0, description="a model that takes longer to load hangs: its host is replaced"
     )
     engine_deaths: int = Field(
         8,
         ge=3,
         le=1000,
-        description="a job fails after so many engines in a row died while they ran it and it made no part; "
+        description="a job fails after so many engines or hosts in a row died at it and it made no part; "
         "more than chance kills seconds apart come to, yet few enough for a model that crashes",
     )
     require_sandbox: bool = Field(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from app.detection.detector import Detector
+from app.detection.device import DeviceThread
 from app.detection.devices import make_ready
 from app.detection.frame_copies import pinning_for
-from app.detection.model_pool import LoadedModel
 from app.detection.precision import Precision
 from app.settings import Settings
 from benchmarks.batches import Frames, on_whole_pages
@@ -72,7 +72,7 @@ class Check:
             self.tell(what, f"NOT DONE: {type(error).__name__}: {error}")
 
     @contextmanager
-    def bench(self, name: str, precision: str) -> Iterator[tuple[Bench, LoadedModel]]:
+    def bench(self, name: str, precision: str) -> Iterator[tuple[Bench, DeviceThread]]:
         make_ready(self.device)
         pinning = pinning_for([self.device])
         is_open = (self.folder / "no-sandbox").exists()

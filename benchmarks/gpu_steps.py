@@ -22,9 +22,9 @@ import onnxruntime
 import psutil
 import torch
 
+from app.detection.device import DeviceThread
 from app.detection.devices import make_ready, memory_bytes
 from app.detection.frame_copies import copies_to, pinning_for
-from app.detection.model_pool import LoadedModel
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
 from app.errors import InternalError
@@ -140,7 +140,7 @@ def jobs(check: Check) -> None:
                     _job(check, bench, loaded, bare, slots=2, is_long=False)
 
 
-def _bare(check: Check, told: str, loaded: LoadedModel) -> float:
+def _bare(check: Check, told: str, loaded: DeviceThread) -> float:
     """Tell frames a second of the network alone, and return those with its boxes read."""
     detector = loaded.detector
     there = torch.from_numpy(check.frames(detector, 2 * detector.batch_size)).to(detector.device)
@@ -161,7 +161,7 @@ def _bare(check: Check, told: str, loaded: LoadedModel) -> float:
     return bare
 
 
-def _job(check: Check, bench: Bench, loaded: LoadedModel, bare: float, *, slots: int, is_long: bool) -> None:
+def _job(check: Check, bench: Bench, loaded: DeviceThread, bare: float, *, slots: int, is_long: bool) -> None:
     name, document = loaded.detector.name, check.folder / "document"
     video = check.long_video if is_long else check.video
     count = check.sizes.loops[is_long] * check.sizes.gop

@@ -16,15 +16,13 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from app.detection.model_pool import ModelPool
 from app.detection.registry import load_detector
 from app.pipeline.detect_video import DetectionRequest, detect_video
+from app.pipeline.local_runner import LocalRunner
 from app.pipeline.options import DetectionOptions
-from app.pipeline.runner import LocalRunner
-from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
@@ -55,7 +53,6 @@ class Bench:
         parts_folder: Path | None = None,
     ) -> float:
         """Return the seconds of one whole job; its answer and its parts stay where it is given a place."""
-        self.phases.clear()
         with tempfile.TemporaryDirectory() as folder, self._decoders() as decoders:
             request = DetectionRequest(
                 job_id="benchmark",
@@ -65,32 +62,22 @@ class Bench:
                 pts=Path(folder) / "pts",
                 options=DetectionOptions(),
                 segment_frames=self._settings.segment_frames,
-                runtime="",
             )
             with (
-                self._models.use(model) as loaded,
-                LocalRunner(slots=slots, run=partial(self._segment, decoders)) as runner,
+                self._models.use(model),
+                LocalRunner(slots=slots, decoders=decoders, device_for=self._models.in_use) as runner,
             ):
                 started = time.perf_counter()
                 detect_video(
                     request,
-                    decoders=decoders,
-                    detector=loaded.detector,
+                    model=self._models.facts_of(model),
                     runner=runner,
                     observe=lambda _progress, _report: None,
                     cancelled=lambda: False,
                 )
-                return time.perf_counter() - started
-
-    def _segment(self, decoders: DecoderPool, task: SegmentTask, cancelled: Cancelled) -> SegmentOutcome:
-        return run_segment(
-            task,
-            decoders=decoders,
-            device=self._models.in_use(task.model).least_busy(),
-            cancelled=cancelled,
-            clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
-            advance=lambda _frames: None,
-        )
+                seconds = time.perf_counter() - started
+                self.phases = runner.phases
+                return seconds
 
     def _decoders(self) -> DecoderPool:
         settings = self._settings
@@ -172,8 +159,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         with ModelPool(
-            devices=["cpu"],
-            load=lambda name, device: load_detector(name, device=device),
+            device="cpu",
+            load=lambda name: load_detector(name, device="cpu"),
             profiles=ProfileStore(folder / "profiles", folder / "attempts", runtime=""),
         ) as models:
             bench = Bench(settings, models)

@@ -111,12 +111,12 @@ def pool_of(
     def load_once(name: str) -> Detector:
         return load_detector(name, device=device, models_folder=folder, precision=precision)
 
-    def load(name: str, _: str) -> Detector:
+    def load(name: str) -> Detector:
         model = load_once(name.removeprefix(DECODE_ALONE))
         return FindsNothing(model, model.batch_size) if name.startswith(DECODE_ALONE) else model
 
     profiles = ProfileStore(scratch / "profiles", scratch / "attempts", runtime="")
-    return ModelPool(devices=[device], load=load, profiles=profiles)
+    return ModelPool(device=device, load=load, profiles=profiles)
 
 
 def parity(bench: Bench, models: ModelPool, folder: Path, videos: list[Path], scratch: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is known of the models, as every process tells it. Imports no torch: engine and web workers read it."""
+"""What is known of the models, as every process tells it. No torch here: engine and web workers read it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The engine: the one process of a data folder that takes up its jobs and schedules their work.
 
 It computes nothing: hosts do. Its loop claims jobs and gives each a thread that calls `detect_video`; their
-segments share the hosts. Whatever ends this process, the next one takes up its jobs from their finished parts.
+segments share the hosts. Whatever ends this process, the next one goes on from the jobs' finished parts.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ class HostPool:
         advance: Callable[[str, int], None],
         wake: Callable[[], None],
     ) -> None:
-        """`tell` is told of each segment that was run; `advance` of a job's frames, as they are dealt with, and
-        taken back when a host dies; `wake` when `tend` has something to do.
+        """`tell` is told of each segment that was run; `advance` of a job's frames as they are dealt with, or
+        they are lost with a host; `wake` when `tend` has something to do.
         """
         self._plan = plan
         self._spawn = spawn

@@ -82,21 +82,17 @@ class HostProcess:
         """Why this host has to be ended, as a constant text; None if all is well."""
         silent_seconds = time.monotonic() - self._last_sign
         beat = self.heartbeat
-        if self.ready is None:
+        if self.ready is None or beat is None:
             return "host does not start" if silent_seconds > START_SECONDS else None
-        if silent_seconds > SILENT_SECONDS or (silent_seconds > STOPPED_SECONDS and self._is_stopped()):
-            return "host does not answer"
-        if beat is None:
-            return None
-        if beat.device_fault is not None:
-            return "device lost"
-        if beat.call_seconds > limits.call_seconds:
-            return "model hangs"
-        if beat.loading_seconds > limits.load_seconds:
-            return "model hangs while it loads"
-        if self.own_bytes() > self._allowed_bytes(limits):
-            return "host takes too much memory"
-        return None
+        is_stopped = silent_seconds > STOPPED_SECONDS and self._is_stopped()
+        faults = {
+            "host does not answer": silent_seconds > SILENT_SECONDS or is_stopped,
+            "device lost": beat.device_fault is not None,
+            "model hangs": beat.call_seconds > limits.call_seconds,
+            "model hangs while it loads": beat.loading_seconds > limits.load_seconds,
+            "host takes too much memory": self.own_bytes() > self._allowed_bytes(limits),
+        }
+        return next((fault for fault, is_so in faults.items() if is_so), None)
 
     def own_bytes(self) -> int:
         """Memory of the host's own, its children apart; 0 once it is gone."""
@@ -139,7 +135,7 @@ class HostProcess:
         return self._process.poll()
 
     def _allowed_bytes(self, limits: HostLimits) -> int:
-        """What CUDA takes of the host comes on top: it takes gigabytes, and no model's end gives them back."""
+        """What CUDA takes of the host comes on top: gigabytes, which no model's end gives back."""
         assert self.ready is not None  # noqa: S101 - looked at before
         return limits.memory_bytes + (0 if self.ready.device == "cpu" else self.ready.own_bytes)
 

@@ -120,32 +120,39 @@ class JobRun:
                 on_end()
 
     def _detect(self) -> JobState:
-        job, rules = self.job, self._rules
         try:
-            reason = why_failed(job, most_deaths=rules.most_deaths, call_seconds=rules.call_seconds)
-            if reason is not None:
-                raise reason
+            self._check_past()
             self._detect_with_model()
         except DetectionCancelled:
-            if self._records.store.get(job.id).cancel_requested:
+            if self._records.store.get(self.job.id).cancel_requested:
                 return self._end(JobState.CANCELLED)
             return self._put_back()
-        except FrameboxError as error:
-            _log.warning("job failed", code=error.code, detail=error.detail)
-            return self._end(JobState.FAILED, error)
         except NoRoomForModel:
             return self._put_back(Waiting.MODEL_MEMORY)
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
-            if is_disk_full(error):
-                _log.warning("no room on disk; the job waits")
-                self._records.note_full_disk()
-                return self._put_back(Waiting.DISK_SPACE)
-            _log.exception("job failed")
-            reason = InternalError("The job failed for a reason of the service's own; its log tells.")
-            return self._end(JobState.FAILED, reason)
+            return self._end_by(error)
         return self._end(JobState.SUCCEEDED)
+
+    def _end_by(self, error: Exception) -> JobState:
+        if isinstance(error, FrameboxError):
+            _log.warning("job failed", code=error.code, detail=error.detail)
+            return self._end(JobState.FAILED, error)
+        if is_disk_full(error):
+            _log.warning("no room on disk; the job waits")
+            self._records.note_full_disk()
+            return self._put_back(Waiting.DISK_SPACE)
+        _log.error("job failed", exc_info=error)
+        reason = InternalError("The job failed for a reason of the service's own; its log tells.")
+        return self._end(JobState.FAILED, reason)
+
+    def _check_past(self) -> None:
+        """Raise why the job is not tried any more, if it is not."""
+        rules = self._rules
+        reason = why_failed(self.job, most_deaths=rules.most_deaths, call_seconds=rules.call_seconds)
+        if reason is not None:
+            raise reason
 
     def _detect_with_model(self) -> None:
         job, data = self.job, self._records.data

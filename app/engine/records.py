@@ -43,7 +43,7 @@ class Records:
         self._nothing_before = 0.0  # monotonic seconds; set when the disk refused a write
 
     def begin(self) -> None:
-        """Begin an epoch: jobs that an earlier engine ran are queued again. Raises LeaseLost if it has to stop."""
+        """Begin an epoch: jobs of an earlier engine are queued again. Raises LeaseLost if it has to stop."""
         self.epoch = self.until_room(
             lambda: self.store.begin_epoch(pid=os.getpid(), part_traces=self.traces(self.store.running()))
         )

@@ -1,8 +1,8 @@
 """What runs next, and why. Pure: no store, no host, no clock but the one that is given.
 
-Jobs are taken up by `ClaimTurns`: interactive ones before batch jobs, but every `BATCH_TURN`-th is the others';
-one place is never a batch job's; a job whose model finds no room is overtaken for `PATIENCE_SECONDS`; a job at
-which hosts or engines died again and again is tried alone.
+Jobs are taken up by `ClaimTurns`: interactive ones before batch jobs, but every `BATCH_TURN`-th is the
+others'; one place is never a batch job's; a job whose model finds no room is overtaken for
+`PATIENCE_SECONDS`; a job at which hosts or engines died again and again is tried alone.
 
 Segments of the jobs that run are handed out by `SegmentTurns`: to the job with the fewest under way.
 
@@ -165,9 +165,9 @@ class _Trial:
 class Suspects:
     """At most one suspected job runs at a time, and nothing is begun beside it.
 
-    Nobody can tell which of the jobs that were running made a host or an engine die. So each is suspected after
-    a second death without a new part, and runs alone: only the guilty one dies alone. It is trusted once it has
-    made a part; after ALONE_SECONDS it is no longer alone, but still the only one.
+    Nobody can tell which of the jobs that were running made a host or an engine die. So each is suspected
+    after a second death without a new part, and runs alone: only the guilty one dies alone. It is trusted
+    once it has made a part; after ALONE_SECONDS it is no longer alone, but still the only one.
     """
 
     def __init__(self, trace_parts: Callable[[str], str], clock: Clock = time.monotonic) -> None:
@@ -218,9 +218,10 @@ class SegmentTurns(Generic[T]):
     """Whose segment is begun when a slot is free. Not shared between threads.
 
     The job with the fewest segments running has its turn, and among equals the one that has waited longest.
-    `express_slots` more are kept for jobs that have no segment running at all, so that a short video begins at
-    once, whatever else is under way. Urgent jobs come before all others, but for every `PATIENT_TURN`-th segment
-    while both wait. Beside `alone`, a job's id, no other has a turn, nor has that one before the others' end.
+    `express_slots` more are kept for jobs that have no segment running at all, so that a short video begins
+    at once, whatever else is under way. Urgent jobs come before all others, but for every `PATIENT_TURN`-th
+    segment while both wait. Beside `alone`, a job's id, no other has a turn, nor has that one before the end
+    of the others' segments.
     """
 
     def __init__(self, *, slots: int, express_slots: int = 0) -> None:

@@ -138,8 +138,8 @@ class FrameSource(Protocol):
     ) -> Frames:
         """Decode the wanted frames of `segment`, upright, at (width, height) = `frame_size`.
 
-        Batches hold `batch_size` frames, or as many as have room. Raises VideoOverLimit if not even the smallest ones
-        have room; while the frames are iterated over, DecodingCancelled and InternalError.
+        Batches hold `batch_size` frames, or as many as have room. Raises VideoOverLimit if not even the
+        smallest ones have room; while the frames are iterated over, DecodingCancelled and InternalError.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A whole instance, started as `make serve` starts it: supervisor, nginx, gunicorn, engine."""
+"""A whole instance, started as `make serve` starts it: supervisor, nginx, gunicorn, engine, hosts."""
 
 from __future__ import annotations
 
@@ -136,9 +136,17 @@ class Instance:
         (process,) = self.find("-m", "app", "engine")
         return process
 
+    def hosts(self) -> list[psutil.Process]:
+        return self.find("-m", "app", "host")
+
+    def host(self) -> psutil.Process:
+        (process,) = self.hosts()
+        return process
+
     def decoders(self) -> list[psutil.Process]:
-        """The decoder children that live now: the forkserver's children."""
-        return [child for process in self.engine().children() for child in process.children(recursive=True)]
+        """The decoder children that live now: those of the hosts' forkservers."""
+        servers = [server for host in self.hosts() for server in host.children()]
+        return [child for server in servers for child in server.children()]
 
     def http_workers(self) -> list[psutil.Process]:
         (master,) = [process for process in self.find("gunicorn") if process.ppid() == self.supervisor_pid]

@@ -13,8 +13,8 @@ from instance import Instance, make_clip
 from torch import Tensor, nn
 
 MIB = 1024 * 1024
-# Of these 280 to 330 MiB are the engine's own at its start, and 160 kept for its jobs: 510 to 560 are left.
-ENGINE_BYTES = 1000 * MIB
+# Of these some 260 MiB are the host's own at its start, and 96 kept for its segments.
+HOST_BYTES = 1000 * MIB
 BALLAST_BYTES = 120 * MIB  # a network takes four times that while it is loaded, beside the other five times
 NAMES = ("first", "second")
 
@@ -37,7 +37,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     (folder / "models").mkdir()
     for name, share in zip(NAMES, (1.0, 0.8), strict=True):
         (folder / "models" / f"{name}.torchscript").write_bytes(as_torchscript(Heavy(share)))
-    settings = {"models": folder / "models", "model": "none", "engine_memory_bytes": ENGINE_BYTES}
+    settings = {"models": folder / "models", "model": "none", "host_memory_bytes": HOST_BYTES}
     with Instance(folder / "data", **settings) as made:
         yield made
 
@@ -55,7 +55,7 @@ def loaded(instance: Instance) -> set[str]:
 
 
 def own_bytes(instance: Instance) -> int:
-    memory = instance.engine().memory_info()
+    memory = instance.host().memory_info()
     return int(memory.rss - memory.shared)
 
 
@@ -72,7 +72,7 @@ def test_jobs_of_models_that_do_not_fit_together_all_succeed(instance: Instance,
         assert answer.status_code == 200, answer.text
         assert alone.setdefault(name, answer.content) == answer.content
         wait_until_alone(instance, name)
-        assert own_bytes(instance) < ENGINE_BYTES
+        assert own_bytes(instance) < HOST_BYTES
     assert alone["first"] != alone["second"]
 
     jobs = [(name, instance.post_async(short_clip, model=name)) for name in NAMES * 3]
@@ -80,5 +80,5 @@ def test_jobs_of_models_that_do_not_fit_together_all_succeed(instance: Instance,
         assert instance.wait_for_end(job_id)["state"] == "succeeded"
         assert instance.result(job_id) == alone[name]
         assert len(loaded(instance)) <= 1
-        assert own_bytes(instance) < ENGINE_BYTES
+        assert own_bytes(instance) < HOST_BYTES
     assert instance.engine() == engine  # it did not end in between

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.jobs.job import Job, JobState, Progress, VideoSource
 from app.jobs.store import JobStore
-from app.storage.data_folder import DataFolder
+from app.pipeline.options import DetectionOptions
+from app.storage.data_folder import DataFolder, new_job_id
 
 
 @pytest.fixture
@@ -14,6 +19,31 @@ def folder(tmp_path: Path) -> DataFolder:
     folder = DataFolder(tmp_path / "data")
     folder.create()
     return folder
+
+
+@pytest.fixture
+def make_job() -> Callable[..., Job]:
+    """Make a running job as the store would give it, but for what is named."""
+
+    def make(**fields: Any) -> Job:
+        plain = Job(
+            id=new_job_id(),
+            state=JobState.RUNNING,
+            request_id="request",
+            model="none",
+            options=DetectionOptions(),
+            source=VideoSource(1, "ab" * 32, "clip.mp4"),
+            created_at=0.0,
+            started_at=0.0,
+            finished_at=None,
+            progress=Progress(),
+            cancel_requested=False,
+            problem=None,
+            report=None,
+        )
+        return replace(plain, **fields)
+
+    return make
 
 
 @pytest.fixture

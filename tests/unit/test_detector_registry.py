@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from app.detection.measuring import MemoryMeter, measure
+from app.detection.model_facts import ModelFacts
 from app.detection.registry import describe_detector, detector_names, load_detector
 from app.errors import InvalidOption
 
@@ -15,11 +14,10 @@ def test_an_unknown_name_lists_what_there_is() -> None:
     assert caught.value.extensions == {"parameter": "model", "allowed": detector_names()}
 
 
-def test_a_description_is_plain_json_with_a_measured_speed() -> None:
+def test_what_is_known_of_a_model_survives_its_way_through_json() -> None:
     meter = MemoryMeter("cpu")
     detector = load_detector("none", device="cpu")
-    description = describe_detector(detector, measure(detector, meter))
-    assert json.loads(json.dumps(description)) == description
-    assert description["name"] == "none"
-    assert description["input_size"] == [640, 640]
-    assert description["frames_per_second"] > 0
+    facts = describe_detector(detector, measure(detector, meter), "a test")
+    assert ModelFacts.model_validate_json(facts.model_dump_json()) == facts
+    assert (facts.name, facts.input_size, facts.runtime) == ("none", (640, 640), "a test")
+    assert facts.frames_per_second > 0

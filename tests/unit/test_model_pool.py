@@ -12,7 +12,8 @@ from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, Trial, best_trial, measure
-from app.detection.model_pool import ModelBudget, ModelPool, NoRoomForModel
+from app.detection.model_facts import NoRoomForModel
+from app.detection.model_pool import ModelBudget, ModelPool, WornOut
 from app.errors import ModelFault
 from app.storage.model_profiles import ProfileStore
 
@@ -50,7 +51,7 @@ class Loads:
         self.names: list[str] = []
         self.faults = faults
 
-    def __call__(self, name: str, device: str) -> FakeDetector:  # noqa: ARG002 - as loaders are called
+    def __call__(self, name: str) -> FakeDetector:
         self.names.append(name)
         if name in self.faults:
             raise self.faults[name]
@@ -84,13 +85,13 @@ def loads() -> Loads:
 @pytest.fixture
 def pool(loads: Loads, profiles: ProfileStore[ModelProfile]) -> Iterator[ModelPool]:
     with ModelPool(
-        devices=["cpu"], load=loads, profiles=profiles, budget=ModelBudget(host_bytes=200 * MIB)
+        device="cpu", load=loads, profiles=profiles, budget=ModelBudget(host_bytes=200 * MIB)
     ) as made:
         yield made
 
 
 def loaded(pool: ModelPool) -> list[str]:
-    return [found["name"] for found in pool.descriptions() if found["loaded"]]
+    return sorted(pool.loaded())
 
 
 def test_models_may_need_more_while_they_load_than_beside_each_other(
@@ -99,17 +100,17 @@ def test_models_may_need_more_while_they_load_than_beside_each_other(
     for name in "abc":
         profiles.write(FakeDetector(name).fingerprint, "cpu", profile(30) | {"loading_bytes": 120 * MIB})
     budget = ModelBudget(host_bytes=180 * MIB)
-    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
         use_once(pool, "a", "b", "c")
         assert loaded(pool) == ["a", "b", "c"]
-        assert [found["memory_bytes"] for found in pool.descriptions()] == [120 * MIB] * 3
+        assert [pool.facts_of(name).memory_bytes for name in "abc"] == [120 * MIB] * 3
     budget = ModelBudget(host_bytes=179 * MIB)
-    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
         use_once(pool, "a", "b", "c")
         assert loaded(pool) == ["b", "c"]
     with (
         ModelPool(
-            devices=["cpu"], load=loads, profiles=profiles, budget=ModelBudget(host_bytes=100 * MIB)
+            device="cpu", load=loads, profiles=profiles, budget=ModelBudget(host_bytes=100 * MIB)
         ) as pool,
         pytest.raises(ModelFault, match="takes 120 MiB of host memory"),
     ):
@@ -134,9 +135,7 @@ def test_the_model_longest_unused_makes_room(pool: ModelPool, loads: Loads) -> N
     use_once(pool, "b")
     assert loaded(pool) == ["b", "c"]
     assert loads.names == ["a", "b", "c", "b"]
-    unloaded = [found for found in pool.descriptions() if not found["loaded"]]
-    assert [found["name"] for found in unloaded] == ["a"]
-    assert unloaded[0]["memory_bytes"] == 100 * MIB
+    assert pool.facts_of("a").memory_bytes == 100 * MIB  # of one that is not loaded any more, too
 
 
 def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:
@@ -145,7 +144,7 @@ def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:
         assert pool.crowded_models() == {"c"}
         with pytest.raises(NoRoomForModel), pool.use("c"):
             pass
-        assert a.devices[0].submit(torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()).result(WAIT_SECONDS)
+        assert a.submit(torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()).result(WAIT_SECONDS)
     assert pool.crowded_models() == frozenset()
     use_once(pool, "c")
 
@@ -171,13 +170,13 @@ def test_a_model_loads_once_for_all_who_ask_at_a_time(profiles: ProfileStore[Mod
     entered, leave = threading.Event(), threading.Event()
     names: list[str] = []
 
-    def load(name: str, device: str) -> FakeDetector:
+    def load(name: str) -> FakeDetector:
         names.append(name)
         entered.set()
         assert leave.wait(WAIT_SECONDS)
         return FakeDetector(name)
 
-    with ModelPool(devices=["cpu"], load=load, profiles=profiles) as pool:
+    with ModelPool(device="cpu", load=load, profiles=profiles) as pool:
         threads = [threading.Thread(target=use_once, args=(pool, "a")) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -190,29 +189,30 @@ def test_a_model_loads_once_for_all_who_ask_at_a_time(profiles: ProfileStore[Mod
     assert names == ["a"]
 
 
-def test_the_slowest_call_names_the_job_that_it_is_for(profiles: ProfileStore[ModelProfile]) -> None:
+def test_a_call_names_the_job_that_it_is_for(profiles: ProfileStore[ModelProfile]) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold(frames: Tensor) -> None:
         entered.set()
         leave.wait(WAIT_SECONDS)
 
-    def load(name: str, device: str) -> FakeDetector:
+    def load(name: str) -> FakeDetector:
         return FakeDetector(name, before=hold)
 
     frames = torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()
     with (
-        ModelPool(devices=["cpu"], load=load, profiles=profiles) as pool,
+        ModelPool(device="cpu", load=load, profiles=profiles) as pool,
         pool.use("a") as model,
     ):
-        future = model.least_busy().submit(frames, owner="job")
+        future = model.submit(frames, owner="job")
         assert entered.wait(WAIT_SECONDS)
-        seconds, job_id = pool.slowest_call()
+        seconds, job_id = model.running_call
+        assert pool.devices() == [model]
         assert seconds > 0
         assert job_id == "job"
         leave.set()
         future.result(WAIT_SECONDS)
-        assert pool.slowest_call() == (0.0, None)
+        assert model.running_call == (0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_the_slowest_call_names_the_job_that_it_is_for(profiles: ProfileStore[Mo
 def test_what_a_model_raises_at_load_is_its_fault(
     profiles: ProfileStore[ModelProfile], error: Exception, reason: str
 ) -> None:
-    with ModelPool(devices=["cpu"], load=Loads(a=error), profiles=profiles) as pool:
+    with ModelPool(device="cpu", load=Loads(a=error), profiles=profiles) as pool:
         with pytest.raises(ModelFault, match=reason) as caught:
             use_once(pool, "a")
         assert "secret" not in caught.value.detail
@@ -238,7 +238,7 @@ def test_what_a_model_raises_at_load_is_its_fault(
 def test_a_lost_device_is_not_the_models_fault(profiles: ProfileStore[ModelProfile]) -> None:
     fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     with (
-        ModelPool(devices=["cpu"], load=Loads(a=fault), profiles=profiles) as pool,
+        ModelPool(device="cpu", load=Loads(a=fault), profiles=profiles) as pool,
         pytest.raises(DeviceLost, match="illegal memory access"),
     ):
         use_once(pool, "a")
@@ -249,7 +249,7 @@ def test_a_device_that_is_lost_while_a_model_loads_is_not_the_models_fault_in_an
 ) -> None:
     sticking = torch.AcceleratorError("CUDA error: unspecified launch failure")
     pool = ModelPool(
-        devices=["one", "other"],
+        device="other",
         load=Loads(a=ModelFault("The file cannot be read.")),
         profiles=profiles,
         ask_device={"one": None, "other": sticking}.get,
@@ -263,7 +263,7 @@ def test_a_library_that_found_no_memory_on_a_device_has_not_lost_it(
 ) -> None:
     fault = torch.AcceleratorError("CUDA error: out of memory")
     with (
-        ModelPool(devices=["cpu"], load=Loads(a=fault), profiles=profiles) as pool,
+        ModelPool(device="cpu", load=Loads(a=fault), profiles=profiles) as pool,
         pytest.raises(ModelFault, match="not enough memory to load"),
     ):
         use_once(pool, "a")
@@ -276,19 +276,19 @@ class CrampedLoads(Loads):
         super().__init__()
         self.pool: ModelPool | None = None
 
-    def __call__(self, name: str, device: str) -> FakeDetector:
+    def __call__(self, name: str) -> FakeDetector:
         assert self.pool is not None
         if name == "large" and loaded(self.pool):
             lack = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
             raise ModelFault("The file cannot be read.") from lack
-        return super().__call__(name, device)
+        return super().__call__(name)
 
 
 def test_a_model_that_finds_no_memory_is_loaded_without_those_that_nobody_uses(
     profiles: ProfileStore[ModelProfile],
 ) -> None:
     loads, budget = CrampedLoads(), ModelBudget(host_bytes=1000 * MIB)
-    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
         loads.pool = pool
         use_once(pool, "a", "b", "large")
         assert loaded(pool) == ["large"]
@@ -297,7 +297,7 @@ def test_a_model_that_finds_no_memory_is_loaded_without_those_that_nobody_uses(
 
 def test_a_model_that_finds_no_memory_waits_for_those_in_use(profiles: ProfileStore[ModelProfile]) -> None:
     loads, budget = CrampedLoads(), ModelBudget(host_bytes=1000 * MIB)
-    with ModelPool(devices=["cpu"], load=loads, profiles=profiles, budget=budget) as pool:
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
         loads.pool = pool
         use_once(pool, "b")
         with pool.use("a"):
@@ -319,7 +319,7 @@ def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(
         unended.append(profiles.attempt("a"))
         unended[-1].__enter__()  # and no more: the process is gone
 
-    pool = ModelPool(devices=["cpu"], load=loads, profiles=profiles, most_attempts=2)
+    pool = ModelPool(device="cpu", load=loads, profiles=profiles, most_attempts=2)
     die()
     use_once(pool, "a")  # one that comes to an end is forgotten
     pool.close()
@@ -335,14 +335,14 @@ def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(
 def test_the_batch_size_is_measured_once_and_kept(tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def load(name: str, device: str) -> FakeDetector:
+    def load(name: str) -> FakeDetector:
         return FakeDetector(name, before=lambda frames: calls.append(len(frames)))
 
     def batch_size() -> int:
         kept: ProfileStore[ModelProfile] = ProfileStore(
             tmp_path / "kept", tmp_path / "tried", runtime="1 thread"
         )
-        with ModelPool(devices=["cpu"], load=load, profiles=kept) as pool, pool.use("new") as model:
+        with ModelPool(device="cpu", load=load, profiles=kept) as pool, pool.use("new") as model:
             return model.detector.batch_size
 
     first = batch_size()
@@ -352,12 +352,58 @@ def test_the_batch_size_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert calls == []
 
 
-def test_all_devices_take_the_same_batches(profiles: ProfileStore[ModelProfile], loads: Loads) -> None:
-    with (
-        ModelPool(devices=["cpu", "cpu"], load=loads, profiles=profiles) as pool,
-        pool.use("a") as model,
-    ):
-        assert [device.detector.batch_size for device in model.devices] == [4, 4]
+def test_other_models_stand_still_while_one_is_measured(profiles: ProfileStore[ModelProfile]) -> None:
+    """What they take meanwhile would be counted as its own, and kept for good."""
+    calls: list[str] = []
+
+    def load(name: str) -> FakeDetector:
+        return FakeDetector(name, before=lambda _: calls.append(name))
+
+    frames = torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()
+    with ModelPool(device="cpu", load=load, profiles=profiles) as pool, pool.use("a") as model:
+        stop = threading.Event()
+
+        def keep_busy() -> None:
+            while not stop.is_set():
+                model.submit(frames).result(WAIT_SECONDS)
+
+        busy = threading.Thread(target=keep_busy)
+        busy.start()
+        while "a" not in calls:
+            stop.wait(0.001)
+        use_once(pool, "new")
+        stop.set()
+        busy.join(WAIT_SECONDS)
+    measured = [place for place, name in enumerate(calls) if name == "new"]
+    assert calls[measured[0] : measured[-1] + 1] == ["new"] * len(measured)
+    assert len(measured) > 2
+
+
+def test_a_process_in_which_memory_does_not_come_back_is_worn_out(
+    profiles: ProfileStore[ModelProfile], loads: Loads
+) -> None:
+    """Then a new process would have the room: whoever asks has it replaced."""
+    kept: list[bytearray] = []
+    budget = ModelBudget(host_bytes=600 * MIB)
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
+        use_once(pool, "large", "a", "b")
+        assert loaded(pool) == ["a", "b"]
+        kept.append(bytearray(b"x") * (200 * MIB))  # what an allocator would not give back
+        with pytest.raises(WornOut), pool.use("large"):
+            pass
+
+
+def test_a_model_that_finds_no_memory_in_a_worn_process_is_not_refused(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    lack = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    budget = ModelBudget(host_bytes=600 * MIB)
+    loads = Loads()
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
+        use_once(pool, "a", "b", "large")  # a and b had to go
+        loads.faults["c"] = lack
+        with pytest.raises(WornOut), pool.use("c"):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.engine.turns import PATIENCE_SECONDS, Patience
 from app.jobs.job import Job, JobRequest, VideoSource
-from app.jobs.patience import PATIENCE_SECONDS, Patience
 from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id

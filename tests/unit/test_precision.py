@@ -111,19 +111,20 @@ def test_the_effect_on_the_boxes_is_measured_once_and_told(tmp_path: Path) -> No
     profiles: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="")
     told = []
     for _ in range(2):
-        with ModelPool(
-            devices=["cpu"],
-            load=lambda name, device: load_detector(name, device=device, models_folder=folder),
-            profiles=profiles,
-        ) as pool:
-            with pool.use("model"):
-                (found,) = pool.descriptions()
-            told.append(found)
-    effect = told[0]["precision_effect"]
+        with (
+            ModelPool(
+                device="cpu",
+                load=lambda name: load_detector(name, device="cpu", models_folder=folder),
+                profiles=profiles,
+            ) as pool,
+            pool.use("model"),
+        ):
+            told.append(pool.facts_of("model"))
+    effect = told[0].precision_effect
     assert effect is not None
-    assert effect["boxes"] == effect["matched"] == 2 * SCENE_COUNT
-    assert 0 < effect["score_difference"] < 0.01
-    assert effect["box_difference_pixels"] == 0
+    assert effect.boxes == effect.matched == 2 * SCENE_COUNT
+    assert 0 < effect.score_difference < 0.01
+    assert effect.box_difference_pixels == 0
     assert told[1] == told[0]
 
 
@@ -148,7 +149,7 @@ def test_boxes_that_16_bits_move_or_lose_are_counted(tmp_path: Path) -> None:
     effect = measure_effect(one, other)
     assert effect["boxes"] == 2 * SCENE_COUNT
     assert effect["matched"] == 0
-    assert effect["box_difference_pixels"] == pytest.approx(6 * 1280 / 96, rel=0.1)
+    assert effect.box_difference_pixels == pytest.approx(6 * 1280 / 96, rel=0.1)
 
 
 def test_numbers_too_large_for_float16_refuse_the_model_and_say_what_to_write(tmp_path: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from app.errors import InternalError
-from app.jobs.job import Job, JobRequest, VideoSource
-from app.jobs.store import JobStore
-from app.jobs.suspects import (
+from app.engine.turns import (
     ALONE_SECONDS,
     LOOK_SECONDS,
+    MOST_HANGS,
     SUSPECT_DEATHS,
     SUSPECTED,
     UNSUSPECTED,
     Suspects,
-    check_deaths,
+    Verdict,
+    verdict_on,
+    why_failed,
 )
+from app.errors import InternalError, ModelFault
+from app.jobs.job import Job, JobRequest, VideoSource
+from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
@@ -98,10 +101,39 @@ def test_a_job_at_which_too_many_engines_died_ends(store: JobStore) -> None:
     begin(store)
     job_id = add(store)
     die(store, job_id, times=4)
-    check_deaths(store.get(job_id), most=5)
+    assert why_failed(store.get(job_id), most_deaths=5, call_seconds=300) is None
     die(store, job_id)
-    with pytest.raises(InternalError, match="The engine died 5 times in a row"):
-        check_deaths(store.get(job_id), most=5)
+    reason = why_failed(store.get(job_id), most_deaths=5, call_seconds=300)
+    assert isinstance(reason, InternalError)
+    assert "died 5 times in a row" in reason.detail
+
+
+def test_the_deaths_of_hosts_count_as_those_of_engines(store: JobStore) -> None:
+    epoch = begin(store)
+    job_id, other = add(store), add(store)
+    claim_all(store, epoch)
+    verdicts = []
+    for _ in range(3):
+        (job,) = store.count_deaths(epoch, {job_id: ""}, hung=None)
+        verdicts.append(verdict_on(job, most_deaths=3))
+    assert verdicts == [Verdict.GO_ON, Verdict.ALONE, Verdict.FAIL]
+    (job,) = store.count_deaths(epoch, {job_id: "a part"}, hung=None)
+    assert (job.deaths, store.get(other).deaths) == (0, 0)
+
+
+def test_a_job_at_which_a_model_hangs_again_and_again_ends(store: JobStore) -> None:
+    """Its deaths are not counted then: the reason is known."""
+    epoch = begin(store)
+    job_id, other = add(store), add(store)
+    claim_all(store, epoch)
+    for _ in range(MOST_HANGS):
+        assert why_failed(store.get(job_id), most_deaths=8, call_seconds=300) is None
+        store.count_deaths(epoch, {job_id: "", other: ""}, hung=job_id)
+    reason = why_failed(store.get(job_id), most_deaths=8, call_seconds=300)
+    assert isinstance(reason, ModelFault)
+    assert reason.detail == "Model 'none' gave no answer within 300 seconds, 2 times."
+    assert verdict_on(store.get(job_id), most_deaths=8) is Verdict.FAIL
+    assert (store.get(job_id).deaths, store.get(other).deaths, store.get(other).hangs) == (0, 0, 0)
 
 
 class Parts:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from app.detection.detector import Detections
 from app.detection.device import DeviceThread
+from app.detection.model_facts import ModelFacts
 from app.pipeline.detect_video import DetectionProgress, DetectionReport, DetectionRequest, detect_video
-from app.pipeline.runner import LocalRunner
-from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
+from app.pipeline.local_runner import LocalRunner
 from app.video.decoder import DecoderPool
 
 
@@ -33,21 +33,32 @@ class Blind:
         return [Detections.empty() for _ in frames]
 
 
+FACTS = ModelFacts(
+    name=Blind.name,
+    sha256=Blind.fingerprint,
+    labels=Blind.class_names,
+    input_size=(65536, 65536),
+    default_min_score=Blind.default_min_score,
+    device=Blind.device,
+    precision=Blind.precision,
+    precision_effect=None,
+    batch_size=Blind.batch_size,
+    frames_per_second=1.0,
+    memory_bytes=0,
+    device_memory_bytes=0,
+    runtime="test",
+)
+
+
 class BlindRun:
     """One run of a request, and what came of it."""
 
     def __init__(self, request: DetectionRequest, pool: DecoderPool) -> None:
         self.detector = Blind()
-        self._pool = pool
-        self._device = DeviceThread(self.detector)
-        with self._device, LocalRunner(slots=1, run=self._segment) as runner:
+        device = DeviceThread(self.detector)
+        with device, LocalRunner(slots=1, decoders=pool, device_for=lambda _: device) as runner:
             self.report: DetectionReport = detect_video(
-                request,
-                decoders=pool,
-                detector=self.detector,
-                runner=runner,
-                observe=self._observe,
-                cancelled=lambda: False,
+                request, model=FACTS, runner=runner, observe=self._observe, cancelled=lambda: False
             )
 
     @property
@@ -57,13 +68,3 @@ class BlindRun:
 
     def _observe(self, progress: DetectionProgress, _: DetectionReport) -> None:
         self.progress = progress
-
-    def _segment(self, task: SegmentTask, cancelled: Cancelled) -> SegmentOutcome:
-        return run_segment(
-            task,
-            decoders=self._pool,
-            device=self._device,
-            cancelled=cancelled,
-            clock=PhaseClock(lambda _phase, _seconds: None),
-            advance=lambda _count: None,
-        )
