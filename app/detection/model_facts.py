@@ -1,4 +1,4 @@
-"""What is known of the models, as every process tells it. Imports no torch: engine and web workers read it."""
+"""What is known of the models, as every process tells it. Imports no torch: web workers read it too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class ModelFacts(_Facts):
     input_size: tuple[int, int] = Field(
         description="width and height, in pixels: larger frames are scaled down to fit"
     )
-    default_min_score: float = Field(description="boxes below it are dropped unless `min_score` says otherwise")
+    default_min_score: float = Field(
+        description="boxes below it are dropped unless `min_score` says otherwise"
+    )
     device: str = Field(description="the kind of device that runs it: cpu or cuda")
     precision: str = Field(description="what it computes in, such as float32")
     precision_effect: PrecisionEffect | None = Field(

@@ -15,12 +15,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from app.detection.detector import DeviceLost
+from app.detection.model_facts import ModelFacts, ModelState, ModelStatus, Refusal
 from app.detection.model_pool import ModelPool, NoRoomForModel
+from app.detection.registry import ModelDescription
 from app.errors import FrameboxError, InternalError
 from app.failpoints import fail_point
 from app.jobs.hangs import check_hangs, count_hang
@@ -35,12 +37,12 @@ from app.metrics import Metrics
 from app.pipeline.detect_video import (
     DetectionCancelled,
     DetectionProgress,
-    DetectionReport,
     DetectionRequest,
     Observe,
     detect_video,
 )
 from app.pipeline.pace import FrameMeter, Pace
+from app.pipeline.report import DetectionReport
 from app.pipeline.runner import Runner
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
@@ -131,8 +133,8 @@ class Engine:
         self._patience = Patience()
         self._device_lost: DeviceLost | None = None  # by a job's thread
         self._epoch = 0
-        self._refused: list[dict[str, Any]] = []  # models that could not be loaded at the start
-        self._announced: list[Any] = []  # what was last said of the models
+        self._refused: list[ModelStatus] = []  # models that could not be loaded at the start
+        self._announced: list[ModelStatus] = []  # what was last said of the models
 
     def stop(self) -> None:
         """Ask `run` to return: finish or park the running segments, put the jobs back. Safe in a signal."""
@@ -219,13 +221,15 @@ class Engine:
                     pass
             except FrameboxError as error:
                 _log.error("model left out", model=name, code=error.code, detail=error.detail)
-                self._refused.append({"name": name, "refused": {"code": error.code, "detail": error.detail}})
+                refusal = Refusal(code=error.code, detail=error.detail)
+                refused = ModelStatus(name=name, state=ModelState.REFUSED, facts=None, refusal=refusal)
+                self._refused.append(refused)
         with self._models.use(self._default_model):
             pass  # others may have taken its room
 
     def _report_models(self, *, ready: bool, seconds_left: Mapping[str, float] | None = None) -> None:
         """Say that the engine lives, and what models there are if that is news."""
-        models: list[Any] | None = [*self._models.descriptions(), *self._refused]
+        models: list[ModelStatus] | None = [*map(_model_status, self._models.descriptions()), *self._refused]
         if models == self._announced:
             models = None
         self._store.report_engine(
@@ -510,6 +514,15 @@ class Engine:
         return self._end(job, JobState.FAILED, account, error)
 
 
+def _model_status(description: ModelDescription) -> ModelStatus:
+    facts = {name: value for name, value in description.items() if name != "loaded"}
+    return ModelStatus(
+        name=description["name"],
+        state=ModelState.READY if description["loaded"] else ModelState.UNLOADED,
+        facts=ModelFacts.model_validate(facts | {"runtime": ""}),
+    )
+
+
 def _checking(video: OpenVideo, observe: Observe) -> Observe:
     """`observe`, after a look whether the video is still what it was: after every segment, and at the end."""
 
@@ -529,7 +542,7 @@ class _Account:
         self._epoch = epoch
         self._next_write = 0.0
         self.progress: Progress | None = None
-        self.report: dict[str, Any] | None = None
+        self.report: DetectionReport | None = None
 
     def observe(self, progress: DetectionProgress, report: DetectionReport) -> None:
         self._running.progress = progress
@@ -542,7 +555,7 @@ class _Account:
             progress.segments_total,
             progress.frames_missing,
         )
-        self.report = report.to_json()
+        self.report = report
         if time.monotonic() >= self._next_write:
             self._store.update(self._running.job.id, self._epoch, self.progress, self.report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS

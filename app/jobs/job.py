@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from app.errors import Problem
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.ingest import FileIdentity
 
 
@@ -145,7 +145,7 @@ class Job:
     progress: Progress
     cancel_requested: bool
     problem: Problem | None  # why it failed
-    report: dict[str, Any] | None  # facts about video, model, completeness, document; grows while it runs
+    report: DetectionReport | None  # a running job's knows more and more
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
@@ -165,16 +165,3 @@ class JobRequest:
     model_sha256: str | None = None  # of the model that the engine has now; None: not known
     may_attach: bool = False  # an equal job's answer will do
     callback: Callback | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """What the engine last said of itself."""
-
-    epoch: int
-    pid: int
-    ready: bool  # the detectors are loaded and jobs are being taken
-    heartbeat_at: float  # Unix seconds
-    models: list[dict[str, Any]]  # those that can be asked for, as /v1/models shows them
-    refused_models: list[dict[str, Any]]  # those that cannot: their names, and why
-    sandbox: dict[str, Any]  # which parts of the decoder's lock-down are in force

@@ -18,11 +18,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from av import library_versions
 
@@ -37,6 +36,7 @@ from app.video.limits import VideoLimits
 from app.video.messages import DecoderProtocolError
 from app.video.process import ChildDied, ChildProcess, ChildSettings, DecodingCancelled, Pin
 from app.video.sampling import Sampling
+from app.video.sandbox_status import SandboxStatus
 from app.video.segments import FrameRange, Segment
 
 __all__ = [
@@ -85,7 +85,7 @@ class DecoderPool:
         self._idle_children = idle_children
         self._idle: list[tuple[_VideoKey, ChildProcess]] = []
         self._idle_lock = threading.Lock()
-        self._sandbox: dict[str, Any] = {}
+        self._sandbox: SandboxStatus | None = None
         self.large_turn = threading.BoundedSemaphore()
 
     def __enter__(self) -> Self:
@@ -120,9 +120,9 @@ class DecoderPool:
             child.close()
 
     @property
-    def sandbox(self) -> dict[str, Any]:
-        """What locks the children down, as plain JSON values. Empty before `start`."""
-        return dict(self._sandbox)
+    def sandbox(self) -> SandboxStatus | None:
+        """What locks the children down. None before `start`."""
+        return self._sandbox
 
     @property
     def memory_bytes(self) -> int:
@@ -232,15 +232,21 @@ class DecoderPool:
             raise
         return child
 
-    def _try_child(self) -> dict[str, Any]:
+    def _try_child(self) -> SandboxStatus:
         assert self._context is not None  # noqa: S101 - set by the caller
         child = ChildProcess(
             self._context, Path(os.devnull), self._settings, threads=1, start_lock=self._start_lock
         )
         try:
-            return asdict(child.wait_ready(lambda: False))
+            ready = child.wait_ready(lambda: False)
         finally:
             child.close()
+        return SandboxStatus(
+            landlock_abi=ready.landlock_abi,
+            seccomp=ready.seccomp,
+            no_new_privileges=ready.no_new_privileges,
+            memory_limited=ready.memory_limited,
+        )
 
 
 _MAX_SLOTS = 16

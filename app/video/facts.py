@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from fractions import Fraction
 
 from app.video.evidence import DamagedPlace
+from app.video.kinds import Proof, StreamKind
 from app.video.segments import FrameRanges
-
-
-class Proof(Enum):
-    """What proves that no frame is missing from an index."""
-
-    TABLE = "table"  # the container lists its samples
-    CLOCK = "clock"  # time stamps are those of a regular clock without a gap
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +15,7 @@ class OtherStream:
     """A stream of the container that is not read."""
 
     index: int
-    kind: str  # "video", "audio", "subtitle", "data", "attachment" or "unknown"
+    kind: StreamKind
     codec: str  # FFmpeg's name, or the container's tag of one that FFmpeg does not know; "" if there is none
     width: int = 0  # pixels of a video as stored; 0 where the container does not tell
     height: int = 0

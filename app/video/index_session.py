@@ -11,9 +11,10 @@ from app.errors import UnusableVideo
 from app.video.deaths import Deaths
 from app.video.decode_session import Cancelled, ChildSource
 from app.video.evidence import MAX_REORDER, EvidenceList
-from app.video.facts import IndexSummary, Proof, VideoFacts
+from app.video.facts import IndexSummary, VideoFacts
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
+from app.video.kinds import Proof
 from app.video.limits import VideoLimits
 from app.video.messages import (
     MOST_UNSENT_PACKETS,

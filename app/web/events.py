@@ -65,5 +65,5 @@ class EventViews:
 
 def _event(job: Job) -> bytes:
     kind = "end" if job.state.is_final else "progress"
-    data = orjson.dumps(public_report(job, now=time.time()))
+    data = orjson.dumps(public_report(job, now=time.time()).model_dump(mode="json"))
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id(job).encode(), kind.encode(), data)
