@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -183,7 +182,7 @@ def public_report(job: Job, *, now: float) -> JobReport:
 def callback_body(job: Job) -> bytes:
     """Return the report of an ended job, as a callback carries it: the same bytes in every attempt."""
     report = public_report(job, now=job.finished_at or 0.0)
-    return orjson.dumps(report.model_dump(mode="json", exclude={"callbacks"}))
+    return report.model_dump_json(exclude={"callbacks"}).encode()
 
 
 def job_links(job: Job) -> Links:

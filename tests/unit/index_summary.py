@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from app.video.facts import IndexSummary, Proof
+from app.video.facts import IndexSummary
+from app.video.kinds import Proof
 from app.video.segments import FrameRanges
 
 

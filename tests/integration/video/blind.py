@@ -6,7 +6,8 @@ from torch import Tensor
 
 from app.detection.detector import Detections
 from app.detection.device import DeviceThread
-from app.pipeline.detect_video import DetectionProgress, DetectionReport, DetectionRequest, detect_video
+from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
+from app.pipeline.report import DetectionReport
 from app.pipeline.runner import LocalRunner
 from app.pipeline.segment_task import Cancelled, PhaseClock, SegmentOutcome, SegmentTask, run_segment
 from app.video.decoder import DecoderPool
