@@ -40,6 +40,10 @@ from app.preflight import find_nginx
 from app.storage.data_folder import DataFolder
 from benchmarks.machine import describe_machine
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from sample_reports import SANDBOX, finished_report, ready_model
+
 SECONDS = 600.0
 RAW = ("-H", "Content-Type: application/octet-stream", "-H", "Expect:", "-H", "Prefer: respond-async")
 PEER_CONF = """
@@ -209,10 +213,7 @@ def _give_document(web: Web, video: Path) -> Path:
     with document.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     web.store.claim(web.epoch)
-    report = {
-        "completeness": {"complete": True, "frames_analysed": 1},
-        "document": {"bytes": document.stat().st_size, "sha256": digest},
-    }
+    report = finished_report(document.stat().st_size, digest)
     web.store.finish(job_id, web.epoch, JobState.SUCCEEDED, report=report)
     return document
 
@@ -224,9 +225,7 @@ def _web(data: Path) -> Iterator[Web]:
     store = JobStore(folder.database)
     store.create()
     epoch = store.begin_epoch(pid=os.getpid())
-    store.report_engine(
-        epoch, ready=True, models=[{"name": "hog-people", "sha256": "0", "labels": []}], sandbox={}
-    )
+    store.report_engine(epoch, ready=True, models=[ready_model("hog-people", "person")], sandbox=SANDBOX)
     environment = os.environ | {
         "FRAMEBOX_DATA": str(data),
         "FRAMEBOX_HOST": "127.0.0.1",

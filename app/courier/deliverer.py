@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-import orjson
 import structlog
 from standardwebhooks import Webhook
 
@@ -17,7 +16,7 @@ from app.egress.targets import TargetRefused, parse_target
 from app.errors import JobNotFound
 from app.failpoints import fail_point
 from app.jobs.deliveries import DeliveryStore, DueDelivery
-from app.jobs.report import callback_report
+from app.jobs.report import callback_body
 from app.jobs.store import JobStore
 from app.metrics import Metrics
 
@@ -46,7 +45,7 @@ class Deliverer:
     def deliver(self, due: DueDelivery) -> None:
         """Make one attempt and write down how it went; give up after the last, or where there is no use."""
         try:
-            body = orjson.dumps(callback_report(self._store.get(due.job_id)))
+            body = callback_body(self._store.get(due.job_id))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
         if due.attempts >= MOST_ATTEMPTS:  # the last one was counted, and this process did not outlive it

@@ -37,7 +37,7 @@ from app.host.messages import (
     UseModel,
     VideoFound,
 )
-from app.jobs.job import HostStatus
+from app.jobs.engine_status import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -23,12 +22,12 @@ from app.jobs.store import LeaseLost
 from app.pipeline.detect_video import (
     DetectionCancelled,
     DetectionProgress,
-    DetectionReport,
     DetectionRequest,
     Observe,
     detect_video,
 )
 from app.pipeline.pace import FrameMeter, Pace
+from app.pipeline.report import DetectionReport
 from app.pipeline.runner import WorkCancelled
 from app.storage.ingest import Ingest
 from app.storage.space import is_disk_full
@@ -74,7 +73,7 @@ class JobRun:
         self._next_write = time.monotonic() + PROGRESS_SECONDS
         self._found: DetectionProgress | None = None  # None: not begun
         self._progress: Progress | None = None
-        self._report: dict[str, Any] | None = None
+        self._report: DetectionReport | None = None
 
     def start(self, on_end: Callable[[], None]) -> None:
         """`on_end` is called when it has ended, or is back in the queue."""
@@ -191,7 +190,7 @@ class JobRun:
             progress.segments_total,
             progress.frames_missing,
         )
-        self._report = report.to_json()
+        self._report = report
         if time.monotonic() >= self._next_write:
             self._records.store.update(self.job.id, self._records.epoch, self._progress, self._report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS

@@ -24,6 +24,7 @@ from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
+from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
 
 # ---- the engine's first message
@@ -121,7 +122,7 @@ class HostReady:
     device: str
     devices: tuple[str, ...]  # those for which there should be hosts
     decoder_identity: str
-    sandbox: Mapping[str, Any]
+    sandbox: SandboxStatus | None
     model_names: tuple[str, ...]  # all that can be asked for, sorted
     own_bytes: int  # of host memory, before any model
 

@@ -52,10 +52,9 @@ def is_equal(job: Job, request: JobRequest, source: VideoSource) -> bool:
 
 
 def _runs_same_model(job: Job, request: JobRequest) -> bool:
-    ran = ((job.report or {}).get("model") or {}).get("sha256")
-    if ran is None:
+    if job.report is None:
         return job.state is JobState.QUEUED or request.model_sha256 is not None
-    return bool(ran == request.model_sha256)
+    return job.report.model.sha256 == request.model_sha256
 
 
 def _decisive(options: DetectionOptions) -> DetectionOptions:

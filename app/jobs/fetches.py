@@ -65,7 +65,7 @@ class FetchStore:
             request_id=row["request_id"],
             url=row["url"],
             created_at=row["created_at"],
-            expected_bytes=row["source_bytes"] if row["source_bytes"] >= 0 else None,
+            expected_bytes=row["source_bytes"],
             received_bytes=row["source_received"] or 0,
             etag=row["etag"],
             modified=row["modified"],
@@ -79,8 +79,7 @@ class FetchStore:
             connection.execute(
                 "UPDATE fetches SET etag = ?, modified = ? WHERE job_id = ?", (etag, modified, job_id)
             )
-            size_bytes = -1 if expected_bytes is None else expected_bytes
-            return self._update(connection, job_id, "source_bytes = ?, source_received = 0", size_bytes)
+            return self._update(connection, job_id, "source_bytes = ?, source_received = 0", expected_bytes)
 
     def progress(self, job_id: str, received_bytes: int, *, is_all: bool = False) -> bool:
         """Write down that so many bytes are durable. False if the video is no longer wanted."""
@@ -122,7 +121,7 @@ class FetchStore:
         return is_wanted
 
     def _update(
-        self, connection: sqlite3.Connection, job_id: str, assignments: str, *values: str | float
+        self, connection: sqlite3.Connection, job_id: str, assignments: str, *values: str | float | None
     ) -> bool:
         query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
         return bool(connection.execute(query, (*values, job_id)).rowcount)

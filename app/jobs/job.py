@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import Problem
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.ingest import FileIdentity
 
 
@@ -147,7 +145,7 @@ class Job:
     progress: Progress
     cancel_requested: bool
     problem: Problem | None  # why it failed
-    report: dict[str, Any] | None  # facts about video, model, completeness, document; grows while it runs
+    report: DetectionReport | None  # a running job's knows more and more
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
@@ -168,31 +166,3 @@ class JobRequest:
     model_sha256: str | None = None  # of the model that the engine has now; None: not known
     may_attach: bool = False  # an equal job's answer will do
     callback: Callback | None = None
-
-
-class HostStatus(BaseModel):
-    """A host as the engine sees it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: str = Field(description="as torch names it: cpu, cuda:0")
-    pid: int = Field(description="of its process; 0 while there is none")
-    ready: bool = Field(description="it takes work")
-    memory_bytes: int = Field(description="host memory of its own, its decoders apart")
-    segments: int = Field(description="that it is at")
-    frames: int = Field(description="analysed since its start")
-    busy_seconds: float = Field(description="inside its models since its start")
-    restarts: int = Field(description="how often this device's host was replaced since the engine's start")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """What the engine last said of itself."""
-
-    epoch: int
-    pid: int
-    ready: bool  # the detectors are loaded and jobs are being taken
-    heartbeat_at: float  # Unix seconds
-    models: list[dict[str, Any]]  # those that can be asked for, as /v1/models shows them
-    refused_models: list[dict[str, Any]]  # those that cannot: their names, and why
-    sandbox: dict[str, Any]  # which parts of the decoder's lock-down are in force

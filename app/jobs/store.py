@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
+from app.detection.model_facts import ModelStatus
 from app.errors import JobIsActive, JobNotFound, Problem
 from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
+from app.jobs.engine_status import EngineStatus, HostStatus
 from app.jobs.job import (
     Delivery,
     DeliveryState,
-    EngineStatus,
     Estimate,
     Job,
     JobRequest,
@@ -35,84 +37,61 @@ from app.jobs.job import (
     Waiting,
 )
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.data_folder import new_job_id
 from app.storage.ingest import FileIdentity
+from app.video.sandbox_status import SandboxStatus
 
+SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE jobs (
-    sequence         INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of acceptance
-    id               TEXT NOT NULL UNIQUE,
-    state            TEXT NOT NULL CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
-    epoch            INTEGER,                            -- of the engine that runs or ended it
-    request_id       TEXT NOT NULL,
-    model            TEXT NOT NULL,
-    options          TEXT NOT NULL,
-    source_bytes     INTEGER NOT NULL,
-    source_sha256    TEXT NOT NULL,
-    source_name      TEXT,
-    created_at       REAL NOT NULL,
-    started_at       REAL,
-    finished_at      REAL,
-    frames_done      INTEGER NOT NULL DEFAULT 0,
-    frames_total     INTEGER,
-    segments_done    INTEGER NOT NULL DEFAULT 0,
-    segments_total   INTEGER,
-    cancel_requested INTEGER NOT NULL DEFAULT 0,
-    problem          TEXT,
-    report           TEXT
+    sequence              INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of acceptance
+    id                    TEXT NOT NULL UNIQUE,
+    state                 TEXT NOT NULL
+                          CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+    epoch                 INTEGER,                            -- of the engine that runs or ended it
+    request_id            TEXT NOT NULL,
+    model                 TEXT NOT NULL,
+    options               TEXT NOT NULL,                      -- DetectionOptions, JSON
+    priority              TEXT NOT NULL CHECK (priority IN ('interactive', 'batch')),
+    waiting               TEXT,                               -- why a queued job is not taken up
+    source_kind           TEXT NOT NULL,
+    source_bytes          INTEGER,                            -- NULL: not known before it is fetched
+    source_sha256         TEXT,                               -- NULL: nobody has read them all
+    source_name           TEXT,
+    source_address        TEXT,                               -- of what was not uploaded, as given
+    source_address_sha256 TEXT,                               -- of a whole URL, hex
+    source_identity       TEXT,                               -- of a file that is read where it lies, JSON
+    source_received       INTEGER,                            -- bytes that were fetched and are durable
+    source_ready          INTEGER NOT NULL,                   -- 0: still to be fetched
+    created_at            REAL NOT NULL,
+    started_at            REAL,
+    finished_at           REAL,
+    used_at               REAL,                               -- when a later request was last given this job
+    frames_done           INTEGER NOT NULL DEFAULT 0,
+    frames_missing        INTEGER NOT NULL DEFAULT 0,
+    frames_total          INTEGER,
+    segments_done         INTEGER NOT NULL DEFAULT 0,
+    segments_total        INTEGER,
+    seconds_left          REAL,
+    estimated_at          REAL,                               -- when the engine thought so
+    cancel_requested      INTEGER NOT NULL DEFAULT 0,
+    deaths                INTEGER NOT NULL DEFAULT 0,         -- of engines and hosts in a row, while it ran
+    parts_at_death        TEXT NOT NULL DEFAULT '',           -- the trace of its parts when the last one died
+    hangs                 INTEGER NOT NULL DEFAULT 0,         -- how often a model gave no answer at it
+    problem               TEXT,                               -- a problem document, JSON
+    report                TEXT                                -- DetectionReport, JSON
 ) STRICT;
-CREATE INDEX jobs_by_state ON jobs (state, sequence);
-CREATE TABLE engine (
-    only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
-    epoch        INTEGER NOT NULL,
-    pid          INTEGER NOT NULL,
-    ready        INTEGER NOT NULL,
-    heartbeat_at REAL NOT NULL,
-    models       TEXT NOT NULL,
-    sandbox      TEXT NOT NULL
-) STRICT;
-INSERT INTO engine VALUES (1, 0, 0, 0, 0, '[]', '{}');
-"""
-
-_TURNS = """
-ALTER TABLE jobs ADD COLUMN priority TEXT NOT NULL DEFAULT 'batch'
-    CHECK (priority IN ('interactive', 'batch'));
--- why a queued job is not taken up
-ALTER TABLE jobs ADD COLUMN waiting TEXT;
--- when a later request was last given this job
-ALTER TABLE jobs ADD COLUMN used_at REAL;
+CREATE INDEX jobs_by_state ON jobs (state, source_ready, priority, sequence);
+CREATE INDEX jobs_of_state ON jobs (state, sequence);
+CREATE INDEX jobs_by_content ON jobs (source_sha256);
+CREATE INDEX jobs_by_address ON jobs (source_address) WHERE source_address IS NOT NULL;
+CREATE INDEX jobs_by_deaths ON jobs (deaths) WHERE deaths > 0;
+CREATE INDEX jobs_by_last_use ON jobs (max(finished_at, coalesce(used_at, 0)))
+    WHERE state IN ('succeeded', 'failed', 'cancelled');
 -- Idempotency-Key of requests
 CREATE TABLE keys (key TEXT PRIMARY KEY, job_id TEXT NOT NULL) STRICT;
 CREATE INDEX keys_by_job ON keys (job_id);
-CREATE INDEX jobs_by_content ON jobs (source_sha256);
-DROP INDEX jobs_by_state;
-CREATE INDEX jobs_by_state ON jobs (state, priority, sequence);
-"""
-
-_SOURCES = """
-ALTER TABLE jobs ADD COLUMN source_kind TEXT NOT NULL DEFAULT 'upload';
--- of what was not uploaded, as given
-ALTER TABLE jobs ADD COLUMN source_address TEXT;
--- of a file that is read where it lies, JSON
-ALTER TABLE jobs ADD COLUMN source_identity TEXT;
-CREATE INDEX jobs_by_address ON jobs (source_address) WHERE source_address IS NOT NULL;
-"""
-
-_ESTIMATES = """
-ALTER TABLE jobs ADD COLUMN seconds_left REAL;
--- when the engine thought so
-ALTER TABLE jobs ADD COLUMN estimated_at REAL;
-"""
-
-_COURIER = """
--- of a whole URL, hex
-ALTER TABLE jobs ADD COLUMN source_address_sha256 TEXT;
--- bytes that were fetched and are durable
-ALTER TABLE jobs ADD COLUMN source_received INTEGER;
--- 0: the video is still to be fetched, and the job is not to be taken up
-ALTER TABLE jobs ADD COLUMN source_ready INTEGER NOT NULL DEFAULT 1;
-DROP INDEX jobs_by_state;
-CREATE INDEX jobs_by_state ON jobs (state, source_ready, priority, sequence);
 -- what is needed to fetch a video, and forgotten when it is there: a URL may be a secret
 CREATE TABLE fetches (
     job_id   TEXT PRIMARY KEY,
@@ -137,6 +116,17 @@ CREATE INDEX deliveries_due ON deliveries (next_at) WHERE state = 'pending';
 CREATE TRIGGER job_end_is_told AFTER UPDATE OF state ON jobs
     WHEN NEW.state IN ('succeeded', 'failed', 'cancelled') AND OLD.state IN ('queued', 'running')
     BEGIN UPDATE deliveries SET next_at = NEW.finished_at WHERE job_id = NEW.id AND state = 'pending'; END;
+CREATE TABLE engine (
+    only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
+    epoch        INTEGER NOT NULL,
+    pid          INTEGER NOT NULL,
+    ready        INTEGER NOT NULL,
+    heartbeat_at REAL NOT NULL,
+    models       TEXT NOT NULL,  -- ModelStatus, JSON
+    hosts        TEXT NOT NULL,  -- HostStatus, JSON
+    sandbox      TEXT            -- SandboxStatus, JSON
+) STRICT;
+INSERT INTO engine VALUES (1, 0, 0, 0, 0, '[]', '[]', NULL);
 CREATE TABLE courier (
     only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
     heartbeat_at REAL NOT NULL
@@ -144,33 +134,8 @@ CREATE TABLE courier (
 INSERT INTO courier VALUES (1, 0);
 """
 
-_LISTS = """
-CREATE INDEX jobs_of_state ON jobs (state, sequence);
-CREATE INDEX jobs_by_last_use ON jobs (max(finished_at, coalesce(used_at, 0)))
-    WHERE state IN ('succeeded', 'failed', 'cancelled');
-"""
-
-_DEATHS = """
--- engines that died in a row while they ran it, without a new part
-ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
--- the trace of the parts that it had when an engine last died
-ALTER TABLE jobs ADD COLUMN parts_at_death TEXT NOT NULL DEFAULT '';
-CREATE INDEX jobs_by_deaths ON jobs (deaths) WHERE deaths > 0;
-"""
-
-_MISSING = """
--- of the frames to analyse, those that could not be
-ALTER TABLE jobs ADD COLUMN frames_missing INTEGER NOT NULL DEFAULT 0;
-"""
-
-_HANGS = """
--- how often a model gave no answer at it
-ALTER TABLE jobs ADD COLUMN hangs INTEGER NOT NULL DEFAULT 0;
-"""
-
-# What brings a folder from each version to the next; a new one goes through all of them.
-_STEPS = (_SCHEMA, _TURNS, _SOURCES, _ESTIMATES, _COURIER, _LISTS, _DEATHS, _MISSING, _HANGS)
-SCHEMA_VERSION = len(_STEPS)
+_MODELS = TypeAdapter(tuple[ModelStatus, ...])
+_HOSTS = TypeAdapter(tuple[HostStatus, ...])
 
 ANY_DEATHS = range(2**31)
 HOLD_SECONDS = 3 * 86400.0  # a job is kept for its callback no longer than this after its end
@@ -196,8 +161,8 @@ def _json(value: Any) -> str:
 def _source(row: sqlite3.Row) -> VideoSource:
     identity = row["source_identity"]
     return VideoSource(
-        row["source_bytes"] if row["source_bytes"] >= 0 else None,
-        row["source_sha256"] or None,  # the columns are of a time when every video had both
+        row["source_bytes"],
+        row["source_sha256"],
         row["source_name"],
         SourceKind(row["source_kind"]),
         row["source_address"],
@@ -232,7 +197,7 @@ def _job(row: sqlite3.Row) -> Job:
         ),
         cancel_requested=bool(row["cancel_requested"]),
         problem=orjson.loads(row["problem"]) if row["problem"] else None,
-        report=orjson.loads(row["report"]) if row["report"] else None,
+        report=DetectionReport.model_validate_json(row["report"]) if row["report"] else None,
         priority=Priority(row["priority"]),
         waiting=Waiting(row["waiting"]) if row["waiting"] else None,
         estimate=None if row["seconds_left"] is None else Estimate(row["seconds_left"], row["estimated_at"]),
@@ -324,18 +289,19 @@ class JobStore:
         self._local = threading.local()
 
     def create(self) -> None:
-        """Make the database, or bring an older one up to date. RuntimeError if a newer release wrote it."""
+        """Make the database, if there is none. RuntimeError if another release wrote it."""
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA_VERSION:
+            if version == SCHEMA_VERSION:
+                return  # nothing is written: this must go well on a full disk
+            if version:
                 raise RuntimeError(
-                    f"the data folder is of version {version}; this release reads up to {SCHEMA_VERSION}"
+                    f"The data folder was written by another release: its database is of version {version}, "
+                    f"and this release reads version {SCHEMA_VERSION} only."
                 )
-            for step in _STEPS[version:]:
-                for statement in step.split(";\n"):
-                    connection.execute(statement)
-            if version < SCHEMA_VERSION:  # else nothing is written: this must go well on a full disk
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the calling thread's connection, if it has one."""
@@ -426,15 +392,14 @@ class JobStore:
 
     def engine_status(self) -> EngineStatus:
         row = self._connect().execute("SELECT * FROM engine").fetchone()
-        models = orjson.loads(row["models"])
         return EngineStatus(
             epoch=row["epoch"],
             pid=row["pid"],
             ready=bool(row["ready"]),
             heartbeat_at=row["heartbeat_at"],
-            models=[model for model in models if "refused" not in model],
-            refused_models=[model for model in models if "refused" in model],
-            sandbox=orjson.loads(row["sandbox"]),
+            models=_MODELS.validate_json(row["models"]),
+            hosts=_HOSTS.validate_json(row["hosts"]),
+            sandbox=SandboxStatus.model_validate_json(row["sandbox"]) if row["sandbox"] else None,
         )
 
     def courier_heartbeat_at(self) -> float:
@@ -473,8 +438,8 @@ class JobStore:
                     request.request_id,
                     request.model,
                     request.options.model_dump_json(exclude_defaults=True),
-                    -1 if source.size_bytes is None else source.size_bytes,
-                    source.sha256 or "",
+                    source.size_bytes,
+                    source.sha256,
                     source.name,
                     time.time(),
                     request.priority,
@@ -595,9 +560,9 @@ class JobStore:
         epoch: int,
         *,
         ready: bool,
-        models: Any = None,
-        hosts: Any = None,
-        sandbox: Any = None,
+        models: Sequence[ModelStatus] | None = None,
+        hosts: Sequence[HostStatus] | None = None,
+        sandbox: SandboxStatus | None = None,
         seconds_left: Mapping[str, float] | None = None,
     ) -> None:
         """Say that the engine of `epoch` lives, and how long its jobs will take, by their ids.
@@ -605,24 +570,17 @@ class JobStore:
         What is None stays as it was.
         """
         now = time.time()
-        del hosts
-        if models is not None:
-            models = [
-                {"name": m.name, "refused": m.refusal.model_dump()}
-                if m.refusal
-                else {**m.facts.model_dump(mode="json"), "loaded": m.state == "ready"}
-                for m in models
-                if m.refusal or m.facts
-            ]
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE engine SET ready = ?, heartbeat_at = ?, "
-                "models = coalesce(?, models), sandbox = coalesce(?, sandbox) WHERE epoch = ?",
+                "models = coalesce(?, models), hosts = coalesce(?, hosts), sandbox = coalesce(?, sandbox) "
+                "WHERE epoch = ?",
                 (
                     ready,
                     now,
-                    None if models is None else _json(models),
-                    None if sandbox is None else _json(sandbox),
+                    None if models is None else _MODELS.dump_json(tuple(models)).decode(),
+                    None if hosts is None else _HOSTS.dump_json(tuple(hosts)).decode(),
+                    None if sandbox is None else sandbox.model_dump_json(),
                     epoch,
                 ),
             )
@@ -729,7 +687,7 @@ class JobStore:
         return tuple(row["id"] for row in rows)
 
     def update(
-        self, job_id: str, epoch: int, progress: Progress, report: dict[str, Any] | None = None
+        self, job_id: str, epoch: int, progress: Progress, report: DetectionReport | None = None
     ) -> None:
         """Write down how far a running job is. `report` stays as it was if None."""
         self._write_running(job_id, epoch, "state = state", (), progress, report)
@@ -742,7 +700,7 @@ class JobStore:
         *,
         problem: Problem | None = None,
         progress: Progress | None = None,
-        report: dict[str, Any] | None = None,
+        report: DetectionReport | None = None,
     ) -> None:
         """End a running job for good. What is None stays as it was. Raises LeaseLost if it is not ours."""
         if not state.is_final:
@@ -770,7 +728,7 @@ class JobStore:
         assignments: str,
         values: tuple[Any, ...] = (),
         progress: Progress | None = None,
-        report: dict[str, Any] | None = None,
+        report: DetectionReport | None = None,
     ) -> None:
         if progress is not None:
             assignments += ", frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?"
@@ -784,7 +742,7 @@ class JobStore:
             )
         if report is not None:
             assignments += ", report = ?"
-            values += (_json(report),)
+            values += (report.model_dump_json(),)
         with self._transaction() as connection:
             changed = connection.execute(
                 f"UPDATE jobs SET {assignments} "  # noqa: S608 - constants of this module

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import merge
-from typing import Any
 
-from app.video.index_summary import IndexSummary, Proof
+from app.pipeline.report import Completeness, DamageReport, FrameIds, MissingFrames
+from app.video.damage import DamagedPlace
+from app.video.index_summary import IndexSummary
 from app.video.protocol.evidence import MAX_REORDER
+from app.video.protocol.kinds import Proof
 from app.video.segments import RANGES_KEPT, FrameRange
 
 # From this share of damaged pictures on, a video is taken for one that cannot be decoded: what is found in it
@@ -70,8 +72,8 @@ class FrameTally:
         return self.analysed >= _UNUSABLE_FRAMES and self.corrupt.frames >= _UNUSABLE_SHARE * self.analysed
 
 
-def completeness_report(tally: FrameTally, index: IndexSummary) -> dict[str, Any]:
-    """The ``completeness`` member of a job's report.
+def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
+    """Return the ``completeness`` member of a job's report.
 
     ``complete``: every frame of the video that was asked for is in the document, and nothing tells that the
     file has lost others.
@@ -80,42 +82,46 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> dict[str, Any
     is_whole = not index.truncated and not index.frames_without_id and index.is_damage_harmless
     ranges = RangeList()
     ranges.add(merge(tally.undecodable.kept, index.lost.kept, key=lambda stretch: stretch.first))
-    return {
-        "complete": is_whole
+    return Completeness(
+        complete=is_whole
         and not missing
         and tally.analysed == index.frames_wanted
         and not _hints_at_loss(tally, index),
-        "frames_indexed": index.frames_indexed,
-        "frames_wanted": index.frames_wanted,
-        "frames_analysed": tally.analysed,
-        "frames_undecodable": missing,
-        "undecodable": [
-            {"first": stretch.first, "last": stretch.last, "reason": stretch.reason}
-            for stretch in ranges.kept
-        ],
-        "undecodable_ranges_left_out": ranges.dropped + tally.undecodable.dropped + index.lost.dropped,
-        "frames_corrupt": tally.corrupt.frames,
-        "corrupt": [{"first": stretch.first, "last": stretch.last} for stretch in tally.corrupt.kept],
-        "frames_doubtful": tally.doubtful.frames,
-        "doubtful": [{"first": stretch.first, "last": stretch.last} for stretch in tally.doubtful.kept],
-        "frames_without_id": index.frames_without_id,
-        "truncated": index.truncated,
-        "damage": [
-            {
-                "position": place.position,
-                "seconds": place.seconds,
-                "first_frame": place.first_frame,
-                "last_frame": place.last_frame,
-                "reason": place.reason,
-                "observations": place.observations,
-                "harmless": place.is_harmless,
-            }
-            for place in index.damage
-        ],
-        "damage_left_out": index.damage_total - len(index.damage),
-        "proof": index.proof.value,
-        "notes": list(index.notes),
-    }
+        frames_indexed=index.frames_indexed,
+        frames_wanted=index.frames_wanted,
+        frames_analysed=tally.analysed,
+        frames_undecodable=missing,
+        undecodable=tuple(
+            MissingFrames(first=gap.first, last=gap.last, reason=gap.reason) for gap in ranges.kept
+        ),
+        undecodable_ranges_left_out=ranges.dropped + tally.undecodable.dropped + index.lost.dropped,
+        frames_corrupt=tally.corrupt.frames,
+        corrupt=_frame_ids(tally.corrupt),
+        frames_doubtful=tally.doubtful.frames,
+        doubtful=_frame_ids(tally.doubtful),
+        frames_without_id=index.frames_without_id,
+        truncated=index.truncated,
+        damage=tuple(map(_damage_report, index.damage)),
+        damage_left_out=index.damage_total - len(index.damage),
+        proof=index.proof,
+        notes=index.notes,
+    )
+
+
+def _frame_ids(ranges: RangeList) -> tuple[FrameIds, ...]:
+    return tuple(FrameIds(first=stretch.first, last=stretch.last) for stretch in ranges.kept)
+
+
+def _damage_report(place: DamagedPlace) -> DamageReport:
+    return DamageReport(
+        position=place.position,
+        seconds=place.seconds,
+        first_frame=place.first_frame,
+        last_frame=place.last_frame,
+        reason=place.reason,
+        observations=place.observations,
+        harmless=place.is_harmless,
+    )
 
 
 def _hints_at_loss(tally: FrameTally, index: IndexSummary) -> bool:

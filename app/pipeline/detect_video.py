@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,17 @@ import orjson
 from app.detection.model_facts import ModelFacts
 from app.errors import DamagedVideo, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.pipeline.document import DocumentDigest, DocumentFacts, write_document, write_pts
+from app.pipeline.document import DocumentDigest, write_document, write_pts
 from app.pipeline.frame_times import pts_seconds
 from app.pipeline.options import DetectionOptions, OnDamage
+from app.pipeline.report import (
+    Completeness,
+    DetectionReport,
+    DocumentReport,
+    ModelReport,
+    StreamReport,
+    VideoReport,
+)
 from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
@@ -69,24 +77,6 @@ class DetectionProgress:
     segments_total: int | None = None
 
 
-@dataclass(slots=True)
-class DetectionReport:
-    """What is known of a video's run; grows while it runs. `to_json` is the report's four members."""
-
-    model: dict[str, Any]
-    video: dict[str, Any] = field(default_factory=dict)
-    completeness: dict[str, Any] = field(default_factory=dict)
-    document: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "video": self.video or None,
-            "completeness": self.completeness or None,
-            "document": self.document or None,
-        }
-
-
 Observe = Callable[[DetectionProgress, DetectionReport], None]
 
 
@@ -101,8 +91,8 @@ def detect_video(
     """Write the document of `request` and its time stamps; both are whole and durable when this returns.
 
     The same video, model, options and runtime give the same bytes, whatever was interrupted before.
-    `observe` is called in this thread once the video is open and after every segment; what it is given goes
-    on changing. Raises DetectionCancelled once `cancelled()`;
+    `observe` is called in this thread once the video is open and after every segment; the progress that it is
+    given goes on changing. Raises DetectionCancelled once `cancelled()`;
     a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
     """
     try:
@@ -135,12 +125,7 @@ class _Run:
         self._digest = DocumentDigest()
         self._parts: list[Part] = []  # what makes the document, in order
         self._report = DetectionReport(
-            model={
-                "name": model.name,
-                "sha256": model.sha256,
-                "device": model.device,
-                "labels": list(model.labels),
-            }
+            model=ModelReport(name=model.name, sha256=model.sha256, device=model.device, labels=model.labels)
         )
 
     def execute(self) -> DetectionReport:
@@ -148,18 +133,23 @@ class _Run:
         PartStore(self._request.parts_folder).create()
         with self._feed() as feed:
             facts = feed.facts()
-            self._report.video = _video_report(facts)
+            self._report = DetectionReport(model=self._report.model, video=_video_report(facts))
             self._observe(self._progress, self._report)
             for outcome in self._run_segments(feed, facts):
                 self._take(outcome)
             summary = feed.summary()
-        self._report.video |= _video_summary(summary, facts)
         self._progress.frames_missing += summary.lost.total
-        self._report.completeness = completeness_report(self._tally, summary)
-        self._check_outcome()
+        video, completeness = _video_report(facts, summary), completeness_report(self._tally, summary)
+        self._report = DetectionReport(model=self._report.model, video=video, completeness=completeness)
+        self._check_outcome(video, completeness)
         write_pts(self._parts, self._request.pts)
         document = write_document(self._parts, self._request.document, self._digest)
-        self._report.document = _document_report(document)
+        self._report = DetectionReport(
+            model=self._report.model,
+            video=video,
+            completeness=completeness,
+            document=DocumentReport(bytes=document.size_bytes, sha256=document.sha256),
+        )
         self._observe(self._progress, self._report)
         return self._report
 
@@ -284,29 +274,31 @@ class _Run:
         self._progress.segments_done += 1
         self._observe(self._progress, self._report)
 
-    def _check_outcome(self) -> None:
-        if not self._report.completeness["frames_wanted"]:
+    def _check_outcome(self, video: VideoReport, completeness: Completeness) -> None:
+        if not completeness.frames_wanted:
             raise InvalidOption(
                 "No frame of the video lies between start and end.",
-                {"parameter": "start", "allowed": f"below {self._report.video['duration_seconds']} seconds"},
+                {"parameter": "start", "allowed": f"below {video.duration_seconds} seconds"},
             )
         if not self._tally.analysed:
-            raise NothingDecodable("No frame of the video could be decoded.", self._failure_extensions())
+            raise NothingDecodable(
+                "No frame of the video could be decoded.", self._failure_extensions(completeness)
+            )
         if self._tally.is_noise:
             raise NothingDecodable(
                 "Nearly all pictures of the video are damaged: nothing found in them can be trusted.",
-                self._failure_extensions(),
+                self._failure_extensions(completeness),
             )
-        if self._request.options.on_damage is OnDamage.FAIL and not self._report.completeness["complete"]:
+        if self._request.options.on_damage is OnDamage.FAIL and not completeness.complete:
             raise DamagedVideo(
-                "The video is damaged, and on_damage=fail was asked for.", self._failure_extensions()
+                "The video is damaged, and on_damage=fail was asked for.",
+                self._failure_extensions(completeness),
             )
 
-    def _failure_extensions(self) -> dict[str, Any]:
+    def _failure_extensions(self, completeness: Completeness) -> dict[str, Any]:
         self._observe(self._progress, self._report)
-        account = self._report.completeness
-        names = ("frames_indexed", "frames_analysed", "frames_undecodable", "frames_corrupt")
-        return {name: account[name] for name in names}
+        names = {"frames_indexed", "frames_analysed", "frames_undecodable", "frames_corrupt"}
+        return completeness.model_dump(include=names)
 
 
 class _SegmentFeed:
@@ -392,47 +384,41 @@ def _sampling(options: DetectionOptions) -> Sampling:
     )
 
 
-def _video_report(facts: VideoFacts) -> dict[str, Any]:
-    return {
-        "container": facts.container,
-        "codec": facts.codec,
-        "pixel_format": facts.pixel_format,
-        "width": facts.width,
-        "height": facts.height,
-        "rotation_degrees": facts.rotation_degrees,
-        "mirrored": facts.mirrored,
-        "frame_rate": None if facts.frame_rate is None else str(facts.frame_rate),
-        "sample_aspect_ratio": str(facts.sample_aspect_ratio),
-        "time_base": f"{facts.time_base.numerator}/{facts.time_base.denominator}",
-        "start_seconds": None,  # until the whole video is indexed
-        "duration_seconds": facts.duration_seconds,
-        "stream": facts.stream_index,
-        "other_streams": [_stream_report(stream) for stream in facts.other_streams],
-    }
+def _video_report(facts: VideoFacts, summary: IndexSummary | None = None) -> VideoReport:
+    """Return what the container tells, corrected by what the whole index has shown, once that is known."""
+    start_seconds, duration_seconds = None, facts.duration_seconds
+    if summary is not None and summary.start_pts is not None:
+        start_seconds = pts_seconds(summary.start_pts, facts.time_base)
+    if summary is not None and summary.duration_seconds is not None:
+        duration_seconds = round(summary.duration_seconds, 6)
+    return VideoReport(
+        container=facts.container,
+        codec=facts.codec,
+        pixel_format=facts.pixel_format,
+        width=facts.width,
+        height=facts.height,
+        rotation_degrees=facts.rotation_degrees,
+        mirrored=facts.mirrored,
+        frame_rate=None if facts.frame_rate is None else str(facts.frame_rate),
+        sample_aspect_ratio=str(facts.sample_aspect_ratio),
+        time_base=f"{facts.time_base.numerator}/{facts.time_base.denominator}",
+        start_seconds=start_seconds,
+        duration_seconds=duration_seconds,
+        stream=facts.stream_index,
+        other_streams=tuple(map(_stream_report, facts.other_streams)),
+        variable_frame_rate=None if summary is None else summary.variable_frame_rate,
+    )
 
 
-def _stream_report(stream: OtherStream) -> dict[str, Any]:
+def _stream_report(stream: OtherStream) -> StreamReport:
     has_size = stream.width > 0 and stream.height > 0
-    return {
-        "index": stream.index,
-        "kind": stream.kind,
-        "codec": stream.codec or None,
-        "width": stream.width if has_size else None,
-        "height": stream.height if has_size else None,
-        "language": stream.language or None,
-        "default": stream.is_default,
-        "picture": stream.is_picture,
-    }
-
-
-def _video_summary(summary: IndexSummary, facts: VideoFacts) -> dict[str, Any]:
-    found: dict[str, Any] = {"variable_frame_rate": summary.variable_frame_rate}
-    if summary.start_pts is not None:
-        found["start_seconds"] = pts_seconds(summary.start_pts, facts.time_base)
-    if summary.duration_seconds is not None:
-        found["duration_seconds"] = round(summary.duration_seconds, 6)
-    return found
-
-
-def _document_report(document: DocumentFacts) -> dict[str, Any]:
-    return {"bytes": document.size_bytes, "sha256": document.sha256}
+    return StreamReport(
+        index=stream.index,
+        kind=stream.kind,
+        codec=stream.codec or None,
+        width=stream.width if has_size else None,
+        height=stream.height if has_size else None,
+        language=stream.language or None,
+        default=stream.is_default,
+        picture=stream.is_picture,
+    )

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from app.errors import InternalError
 from app.video.decode_session import DecodeSession
@@ -35,6 +35,7 @@ from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Ready
 from app.video.protocol.plan import ChildPlan
 from app.video.sampling import Sampling
+from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
 from app.video.source import Cancelled
 
@@ -107,9 +108,9 @@ class DecoderPool:
             child.close()
 
     @property
-    def sandbox(self) -> dict[str, Any]:
-        """What locks the children down, as plain JSON values. Empty before `start`."""
-        return {} if self._trial is None else asdict(self._trial.lock_down)
+    def sandbox(self) -> SandboxStatus | None:
+        """What locks the children down. None before `start`."""
+        return None if self._trial is None else SandboxStatus(**asdict(self._trial.lock_down))
 
     @property
     def memory_bytes(self) -> int:

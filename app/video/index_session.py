@@ -13,11 +13,12 @@ from app.video.deaths import Deaths
 from app.video.decode_session import ChildSource
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
-from app.video.index_summary import IndexSummary, Proof
+from app.video.index_summary import IndexSummary
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
 from app.video.process import ChildDied, ChildProcess
 from app.video.protocol.evidence import MAX_REORDER
 from app.video.protocol.facts import VideoFacts
+from app.video.protocol.kinds import Proof
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import (
     MOST_UNSENT_PACKETS,

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from app.video.damage import DamagedPlace
+from app.video.protocol.kinds import Proof
 from app.video.segments import FrameRanges
-
-
-class Proof(Enum):
-    """What proves that no frame is missing from an index."""
-
-    TABLE = "table"  # the container lists its samples
-    CLOCK = "clock"  # time stamps are those of a regular clock without a gap
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import VideoFacts
 from app.video.sampling import Sampling
+from app.video.sandbox_status import SandboxStatus
 from app.video.segments import FrameRange, Segment
 
 Cancelled = Callable[[], bool]
@@ -115,8 +116,8 @@ class FrameSource(Protocol):
         ...
 
     @property
-    def sandbox(self) -> dict[str, Any]:
-        """What locks down the processes that open videos, as plain JSON values."""
+    def sandbox(self) -> SandboxStatus | None:
+        """What locks down the processes that open videos; None before they were tried."""
         ...
 
     def index(self, video: Path, *, segment_frames: int, sampling: Sampling, cancelled: Cancelled) -> Index:

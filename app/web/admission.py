@@ -135,7 +135,9 @@ def _job_request(
         options=options.detection,
         priority=options.priority or usual,
         idempotency_key=idempotency_key,
-        model_sha256=next((found.get("sha256") for found in models if found["name"] == model), None),
+        model_sha256=next(
+            (found.facts.sha256 for found in models if found.name == model and found.facts), None
+        ),
         may_attach=service.limits.attach if options.attach is None else options.attach,
         callback=_parse_callback(options.callback, service.limits),
     )

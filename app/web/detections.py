@@ -167,7 +167,7 @@ class DetectionViews:
             response = send_end(job, admission.options.rendering, self._service)
         else:
             report = public_report(job, now=time.time())
-            response = json_response(report, 202, job_headers(job) | {"Location": report["links"]["self"]})
+            response = json_response(report, 202, job_headers(job) | {"Location": report.links.self})
         if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
         if not is_own:

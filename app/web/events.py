@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import orjson
 from flask import Response, request
 
 from app.errors import JobNotFound
@@ -65,5 +64,5 @@ class EventViews:
 
 def _event(job: Job) -> bytes:
     kind = "end" if job.state.is_final else "progress"
-    data = orjson.dumps(public_report(job, now=time.time()))
+    data = public_report(job, now=time.time()).model_dump_json().encode()
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id(job).encode(), kind.encode(), data)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 from app.errors import Busy
 from app.jobs.job import Job
@@ -20,6 +21,8 @@ from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 from app.storage.space import SpaceLedger
 from app.storage.spool import held_folder
+
+T = TypeVar("T")
 
 _TURN_SECONDS = 600.0
 _PROMISE_SECONDS = 3600.0
@@ -49,7 +52,7 @@ class FormMaker:
         Raises JobNotFound if the job is deleted meanwhile, InsufficientStorage, Busy.
         """
         if rendering.is_document:
-            return Form(self._folder.document(job.id), (job.report or {})["document"]["sha256"])
+            return Form(self._folder.document(job.id), _known(_known(job.report).document).sha256)
         try:
             return self._found(job, rendering) or self._in_turn(job, rendering)
         except FileNotFoundError:
@@ -93,18 +96,26 @@ class FormMaker:
         return Form(path, digest)
 
     def _times(self, job: Job) -> FrameTimes:
-        return FrameTimes(self._folder.pts(job.id), Fraction((job.report or {})["video"]["time_base"]))
+        return FrameTimes(self._folder.pts(job.id), Fraction(_known(_known(job.report).video).time_base))
 
 
 def _context(job: Job) -> FormatContext:
     """What the job's report tells: the model may be another by now, or gone."""
-    report = job.report or {}
+    report = _known(job.report)
+    video = _known(report.video)
     return FormatContext(
         video_name=job.source.name or "video",
-        width=report["video"]["width"],
-        height=report["video"]["height"],
-        labels=tuple(report["model"]["labels"]),
+        width=video.width,
+        height=video.height,
+        labels=report.model.labels,
     )
+
+
+def _known(found: T | None) -> T:
+    """Return a member that the report of every succeeded job has."""
+    if found is None:
+        raise ValueError("the job has not succeeded")
+    return found
 
 
 def remove_forms_cut_short(folder: DataFolder) -> int:

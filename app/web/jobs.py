@@ -14,6 +14,7 @@ from app.pipeline.options import Rendering
 from app.web.options import RENDERING_OPTIONS, Fault, invalid_options, parse_rendering
 from app.web.results import job_headers, json_response, send_end
 from app.web.routes import MAX_PAGE_JOBS
+from app.web.schemas import JobList
 from app.web.service import Service
 
 PAGE_JOBS = 50
@@ -33,7 +34,7 @@ class JobViews:
         if len(jobs) > limit:
             query = {"limit": limit, "cursor": page[-1].id} | ({"state": state} if state else {})
             following = f"/v1/jobs?{urlencode(query)}"
-        return json_response({"jobs": [public_report(job, now=now) for job in page], "next": following})
+        return json_response(JobList(jobs=[public_report(job, now=now) for job in page], next=following))
 
     def report(self, job_id: str) -> Response:
         job = self._service.store.get(job_id)

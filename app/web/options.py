@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.detection.model_facts import ModelState, ModelStatus
 from app.errors import EngineUnavailable, InvalidOption
 from app.jobs.job import Priority
 from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, Rendering
@@ -96,17 +97,20 @@ def invalid_options(faults: Sequence[Fault]) -> InvalidOption:
     return InvalidOption(f"{detail}.", {**told[0], "errors": told})
 
 
-def check_model(options: DetectionOptions, models: Sequence[Mapping[str, Any]], default: str) -> str:
+def check_model(options: DetectionOptions, models: Sequence[ModelStatus], default: str) -> str:
     """Return the name of the model that is to run. `models` is what the engine has, empty if not known.
 
-    Raises InvalidOption for a model or label that there is not, EngineUnavailable if nobody knows yet.
+    The labels of a model that is still being loaded are not checked: the engine does so when the job begins.
+    Raises InvalidOption for a model that is refused, and for a model or label that there is not,
+    EngineUnavailable if nobody knows yet.
     """
     name = options.model or default
-    known = {str(model["name"]): model for model in models}
-    if name in known:
-        _check_labels(options, known[name])
-    elif known:
-        raise invalid_options([Fault("model", f"there is no model {_shown(name)}", [*known])])
+    model = next((model for model in models if model.name == name), None)
+    if model is not None:
+        _check_not_refused(model, models)
+        _check_labels(options, model)
+    elif models:
+        raise invalid_options([Fault("model", f"there is no model {_shown(name)}", usable_models(models))])
     elif options.model not in (None, default):
         raise EngineUnavailable(
             "The models are still being loaded; only the default one can be asked for.",
@@ -115,8 +119,22 @@ def check_model(options: DetectionOptions, models: Sequence[Mapping[str, Any]], 
     return name
 
 
-def _check_labels(options: DetectionOptions, model: Mapping[str, Any]) -> None:
-    labels = model.get("labels")
+def usable_models(models: Iterable[ModelStatus]) -> list[str]:
+    """Return the names of the models that can be asked for."""
+    return [model.name for model in models if model.state is not ModelState.REFUSED]
+
+
+def _check_not_refused(model: ModelStatus, models: Sequence[ModelStatus]) -> None:
+    if model.state is not ModelState.REFUSED:
+        return
+    reason = "it cannot be loaded." if model.refusal is None else model.refusal.detail
+    usable = usable_models(models)
+    message = f"{_shown(model.name)} is refused: {reason} There are: {', '.join(usable) or 'none'}"
+    raise invalid_options([Fault("model", message, usable)])
+
+
+def _check_labels(options: DetectionOptions, model: ModelStatus) -> None:
+    labels = () if model.facts is None else model.facts.labels
     if not options.labels or not labels:
         return
     faults = [

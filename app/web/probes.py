@@ -11,9 +11,22 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from app.detection.model_facts import ModelFacts, ModelState, ModelStatus
 from app.errors import NotReady
-from app.jobs.job import EngineStatus
+from app.jobs.engine_status import EngineStatus
+from app.web.options import usable_models
 from app.web.results import json_response
+from app.web.schemas import (
+    Alive,
+    CourierCheck,
+    DiskCheck,
+    EngineCheck,
+    Model,
+    ModelList,
+    Readiness,
+    ReadinessChecks,
+    RefusedModel,
+)
 from app.web.service import Service
 
 HEARTBEAT_LIMIT_SECONDS = 10.0
@@ -24,44 +37,57 @@ class ProbeViews:
         self._service = service
 
     def alive(self) -> Response:
-        return json_response({"alive": True})
+        return json_response(Alive(alive=True))
 
     def ready(self) -> Response:
         """200 if a job posted now would be run; else a problem document that tells why not."""
         engine, available = self._service.store.engine_status(), self._service.space.available_bytes()
         age = _heartbeat_age(engine.heartbeat_at)
         courier_age = _heartbeat_age(self._service.store.courier_heartbeat_at())
-        checks = {
-            "engine": {"ready": engine.ready, "heartbeat_age_seconds": age},
+        checks = ReadinessChecks(
+            engine=EngineCheck(ready=engine.ready, heartbeat_age_seconds=age),
             # It is no reason to turn uploads away: what needs the courier waits for it.
-            "courier": {
-                "ready": courier_age is not None and courier_age <= HEARTBEAT_LIMIT_SECONDS,
-                "heartbeat_age_seconds": courier_age,
-            },
-            "disk": {"available_bytes": max(available, 0)},
-            "sandbox": engine.sandbox,
-            "models": [model["name"] for model in engine.models],
-        }
+            courier=CourierCheck(
+                ready=courier_age is not None and courier_age <= HEARTBEAT_LIMIT_SECONDS,
+                heartbeat_age_seconds=courier_age,
+            ),
+            disk=DiskCheck(available_bytes=max(available, 0)),
+            sandbox=engine.sandbox,
+            models=usable_models(engine.models),
+            hosts=list(engine.hosts),
+        )
         reasons = [*_reasons(engine, age, available)]
         if self._service.stopping.is_set():
             reasons.append("the worker is stopping")
         if reasons:
-            raise NotReady(f"Not ready: {'; '.join(reasons)}.", {"reasons": reasons, "checks": checks})
-        return json_response({"ready": True, "checks": checks})
+            told = {"reasons": reasons, "checks": checks.model_dump(mode="json")}
+            raise NotReady(f"Not ready: {'; '.join(reasons)}.", told)
+        return json_response(Readiness(ready=True, checks=checks))
 
     def metrics(self) -> Response:
         body = self._service.metrics.expose([_InstanceCollector(self._service)])
         return Response(body, content_type=CONTENT_TYPE_LATEST)
 
     def models(self) -> Response:
-        engine = self._service.store.engine_status()
+        models = self._service.store.engine_status().models
         return json_response(
-            {
-                "default": self._service.limits.default_model,
-                "models": engine.models,
-                "refused": engine.refused_models,
-            }
+            ModelList(
+                default=self._service.limits.default_model,
+                models=[_shown(model) for model in models if model.state is not ModelState.REFUSED],
+                refused=[
+                    RefusedModel(name=model.name, refused=model.refusal)
+                    for model in models
+                    if model.refusal is not None
+                ],
+            )
         )
+
+
+def _shown(model: ModelStatus) -> Model:
+    facts = dict.fromkeys(ModelFacts.model_fields) if model.facts is None else dict(model.facts)
+    del facts["runtime"]  # of use to the engine only
+    is_loaded = model.state is ModelState.READY
+    return Model.model_validate({**facts, "name": model.name, "loaded": is_loaded, "state": model.state})
 
 
 def _heartbeat_age(heartbeat_at: float) -> float | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import orjson
 from flask import Response, request, send_file
+from pydantic import BaseModel
 
 from app.errors import JobWasCancelled, PreconditionFailed, ResultNotReady
 from app.jobs.job import Job, JobState
@@ -33,13 +35,13 @@ def send_end(job: Job, rendering: Rendering, service: Service) -> Response:
     Raises ResultNotReady while it runs, JobWasCancelled if it was.
     """
     if job.state is JobState.FAILED and job.problem is not None:
-        return problem_response({**job.problem, "instance": job_links(job)["self"]}, job_headers(job))
+        return problem_response({**job.problem, "instance": job_links(job).self}, job_headers(job))
     if job.state is JobState.CANCELLED:
-        raise JobWasCancelled(f"Job {job.id} was cancelled.", {"instance": job_links(job)["self"]})
+        raise JobWasCancelled(f"Job {job.id} was cancelled.", {"instance": job_links(job).self})
     if job.state is not JobState.SUCCEEDED:
         raise ResultNotReady(
             f"Job {job.id} is {job.state}.",
-            {"state": job.state, "instance": job_links(job)["self"], "retry_after_seconds": 1},
+            {"state": job.state, "instance": job_links(job).self, "retry_after_seconds": 1},
         )
     return _send_document(job, rendering, service)
 
@@ -48,12 +50,12 @@ def job_headers(job: Job) -> dict[str, str]:
     """The headers that tell of a job in any answer that concerns it."""
     headers = {
         "Framebox-Job": job.id,
-        "Link": f'<{job_links(job)["self"]}>; rel="describedby"; type="application/json"',
+        "Link": f'<{job_links(job).self}>; rel="describedby"; type="application/json"',
     }
-    completeness = (job.report or {}).get("completeness")
-    if job.state is JobState.SUCCEEDED and completeness:
-        headers["Framebox-Frames"] = str(completeness["frames_analysed"])
-        headers["Framebox-Complete"] = "true" if completeness["complete"] else "false"
+    completeness = None if job.report is None else job.report.completeness
+    if job.state is JobState.SUCCEEDED and completeness is not None:
+        headers["Framebox-Frames"] = str(completeness.frames_analysed)
+        headers["Framebox-Complete"] = "true" if completeness.complete else "false"
     return headers
 
 
@@ -126,7 +128,15 @@ def _suffix(rendering: Rendering) -> str:
 
 
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Answer with `value` as JSON, not to be cached."""
-    response = Response(orjson.dumps(value), status=status, mimetype="application/json", headers=headers)
+    """Answer with `value` as JSON, not to be cached. It may be, or hold, models of pydantic."""
+    response = Response(
+        orjson.dumps(value, default=_members), status=status, mimetype="application/json", headers=headers
+    )
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _members(value: object) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from app import errors
 from app.errors import FrameboxError
 from app.jobs.job import JobState, Priority, SourceKind
+from app.jobs.report import JobReport
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import TIMED_FORMATS, DocumentFormat
 from app.web import schemas
@@ -127,7 +128,7 @@ _DOCUMENT = Answer(
     tuple(dict.fromkeys(MEDIA_TYPES.values())),
     schemas.Document,
 )
-_REPORT = Answer(200, "The job's report.", shape=schemas.JobReport)
+_REPORT = Answer(200, "The job's report.", shape=JobReport)
 _VIDEO_ERRORS = (
     errors.UnsupportedVideo,
     errors.NoVideoStream,
@@ -204,7 +205,7 @@ ROUTES: tuple[Route, ...] = (
             Answer(
                 202,
                 "The job's report; its address is in Location. Also where too many wait already.",
-                shape=schemas.JobReport,
+                shape=JobReport,
             ),
         ),
         errors=(*_UPLOAD_ERRORS, *_FETCH_ERRORS, *_VIDEO_ERRORS),
@@ -369,7 +370,7 @@ ROUTES: tuple[Route, ...] = (
                 202,
                 "Cancellation was asked for: the report. A queued job is cancelled at once, a running one "
                 "within seconds.",
-                shape=schemas.JobReport,
+                shape=JobReport,
             ),
             Answer(204, "The job had ended; it and its files are gone.", ()),
         ),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from sample_reports import SANDBOX, VIDEO, completeness, finished_report, model_report, ready_model
 
 from app import errors
 from app.jobs.job import Job, JobState, Progress
@@ -26,11 +27,8 @@ from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 from app.storage.ingest import Ingest
 
-SHA256 = "0" * 64  # of every model
-MODELS = [
-    {"name": "hog-people", "sha256": SHA256, "labels": ["person"]},
-    {"name": "other", "sha256": SHA256, "labels": ["cat", "dog"]},
-]
+MODELS = (ready_model("hog-people", "person"), ready_model("other", "cat", "dog"))
+VIDEO_REPORT = VIDEO.model_copy(update={"width": 768, "height": 432, "time_base": "1/25"})
 LONGEST_ORDER_BYTES = 4096
 PROBLEMS = {"no_video_stream": errors.NoVideoStream("There is no video stream in the file.")}
 
@@ -55,7 +53,7 @@ class DoubleEngine:
                 time.sleep(0.01)
 
     def _beat(self) -> None:
-        self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
+        self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox=SANDBOX)
 
     def _work(self, job: Job) -> None:
         try:
@@ -100,12 +98,13 @@ class DoubleEngine:
             job.id,
             self._epoch,
             JobState.SUCCEEDED,
-            report={
-                "video": {"width": 768, "height": 432, "codec": "h264", "time_base": "1/25"},
-                "model": {"name": job.model, "sha256": SHA256, "device": "cpu", "labels": ["person"]},
-                "completeness": {"complete": complete, "frames_analysed": frames},
-                "document": {"bytes": size_bytes, "sha256": digest.hexdigest()},
-            },
+            report=finished_report(
+                size_bytes,
+                digest.hexdigest(),
+                video=VIDEO_REPORT,
+                model=model_report(job.model),
+                found=completeness(frames) if complete else completeness(frames + 1, missing=1),
+            ),
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 from origin import Exchange, Origin, Request, running_origin
+from sample_reports import model_report
 from standardwebhooks import Webhook
 
 from app.courier.deliverer import Deliverer
@@ -28,6 +29,7 @@ from app.jobs.retention import Retention, RetentionLimits
 from app.jobs.store import HOLD_SECONDS, JobStore
 from app.metrics import Metrics
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
@@ -92,7 +94,7 @@ class Setup:
     def end(self, state: JobState = JobState.SUCCEEDED) -> None:
         job = self.store.claim(self.epoch)
         assert job is not None
-        self.store.finish(job.id, self.epoch, state, report={"model": {"sha256": "1"}})
+        self.store.finish(job.id, self.epoch, state, report=DetectionReport(model=model_report(sha256="1")))
 
     def ended(self, *urls: str) -> str:
         job_id = self.add(*urls)

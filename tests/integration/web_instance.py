@@ -65,7 +65,7 @@ class WebInstance:
         }
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("FRAMEBOX_")},
-            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}",
             "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics / "web"),
             **MALLOC,
             **base,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from sample_reports import model_report
 
 from app.errors import FrameboxError, IdempotencyConflict, InternalError, JobNotFound, NoVideoStream
-from app.jobs import store as store_module
 from app.jobs.job import Job, JobRequest, JobState, Priority, VideoSource
 from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.data_folder import new_job_id
 
 SOURCE = VideoSource(1000, "ab" * 32, "a.mp4")
@@ -33,7 +32,8 @@ def end(
     job = store.claim(epoch)
     assert job is not None
     problem = None if error is None else error.to_problem()
-    store.finish(job.id, epoch, state, problem=problem, report={"model": {"sha256": model_sha256}})
+    report = DetectionReport(model=model_report("people", sha256=model_sha256))
+    store.finish(job.id, epoch, state, problem=problem, report=report)
 
 
 def test_without_leave_to_attach_every_request_gets_a_job_of_its_own(store: JobStore) -> None:
@@ -162,21 +162,3 @@ def test_who_waits_for_a_job_hurries_it(store: JobStore) -> None:
     assert job.priority is Priority.BATCH
     assert add(store, replace(EQUAL, priority=Priority.INTERACTIVE)).priority is Priority.INTERACTIVE
     assert add(store, EQUAL).priority is Priority.INTERACTIVE
-
-
-def test_a_folder_of_the_first_release_is_brought_up_to_date(tmp_path: Path) -> None:
-    database = tmp_path / "old.sqlite3"
-    with sqlite3.connect(database) as connection:
-        connection.executescript(store_module._SCHEMA)
-        connection.execute(
-            "INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256, "
-            "created_at) VALUES (?, 'queued', 'r', 'people', '{}', 1000, ?, 1.0)",
-            ("e" * 32, SOURCE.sha256),
-        )
-        connection.execute("PRAGMA user_version = 1")
-    connection.close()
-    store = JobStore(database)
-    store.create()
-    assert store.get("e" * 32).priority is Priority.BATCH
-    assert add(store, EQUAL).id == "e" * 32
-    store.create()

@@ -8,8 +8,10 @@ import pytest
 from index_summary import index
 
 from app.pipeline.completeness import FrameTally, completeness_report
+from app.pipeline.report import DamageReport, MissingFrames
 from app.video.damage import DamagedPlace
-from app.video.index_summary import IndexSummary, Proof
+from app.video.index_summary import IndexSummary
+from app.video.protocol.kinds import Proof
 from app.video.segments import RANGES_KEPT, FrameRange
 
 PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)
@@ -24,7 +26,7 @@ def tally(
 
 
 def test_a_video_with_every_frame_is_complete() -> None:
-    assert completeness_report(tally(), index())["complete"] is True
+    assert completeness_report(tally(), index()).complete is True
 
 
 @pytest.mark.parametrize(
@@ -40,25 +42,25 @@ def test_a_video_with_every_frame_is_complete() -> None:
     ids=["unreported", "truncated", "no picture", "undecodable", "lost", "damage"],
 )
 def test_whatever_may_be_missing_makes_a_video_incomplete(found: FrameTally, summary: IndexSummary) -> None:
-    assert completeness_report(found, summary)["complete"] is False
+    assert completeness_report(found, summary).complete is False
 
 
 def test_damage_that_has_cost_no_frame_is_reported_and_does_no_harm() -> None:
     harmless = replace(PLACE, is_harmless=True)
     report = completeness_report(tally(), index(damage=(harmless,), damage_total=3, proof=Proof.CLOCK))
-    assert report["complete"] is True
-    assert report["damage"] == [
-        {
-            "position": 4711,
-            "seconds": 1.5,
-            "first_frame": 30,
-            "last_frame": 33,
-            "reason": "bytes that are no transport packet",
-            "observations": 2,
-            "harmless": True,
-        }
-    ]
-    assert report["damage_left_out"] == 2
+    assert report.complete is True
+    assert report.damage == (
+        DamageReport(
+            position=4711,
+            seconds=1.5,
+            first_frame=30,
+            last_frame=33,
+            reason="bytes that are no transport packet",
+            observations=2,
+            harmless=True,
+        ),
+    )
+    assert report.damage_left_out == 2
 
 
 @pytest.mark.parametrize(
@@ -76,15 +78,15 @@ def test_damaged_pictures_count_where_nothing_proves_that_no_frame_is_missing(
 ) -> None:
     found = tally(corrupt=(FrameRange(corrupt, corrupt),))
     report = completeness_report(found, index(proof=proof, leading_frames=2))
-    assert report["complete"] is is_complete
-    assert report["frames_corrupt"] == 1
+    assert report.complete is is_complete
+    assert report.frames_corrupt == 1
 
 
 def test_lost_and_undecodable_frames_are_listed_together_in_order() -> None:
     found = tally(92, undecodable=(FrameRange(3, 4, "refused"), FrameRange(50, 50, "refused")))
     report = completeness_report(found, index(lost=(20, 21, 60, 61, 62)))
-    assert report["frames_undecodable"] == 8
-    assert [(gap["first"], gap["last"]) for gap in report["undecodable"]] == [
+    assert report.frames_undecodable == 8
+    assert [(gap.first, gap.last) for gap in report.undecodable] == [
         (3, 4),
         (20, 21),
         (50, 50),
@@ -96,11 +98,11 @@ def test_gaps_that_touch_across_segments_are_one_range() -> None:
     found = tally(3, undecodable=(FrameRange(3, 4, "refused"),))
     found.add(analysed=2, corrupt=(), undecodable=[FrameRange(5, 6, "refused"), FrameRange(9, 9, "crash")])
     report = completeness_report(found, index(10))
-    assert report["undecodable"] == [
-        {"first": 3, "last": 6, "reason": "refused"},
-        {"first": 9, "last": 9, "reason": "crash"},
-    ]
-    assert report["frames_undecodable"] == 5
+    assert report.undecodable == (
+        MissingFrames(first=3, last=6, reason="refused"),
+        MissingFrames(first=9, last=9, reason="crash"),
+    )
+    assert report.frames_undecodable == 5
 
 
 def test_the_list_of_ranges_is_capped_but_the_count_is_not() -> None:
@@ -108,9 +110,9 @@ def test_the_list_of_ranges_is_capped_but_the_count_is_not() -> None:
     for number in range(RANGES_KEPT + 50):
         found.add(analysed=1, corrupt=(), undecodable=[FrameRange(2 * number, 2 * number, "refused")])
     report = completeness_report(found, index(10_000))
-    assert len(report["undecodable"]) == RANGES_KEPT
-    assert report["undecodable_ranges_left_out"] == 50
-    assert report["frames_undecodable"] == RANGES_KEPT + 50
+    assert len(report.undecodable) == RANGES_KEPT
+    assert report.undecodable_ranges_left_out == 50
+    assert report.frames_undecodable == RANGES_KEPT + 50
 
 
 def test_a_video_of_which_nearly_all_pictures_are_damaged_is_noise() -> None:

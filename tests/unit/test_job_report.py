@@ -5,10 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from sample_reports import SHA256, VIDEO, finished_report, model_report
 
-from app.jobs.job import Estimate, Job, JobState, Progress, VideoSource
-from app.jobs.report import event_id, public_report
+from app.errors import DamagedVideo
+from app.jobs.job import (
+    Delivery,
+    DeliveryState,
+    Estimate,
+    Job,
+    JobState,
+    Priority,
+    Progress,
+    SourceKind,
+    VideoSource,
+    Waiting,
+)
+from app.jobs.report import callback_body, event_id, public_report
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 
 JOB = Job(
     id="a" * 32,
@@ -23,22 +37,22 @@ JOB = Job(
     progress=Progress(25, 100, 1, 4),
     cancel_requested=False,
     problem=None,
-    report={"video": {"codec": "h264"}},
+    report=DetectionReport(model=model_report(), video=VIDEO),
     estimate=Estimate(32.5, 1_000_018.0),
 )
 
 
 def test_a_running_job_tells_how_far_it_is_and_how_long_it_may_take():
     report = public_report(JOB, now=1_000_020.5)
-    assert report["state"] == "running"
-    assert report["created_at"] == "1970-01-12T13:46:40.000Z"
-    assert report["finished_at"] is None
-    assert report["progress"]["fraction"] == 0.25
-    assert report["progress"]["seconds_left"] == 30.0
-    assert report["options"] == {"min_score": 0.5, "model": "people"}
-    assert report["video"] == {"codec": "h264"}
-    assert report["completeness"] is None
-    assert "result" not in report["links"]
+    assert report.state == "running"
+    assert report.model_dump(mode="json")["created_at"] == "1970-01-12T13:46:40.000Z"
+    assert report.finished_at is None
+    assert report.progress.fraction == 0.25
+    assert report.progress.seconds_left == 30.0
+    assert report.options == {"min_score": 0.5, "model": "people"}
+    assert report.video == VIDEO
+    assert report.completeness is None
+    assert "result" not in report.model_dump(mode="json")["links"]
 
 
 @pytest.mark.parametrize(
@@ -50,37 +64,37 @@ def test_a_running_job_tells_how_far_it_is_and_how_long_it_may_take():
     ],
 )
 def test_an_unknown_end_gives_no_estimate(job: Job):
-    assert public_report(job, now=1_000_020.5)["progress"]["seconds_left"] is None
+    assert public_report(job, now=1_000_020.5).progress.seconds_left is None
 
 
 def test_time_that_passed_since_the_estimate_is_taken_off_it():
-    assert public_report(JOB, now=1_000_022.0)["progress"]["seconds_left"] == 28.5
+    assert public_report(JOB, now=1_000_022.0).progress.seconds_left == 28.5
     nearly_done = dataclasses.replace(JOB, estimate=Estimate(1.0, 1_000_018.0))
-    assert public_report(nearly_done, now=1_000_022.0)["progress"]["seconds_left"] == 0.0
+    assert public_report(nearly_done, now=1_000_022.0).progress.seconds_left == 0.0
 
 
 def test_a_job_whose_engine_is_silent_has_no_estimate():
-    assert public_report(JOB, now=1_000_030.0)["progress"]["seconds_left"] is None
+    assert public_report(JOB, now=1_000_030.0).progress.seconds_left is None
 
 
 def test_a_clock_that_went_back_changes_no_estimate():
-    assert public_report(JOB, now=0.0)["progress"]["seconds_left"] == 32.5
+    assert public_report(JOB, now=0.0).progress.seconds_left == 32.5
 
 
 def test_a_succeeded_job_is_whole_and_links_its_result():
     done = dataclasses.replace(JOB, state=JobState.SUCCEEDED, progress=Progress(), finished_at=1_000_030.0)
     report = public_report(done, now=2e6)
-    assert report["progress"]["fraction"] == 1.0
-    assert report["links"]["result"] == f"/v1/jobs/{JOB.id}/result"
+    assert report.progress.fraction == 1.0
+    assert report.links.result == f"/v1/jobs/{JOB.id}/result"
 
 
 def test_missing_frames_are_not_done_and_their_work_is():
     lossy = dataclasses.replace(JOB, progress=Progress(20, 100, 1, 4, frames_missing=5))
-    progress = public_report(lossy, now=0.0)["progress"]
-    assert (progress["frames_done"], progress["frames_missing"]) == (20, 5)
-    assert progress["fraction"] == 0.25
+    progress = public_report(lossy, now=0.0).progress
+    assert (progress.frames_done, progress.frames_missing) == (20, 5)
+    assert progress.fraction == 0.25
     ended = dataclasses.replace(JOB, progress=Progress(87, 100, 4, 4, frames_missing=13))
-    assert public_report(ended, now=0.0)["progress"]["fraction"] == 1.0
+    assert public_report(ended, now=0.0).progress.fraction == 1.0
 
 
 def test_event_ids_differ_with_every_change_that_a_caller_can_see():
@@ -94,3 +108,86 @@ def test_event_ids_differ_with_every_change_that_a_caller_can_see():
     ]
     assert len({event_id(job) for job in variants}) == len(variants)
     assert event_id(JOB) == event_id(dataclasses.replace(JOB))
+
+
+HEAD = f'{{"id":"{JOB.id}","state":'
+LINKS = f'"links":{{"self":"/v1/jobs/{JOB.id}","events":"/v1/jobs/{JOB.id}/events"'
+OPTIONS = DetectionOptions(min_score=0.5, labels=("a", "b"), start=1e-7, fps=29.97)
+NEW_YEAR = 1767225600.0
+
+
+def test_the_bytes_of_a_queued_jobs_report():
+    job = dataclasses.replace(
+        JOB,
+        state=JobState.QUEUED,
+        options=OPTIONS,
+        source=VideoSource(None, None, None, SourceKind.URL, "https://x/y", received_bytes=0),
+        priority=Priority.INTERACTIVE,
+        waiting=Waiting.SOURCE,
+        created_at=NEW_YEAR,
+        started_at=None,
+        progress=Progress(),
+        report=None,
+    )
+    assert public_report(job, now=NEW_YEAR).model_dump_json() == (
+        f'{HEAD}"queued","created_at":"2026-01-01T00:00:00.000Z","started_at":null,"finished_at":null,'
+        '"cancel_requested":false,"priority":"interactive","waiting":"source",'
+        '"progress":{"frames_done":0,"frames_missing":0,"frames_total":null,"segments_done":0,'
+        '"segments_total":null,"fraction":null,"seconds_left":null},'
+        '"options":{"min_score":0.5,"labels":["a","b"],"fps":29.97,"start":1e-7,"model":"people"},'
+        '"source":{"kind":"url","name":null,"address":"https://x/y","bytes":null,"sha256":null,'
+        '"received_bytes":0},'
+        '"video":null,"model":null,"completeness":null,"document":null,"problem":null,"callbacks":[],'
+        f"{LINKS}}}}}"
+    )
+
+
+def test_the_bytes_of_a_failed_jobs_report_and_of_what_its_callbacks_carry():
+    problem = DamagedVideo(
+        "It is damaged.", {"frames_indexed": 1, "more": [{"z": None, "a": 1}]}
+    ).to_problem()
+    job = dataclasses.replace(
+        JOB,
+        state=JobState.FAILED,
+        created_at=NEW_YEAR,
+        started_at=NEW_YEAR + 0.1239,
+        finished_at=NEW_YEAR + 99.9999,
+        progress=Progress(25, 100, 1, 4, 3),
+        report=DetectionReport(model=model_report()),
+        problem=problem,
+        deliveries=(
+            Delivery("m1", "https://h/", DeliveryState.PENDING, 2, 503, "slow", NEW_YEAR + 100.5, None),
+            Delivery("m2", "https://h/", DeliveryState.DELIVERED, 1, 200, None, None, NEW_YEAR + 100.25),
+        ),
+    )
+    before = (
+        f'{HEAD}"failed","created_at":"2026-01-01T00:00:00.000Z",'
+        '"started_at":"2026-01-01T00:00:00.123Z","finished_at":"2026-01-01T00:01:39.999Z",'
+        '"cancel_requested":false,"priority":"batch","waiting":null,'
+        '"progress":{"frames_done":25,"frames_missing":3,"frames_total":100,"segments_done":1,'
+        '"segments_total":4,"fraction":0.28,"seconds_left":null},'
+        '"options":{"min_score":0.5,"model":"people"},'
+        f'"source":{{"kind":"upload","name":"clip.mp4","address":null,"bytes":1234,"sha256":"{"b" * 64}",'
+        '"received_bytes":null},"video":null,'
+        f'"model":{{"name":"hog-people","sha256":"{SHA256}","device":"cpu","labels":["person"]}},'
+        '"completeness":null,"document":null,'
+        '"problem":{"frames_indexed":1,"more":[{"z":null,"a":1}],"type":"/docs/errors#damaged",'
+        '"title":"Video is damaged","status":422,"code":"damaged","detail":"It is damaged."},'
+    )
+    callbacks = (
+        '"callbacks":[{"id":"m1","address":"https://h/","state":"pending","attempts":2,"last_status":503,'
+        '"last_error":"slow","next_attempt_at":"2026-01-01T00:01:40.500Z","delivered_at":null},'
+        '{"id":"m2","address":"https://h/","state":"delivered","attempts":1,"last_status":200,'
+        '"last_error":null,"next_attempt_at":null,"delivered_at":"2026-01-01T00:01:40.250Z"}],'
+    )
+    assert public_report(job, now=0.0).model_dump_json() == f"{before}{callbacks}{LINKS}}}}}"
+    assert callback_body(job).decode() == f"{before}{LINKS}}}}}"
+
+
+def test_a_succeeded_jobs_report_holds_what_the_engine_found_as_it_is():
+    found = finished_report(1, SHA256)
+    job = dataclasses.replace(JOB, state=JobState.SUCCEEDED, finished_at=1_000_030.0, report=found)
+    report = public_report(job, now=0.0)
+    told = (report.model, report.video, report.completeness, report.document)
+    assert told == (found.model, found.video, found.completeness, found.document)
+    assert f'{LINKS},"result":"/v1/jobs/{JOB.id}/result"}}}}' in report.model_dump_json()

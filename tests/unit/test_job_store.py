@@ -5,19 +5,37 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import pytest
+from sample_reports import (
+    SANDBOX,
+    completeness,
+    finished_report,
+    loading_model,
+    ready_model,
+    refused_model,
+)
 
 from app.errors import JobIsActive, JobNotFound
+from app.jobs.engine_status import HostStatus
 from app.jobs.job import JobRequest, JobState, Priority, Progress, VideoSource, Waiting
-from app.jobs.store import _STEPS, SCHEMA_VERSION, JobStore, LeaseLost
+from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
+from app.pipeline.report import DetectionReport
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import is_disk_full
 
 SOURCE = VideoSource(123, "ab" * 32, "clip.mp4")
+HOST = HostStatus(
+    device="cuda:0",
+    pid=7,
+    ready=True,
+    memory_bytes=2_000_000_000,
+    segments=2,
+    frames=1234,
+    busy_seconds=5.5,
+    restarts=1,
+)
 
 
 def add(store: JobStore) -> str:
@@ -91,7 +109,7 @@ def test_final_states_stay(store: JobStore) -> None:
     job_id = add(store)
     epoch = store.begin_epoch(pid=1)
     store.claim(epoch)
-    store.finish(job_id, epoch, JobState.SUCCEEDED, progress=Progress(5, 5, 1, 1), report={"model": {}})
+    store.finish(job_id, epoch, JobState.SUCCEEDED, progress=Progress(5, 5, 1, 1))
     with pytest.raises(LeaseLost):
         store.finish(job_id, epoch, JobState.FAILED)
     job = store.request_cancel(job_id)
@@ -138,12 +156,28 @@ def test_the_data_version_tells_of_other_connections_changes(store: JobStore, fo
     assert store.data_version() != before
 
 
-def test_a_folder_of_a_newer_release_is_refused(store: JobStore, folder: DataFolder) -> None:
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 8])
+def test_a_folder_of_another_release_is_refused(store: JobStore, folder: DataFolder, version: int) -> None:
     with sqlite3.connect(folder.database) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
-    with pytest.raises(RuntimeError, match="version"):
+    with pytest.raises(RuntimeError, match=f"version {version}, and this release reads version 1 only"):
         store.create()
+
+
+def test_a_report_reads_back_as_it_was_written(store: JobStore) -> None:
+    job_id = add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.claim(epoch)
+    whole = finished_report(123, "cd" * 32, found=completeness(100, missing=3))
+    early = DetectionReport(model=whole.model, video=whole.video)
+    assert store.get(job_id).report is None
+    for report in (early, whole):
+        store.update(job_id, epoch, Progress(5, 5, 1, 1), report)
+        assert store.get(job_id).report == report
+    store.update(job_id, epoch, Progress(6, 6, 1, 1))
+    store.finish(job_id, epoch, JobState.SUCCEEDED)
+    assert store.get(job_id).report == whole
 
 
 def add_with(store: JobStore, priority: Priority) -> str:
@@ -207,12 +241,17 @@ def test_jobs_for_models_without_room_are_passed_over_and_say_so(store: JobStore
     assert claimed.id == large
 
 
-def test_models_that_were_refused_are_told_apart(store: JobStore) -> None:
+def test_what_the_engine_says_of_itself_reads_back_and_stays_until_it_says_otherwise(store: JobStore) -> None:
+    before = store.engine_status()
+    assert (before.models, before.hosts, before.sandbox) == ((), (), None)
     epoch = store.begin_epoch(pid=1)
-    served, refused = {"name": "a"}, {"name": "b", "refused": {"code": "model_fault", "detail": "…"}}
-    store.report_engine(epoch, ready=True, models=[served, refused])
-    assert store.engine_status().models == [served]
-    assert store.engine_status().refused_models == [refused]
+    models = (ready_model("a", "cat"), loading_model("b"), refused_model("c"))
+    store.report_engine(epoch, ready=True, models=models, hosts=[HOST], sandbox=SANDBOX)
+    store.report_engine(epoch, ready=False)
+    status = store.engine_status()
+    assert (status.ready, status.models, status.hosts, status.sandbox) == (False, models, (HOST,), SANDBOX)
+    store.report_engine(epoch, ready=True, hosts=[])
+    assert (store.engine_status().models, store.engine_status().hosts) == (models, ())
 
 
 def add_many(store: JobStore, count: int) -> None:
@@ -249,41 +288,13 @@ def test_an_estimate_lasts_as_long_as_the_run_that_it_was_made_in(store: JobStor
     assert store.get(job_id).estimate is None
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
-def test_jobs_of_every_older_release_go_on(tmp_path: Path, version: int) -> None:
-    """One is queued, one was running when that release's engine ended, one has ended."""
-    database = tmp_path / "old.sqlite3"
-    ids = {state: new_job_id() for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)}
-    with closing(sqlite3.connect(database, isolation_level=None)) as old:
-        for step in _STEPS[:version]:
-            old.executescript(step)
-        old.execute(f"PRAGMA user_version = {version}")
-        for state, job_id in ids.items():
-            old.execute(
-                "INSERT INTO jobs (id, state, epoch, request_id, model, options, source_bytes, "
-                "source_sha256, created_at, frames_done, frames_total, report) "
-                "VALUES (?, ?, 7, 'r', 'none', '{}', 123, ?, 1.0, 40, 100, '{}')",
-                (job_id, state, "ab" * 32),
-            )
-        old.execute("UPDATE engine SET epoch = 7")
-    store = JobStore(database)
-    store.create()
-    epoch = store.begin_epoch(pid=1)
-    assert epoch == 8
-    taken = [store.claim(epoch), store.claim(epoch)]
-    assert [job.id for job in taken if job] == [ids[JobState.QUEUED], ids[JobState.RUNNING]]
-    assert taken[1] is not None
-    assert taken[1].progress == Progress(40, 100, frames_missing=0)
-    assert store.get(ids[JobState.SUCCEEDED]).state is JobState.SUCCEEDED
-    store.create()  # once is enough
-
-
 def test_what_is_asked_often_takes_no_longer_for_all_the_jobs_that_have_ended(store: JobStore) -> None:
     ended = 3000
     with store._transaction() as connection:
         connection.executemany(
-            "INSERT INTO jobs (id, state, request_id, model, options, source_bytes, source_sha256, "
-            "created_at, finished_at) VALUES (?, 'succeeded', 'r', 'none', '{}', 1, '', 1.0, ?)",
+            "INSERT INTO jobs (id, finished_at, state, request_id, model, options, priority, source_kind, "
+            "source_ready, created_at) "
+            "VALUES (?, ?, 'succeeded', 'r', 'none', '{}', 'batch', 'upload', 1, 1.0)",
             [(new_job_id(), float(number)) for number in range(ended)],
         )
     add(store)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from sample_reports import loading_model, ready_model, refused_model
 
 from app.errors import EngineUnavailable, InvalidOption
 from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, OnDamage, Rendering
 from app.web.options import FAULTS_TOLD, check_model, describe_values, option_names, parse_options
 
-MODELS = [{"name": "people", "labels": ["person"]}, {"name": "pets", "labels": ["cat", "dog"]}]
+MODELS = [ready_model("people", "person"), ready_model("pets", "cat", "dog")]
 
 
 def test_an_empty_query_gives_the_defaults():
@@ -133,6 +134,31 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
 def test_a_label_that_the_model_does_not_know_is_refused():
     with pytest.raises(InvalidOption, match="'bird'"):
         check_model(DetectionOptions(model="pets", labels=("cat", "bird")), MODELS, "people")
+
+
+def test_a_model_that_is_still_being_loaded_can_be_asked_for_with_any_labels():
+    models = [*MODELS, loading_model("birds")]
+    assert check_model(DetectionOptions(model="birds", labels=("robin",)), models, "people") == "birds"
+    assert check_model(DetectionOptions(), [loading_model("people")], "people") == "people"
+
+
+@pytest.mark.parametrize("options", [DetectionOptions(model="broken"), DetectionOptions()])
+def test_a_refused_model_is_not_to_be_had_and_the_answer_says_why(options: DetectionOptions):
+    models = [*MODELS, refused_model("broken", "It cannot be read as TorchScript.")]
+    with pytest.raises(
+        InvalidOption, match=r"cannot be read as TorchScript\. There are: people, pets"
+    ) as caught:
+        check_model(options, models, "broken")
+    assert (caught.value.extensions["parameter"], caught.value.extensions["allowed"]) == (
+        "model",
+        ["people", "pets"],
+    )
+
+
+def test_an_unknown_model_is_refused_while_others_are_being_loaded():
+    with pytest.raises(InvalidOption) as caught:
+        check_model(DetectionOptions(model="birds"), [loading_model("people"), refused_model("b")], "people")
+    assert caught.value.extensions["allowed"] == ["people"]
 
 
 def test_before_the_engine_has_told_its_models_only_the_default_can_be_had():

@@ -20,43 +20,36 @@ import pytest
 import structlog
 from flask import Flask
 from flask.testing import FlaskClient
-from index_summary import index
+from sample_reports import (
+    SANDBOX,
+    SHA256,
+    completeness,
+    finished_report,
+    loading_model,
+    model_report,
+    ready_model,
+    refused_model,
+)
 
+from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
 from app.factory import VERSION, create_app
 from app.jobs.job import JobState, Progress
+from app.jobs.report import JobReport, Problem
 from app.jobs.store import JobStore
 from app.logs import configure_logging
-from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.options import RENDERINGS, Rendering
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 from app.web.openapi import openapi_document, openapi_path
 from app.web.pages import error_entries
 from app.web.routes import ROUTES
-from app.web.schemas import Document, JobList, JobReport, ModelList, Problem
+from app.web.schemas import Document, JobList, ModelList, Readiness
 
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
 PAIRS = b'[\n[0,[{"box":[1.0,2.0,3.0,4.0],"label":"person","score":0.9}]],\n[1,[]]\n]\n'
-VIDEO_REPORT = {
-    "container": "mpegts",
-    "codec": "h264",
-    "pixel_format": "yuv420p",
-    "width": 64,
-    "height": 48,
-    "rotation_degrees": 0,
-    "mirrored": False,
-    "stream": 0,
-    "other_streams": [],
-    "frame_rate": "25",
-    "sample_aspect_ratio": "1",
-    "time_base": "1/90000",
-    "start_seconds": 1.4,
-    "duration_seconds": 0.08,
-    "variable_frame_rate": False,
-}
-MODELS = [{"name": "hog-people", "labels": ["person"]}]
+MODELS = [ready_model("hog-people", "person"), loading_model("slow"), refused_model("broken")]
 
 
 @pytest.fixture
@@ -95,7 +88,7 @@ def store(app: Flask) -> JobStore:
 @pytest.fixture
 def epoch(store: JobStore) -> int:
     epoch = store.begin_epoch(pid=os.getpid())
-    store.report_engine(epoch, ready=True, models=MODELS, sandbox={"seccomp": True})
+    store.report_engine(epoch, ready=True, models=MODELS, sandbox=SANDBOX)
     return epoch
 
 
@@ -110,12 +103,8 @@ def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
     assert job is not None
     folder.document(job.id).write_bytes(PAIRS)
     folder.pts(job.id).write_bytes(struct.pack("<2q", 126000, 129600))
-    report = {
-        "video": VIDEO_REPORT,
-        "model": {"name": "hog-people", "sha256": "ab" * 32, "device": "cpu", "labels": ["cat", "person"]},
-        "completeness": completeness_report(FrameTally(analysed=2), index(2)),
-        "document": {"bytes": len(PAIRS), "sha256": hashlib.sha256(PAIRS).hexdigest()},
-    }
+    digest = hashlib.sha256(PAIRS).hexdigest()
+    report = finished_report(len(PAIRS), digest, model=model_report("hog-people", "cat", "person"))
     store.finish(job.id, epoch, JobState.SUCCEEDED, report=report)
     return job.id
 
@@ -159,11 +148,23 @@ def test_the_openapi_document_has_every_option_and_no_dangling_reference():
     assert references <= set(document["components"]["schemas"])
 
 
-@pytest.mark.parametrize("shape", ["FrameTime", "Progress", "Video", "Model"])
-def test_every_field_with_a_meaning_of_its_own_is_described(shape: str):
-    fields = openapi_document("1")["components"]["schemas"][shape]["properties"]
-    plain = {"name", "segments_done", "segments_total"}
-    assert not {name for name, field in fields.items() if "description" not in field} - plain
+def test_every_field_of_every_answer_is_described_and_none_is_a_bare_object():
+    shapes = openapi_document("1")["components"]["schemas"]
+    fields = {
+        f"{shape}.{name}": field
+        for shape, schema in shapes.items()
+        for name, field in schema.get("properties", {}).items()
+    }
+    assert not [name for name, field in fields.items() if "description" not in field]
+    kinds = {name: [field, *field.get("anyOf", []), field.get("items", {})] for name, field in fields.items()}
+    bare = [name for name, kind in kinds.items() if any(each.get("type") == "object" for each in kind)]
+    assert bare == ["JobReport.options"]
+
+
+def test_a_problem_is_described_by_its_members():
+    problem = openapi_document("1")["components"]["schemas"]["Problem"]
+    assert problem["required"] == ["type", "title", "status", "code", "detail"]
+    assert problem["additionalProperties"] is True
 
 
 def test_the_version_is_the_projects():
@@ -200,6 +201,43 @@ def test_answers_have_the_shapes_that_are_described(client: FlaskClient, folder,
     JobList.model_validate(client.get("/v1/jobs").json)
     ModelList.model_validate(client.get("/v1/models").json)
     Problem.model_validate(client.get("/nowhere").json)
+
+
+def test_models_are_listed_with_their_facts_as_soon_as_they_are_known(client: FlaskClient, epoch: int):
+    answer = client.get("/v1/models").json
+    ready, loading = answer["models"]
+    assert answer["default"] == "hog-people"
+    assert json.dumps(ready) == json.dumps(
+        {
+            "name": "hog-people",
+            "sha256": SHA256,
+            "labels": ["person"],
+            "input_size": [640, 480],
+            "default_min_score": 0.5,
+            "device": "cpu",
+            "precision": "float32",
+            "precision_effect": None,
+            "batch_size": 8,
+            "frames_per_second": 20.5,
+            "memory_bytes": 100_000_000,
+            "device_memory_bytes": 0,
+            "loaded": True,
+            "state": "ready",
+        }
+    )
+    assert [*loading] == [*ready]
+    told = {name: value for name, value in loading.items() if value is not None}
+    assert told == {"name": "slow", "loaded": False, "state": "loading"}
+    assert answer["refused"] == [
+        {"name": "broken", "refused": {"code": "model_fault", "detail": "It is broken."}}
+    ]
+
+
+def test_a_model_that_was_unloaded_keeps_its_facts(client: FlaskClient, store: JobStore, epoch: int):
+    unloaded = MODELS[0].model_copy(update={"state": ModelState.UNLOADED})
+    store.report_engine(epoch, ready=True, models=[unloaded])
+    (model,) = client.get("/v1/models").json["models"]
+    assert (model["loaded"], model["state"], model["labels"]) == (False, "unloaded", ["person"])
 
 
 def test_a_waiting_post_answers_with_the_document(client: FlaskClient, folder, store, epoch):
@@ -292,7 +330,7 @@ def test_a_form_tells_the_labels_of_the_model_that_ran_and_not_of_those_that_the
 ):
     job_id = _post(client)
     _finish(folder, store, epoch)
-    store.report_engine(epoch, ready=True, models=[{"name": "another", "labels": ["dog"]}])
+    store.report_engine(epoch, ready=True, models=[ready_model("another", "dog")])
     coco = client.get(f"/v1/jobs/{job_id}/result?format=coco")
     assert coco.status_code == 200
     assert coco.json["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
@@ -312,7 +350,7 @@ def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: JobSt
         epoch,
         JobState.SUCCEEDED,
         progress=Progress(1264, 1394, 14, 14, frames_missing=130),
-        report={"completeness": {"complete": False}},
+        report=finished_report(1, SHA256, found=completeness(1394, missing=130)),
     )
     page = client.get("/").text
     assert "1264 of 1394 frames, 130 missing" in page
@@ -459,7 +497,15 @@ def test_a_forged_request_id_is_replaced(client: FlaskClient):
 def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoch: int, app: Flask):
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json["checks"]["sandbox"] == {"seccomp": True}
+    assert ready.json["checks"]["sandbox"] == {
+        "landlock_abi": 6,
+        "seccomp": True,
+        "no_new_privileges": True,
+        "memory_limited": True,
+    }
+    assert ready.json["checks"]["models"] == ["hog-people", "slow"]
+    assert ready.json["checks"]["hosts"] == []
+    Readiness.model_validate(ready.json)
     store.report_engine(epoch, ready=False)
     assert client.get("/readyz").json["reasons"] == ["the engine is loading its models"]
     with store._transaction() as connection:

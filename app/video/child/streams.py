@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from app.video.child.ffmpeg_log import captured
 from app.video.protocol.facts import OtherStream
+from app.video.protocol.kinds import StreamKind
 
 # ffmpeg's own choice may fall on a cover picture; ours never does.
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
@@ -78,7 +79,7 @@ def _other(stream: Stream, description: str) -> OtherStream:
     width, height = _size(stream, description)
     return OtherStream(
         index=stream.index,
-        kind=stream.type,
+        kind=_kind(stream.type),
         codec=_name_in(description) or "",
         width=width,
         height=height,
@@ -86,6 +87,10 @@ def _other(stream: Stream, description: str) -> OtherStream:
         is_default=bool(stream.disposition & Disposition.default),
         is_picture=bool(stream.disposition & _NO_REAL_VIDEO),
     )
+
+
+def _kind(name: str) -> StreamKind:
+    return StreamKind(name) if name in [*StreamKind] else StreamKind.UNKNOWN
 
 
 def codec_name(container: InputContainer, stream: Stream) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from app.video.protocol.kinds import StreamKind
+
 
 @dataclass(frozen=True, slots=True)
 class OtherStream:
     """A stream of the container that is not read."""
 
     index: int
-    kind: str  # "video", "audio", "subtitle", "data", "attachment" or "unknown"
+    kind: StreamKind
     codec: str  # FFmpeg's name, or the container's tag of one that FFmpeg does not know; "" if there is none
     width: int = 0  # pixels of a video as stored; 0 where the container does not tell
     height: int = 0

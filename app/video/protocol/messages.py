@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from app.video.protocol.evidence import Evidence
 from app.video.protocol.facts import OtherStream, VideoFacts
+from app.video.protocol.kinds import StreamKind
 from app.video.protocol.packets import Entry, PacketRecord
 
 HEAD = struct.Struct("<II")
@@ -200,7 +201,7 @@ class Fault:
 
 # -- facts
 
-_STREAM_KINDS = ("video", "audio", "subtitle", "data", "attachment", "unknown")
+_STREAM_KINDS = tuple(StreamKind)
 _MAX_OTHER_STREAMS = 32
 _STREAM = struct.Struct("<II32sII16sII")
 _FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq?")
@@ -241,10 +242,9 @@ def pack_facts(found: FoundVideo) -> bytes:
 
 
 def _pack_stream(stream: OtherStream) -> bytes:
-    kind = stream.kind if stream.kind in _STREAM_KINDS else "unknown"
     return _STREAM.pack(
         stream.index,
-        _STREAM_KINDS.index(kind),
+        _STREAM_KINDS.index(stream.kind),
         _text(stream.codec, 32),
         min(stream.width, MAX_FRAME_SIDE),
         min(stream.height, MAX_FRAME_SIDE),

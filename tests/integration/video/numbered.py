@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
 from app.pipeline.completeness import FrameTally, completeness_report
+from app.pipeline.report import Completeness
 from app.video.decoder import DecoderPool
 
 WIDTH, HEIGHT, CELL = 256, 144, 16
@@ -54,7 +54,7 @@ class Answer:
     """What a job would say of a video."""
 
     numbers: dict[int, int | None]  # by frame id
-    completeness: dict[str, Any]
+    completeness: Completeness
 
     @property
     def wrong(self) -> set[int]:
@@ -63,7 +63,8 @@ class Answer:
 
     def ids_in(self, member: str) -> set[int]:
         """The ids of a list of ranges: undecodable, corrupt, doubtful."""
-        return {n for gap in self.completeness[member] for n in range(gap["first"], gap["last"] + 1)}
+        ranges = getattr(self.completeness, member)
+        return {n for gap in ranges for n in range(gap.first, gap.last + 1)}
 
 
 def answer(pool: DecoderPool, video: Path, *, segment_frames: int = 100) -> Answer:

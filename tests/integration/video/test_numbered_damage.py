@@ -48,8 +48,8 @@ WITH_STAMPS = (".mkv", ".webm", ".ts", ".flv")
 def test_a_damaged_video_is_not_called_complete(name: str, failing_damage: Path, pool: DecoderPool) -> None:
     found = answer(pool, failing_damage / name)
     assert len(found.numbers) >= DAMAGED[name]
-    assert found.completeness["complete"] is False
-    assert found.completeness["damage"] or found.completeness["notes"] or found.completeness["undecodable"]
+    assert found.completeness.complete is False
+    assert found.completeness.damage or found.completeness.notes or found.completeness.undecodable
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGED if name.endswith(WITH_STAMPS)])
@@ -60,7 +60,7 @@ def test_frames_after_damage_have_the_ids_of_the_intact_video(
     found = answer(pool, failing_damage / name)
     assert found.wrong <= found.ids_in("corrupt") | found.ids_in("doubtful")
     listed = set(found.numbers) | found.ids_in("undecodable")
-    assert listed == set(range(found.completeness["frames_indexed"]))
+    assert listed == set(range(found.completeness.frames_indexed))
 
 
 @pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
@@ -78,7 +78,7 @@ def test_a_program_stream_whose_damaged_frames_lack_stamps_comes_back_to_its_ids
         del data[at : at + random.choice([100, 1000, 3000])]
     video.write_bytes(data)
     found = answer(pool, video)
-    assert found.completeness["complete"] is False
+    assert found.completeness.complete is False
     assert {n: found.numbers[n] for n in range(90, 120)} == {n: n for n in range(90, 120)}
 
 
@@ -87,15 +87,15 @@ def test_where_a_table_lists_the_samples_each_that_gives_no_picture_counts(
 ) -> None:
     found = answer(pool, failing_damage / "hevc__flip_200.mp4")
     assert len(found.numbers) == 159
-    assert found.completeness["frames_without_id"] == 1
-    assert found.completeness["complete"] is False
+    assert found.completeness.frames_without_id == 1
+    assert found.completeness.complete is False
 
 
 @pytest.mark.parametrize("name", ["false_alarm__offset_start_50s.mkv", "false_alarm__trailing_aud.h264"])
 def test_an_intact_video_is_called_complete(name: str, failing_damage: Path, pool: DecoderPool) -> None:
     found = answer(pool, failing_damage / name)
-    assert found.completeness["complete"] is True
-    assert not found.completeness["damage"]
+    assert found.completeness.complete is True
+    assert not found.completeness.damage
     assert not found.wrong
 
 
@@ -107,7 +107,7 @@ def test_ids_do_not_depend_on_the_length_of_segments(
         answer(pool, failing_damage / name, segment_frames=frames).completeness for frames in (120, 15)
     )
     for member in ("frames_indexed", "complete", "damage", "undecodable", "notes"):
-        assert short[member] == long[member]
+        assert getattr(short, member) == getattr(long, member)
 
 
 @pytest.mark.parametrize(("codec", "start"), [("mpeg2video", b"\0\0\1\0"), ("libx264", b"\0\0\0\1\x41")])
@@ -119,13 +119,13 @@ def test_zeros_between_the_pictures_of_a_stream_are_stuffing_and_inside_one_dama
     data = video.read_bytes()
     video.write_bytes(data.replace(start, bytes(500) + start))
     stuffed = answer(pool, video)
-    assert stuffed.completeness["complete"] is True
+    assert stuffed.completeness.complete is True
     assert stuffed.numbers == {n: n for n in range(60)}
     place = data.index(start, len(data) // 2) + 20
     video.write_bytes(data[:place] + bytes(300) + data[place + 300 :])
-    assert answer(pool, video).completeness["complete"] is False
+    assert answer(pool, video).completeness.complete is False
     video.write_bytes(data[:-1000] + bytes(1000))
-    assert answer(pool, video).completeness["complete"] is False
+    assert answer(pool, video).completeness.complete is False
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_an_mp4_whose_tables_contradict_each_other_is_not_called_complete(
     video.write_bytes(data)
     found = answer(pool, video)
     assert len(found.numbers) < 120
-    assert found.completeness["complete"] is False
-    assert [damage["reason"] for damage in found.completeness["damage"]] == [reason]
+    assert found.completeness.complete is False
+    assert [damage.reason for damage in found.completeness.damage] == [reason]

@@ -27,7 +27,7 @@ Recipe = Callable[[ClipFolder, Path], None]
 def test_an_intact_file_is_complete(name: str, frames: int, failing_videos: Path, pool: DecoderPool) -> None:
     found = answer(pool, failing_videos / name)
     assert sorted(found.numbers) == list(range(frames))
-    assert found.completeness["complete"] is True
+    assert found.completeness.complete is True
 
 
 def test_a_header_that_claims_more_than_there_is_makes_a_video_incomplete_and_is_named(
@@ -35,13 +35,13 @@ def test_a_header_that_claims_more_than_there_is_makes_a_video_incomplete_and_is
 ) -> None:
     found = answer(pool, failing_videos / "avi_header_says_9999.avi")
     assert len(found.numbers) == 100
-    assert found.completeness["complete"] is False
-    assert "the header claims 399.960 seconds, and the frames end before" in found.completeness["notes"]
+    assert found.completeness.complete is False
+    assert "the header claims 399.960 seconds, and the frames end before" in found.completeness.notes
 
 
 def test_a_recording_that_is_cut_says_where(failing_videos: Path, pool: DecoderPool) -> None:
     found = answer(pool, failing_videos / "paff_bfields_avchd.mts")
-    assert [place["reason"] for place in found.completeness["damage"]] == ["the file ends inside a packet"]
+    assert [place.reason for place in found.completeness.damage] == ["the file ends inside a packet"]
 
 
 def _cut_open_gop(clips: ClipFolder, target: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_usual_tools_write_has_ffmpegs_frames_and_is_complete(
         assert [frame.frame_id for frame in read.frames] == list(range(len(expected)))
         for frame, pixels in zip(read.frames, expected, strict=True):
             assert np.abs(frame.pixels - pixels).mean() < 1.0, f"frame {frame.frame_id}"
-    assert answer(pool, video).completeness["complete"] is True
+    assert answer(pool, video).completeness.complete is True
 
 
 @pytest.mark.parametrize("name", ["mpeg4_of_avi.mp4", "h264_of_avi.mp4", "h264_of_avi.mov"])
@@ -167,6 +167,6 @@ def test_a_segment_that_is_missing_from_a_joined_stream_is_noted(
     segments = _segments(clips, video)
     video.write_bytes(b"".join(segments[:2] + segments[3:]))
     found = answer(pool, video)
-    assert found.completeness["complete"] is False
-    assert found.completeness["frames_undecodable"] == 12
+    assert found.completeness.complete is False
+    assert found.completeness.frames_undecodable == 12
     assert [max(found.numbers), len(found.numbers)] == [49, 38]

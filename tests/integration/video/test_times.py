@@ -16,6 +16,7 @@ from app.pipeline.detect_video import DetectionRequest
 from app.pipeline.formats import FormatContext, convert
 from app.pipeline.frame_times import FrameTimes
 from app.pipeline.options import DetectionOptions, DocumentFormat, Rendering
+from app.pipeline.report import VideoReport
 from app.video.decoder import DecoderPool
 
 CONTEXT = FormatContext(video_name="clip", width=128, height=72, labels=("thing",))
@@ -30,7 +31,7 @@ def times_of_ffprobe(video: Path) -> list[float]:
     return [float(frame["best_effort_timestamp_time"]) for frame in json.loads(told.stdout)["frames"]]
 
 
-def detect(video: Path, folder: Path, pool: DecoderPool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+def detect(video: Path, folder: Path, pool: DecoderPool, **options: Any) -> tuple[list[Any], VideoReport]:
     """Return the records of an answer with times, and the report on the video."""
     request = DetectionRequest(
         job_id="0" * 32,
@@ -43,7 +44,8 @@ def detect(video: Path, folder: Path, pool: DecoderPool, **options: Any) -> tupl
         runtime="",
     )
     report = BlindRun(request, pool).report
-    times = FrameTimes(request.pts, Fraction(report.video["time_base"]))
+    assert report.video is not None
+    times = FrameTimes(request.pts, Fraction(report.video.time_base))
     convert(request.document, Rendering(DocumentFormat.PAIRS, times=True), folder / "timed", CONTEXT, times)
     return json.loads((folder / "timed").read_bytes()), report.video
 
@@ -69,7 +71,7 @@ def test_every_frame_has_the_time_that_ffprobe_tells(
     assert records == [
         [frame_id, [], {"pts_seconds": expected[frame_id]}] for frame_id in range(0, len(expected), stride)
     ]
-    assert report["start_seconds"] == expected[0]
+    assert report.start_seconds == expected[0]
 
 
 def test_frames_without_time_stamps_follow_each_other_at_the_containers_rate(
@@ -77,4 +79,4 @@ def test_frames_without_time_stamps_follow_each_other_at_the_containers_rate(
 ) -> None:
     records, report = detect(clips.get("h264.h264"), tmp_path, pool, stride=5)
     assert [times["pts_seconds"] for _, _, times in records] == [number / 5 for number in range(10)]
-    assert report["start_seconds"] is None
+    assert report.start_seconds is None
