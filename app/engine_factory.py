@@ -34,6 +34,7 @@ from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.decoder import DecoderPool
 from app.video.limits import VideoLimits
+from app.wakeups import Wakeups
 
 # What the engine takes beyond its libraries and its models: eight jobs, their threads, their indexes and
 # records, and what lies free in its allocator. Measured with detector `none`: 60 MiB.
@@ -56,7 +57,8 @@ def create_engine(settings: Settings) -> Engine:
     devices = _ready_devices(settings)
     data = DataFolder(settings.data)
     data.create()
-    store = JobStore(data.database)
+    wakeups = Wakeups(data.wakeups)
+    store = JobStore(data.database, wakeups)
     store.create()
     retire_counters()
     metrics = Metrics()
@@ -94,6 +96,7 @@ def create_engine(settings: Settings) -> Engine:
         ),
         metrics=metrics,
         meter=meter,
+        wakeups=wakeups,
     )
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())

@@ -47,8 +47,9 @@ from app.storage.ingest import Ingest
 from app.storage.parts import PartStore
 from app.storage.space import Ballast, free_bytes, is_disk_full
 from app.video.decoder import DecoderPool
+from app.wakeups import Listener, Program, Wakeups
 
-TICK_SECONDS = 0.1  # how often the loop looks for new jobs and for cancellations
+TICK_SECONDS = 0.1  # how often the loop looks at the devices; for jobs and cancellations it is woken
 HEARTBEAT_SECONDS = 1.0
 PROGRESS_SECONDS = 0.5  # a job's progress is written down at most this often
 CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
@@ -107,7 +108,10 @@ class Engine:
         limits: EngineLimits,
         metrics: Metrics,
         meter: FrameMeter,
+        wakeups: Wakeups,
     ) -> None:
+        self._wakeups = wakeups
+        self._listener: Listener | None = None  # the loop's
         self._meter = meter
         self._retention = retention
         self._data = data
@@ -137,6 +141,8 @@ class Engine:
     def stop(self) -> None:
         """Ask `run` to return: finish or park the running segments, put the jobs back. Safe in a signal."""
         self._stop.set()
+        if self._listener is not None:
+            self._listener.interrupt()
 
     def run(self) -> None:
         """Run jobs until `stop`; ends the process with `EXIT_FAULT` if a device is lost or a model hangs."""
@@ -240,16 +246,21 @@ class Engine:
     # ---- the loop
 
     def _loop(self) -> None:
-        while not self._stop.wait(TICK_SECONDS):
-            self._reap()
-            self._check_devices()
-            try:
-                self._tend_store()
-            except sqlite3.Error as error:
-                if not is_disk_full(error):
-                    raise
-                _log.warning("no room on disk for the jobs' records", exc_info=True)
-                self._stop.wait(NO_ROOM_SECONDS)
+        with self._wakeups.listen(Program.ENGINE) as self._listener:
+            while not self._stop.is_set():
+                self._tick()
+                self._listener.wait(TICK_SECONDS)
+
+    def _tick(self) -> None:
+        self._reap()
+        self._check_devices()
+        try:
+            self._tend_store()
+        except sqlite3.Error as error:
+            if not is_disk_full(error):
+                raise
+            _log.warning("no room on disk for the jobs' records", exc_info=True)
+            self._stop.wait(NO_ROOM_SECONDS)
 
     def _tend_store(self) -> None:
         self._pass_on_cancellations()
@@ -527,7 +538,7 @@ class _Account:
         self._store = store
         self._running = running
         self._epoch = epoch
-        self._next_write = 0.0
+        self._next_write = time.monotonic() + PROGRESS_SECONDS  # what ends before that is written once
         self.progress: Progress | None = None
         self.report: dict[str, Any] | None = None
 

@@ -6,6 +6,7 @@ import pytest
 
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
+from app.wakeups import Wakeups
 
 
 @pytest.fixture
@@ -17,8 +18,13 @@ def folder(tmp_path: Path) -> DataFolder:
 
 
 @pytest.fixture
-def store(folder: DataFolder) -> JobStore:
+def wakeups(folder: DataFolder) -> Wakeups:
+    return Wakeups(folder.wakeups)
+
+
+@pytest.fixture
+def store(folder: DataFolder, wakeups: Wakeups) -> JobStore:
     """A store without jobs."""
-    store = JobStore(folder.database)
+    store = JobStore(folder.database, wakeups)
     store.create()
     return store
