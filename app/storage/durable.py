@@ -47,12 +47,6 @@ def _sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) 
     call(descriptor, offset, size_bytes, flags)
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder`, whose parent exists, durably. An existing one is left as it is."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    fsync_folder(folder.parent)
-
-
 def remove_unfinished(path: Path) -> None:
     """Remove what killed writers of `path` left. The caller knows that none is at work."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -60,9 +54,10 @@ def remove_unfinished(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable_name: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` only if the block succeeds: whole and durable, or absent.
 
+    Without `durable_name` a power cut may leave what was at `path` before, until the folder is synced.
     Two writers may race (a retried segment): the last to finish wins, and neither is seen half done.
     The file is buffered, so that a short write near a full disk raises OSError instead of passing.
     """
@@ -79,4 +74,5 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable_name:
+        fsync_folder(path.parent)
