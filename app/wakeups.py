@@ -52,9 +52,9 @@ class Wakeups:
     def listen(self, program: Program) -> Listener:
         """Return a listener that is woken as `program`; close it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = self._folder / program
-        os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return Listener(_watch(file))
+        for each in Program:  # the first listener makes all files: what lies in the folder depends on nothing
+            os.close(os.open(self._folder / each, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return Listener(_watch(self._folder / program))
 
 
 class Listener:

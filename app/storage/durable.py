@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,9 +43,14 @@ def wait_for_write_back(descriptor: int, end: int) -> None:
 
 
 def _sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
-    call = ctypes.CDLL(None, use_errno=True).sync_file_range
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    call(descriptor, offset, size_bytes, flags)
+    _libc().sync_file_range(
+        descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), ctypes.c_uint(flags)
+    )
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def remove_unfinished(path: Path) -> None:
