@@ -18,6 +18,7 @@ from app.metrics import Metrics, retire_counters
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
+from app.wakeups import Wakeups
 
 
 def create_courier(settings: Settings) -> Courier:
@@ -28,7 +29,8 @@ def create_courier(settings: Settings) -> Courier:
     configure_logging("courier", settings.log_level)
     data = DataFolder(settings.data)
     data.create()
-    store = JobStore(data.database)
+    wakeups = Wakeups(data.wakeups)
+    store = JobStore(data.database, wakeups)
     store.create()
     retire_counters()
     metrics, stop = Metrics(), threading.Event()
@@ -50,9 +52,10 @@ def create_courier(settings: Settings) -> Courier:
         deliverer=_deliverer(settings, store, deliveries, outbound, metrics),
         fetches_at_once=settings.fetches,
         stop=stop,
+        wakeups=wakeups,
     )
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda _number, _frame: stop.set())
+        signal.signal(signal_number, lambda _number, _frame: courier.stop())
     return courier
 
 

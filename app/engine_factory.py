@@ -30,6 +30,7 @@ from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.protocol.limits import VideoLimits
+from app.wakeups import Wakeups
 
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # that no host needs
 
@@ -44,7 +45,8 @@ def create_engine(settings: Settings) -> Engine:
     configure_logging("engine", settings.log_level)
     data = DataFolder(settings.data)
     data.create()
-    store = JobStore(data.database)
+    wakeups = Wakeups(data.wakeups)
+    store = JobStore(data.database, wakeups)
     store.create()
     retire_counters()
     metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()

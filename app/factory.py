@@ -18,6 +18,7 @@ from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.storage.uploads import UploadLimits, Uploads
+from app.wakeups import Wakeups
 from app.web.application import create_web_app
 from app.web.forms import FormMaker, remove_forms_cut_short
 from app.web.pace import PaceKeeper, PaceRule
@@ -37,7 +38,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     configure_logging("web", settings.log_level)
     folder = DataFolder(settings.data)
     folder.create()
-    store = JobStore(folder.database)
+    wakeups = Wakeups(folder.wakeups)
+    store = JobStore(folder.database, wakeups)
     store.create()
     bodies = BodyFolders(folder)
     space = SpaceLedger(
@@ -57,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     service = Service(
         folder=folder,
         store=store,
-        watcher=JobWatcher(store),
+        watcher=JobWatcher(store, wakeups),
         spool=spool,
         bodies=bodies,
         follower=BodyFollower(bodies, space.body_folders, folder.lock("follower")),

@@ -38,6 +38,7 @@ from app.jobs.job import JobState
 from app.jobs.store import JobStore
 from app.preflight import find_nginx
 from app.storage.data_folder import DataFolder
+from app.wakeups import Wakeups
 from benchmarks.machine import describe_machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -222,7 +223,7 @@ def _give_document(web: Web, video: Path) -> Path:
 def _web(data: Path) -> Iterator[Web]:
     folder, port = DataFolder(data), _free_port()
     folder.create()
-    store = JobStore(folder.database)
+    store = JobStore(folder.database, Wakeups(folder.wakeups))
     store.create()
     epoch = store.begin_epoch(pid=os.getpid())
     store.report_engine(epoch, ready=True, models=[ready_model("hog-people", "person")], sandbox=SANDBOX)

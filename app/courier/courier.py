@@ -21,8 +21,9 @@ from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
 from app.jobs.store import JobStore
 from app.storage.space import is_disk_full
+from app.wakeups import Listener, Program, Wakeups
 
-TICK_SECONDS = 0.2
+TICK_SECONDS = 1.0  # for what is due by time alone; for the rest it is woken
 HEARTBEAT_SECONDS = 1.0
 NO_ROOM_SECONDS = 5.0
 DELIVERIES_AT_ONCE = 8  # of which DeliveryStore gives one receiver half
@@ -46,6 +47,7 @@ class Courier:
         deliverer: Deliverer | None,
         fetches_at_once: int,
         stop: threading.Event,
+        wakeups: Wakeups,
     ) -> None:
         """`deliverer` is None where there is no secret to sign with: then callbacks wait."""
         self._store = store
@@ -58,20 +60,30 @@ class Courier:
         self._fetching: _Threads = {}
         self._delivering: _Threads = {}
         self._ended: deque[str] = deque()  # their keys, from their own threads
-        self._place_free = threading.Event()  # there is more to begin at once
+        self._wakeups = wakeups
+        self._listener: Listener | None = None
         self._next_heartbeat = 0.0
 
     def run(self) -> None:
         """Fetch and deliver until the stop event is set."""
         _log.info("courier ready", fetches=self._fetches_at_once, delivers=self._deliverer is not None)
         try:
-            while not self._stop.is_set():
-                self._tick()
-                self._place_free.wait(TICK_SECONDS)
-                self._place_free.clear()
-            self._join()
+            with self._wakeups.listen(Program.COURIER) as self._listener:
+                while not self._stop.is_set():
+                    self._tick()
+                    self._listener.wait(TICK_SECONDS)
+                self._join()
         finally:
             self._store.close()
+
+    def stop(self) -> None:
+        """Ask `run` to return. Safe in a signal."""
+        self._stop.set()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._listener is not None:
+            self._listener.interrupt()
 
     def _tick(self) -> None:
         try:
@@ -123,7 +135,7 @@ class Courier:
             finally:
                 self._store.close()
                 self._ended.append(key)
-                self._place_free.set()
+                self._look_again()  # there is a free place
 
     def _forget_ended(self) -> None:
         """Before the database is asked what to begin: what has just ended is then there as it ended."""

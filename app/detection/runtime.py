@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -20,6 +21,7 @@ def describe_runtime(device: str, *, threads: int) -> str:
     return f"{libraries}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
 
 
+@cache  # each look goes through all folders of sys.path, and every job asks
 def _version(library: str) -> str:
     try:
         return version(library)

@@ -25,8 +25,10 @@ from app.jobs.job import Job, Waiting
 from app.jobs.retention import Retention
 from app.jobs.store import LeaseLost
 from app.storage.space import is_disk_full
+from app.wakeups import Listener
 
-TICK_SECONDS = 0.1  # how often the loop looks for new jobs, for cancellations and after its hosts
+TICK_SECONDS = 0.1  # how often the loop looks after its hosts while they work; for news it is woken
+IDLE_SECONDS = 1.0  # … while there is no job
 HEARTBEAT_SECONDS = 1.0
 CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
 RETENTION_SECONDS = 10.0  # between two looks for jobs that need no longer be kept
@@ -64,7 +66,7 @@ class Engine:
         self._make_run = make_run
         self._limits = limits
         self._stop = records.stop
-        self._woken = threading.Event()
+        self._listener: Listener | None = None  # the loop's
         self._running: dict[str, JobRun] = {}
         self._is_ready = False
         self._fault: Exception | None = None  # of the default model
@@ -75,25 +77,28 @@ class Engine:
     def stop(self) -> None:
         """Ask `run` to return: finish or park the running segments, put the jobs back. Safe in a signal."""
         self._stop.set()
-        self._woken.set()
+        self.wake()
 
     def wake(self) -> None:
-        """Have the loop look at once. Any thread."""
-        self._woken.set()
+        """Have the loop look at once. Any thread, or a signal's handler."""
+        if self._listener is not None:
+            self._listener.interrupt()
 
     def run(self) -> None:
         """Run jobs until `stop`. Raises NoHost if none can be had; what is wrong with the default model."""
         try:
             if not self._stop.is_set():
                 self._records.begin()
-                self._loop()
+                with self._records.listen() as self._listener:
+                    self._loop(self._listener)
+                    self._park(self._listener)
         except LeaseLost:
             return
         finally:
             self._hosts.close()
             self._records.store.close()
 
-    def _loop(self) -> None:
+    def _loop(self, listener: Listener) -> None:
         loading: threading.Thread | None = None
         while not self._stop.is_set():
             self._judge(self._hosts.tend(alone=self._turns.suspects.alone()))
@@ -110,9 +115,7 @@ class Engine:
                     raise
                 _log.warning("no room on disk for the jobs' records", exc_info=True)
                 self._stop.wait(NO_ROOM_SECONDS)
-            self._woken.wait(TICK_SECONDS)
-            self._woken.clear()
-        self._park()
+            listener.wait(TICK_SECONDS if self._running or not self._is_ready else IDLE_SECONDS)
 
     # ---- models
 
@@ -124,7 +127,7 @@ class Engine:
             with self._catalog.use(default, self._stop.is_set):
                 self._is_ready = True
             _log.info("default model loaded", model=default, seconds=round(time.monotonic() - started, 2))
-            self._woken.set()
+            self.wake()
             while self._catalog.has_untried() and not self._stop.wait(TICK_SECONDS):
                 if self._hosts.is_idle():  # it will be measured: best while nothing else computes
                     self._catalog.try_next(self._stop)
@@ -135,7 +138,7 @@ class Engine:
                 _log.warning("default model is not loaded again", exc_info=True)
             elif not self._stop.is_set():
                 self._fault = error
-                self._woken.set()
+                self.wake()
 
     def _report(self) -> None:
         """Say that the engine lives, and what models there are if that is news."""
@@ -225,19 +228,18 @@ class Engine:
 
     # ---- the end
 
-    def _park(self) -> None:
+    def _park(self, listener: Listener) -> None:
         """Let running segments finish within their time; the jobs' threads put their jobs back."""
         self._records.say_stopping()
         self._hosts.park()
-        self._join_runs(self._limits.stop_seconds)
+        self._join_runs(listener, self._limits.stop_seconds)
         for run in self._running.values():
             run.cancel()
-        self._join_runs(CANCEL_SECONDS)
+        self._join_runs(listener, CANCEL_SECONDS)
         self._records.say_stopping()
 
-    def _join_runs(self, seconds: float) -> None:
+    def _join_runs(self, listener: Listener, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while any(not run.is_over for run in self._running.values()) and time.monotonic() < deadline:
             self._hosts.tend()
-            self._woken.wait(TICK_SECONDS)
-            self._woken.clear()
+            listener.wait(TICK_SECONDS)

@@ -18,6 +18,7 @@ from app.jobs.store import JobStore, LeaseLost
 from app.storage.data_folder import DataFolder
 from app.storage.parts import PartStore
 from app.storage.space import Ballast, free_bytes, is_disk_full
+from app.wakeups import Listener, Program, Wakeups
 
 NO_ROOM_SECONDS = 5.0  # after the disk refused a write, nothing is tried for so long
 BALLAST_BYTES = 4 * 1024 * 1024  # more than the database's log ever needs
@@ -56,6 +57,10 @@ class Records:
                 continue  # an upload whose record is not written yet: the web side's to keep or to clean
             if job.state.is_final:
                 self.data.remove_inputs(job.id)
+
+    def listen(self) -> Listener:
+        """Return what wakes the engine when the records have news for it."""
+        return Wakeups(self.data.wakeups).listen(Program.ENGINE)
 
     def trace(self, job_id: str) -> str:
         """A text that differs once the job has made a part."""

@@ -15,6 +15,7 @@ import orjson
 from app.errors import FrameboxError
 from app.jobs.job import Waiting
 from app.jobs.store import JobStore
+from app.wakeups import Program
 
 _WANTED = "id = ? AND state = 'queued' AND source_ready = 0"
 
@@ -85,7 +86,7 @@ class FetchStore:
         """Write down that so many bytes are durable. False if the video is no longer wanted."""
         assignments = "source_received = ?, waiting = ?"
         values = (received_bytes, Waiting.SOURCE)
-        with self._store.transaction() as connection:
+        with self._store.transaction(Program.WEB) as connection:
             if is_all:
                 return self._update(
                     connection, job_id, f"{assignments}, source_bytes = ?", *values, received_bytes
@@ -94,12 +95,12 @@ class FetchStore:
 
     def say_waiting(self, job_id: str, waiting: Waiting) -> bool:
         """Say why nothing comes. False if the video is no longer wanted."""
-        with self._store.transaction() as connection:
+        with self._store.transaction(Program.WEB) as connection:
             return self._update(connection, job_id, "waiting = ?", waiting)
 
     def complete(self, job_id: str, sha256: str) -> bool:
         """The video is whole and at its place: the job may be taken up. False if it is no longer wanted."""
-        with self._store.transaction() as connection:
+        with self._store.transaction(Program.ENGINE, Program.WEB) as connection:
             is_wanted = self._update(
                 connection, job_id, "source_ready = 1, waiting = NULL, source_sha256 = ?", sha256
             )
@@ -109,7 +110,7 @@ class FetchStore:
     def fail(self, job_id: str, error: FrameboxError) -> bool:
         """The video cannot be had, and the job has failed. False if it is no longer wanted."""
         problem = orjson.dumps(error.to_problem()).decode()
-        with self._store.transaction() as connection:
+        with self._store.transaction(Program.WEB, Program.COURIER) as connection:
             is_wanted = self._update(
                 connection,
                 job_id,

@@ -41,6 +41,7 @@ from app.pipeline.report import DetectionReport
 from app.storage.data_folder import new_job_id
 from app.storage.ingest import FileIdentity
 from app.video.sandbox_status import SandboxStatus
+from app.wakeups import Program, Wakeups
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -276,16 +277,25 @@ def _count_deaths(connection: sqlite3.Connection, part_traces: Mapping[str, str]
     )
 
 
+def _for_callback(request: JobRequest) -> tuple[Program, ...]:
+    return () if request.callback is None else (Program.COURIER,)
+
+
 def _forget(connection: sqlite3.Connection, job_id: str) -> None:
     for table in ("keys", "fetches", "deliveries"):
         connection.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
 
 
 class JobStore:
-    """The jobs of one data folder. Safe to use from many threads and processes at once."""
+    """The jobs of one data folder. Safe to use from many threads and processes at once.
 
-    def __init__(self, database: Path) -> None:
+    Every change wakes the programs that wait for it, once it is committed.
+    """
+
+    def __init__(self, database: Path, wakeups: Wakeups | None = None) -> None:
+        """`wakeups` is None for whoever only reads."""
         self._database = database
+        self._wakeups = wakeups
         self._local = threading.local()
 
     def create(self) -> None:
@@ -322,10 +332,17 @@ class JobStore:
         return connection
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *woken: Program, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction; it wakes the programs `woken` if it changed anything.
+
+        What is not `durable` is seen at once, but a power cut may undo it, until the next one that is.
+        """
         connection = self._connect()
-        connection.execute("BEGIN IMMEDIATE")
+        if not durable:
+            connection.execute("PRAGMA synchronous = NORMAL")
         try:
+            connection.execute("BEGIN IMMEDIATE")
+            before = connection.total_changes
             yield connection
             fail_point("record_written")
             connection.execute("COMMIT")
@@ -334,10 +351,19 @@ class JobStore:
             if connection.in_transaction:  # a full disk may have ended it
                 connection.execute("ROLLBACK")
             raise
+        finally:
+            if not durable:
+                connection.execute("PRAGMA synchronous = FULL")
+        if connection.total_changes != before:
+            self._wake(*woken)
 
-    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """One transaction, for the modules that keep further tables in this database."""
-        return self._transaction()
+    def _wake(self, *programs: Program) -> None:
+        if self._wakeups is not None:
+            self._wakeups.wake(*programs)
+
+    def transaction(self, *woken: Program) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction, for the modules that keep further tables in this database; see `_transaction`."""
+        return self._transaction(*woken)
 
     def reading(self) -> sqlite3.Connection:
         """The calling thread's connection, for those modules: to read with."""
@@ -409,7 +435,7 @@ class JobStore:
 
     def report_courier(self) -> None:
         """Say that the courier lives."""
-        with self._transaction() as connection:
+        with self._transaction(durable=False) as connection:
             connection.execute("UPDATE courier SET heartbeat_at = ?", (time.time(),))
 
     # ---- the web side
@@ -420,7 +446,8 @@ class JobStore:
         Returns the job that the request was given before, with another id, if its key or its content and
         options had one (`app.jobs.attach`). Raises IdempotencyConflict.
         """
-        with self._transaction() as connection:
+        ready_for = Program.ENGINE if source.url is None else Program.COURIER
+        with self._transaction(ready_for, *_for_callback(request)) as connection:
             earlier = _job_of_key(connection, request, source) or _equal_job(connection, request, source)
             if earlier is not None:
                 _give_again(connection, earlier, request)
@@ -473,12 +500,17 @@ class JobStore:
         """
         if request.idempotency_key is None and not (request.may_attach and source):
             return None
-        with self._transaction() as connection:
+
+        def find(connection: sqlite3.Connection) -> Job | None:
             earlier = _job_of_key(
                 connection, request, source, size_bytes=size_bytes, stated_sha256=stated_sha256
             )
-            if earlier is None and source is not None:
-                earlier = _equal_job(connection, request, source)
+            return earlier or (None if source is None else _equal_job(connection, request, source))
+
+        if find(self._connect()) is None:  # as mostly: nobody has to wait for anybody
+            return None
+        with self._transaction(Program.ENGINE, *_for_callback(request)) as connection:
+            earlier = find(connection)
             if earlier is None:
                 return None
             _give_again(connection, earlier, request)
@@ -486,7 +518,7 @@ class JobStore:
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once; ask the engine to stop a running one. A final job stays as it is."""
-        with self._transaction() as connection:
+        with self._transaction(*Program) as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, waiting = NULL, finished_at = ? "
                 "WHERE id = ? AND state = 'queued'",
@@ -504,7 +536,7 @@ class JobStore:
 
     def delete(self, job_id: str) -> None:
         """Forget a job that has ended. Raises JobIsActive for any other."""
-        with self._transaction() as connection:
+        with self._transaction(Program.WEB) as connection:
             deleted = connection.execute(
                 "DELETE FROM jobs WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')", (job_id,)
             ).rowcount
@@ -527,7 +559,7 @@ class JobStore:
         had not said that it stops, it died: that counts at each job that made no part since the last death.
         The caller holds the data folder's engine lock, so no older engine lives.
         """
-        with self._transaction() as connection:
+        with self._transaction(Program.WEB) as connection:
             (was_ready,) = connection.execute("SELECT ready FROM engine").fetchone()
             if was_ready:
                 _count_deaths(connection, part_traces or {})
@@ -570,7 +602,7 @@ class JobStore:
         What is None stays as it was.
         """
         now = time.time()
-        with self._transaction() as connection:
+        with self._transaction(durable=not ready) as connection:
             connection.execute(
                 "UPDATE engine SET ready = ?, heartbeat_at = ?, "
                 "models = coalesce(?, models), hosts = coalesce(?, hosts), sandbox = coalesce(?, sandbox) "
@@ -604,8 +636,12 @@ class JobStore:
         It is now running and this epoch's. Jobs for `without_models` are passed over, and those that are not
         for `only_model`, if that is given, or at which another number of engines died than are in `deaths`.
         """
-        for priority in priorities:
-            with self._transaction() as connection:
+        passed_over = _json([*without_models])
+        limits = (only_model, deaths.start, deaths.stop)
+        if not self._has_any_queued():
+            return None
+        with self._transaction(Program.WEB, durable=False) as connection:
+            for priority in priorities:
                 row = connection.execute(
                     """
                     UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL, seconds_left = NULL,
@@ -618,19 +654,15 @@ class JobStore:
                     )
                     RETURNING *
                     """,
-                    (
-                        epoch,
-                        time.time(),
-                        priority,
-                        _json([*without_models]),
-                        only_model,
-                        deaths.start,
-                        deaths.stop,
-                    ),
+                    (epoch, time.time(), priority, passed_over, *limits),
                 ).fetchone()
-            if row is not None:
-                return _job(row)
+                if row is not None:
+                    return _job(row)
         return None
+
+    def _has_any_queued(self) -> bool:
+        query = "SELECT 1 FROM jobs WHERE state = 'queued' AND source_ready = 1 LIMIT 1"
+        return self._connect().execute(query).fetchone() is not None
 
     def has_queued(self, *, deaths: int) -> bool:
         """Whether a job waits at which so many engines died, one or more. Costs nothing if there is none."""
@@ -651,7 +683,7 @@ class JobStore:
 
     def put_back(self, job_id: str, epoch: int, waiting: Waiting | None = None) -> None:
         """Return a running job to the queue: the engine stops before it is done, or something is missing."""
-        self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,))
+        self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,), durable=False)
 
     def say_waiting(self, waiting: Waiting | None, *, crowded_models: Collection[str] = ()) -> None:
         """Say of all queued jobs why they are not taken up; None: they are.
@@ -664,7 +696,7 @@ class JobStore:
         query = f"SELECT 1 FROM jobs WHERE {differing} LIMIT 1"  # noqa: S608 - constants of this method
         if self._connect().execute(query, values).fetchone() is None:
             return
-        with self._transaction() as connection:
+        with self._transaction(Program.WEB, durable=False) as connection:
             update = f"UPDATE jobs SET waiting = {reason} WHERE {differing}"  # noqa: S608 - likewise
             connection.execute(update, values + values)
 
@@ -690,7 +722,7 @@ class JobStore:
         self, job_id: str, epoch: int, progress: Progress, report: DetectionReport | None = None
     ) -> None:
         """Write down how far a running job is. `report` stays as it was if None."""
-        self._write_running(job_id, epoch, "state = state", (), progress, report)
+        self._write_running(job_id, epoch, "state = state", (), progress, report, durable=False)
 
     def finish(
         self,
@@ -713,6 +745,8 @@ class JobStore:
             progress,
             report,
         )
+        if self._connect().execute("SELECT 1 FROM deliveries WHERE job_id = ?", (job_id,)).fetchone():
+            self._wake(Program.COURIER)
 
     def cancel_requests(self, epoch: int) -> set[str]:
         """The ids of this epoch's running jobs whose cancellation was asked for."""
@@ -729,6 +763,8 @@ class JobStore:
         values: tuple[Any, ...] = (),
         progress: Progress | None = None,
         report: DetectionReport | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         if progress is not None:
             assignments += ", frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?"
@@ -743,7 +779,7 @@ class JobStore:
         if report is not None:
             assignments += ", report = ?"
             values += (report.model_dump_json(),)
-        with self._transaction() as connection:
+        with self._transaction(Program.WEB, durable=durable) as connection:
             changed = connection.execute(
                 f"UPDATE jobs SET {assignments} "  # noqa: S608 - constants of this module
                 "WHERE id = ? AND epoch = ? AND state = 'running'",

@@ -12,10 +12,11 @@ import structlog
 from app.errors import JobNotFound
 from app.jobs.job import Job
 from app.jobs.store import JobStore
+from app.wakeups import Listener, Program, Wakeups
 
 _log = structlog.get_logger()
 
-POLL_SECONDS = 0.03  # an answer is that much late at most; a look costs microseconds
+POLL_SECONDS = 1.0  # an answer whose wake-up was lost is that much late at most; a look costs microseconds
 
 
 class JobWatch:
@@ -51,17 +52,19 @@ class JobWatch:
 class JobWatcher:
     """Tells those who wait of their jobs' changes, whichever process made them.
 
-    The thread starts with the first who waits, looks at the database's version while somebody does, and
-    reads the jobs waited for when that has changed.
+    The thread starts with the first who waits. While somebody does, it looks at the database's version when
+    it is woken, and reads the jobs waited for when that has changed.
     """
 
-    def __init__(self, store: JobStore, *, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(self, store: JobStore, wakeups: Wakeups, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._store = store
+        self._wakeups = wakeups
         self._poll_seconds = poll_seconds
         self._lock = threading.Condition()
         self._watches: set[JobWatch] = set()
         self._news = False  # a watch was added: look even if the database has not changed
         self._closing = False
+        self._listener: Listener | None = None  # the thread's
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -72,7 +75,7 @@ class JobWatcher:
             self._watches.add(watch)
             self._news = True
             self._ensure_thread()
-            self._lock.notify_all()
+            self._call_thread()
         try:
             yield watch
         finally:
@@ -83,7 +86,7 @@ class JobWatcher:
         """Stop the thread; who still waits runs into their deadline."""
         with self._lock:
             self._closing = True
-            self._lock.notify_all()
+            self._call_thread()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
@@ -92,14 +95,25 @@ class JobWatcher:
             self._thread = threading.Thread(target=self._run, name="job-watcher", daemon=True)
             self._thread.start()
 
+    def _call_thread(self) -> None:
+        self._lock.notify_all()
+        if self._listener is not None:
+            self._listener.interrupt()
+
     def _run(self) -> None:
-        version: int | None = None
         try:
-            while (watches := self._wait_for_watches()) is not None:
-                version = self._look(watches, version)
-                self._pause()
+            with self._wakeups.listen(Program.WEB) as listener:
+                with self._lock:
+                    self._listener = listener
+                self._follow(listener)
         finally:
             self._store.close()
+
+    def _follow(self, listener: Listener) -> None:
+        version: int | None = None
+        while (watches := self._wait_for_watches()) is not None:
+            version = self._look(watches, version)
+            listener.wait(self._poll_seconds)
 
     def _wait_for_watches(self) -> tuple[list[JobWatch], bool] | None:
         with self._lock:
@@ -108,10 +122,6 @@ class JobWatcher:
                 return None
             news, self._news = self._news, False
             return [*self._watches], news
-
-    def _pause(self) -> None:
-        with self._lock:
-            self._lock.wait_for(lambda: self._news or self._closing, self._poll_seconds)
 
     def _look(self, watched: tuple[list[JobWatch], bool], last_version: int | None) -> int | None:
         watches, news = watched

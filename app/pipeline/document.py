@@ -77,12 +77,12 @@ def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDig
 
 
 def write_pts(parts: Iterable[Part], destination: Path) -> None:
-    """Join the time stamps of `parts`, in order, into `destination`: whole and durable, or absent.
+    """Join the time stamps of `parts`, in order, into `destination`: whole, or absent.
 
-    One caller at a time.
+    It is durable once the document is: that is written after it, in the same folder. One caller at a time.
     """
     remove_unfinished(destination)
-    with atomic_write(destination) as file:
+    with atomic_write(destination, durable_name=False) as file:
         _join(file, (part.pts for part in parts))
     fail_point("pts_written")
 

@@ -82,6 +82,11 @@ class DataFolder:
         return self.run / "metrics"
 
     @property
+    def wakeups(self) -> Path:
+        """Through which the programs wake each other: see app/wakeups.py."""
+        return self.run / "wakeups"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 

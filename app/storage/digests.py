@@ -17,7 +17,7 @@ _WAIT_SECONDS = 60.0  # for the hash of two such pieces
 def file_digests(descriptor: int, algorithms: Iterable[str]) -> dict[str, bytes]:
     """Return the digests of the whole file by algorithm (hashlib's names); the file is read once."""
     hashes = {algorithm: hashlib.new(algorithm) for algorithm in algorithms}
-    buffer, offset = bytearray(_READ_BYTES), 0
+    buffer, offset = bytearray(max(1, min(_READ_BYTES, os.fstat(descriptor).st_size))), 0
     view = memoryview(buffer)
     while count := os.preadv(descriptor, [buffer], offset):
         for digest in hashes.values():

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,15 +43,14 @@ def wait_for_write_back(descriptor: int, end: int) -> None:
 
 
 def _sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
-    call = ctypes.CDLL(None, use_errno=True).sync_file_range
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    call(descriptor, offset, size_bytes, flags)
+    _libc().sync_file_range(
+        descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), ctypes.c_uint(flags)
+    )
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder`, whose parent exists, durably. An existing one is left as it is."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    fsync_folder(folder.parent)
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -60,9 +60,10 @@ def remove_unfinished(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable_name: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` only if the block succeeds: whole and durable, or absent.
 
+    Without `durable_name` a power cut may leave what was at `path` before, until the folder is synced.
     Two writers may race (a retried segment): the last to finish wins, and neither is seen half done.
     The file is buffered, so that a short write near a full disk raises OSError instead of passing.
     """
@@ -79,4 +80,5 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable_name:
+        fsync_folder(path.parent)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from app.storage.durable import atomic_write, make_folder
+from app.storage.durable import atomic_write
 
 SEPARATOR = b",\n"
 
@@ -120,17 +120,18 @@ class PartStore:
 
     def create(self) -> None:
         """Make the folder if it is missing and drop what writers left unfinished."""
-        make_folder(self._folder)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink()
 
     @contextmanager
     def write(self, number: int) -> Iterator[PartWriter]:
-        """Yield a writer; part `number` is whole and durable once the block has ended, or absent.
+        """Yield a writer; part `number` is whole once the block has ended, or absent.
 
+        A power cut may take the name of a part from it that is seconds old: its segment is then run again.
         ValueError if the block ends without `PartWriter.finish`.
         """
-        with atomic_write(self._path(number)) as file:
+        with atomic_write(self._path(number), durable_name=False) as file:
             writer = PartWriter(file)
             yield writer
             if not writer.is_finished:

@@ -80,11 +80,11 @@ class DetectionViews:
             head = upload_head(request.args.items(multi=True), request.headers, prefix="Framebox-Upload-")
             admission = examine(head, self._service, key=g.request_id)
             job = self._take(head, admission)  # a known key's too: the content has come, and is compared
-        except FrameboxError as error:
-            self._service.metrics.uploads.labels(outcome=error.code).inc()
+        except BaseException as error:
+            self._service.space.release(g.request_id)  # else it was released when the body was taken
+            if isinstance(error, FrameboxError):
+                self._service.metrics.uploads.labels(outcome=error.code).inc()
             raise
-        finally:
-            self._service.space.release(g.request_id)
         return self._answer(job, admission, preference)
 
     def tell_unspooled(self) -> Response:

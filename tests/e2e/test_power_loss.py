@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 from crash_disk import CrashDisk, NoSuchDisk
-from instance import CHECKOUT, Instance
+from instance import CHECKOUT, Instance, repeat_clip
 
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
@@ -37,8 +37,9 @@ def disk(tmp_path: Path) -> Iterator[CrashDisk]:
         yield disk
 
 
-def test_a_power_cut_loses_nothing_that_was_told(disk: CrashDisk) -> None:
-    video = CHECKOUT / "docs" / "walkers.mp4"
+def test_a_power_cut_loses_nothing_that_was_told(disk: CrashDisk, tmp_path: Path) -> None:
+    walkers = CHECKOUT / "docs" / "walkers.mp4"  # one segment, whose part the document follows at once
+    video = repeat_clip(walkers, tmp_path / "walkers.mp4", times=2)
     with Instance(disk.root / "data", **SETTINGS) as instance:
         undisturbed = instance.post(video, **OPTIONS).content
         ended = instance.post_async(video, **OPTIONS)

@@ -26,6 +26,7 @@ from app.settings import load_settings
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 from app.storage.ingest import Ingest
+from app.wakeups import Wakeups
 
 MODELS = (ready_model("hog-people", "person"), ready_model("other", "cat", "dog"))
 VIDEO_REPORT = VIDEO.model_copy(update={"width": 768, "height": 432, "time_base": "1/25"})
@@ -39,7 +40,7 @@ class DoubleEngine:
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._ingest = Ingest(load_settings().ingest)
-        self._store = JobStore(folder.database)
+        self._store = JobStore(folder.database, Wakeups(folder.wakeups))
         self._store.create()
         self._epoch = self._store.begin_epoch(pid=os.getpid())
 

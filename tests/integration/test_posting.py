@@ -23,6 +23,7 @@ from raw_http import post_head
 from waiting import wait_until
 from web_instance import WebInstance, running_instance
 
+from app.jobs.watcher import POLL_SECONDS
 from app.settings import Settings
 from app.storage.spool import held_folder
 
@@ -202,6 +203,15 @@ def test_a_result_is_sent_in_ranges_on_conditions_and_as_a_head(instance: WebIns
     assert (head.headers["Content-Length"], head.headers["ETag"]) == (str(len(whole)), full.headers["ETag"])
     beyond = _get(instance, address, headers={"Range": "bytes=999999-"})
     assert (beyond.status_code, beyond.json()["code"]) == (416, "range_not_satisfiable")
+
+
+def test_an_answer_is_woken_and_not_polled_for(instance: WebInstance):
+    seconds = []
+    for _ in range(5):  # on a busy machine one of them may be slow
+        began = time.monotonic()
+        _assert_is_document(_post(instance, b'{"frames": 3}'), 3)
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < POLL_SECONDS / 2
 
 
 def test_events_tell_the_progress_as_it_happens(instance: WebInstance, hold: Hold):

@@ -11,6 +11,7 @@ from app.jobs.job import Job, JobState, Progress, VideoSource
 from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder, new_job_id
+from app.wakeups import Wakeups
 
 
 @pytest.fixture
@@ -47,8 +48,13 @@ def make_job() -> Callable[..., Job]:
 
 
 @pytest.fixture
-def store(folder: DataFolder) -> JobStore:
+def wakeups(folder: DataFolder) -> Wakeups:
+    return Wakeups(folder.wakeups)
+
+
+@pytest.fixture
+def store(folder: DataFolder, wakeups: Wakeups) -> JobStore:
     """A store without jobs."""
-    store = JobStore(folder.database)
+    store = JobStore(folder.database, wakeups)
     store.create()
     return store

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from sample_reports import (
@@ -18,12 +20,22 @@ from sample_reports import (
 
 from app.errors import JobIsActive, JobNotFound
 from app.jobs.engine_status import HostStatus
-from app.jobs.job import JobRequest, JobState, Priority, Progress, VideoSource, Waiting
+from app.jobs.job import (
+    Callback,
+    JobRequest,
+    JobState,
+    Priority,
+    Progress,
+    SourceKind,
+    VideoSource,
+    Waiting,
+)
 from app.jobs.store import SCHEMA_VERSION, JobStore, LeaseLost
 from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import is_disk_full
+from app.wakeups import Program, Wakeups
 
 SOURCE = VideoSource(123, "ab" * 32, "clip.mp4")
 HOST = HostStatus(
@@ -315,3 +327,42 @@ def test_what_is_asked_often_takes_no_longer_for_all_the_jobs_that_have_ended(st
         ask()
         assert len(steps) < ended, name
     assert len(store.oldest_ended(before=5.0, limit=20)) == 5
+
+
+def woken_by(wakeups: Wakeups, change: Callable[[], object]) -> set[Program]:
+    """The programs that `change` wakes."""
+    with ExitStack() as stack:
+        listeners = {program: stack.enter_context(wakeups.listen(program)) for program in Program}
+        change()
+        return {program for program, listener in listeners.items() if listener.wait(0.02)}
+
+
+def test_every_change_wakes_who_waits_for_it(store: JobStore, wakeups: Wakeups) -> None:
+    epoch, job_id = store.begin_epoch(pid=1), new_job_id()
+    plain = JobRequest(request_id="r", model="none", options=DetectionOptions())
+    told = replace(plain, callback=Callback("https://example.com/", "https://example.com/"))
+    remote = VideoSource(
+        None, None, None, SourceKind.URL, "https://example.com/v", url="https://example.com/v"
+    )
+    queued = add(store)
+    assert woken_by(wakeups, lambda: store.claim(epoch)) == {Program.WEB}
+    assert woken_by(wakeups, lambda: store.claim(epoch)) == set()  # there is none
+    assert woken_by(wakeups, lambda: store.update(queued, epoch, Progress(1, 2, 1, 2))) == {Program.WEB}
+    assert woken_by(wakeups, lambda: store.request_cancel(queued)) == {*Program}
+    assert woken_by(wakeups, lambda: store.finish(queued, epoch, JobState.CANCELLED)) == {Program.WEB}
+    assert woken_by(wakeups, lambda: store.report_engine(epoch, ready=True)) == set()
+    assert woken_by(wakeups, lambda: store.add(new_job_id(), plain, SOURCE)) == {Program.ENGINE}
+    assert woken_by(wakeups, lambda: store.add(new_job_id(), plain, remote)) == {Program.COURIER}
+    store.claim(epoch)
+    assert woken_by(wakeups, lambda: store.add(job_id, told, SOURCE)) == {Program.ENGINE, Program.COURIER}
+    store.claim(epoch)
+    ended = woken_by(wakeups, lambda: store.finish(job_id, epoch, JobState.SUCCEEDED))
+    assert ended == {Program.WEB, Program.COURIER}
+
+
+def test_what_a_power_cut_may_undo_leaves_the_next_record_durable(store: JobStore) -> None:
+    epoch, job_id = store.begin_epoch(pid=1), add(store)
+    store.claim(epoch)
+    store.update(job_id, epoch, Progress(1, 2, 1, 2))
+    (synchronous,) = store.reading().execute("PRAGMA synchronous").fetchone()
+    assert synchronous == 2  # FULL

@@ -14,15 +14,16 @@ from app.jobs.job import Job, JobRequest, JobState, Progress, VideoSource
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.pipeline.options import DetectionOptions
-from app.storage.data_folder import new_job_id
+from app.storage.data_folder import DataFolder, new_job_id
+from app.wakeups import Wakeups
 from app.web.waiting import wait_for_end
 
 WAIT_SECONDS = 10.0
 
 
 @pytest.fixture
-def watcher(store: JobStore) -> Iterator[JobWatcher]:
-    watcher = JobWatcher(store, poll_seconds=0.005)
+def watcher(store: JobStore, wakeups: Wakeups) -> Iterator[JobWatcher]:
+    watcher = JobWatcher(store, wakeups, poll_seconds=10 * WAIT_SECONDS)  # all that comes, comes by waking
     yield watcher
     watcher.close()
 
@@ -103,9 +104,34 @@ def test_a_wait_ends_when_nobody_waits_any_more(store: JobStore, watcher: JobWat
     assert job.state is JobState.QUEUED
 
 
-def test_a_closed_watcher_leaves_no_thread(store: JobStore):
-    watcher = JobWatcher(store)
+def test_a_closed_watcher_leaves_no_thread(store: JobStore, wakeups: Wakeups):
+    watcher = JobWatcher(store, wakeups)
     with watcher.watch(_add(store).id) as watch:
         watch.next_change(WAIT_SECONDS)
     watcher.close()
     assert "job-watcher" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_change_whose_wake_up_was_lost_is_seen_by_and_by(
+    folder: DataFolder, store: JobStore, wakeups: Wakeups
+):
+    job, silent = _add(store), JobStore(folder.database)
+    watcher = JobWatcher(store, wakeups, poll_seconds=0.05)
+    try:
+        with watcher.watch(job.id) as watch:
+            watch.next_change(WAIT_SECONDS)
+            silent.request_cancel(job.id)
+            changed = watch.next_change(WAIT_SECONDS)
+            assert changed is not None
+            assert changed.state is JobState.CANCELLED
+    finally:
+        watcher.close()
+        silent.close()
+
+
+def test_whoever_comes_later_is_shown_the_job_at_once(store: JobStore, watcher: JobWatcher):
+    with watcher.watch(_add(store).id) as earlier:
+        earlier.next_change(WAIT_SECONDS)
+        later_job = _add(store)
+        with watcher.watch(later_job.id) as later:
+            assert later.next_change(WAIT_SECONDS) == later_job
