@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from app.video.evidence import DamagedPlace
-from app.video.facts import OtherStream, VideoFacts
 from index_summary import index
 from sample_reports import SHA256, model_report
 
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.detect_video import _video_report
 from app.pipeline.report import DetectionReport, DocumentReport
+from app.video.damage import DamagedPlace
+from app.video.protocol.facts import OtherStream, VideoFacts
 from app.video.protocol.kinds import Proof, StreamKind
 from app.video.segments import FrameRange
 
