@@ -53,7 +53,7 @@ class Wakeups:
         """Return a listener that is woken as `program`; close it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in Program:  # the first listener makes all files: what lies in the folder depends on nothing
-            os.close(os.open(self._folder / each, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            (self._folder / each).touch(mode=0o600)  # one that is there is not opened: that would wake
         return Listener(_watch(self._folder / program))
 
 

@@ -79,6 +79,11 @@ def test_every_process_of_a_program_is_woken_and_no_other(wakeups: Wakeups) -> N
         assert courier.wait(SHORT_SECONDS) is False
 
 
+def test_listening_wakes_nobody(wakeups: Wakeups, listener: Listener) -> None:
+    wakeups.listen(Program.ENGINE).close()
+    assert listener.wait(SHORT_SECONDS) is False
+
+
 def test_waking_where_nobody_listens_does_nothing(wakeups: Wakeups, tmp_path: Path) -> None:
     wakeups.wake(*Program)
     assert [*tmp_path.iterdir()] == []
