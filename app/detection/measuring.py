@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.detection.detector import Detections, Detector, is_out_of_memory
 from app.detection.network import NetworkDetector
-from app.detection.precision_effect import PrecisionEffect, measure_effect
+from app.detection.precision_effect import measure_effect
 from app.memory import forget_peak, give_back_free_memory, memory_use
 
 REVISION = 2  # of ModelProfile; raised when what was kept before tells less, or something else
@@ -49,7 +49,7 @@ class ModelProfile(TypedDict):
     host_bytes: int  # host memory with a batch of that size
     loading_bytes: int  # host memory at its peak while it loads
     device_bytes: int  # memory of the device, if that has its own
-    precision_effect: NotRequired[PrecisionEffect]  # of a network that was given 16 bits
+    precision_effect: NotRequired[dict[str, float]]  # PrecisionEffect, of a network that was given 16 bits
 
 
 class MemoryMeter:
@@ -116,7 +116,7 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
         "device_bytes": max(loading.device_bytes, chosen.cost.device_bytes),
     }
     if isinstance(detector, NetworkDetector) and detector.reference is not None:
-        profile["precision_effect"] = measure_effect(detector, detector.reference)
+        profile["precision_effect"] = measure_effect(detector, detector.reference).model_dump()
     return profile
 
 

@@ -77,7 +77,7 @@ def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -
         default_min_score=detector.default_min_score,
         device=detector.device.partition(":")[0],
         precision=detector.precision,
-        precision_effect=None if effect is None else PrecisionEffect(**effect),
+        precision_effect=None if effect is None else PrecisionEffect.model_validate(effect),
         batch_size=detector.batch_size,
         frames_per_second=profile["frames_per_second"],
         memory_bytes=max(profile["host_bytes"], profile["loading_bytes"]),

@@ -101,8 +101,10 @@ class Engine:
     def _loop(self, listener: Listener) -> None:
         loading: threading.Thread | None = None
         while not self._stop.is_set():
-            self._judge(self._hosts.tend(alone=self._turns.suspects.alone()))
-            if loading is None and self._hosts.has_begun:
+            deaths = self._hosts.tend(alone=self._turns.suspects.alone())
+            self._judge(deaths)
+            is_wanted = loading is None or (bool(deaths) and not loading.is_alive())
+            if is_wanted and self._hosts.has_begun:
                 loading = threading.Thread(target=self._load_models, name="load-models", daemon=True)
                 loading.start()
             if self._fault is not None:
@@ -120,7 +122,10 @@ class Engine:
     # ---- models
 
     def _load_models(self) -> None:
-        """Load each model once: the default one now, the others in the background."""
+        """Load each model once: the default one now, the others in the background.
+
+        After the death of a host again: the default model is then the first to be there.
+        """
         started = time.monotonic()
         default = self._limits.default_model
         try:
@@ -132,7 +137,7 @@ class Engine:
                 if self._hosts.is_idle():  # it will be measured: best while nothing else computes
                     self._catalog.try_next(self._stop)
             with self._catalog.use(default, self._stop.is_set):
-                pass  # others may have taken its room
+                pass  # others may have taken its room, or a host its life
         except Exception as error:  # noqa: BLE001 - the thread's boundary
             if self._is_ready:
                 _log.warning("default model is not loaded again", exc_info=True)

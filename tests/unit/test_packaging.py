@@ -52,6 +52,7 @@ def test_each_container_has_the_memory_that_its_program_may_take(services: dict[
         "http workers": "web",
         "courier": "courier",
         "engine": "engine",
+        "hosts": "engine",
         "decoders": "engine",
         "rings": "engine",
         "index children": "engine",

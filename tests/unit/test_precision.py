@@ -133,8 +133,8 @@ def test_a_float32_model_has_no_effect_to_tell(tmp_path: Path) -> None:
     assert isinstance(detector, NetworkDetector)
     assert detector.reference is None
     same = measure_effect(detector, detector)
-    assert same["boxes"] == same["matched"] == 2 * SCENE_COUNT
-    assert (same["score_difference"], same["box_difference_pixels"]) == (0, 0)
+    assert same.boxes == same.matched == 2 * SCENE_COUNT
+    assert (same.score_difference, same.box_difference_pixels) == (0, 0)
 
 
 def test_boxes_that_16_bits_move_or_lose_are_counted(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_boxes_that_16_bits_move_or_lose_are_counted(tmp_path: Path) -> None:
     one = load(tmp_path, None, as_pt2, Yolo())
     other = load(tmp_path, None, as_pt2, Elsewhere())
     effect = measure_effect(one, other)
-    assert effect["boxes"] == 2 * SCENE_COUNT
-    assert effect["matched"] == 0
+    assert effect.boxes == 2 * SCENE_COUNT
+    assert effect.matched == 0
     assert effect.box_difference_pixels == pytest.approx(6 * 1280 / 96, rel=0.1)
 
 
@@ -190,5 +190,5 @@ def test_a_network_on_a_gpu_takes_the_setting(tmp_path: Path, cuda: str) -> None
     assert isinstance(detector, NetworkDetector)
     assert detector.reference is not None
     effect = measure_effect(detector, detector.reference)
-    assert effect["matched"] == effect["boxes"] == 2 * SCENE_COUNT
+    assert effect.matched == effect.boxes == 2 * SCENE_COUNT
     assert MemoryMeter(cuda).cost().device_bytes >= 0
