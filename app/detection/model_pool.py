@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -45,8 +45,12 @@ class Profiles(Protocol):
         """How often in a row `name` was being loaded when the process ended."""
         ...
 
-    def attempt(self, name: str) -> AbstractContextManager[None]:
-        """Note that `name` is being loaded during the block."""
+    def begin_attempt(self, name: str) -> None:
+        """Note that `name` is being loaded."""
+        ...
+
+    def end_attempt(self, name: str) -> None:
+        """Note that its loading came to an end, so that no attempt counts any more."""
         ...
 
 
@@ -308,22 +312,29 @@ class ModelPool:
         unfinished = self._profiles.unfinished_attempts(name)
         if self._most_attempts is not None and unfinished >= self._most_attempts:
             raise ModelFault(f"The host ended {unfinished} times while it loaded model {name!r}.")
-        with self._profiles.attempt(name):
-            try:
-                return self._load_and_measure(name)
-            except Exception as error:  # the model's boundary: whatever it raises is its own fault
-                if _is_lack_of_memory(error):
-                    _log.warning("model found no memory to load", exc_info=error, model=name)
-                    raise _LacksMemory(name) from error
-                lost = why_lost(error, [self._device], self._ask_device)
-                if lost is not None:
-                    raise DeviceLost(str(lost)) from lost
-                if isinstance(error, FrameboxError):
-                    raise
-                _log.error("model failed to load", exc_info=error, model=name)
-                raise ModelFault(
-                    f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
-                ) from error
+        self._profiles.begin_attempt(name)
+        try:
+            loaded = self._load_and_measure(name)
+        except Exception as error:  # the model's boundary: whatever it raises is its own fault
+            fault = self._fault_of(name, error)
+            if not isinstance(fault, DeviceLost):  # of which the process ends: that counts
+                self._profiles.end_attempt(name)
+            raise fault from error
+        self._profiles.end_attempt(name)
+        return loaded
+
+    def _fault_of(self, name: str, error: Exception) -> Exception:
+        """What whoever asked for model `name` is told of an error at its loading; the log tells more."""
+        if _is_lack_of_memory(error):
+            _log.warning("model found no memory to load", exc_info=error, model=name)
+            return _LacksMemory(name)
+        lost = why_lost(error, [self._device], self._ask_device)
+        if lost is not None:
+            return DeviceLost(str(lost))
+        if isinstance(error, FrameboxError):
+            return error
+        _log.error("model failed to load", exc_info=error, model=name)
+        return ModelFault(f"Model {name!r} raised {type(error).__name__} when it was loaded and tried.")
 
     def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         meter = MemoryMeter(self._device)

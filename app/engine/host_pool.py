@@ -12,6 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -43,13 +44,27 @@ from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
 from app.video.index_summary import IndexSummary
 
+REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or there is none to be had
 STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start
 POLL_SECONDS = 0.1  # who waits for a model looks so often whether he still wants it
 
-Tell = Callable[[SegmentTask, SegmentDone], None]
 
 _log = structlog.get_logger(__name__)
+
+
+class Account(Protocol):
+    """Who keeps count of what hosts do."""
+
+    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None: ...
+
+    def host_ended(self, why: str, segments: int) -> None:
+        """A host ended; so many segments that it was at are begun again."""
+        ...
+
+    def advance(self, job_id: str, frames: int) -> None:
+        """So many more frames of a job are dealt with; less than none, if they are lost with a host."""
+        ...
 
 
 class NoHost(Exception):
@@ -132,19 +147,15 @@ class HostPool:
         spawn: Spawn,
         limits: HostLimits,
         turns: SegmentTurns[_SegmentWork],
-        tell: Tell,
-        advance: Callable[[str, int], None],
+        account: Account,
         wake: Callable[[], None],
     ) -> None:
-        """`tell` is told of each segment that was run; `advance` of a job's frames as they are dealt with, or
-        they are lost with a host; `wake` when `tend` has something to do.
-        """
+        """`wake` is called when `tend` has something to do."""
         self._plan = plan
         self._spawn = spawn
         self._limits = limits
         self._turns = turns
-        self._tell = tell
-        self._advance = advance
+        self._account = account
         self._wake = wake
         self._lock = threading.RLock()
         self._tickets = itertools.count(1)
@@ -154,6 +165,7 @@ class HostPool:
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._first: HostReady | None = None
+        self._served_at = 0.0  # monotonic seconds; when a host last took work
 
     # ---- as a Runner
 
@@ -252,6 +264,10 @@ class HostPool:
         """Whether a host has been ready."""
         return self._first is not None
 
+    def is_serving(self) -> bool:
+        """Whether a host takes work, or did lately: one that is being replaced is soon back."""
+        return time.monotonic() - self._served_at < REPLACED_SECONDS
+
     def statuses(self) -> tuple[HostStatus, ...]:
         with self._lock:
             return tuple(_status(place) for place in self._places)
@@ -270,6 +286,8 @@ class HostPool:
         with self._lock:
             self._pass_on_cancellations()
             self._hand_out()
+            if any(place.takes_work for place in self._places):
+                self._served_at = time.monotonic()
         return deaths
 
     def close(self) -> None:
@@ -338,6 +356,7 @@ class HostPool:
             place.process = None
             place.restarts += 1
             self._take_back(place)
+        self._account.host_ended(why, len(segments))
         return death
 
     def _take_back(self, place: _Place) -> None:
@@ -350,7 +369,7 @@ class HostPool:
                 self._indexes.appendleft(work)
                 continue
             self._turns.end(work.job_id)
-            self._advance(work.job_id, -work.frames)
+            self._account.advance(work.job_id, -work.frames)
             work.frames = 0
             self._turns.put_back(work.job_id, [work], is_urgent=work.is_urgent)
 
@@ -433,7 +452,9 @@ class HostPool:
 
     def _understand(self, place: _Place, message: object) -> Callable[[], object] | None:
         match message:
-            case None | HostUnusable():
+            case HostUnusable():
+                _log.error("host cannot be used", detail=message.detail)
+            case None:
                 place.is_down = True
                 self._wake()
             case HostReady():
@@ -446,7 +467,7 @@ class HostPool:
                 work = place.work[message.ticket]
                 if isinstance(work, _SegmentWork):
                     work.frames += message.frames
-                    self._advance(work.job_id, message.frames)
+                    self._account.advance(work.job_id, message.frames)
             case VideoFound() | SegmentsFound() if message.ticket in place.work:
                 return self._read_on(place.work[message.ticket], message)
             case SegmentDone() | IndexDone() | Failed() if message.ticket in place.work:
@@ -530,7 +551,7 @@ class HostPool:
         def settle() -> None:
             match work, message:
                 case _SegmentWork(), SegmentDone():
-                    self._tell(work.task, message)
+                    self._account.segment_done(work.task, message)
                     work.future.set_result(message.outcome)
                 case _IndexWork(), IndexDone():
                     work.future.set_result(message.summary)

@@ -313,11 +313,8 @@ def test_a_model_that_finds_no_memory_waits_for_those_in_use(profiles: ProfileSt
 def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(
     profiles: ProfileStore[ModelProfile], loads: Loads
 ) -> None:
-    unended = []
-
     def die() -> None:
-        unended.append(profiles.attempt("a"))
-        unended[-1].__enter__()  # and no more: the process is gone
+        profiles.begin_attempt("a")  # and no more: the process is gone
 
     pool = ModelPool(device="cpu", load=loads, profiles=profiles, most_attempts=2)
     die()
