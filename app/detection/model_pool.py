@@ -120,7 +120,7 @@ class ModelPool:
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
         self._gate = CallGate()
         self._own_at_start = memory_use().own
-        self._has_unloaded = False
+        self._is_fresh = True  # no model has come and gone, nor found too little memory to come
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
         self._changed = threading.Lock()  # guards what follows; never held for long
@@ -227,8 +227,9 @@ class ModelPool:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
-            self._check_wear(known)
-        model, cost = self._load_or_lack(name) or self._load_alone(name)
+            self._check_wear(name, known)
+        was_fresh = self._is_fresh
+        model, cost = self._load_or_lack(name) or self._load_alone(name, was_fresh=was_fresh)
         try:
             self._make_room(name, cost)
         except BaseException:
@@ -245,11 +246,15 @@ class ModelPool:
         """Return the loaded model, or None if it finds no memory; of what it then held, nothing is kept."""
         with suppress(_LacksMemory):
             return self._load_watched(name)
+        self._is_fresh = False
         drop_unused()
         return None
 
-    def _load_alone(self, name: str) -> tuple[DeviceThread, MemoryCost]:
-        """Load a model that found no memory beside the others, now without those that nobody uses."""
+    def _load_alone(self, name: str, *, was_fresh: bool) -> tuple[DeviceThread, MemoryCost]:
+        """Load a model that found no memory beside the others, now without those that nobody uses.
+
+        `was_fresh`: before it was first tried, so that only other models' memory could be missing.
+        """
         with self._changed:
             unused = [other for other, held in self._held.items() if not held.user_count]
             unloaded = [self._held.pop(other).model for other in unused]
@@ -259,13 +264,18 @@ class ModelPool:
             found = self._load_or_lack(name)
             if found is not None:
                 return found
-        if not in_use and self._has_unloaded:
-            raise WornOut(name)
         if not in_use:
-            raise ModelFault(f"There is not enough memory to load model {name!r}.")
+            told = self._lack(name)
+            raise ModelFault(told) if was_fresh and not unloaded else WornOut(told)
         with self._changed:
             self._costs[name] = self._budget.more_than_left(in_use)
         raise NoRoomForModel(name)
+
+    def _lack(self, name: str) -> str:
+        """What is told of a model that does not fit."""
+        allowed = _told_budget(self._budget)
+        limit = f": all models together may take {allowed}" if allowed else ""
+        return f"There is not enough memory to load model {name!r}{limit}."
 
     def _make_room(self, name: str, cost: MemoryCost) -> None:
         """Unload unused models, longest unused first, until `cost` fits into the budget too."""
@@ -286,22 +296,23 @@ class ModelPool:
         if not fits:
             raise NoRoomForModel(name)
 
-    def _check_wear(self, cost: MemoryCost) -> None:
+    def _check_wear(self, name: str, cost: MemoryCost) -> None:
         """Raise WornOut if the account has room for `cost`, and the process has not, and nobody uses it."""
-        if self._budget.host_bytes is None or not self._has_unloaded:
+        if self._budget.host_bytes is None or self._is_fresh:
             return
         with self._changed:
             is_used = any(held.user_count for held in self._held.values())
         taken = memory_use().own - self._own_at_start
         allowed = self._budget.host_bytes + self._budget.own_bytes
         if not is_used and taken + cost.peak_host_bytes > allowed:
-            raise WornOut(f"{taken // MIB} MiB are still taken")
+            _log.warning("memory of models that are gone has not come back", bytes=taken, model=name)
+            raise WornOut(self._lack(name))
 
     def _unload(self, models: list[DeviceThread]) -> None:
         for model in models:
             _log.info("model unloaded", model=model.detector.name)
             model.close()
-            self._has_unloaded = True
+            self._is_fresh = False
             with self._changed:
                 self._past = add_stats([self._past, model.stats])
         models.clear()

@@ -45,6 +45,7 @@ from app.restarts import pause_seconds
 from app.video.index_summary import IndexSummary
 
 REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or there is none to be had
+MOST_RENEWALS = 2  # of hosts, for one model: beyond it other models are always there first
 STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start
 POLL_SECONDS = 0.1  # who waits for a model looks so often whether he still wants it
@@ -162,6 +163,7 @@ class HostPool:
         self._places = [_Place(None)]
         self._indexes: deque[_IndexWork] = deque()  # that wait for a host
         self._users: Counter[str] = Counter()  # of models
+        self._renewals: Counter[str] = Counter()  # of hosts in a row, for a model's want of memory
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._first: HostReady | None = None
@@ -492,13 +494,15 @@ class HostPool:
             place.process.send(ReleaseModel(model))
             return
         place.models[model] = message.facts
+        self._renewals.pop(model, None)
         self._ask_for(model)
         self._hand_out()
 
     def _refuse(self, place: _Place, message: Failed) -> Callable[[], None] | None:
         """A host does not hold a model that it was asked for."""
         model = place.asked.pop(message.ticket)
-        if message.reason is Reason.WORN:
+        if message.reason is Reason.WORN and self._renewals[model] < MOST_RENEWALS:
+            self._renewals[model] += 1
             place.is_worn = True  # who waits goes on waiting, for the next host
             self._wake()
             return None

@@ -184,12 +184,9 @@ def _told(ticket: int, error: Exception) -> Failed:
     """What the engine is told of an error; what it is not told goes to the log."""
     if isinstance(error, DecodingCancelled):
         error = WorkCancelled()
-    reason = Reason.HOST
-    if isinstance(error, DeviceLost):
-        reason = Reason.DEVICE_LOST
-    elif isinstance(error, WornOut):
-        reason = Reason.WORN
-    failed = failure(ticket, error, reason)
+    if isinstance(error, WornOut):
+        return Failed(ticket, Reason.WORN, str(error))
+    failed = failure(ticket, error, Reason.DEVICE_LOST if isinstance(error, DeviceLost) else Reason.HOST)
     if failed.reason is Reason.HOST:
         _log.error("host failed", exc_info=error)
     return failed
