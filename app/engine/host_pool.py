@@ -481,8 +481,8 @@ class HostPool:
         if self._first is None:
             self._first = ready
             self._places += [_Place(device) for device in ready.devices[1:]]
-        for model in self._users:
-            self._ask_for(model)
+        for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
+            self._ask_for(model)  # that for whose sake the host is new first, while there is most room
         self._hand_out()
         self._wake()
 

@@ -61,6 +61,7 @@ class Host:
         self._decoders = decoders
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, "work")
+        self._loader = ThreadPoolExecutor(1, "load")  # models load one at a time, in the order asked for
         self._cancelled: dict[int, threading.Event] = {}  # by ticket, of what is under way
         self._uses: dict[str, ExitStack] = {}  # by model, of what the engine has asked to be kept
 
@@ -83,7 +84,8 @@ class Host:
     def _obey(self, command: object) -> None:
         match command:
             case UseModel():
-                self._threads.submit(self._use, command)
+                threads = self._threads if command.model in self._models.loaded() else self._loader
+                threads.submit(self._use, command)
             case ReleaseModel():
                 self._uses.pop(command.model).close()
             case RunSegment():
