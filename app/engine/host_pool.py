@@ -12,6 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -153,6 +154,7 @@ class HostPool:
         self._users: Counter[str] = Counter()  # of models
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
+        self._is_closed = False
         self._first: HostReady | None = None
 
     # ---- as a Runner
@@ -169,8 +171,11 @@ class HostPool:
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
         work = _IndexWork(task, reader, cancelled)
         with self._lock:
-            self._indexes.append(work)
-            self._hand_out()
+            if self._is_closed:
+                work.future.set_exception(WorkCancelled())
+            else:
+                self._indexes.append(work)
+                self._hand_out()
         return work.future
 
     def submit(
@@ -179,7 +184,7 @@ class HostPool:
         work = _SegmentWork(task, cancelled, is_urgent)
         with self._lock:
             if self._is_parked:
-                work.future.cancel()
+                _give_up(work)
             else:
                 self._turns.add(task.job_id, work, is_urgent=is_urgent)
                 self._hand_out()
@@ -273,20 +278,27 @@ class HostPool:
         return deaths
 
     def close(self) -> None:
-        """End all hosts: in good order if they can."""
+        """End all hosts, in good order if they can; what is under way then ends with WorkCancelled."""
         self.park()
         with self._lock:
+            self._is_closed = True
             processes = [place.process for place in self._places if place.process is not None]
-            waiting = [future for futures in self._waiting.values() for future in futures]
         for process in processes:
             process.stop()
         deadline = time.monotonic() + STOP_SECONDS
         for process in processes:
             process.wait_for_end(max(0.0, deadline - time.monotonic()))
             process.close()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(WorkCancelled())
+        for future in self._unsettled():
+            future.set_exception(WorkCancelled())
+
+    def _unsettled(self) -> list[Future[Any]]:
+        """What somebody waits for; no host will say anything more."""
+        with self._lock:
+            lost: list[Future[Any]] = [work.future for place in self._places for work in place.work.values()]
+            lost += [work.future for work in self._indexes]
+            lost += [future for futures in self._waiting.values() for future in futures]
+        return [future for future in lost if not future.done()]
 
     def _tend(self, place: _Place) -> HostDeath | None:
         death = None
@@ -542,7 +554,9 @@ class HostPool:
 
 def _give_up(work: _SegmentWork) -> None:
     """Let go of a segment that waits: to be begun, or to be begun again."""
-    if not work.future.cancel():
+    if work.future.cancel():
+        work.future.set_running_or_notify_cancel()  # only now `concurrent.futures.wait` takes it as done
+    else:
         work.future.set_exception(WorkCancelled())
 
 
