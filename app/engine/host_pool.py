@@ -39,7 +39,7 @@ from app.host.messages import (
     VideoFound,
 )
 from app.jobs.engine_status import HostStatus
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
 from app.video.index_summary import IndexSummary
@@ -118,6 +118,11 @@ class _Place:
         return (
             self.process is not None and self.process.ready is not None and not (self.is_down or self.is_worn)
         )
+
+    def holds(self, task: SegmentTask) -> bool:
+        """Whether the model of `task` is there, and is what it was when the job began."""
+        facts = self.models.get(task.model)
+        return facts is not None and facts.identity == task.model_identity
 
 
 class HostPool:
@@ -274,6 +279,9 @@ class HostPool:
         deaths = [death for place in places if (death := self._tend(place)) is not None]
         with self._lock:
             self._pass_on_cancellations()
+            for work in self._turns.withdraw(self._is_stale):
+                if work.future.running() or work.future.set_running_or_notify_cancel():
+                    work.future.set_exception(ModelChanged(work.task.model))
             self._hand_out()
         return deaths
 
@@ -381,10 +389,8 @@ class HostPool:
     # ---- handing out; the lock is held
 
     def _hand_out(self) -> None:
-        while (
-            work := self._turns.take(lambda work: self._place_for(work.task.model) is not None)
-        ) is not None:
-            place = self._place_for(work.task.model)
+        while (work := self._turns.take(lambda work: self._place_for(work.task) is not None)) is not None:
+            place = self._place_for(work.task)
             if work.future.running() or work.future.set_running_or_notify_cancel():
                 self._send(place, work)
             else:
@@ -392,12 +398,15 @@ class HostPool:
         while self._indexes and (place := self._place_for(None)) is not None:
             self._send(place, self._indexes.popleft())
 
-    def _place_for(self, model: str | None) -> _Place | None:
-        """The host with the least to do that holds `model`; None: any."""
-        places = [
-            place for place in self._places if place.takes_work and (model is None or model in place.models)
-        ]
+    def _place_for(self, task: SegmentTask | None) -> _Place | None:
+        """The host with the least to do that holds the model of `task`; None: any."""
+        places = [place for place in self._places if place.takes_work and (task is None or place.holds(task))]
         return min(places, key=lambda place: len(place.work), default=None)
+
+    def _is_stale(self, work: _SegmentWork) -> bool:
+        """Whether hosts hold another model of the name that this segment is for."""
+        holders = [place for place in self._places if work.task.model in place.models]
+        return bool(holders) and not any(place.holds(work.task) for place in holders)
 
     def _send(self, place: _Place | None, work: _SegmentWork | _IndexWork) -> None:
         assert place is not None  # noqa: S101 - it was looked for

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from app.engine.host_pool import HostPool
 from app.engine.host_process import HostLimits
 from app.engine.turns import SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan
-from app.pipeline.runner import IndexTask, WorkCancelled
+from app.pipeline.runner import IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentTask
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
@@ -25,17 +26,25 @@ from app.video.sampling import Sampling
 CHECKOUT = Path(__file__).resolve().parents[2]
 SECONDS = 20.0
 
-# Is ready, takes whatever it is given, and answers nothing.
-MUTE_HOST = """
+# Is ready, holds any model, takes whatever work it is given, and does nothing.
+IDLE_HOST = """
 import sys
 from multiprocessing.connection import Connection
-from app.host.messages import HostReady
+from app.detection.model_facts import ModelFacts
+from app.host.messages import HostReady, ModelInUse, UseModel
+
+FACTS = dict(
+    sha256="new", device="cpu", runtime="", batch_size=1, labels=(), input_size=(1, 1), default_min_score=0,
+    precision="", precision_effect=None, frames_per_second=1, memory_bytes=0, device_memory_bytes=0,
+)
 
 channel = Connection(int(sys.argv[1]))
 channel.recv()
 channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), 0))
 while True:
-    channel.recv()
+    command = channel.recv()
+    if isinstance(command, UseModel):
+        channel.send(ModelInUse(command.ticket, ModelFacts(name=command.model, **FACTS)))
 """
 
 
@@ -47,8 +56,8 @@ class Reader:
         raise AssertionError(segments)
 
 
-def spawn_mute(descriptor: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", MUTE_HOST, str(descriptor)]
+def spawn_idle(descriptor: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", IDLE_HOST, str(descriptor)]
     return subprocess.Popen(command, pass_fds=(descriptor,), cwd=CHECKOUT, start_new_session=True)
 
 
@@ -63,7 +72,7 @@ def pool() -> Iterator[HostPool]:
     decoders = DecoderPlan(VideoLimits(), 1, 0, 0, 1.0, require_sandbox=False)
     made = HostPool(
         plan=HostPlan(None, (), None, None, "float32", 0, None, nothing, nothing, decoders, "info"),
-        spawn=spawn_mute,
+        spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),
         tell=lambda _task, _done: None,
@@ -84,9 +93,18 @@ def task(tmp_path: Path) -> SegmentTask:
         parts_folder=tmp_path,
         identity="",
         model="none",
+        model_identity=("old", "cpu", "", 1),
         max_side=None,
         rules=RecordRules((), 0.0),
     )
+
+
+def tend_until(pool: HostPool, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        pool.tend()
+        time.sleep(0.01)
 
 
 def index_task(tmp_path: Path) -> IndexTask:
@@ -115,13 +133,23 @@ def test_segments_of_a_parked_pool_are_done_with(pool: HostPool, task: SegmentTa
 
 def test_the_end_of_the_pool_ends_what_hosts_were_at(pool: HostPool, tmp_path: Path) -> None:
     begun = pool.index(index_task(tmp_path), Reader(), never)
-    deadline = time.monotonic() + SECONDS
-    while pool.is_idle() or not pool.has_begun:
-        assert time.monotonic() < deadline
-        pool.tend()
-        time.sleep(0.01)
+    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
     pool.close()
     late = pool.index(index_task(tmp_path), Reader(), never)
     for future in (begun, late):
         with pytest.raises(WorkCancelled):
             future.result(SECONDS)
+
+
+def test_a_segment_is_not_run_with_another_model_than_its_job_began_with(
+    pool: HostPool, task: SegmentTask
+) -> None:
+    tend_until(pool, lambda: pool.has_begun)
+    with pool.use("none", never) as facts:
+        assert facts.identity == ("new", "cpu", "", 1)
+        stale = pool.submit(task, never)
+        begun = pool.submit(replace(task, model_identity=facts.identity), never)
+        tend_until(pool, stale.done)
+        with pytest.raises(ModelChanged):
+            stale.result()
+        assert begun.running()
