@@ -63,7 +63,7 @@ class HostDeath:
 
     why: str  # a constant text
     device: str | None
-    job_ids: frozenset[str]  # whose segments it was at, and to whom its end counts
+    job_ids: frozenset[str]  # whose videos it was at, and to whom its end counts
     hung_job_id: str | None  # at whose batch its model gave no answer
 
 
@@ -345,11 +345,10 @@ class HostPool:
         )
         with self._lock:
             is_excused = why in ("host renewed", "model hangs while it loads")
-            segments = [work for work in place.work.values() if isinstance(work, _SegmentWork)]
             death = HostDeath(
                 why,
                 place.device,
-                frozenset() if is_excused else frozenset(work.job_id for work in segments),
+                frozenset() if is_excused else frozenset(work.job_id for work in place.work.values()),
                 beat.call_job_id if beat is not None and why == "model hangs" else None,
             )
             lasted = time.monotonic() - place.started_at > STEADY_SECONDS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.host_pool import HostPool
+from app.engine.host_pool import HostDeath, HostPool
 from app.engine.host_process import HostLimits
 from app.engine.turns import SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan
@@ -99,12 +101,15 @@ def task(tmp_path: Path) -> SegmentTask:
     )
 
 
-def tend_until(pool: HostPool, condition: Callable[[], bool]) -> None:
+def tend_until(pool: HostPool, condition: Callable[[], bool]) -> list[HostDeath]:
+    """Return the deaths that were seen until `condition` held."""
+    deaths: list[HostDeath] = []
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline
-        pool.tend()
+        deaths += pool.tend()
         time.sleep(0.01)
+    return deaths
 
 
 def index_task(tmp_path: Path) -> IndexTask:
@@ -153,3 +158,14 @@ def test_a_segment_is_not_run_with_another_model_than_its_job_began_with(
         with pytest.raises(ModelChanged):
             stale.result()
         assert begun.running()
+
+
+def test_the_end_of_a_host_counts_to_the_jobs_whose_videos_it_was_indexing(
+    pool: HostPool, tmp_path: Path
+) -> None:
+    """Else a video that ends every host would be indexed again for ever."""
+    pool.index(index_task(tmp_path), Reader(), never)
+    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    os.kill(pool.statuses()[0].pid, signal.SIGKILL)
+    deaths = tend_until(pool, lambda: pool.statuses()[0].restarts == 1)
+    assert [death.job_ids for death in deaths] == [{"job"}]
