@@ -21,6 +21,7 @@ def test_ten_times_the_frames_take_no_more_memory(memory_group: MemoryGroup, tmp
     instance = Instance(tmp_path / "data", model="none")
     try:
         instance.start(preexec_fn=memory_group.enter)
+        instance.wait_until_models_are_tried()
         for name, video, frames in (("short", short, 10_000), ("long", long, 100_000)):
             with PeakWatch(instance) as watch:
                 answer = instance.post(video)

@@ -88,7 +88,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def instance(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     data = tmp_path_factory.mktemp("instance") / "data"
     with Instance(data, models=models, model="none", model_call_seconds=CALL_SECONDS) as made:
-        wait_until_tried(made)
+        made.wait_until_models_are_tried()
         yield made
 
 
@@ -96,12 +96,6 @@ def listing(instance: Instance) -> dict[str, Any]:
     answer = requests.get(f"{instance.url}/v1/models", timeout=30)
     assert answer.status_code == 200
     return answer.json()
-
-
-def wait_until_tried(instance: Instance) -> None:
-    """Wait until every model was loaded once or refused; it was ready long before."""
-    states = lambda: [model["state"] for model in listing(instance)["models"]]  # noqa: E731
-    instance.wait(lambda: "loading" not in states(), 120, "all models tried")
 
 
 def test_the_list_tells_all_of_each_model_and_why_one_was_refused(instance: Instance) -> None:
@@ -191,7 +185,7 @@ def test_a_program_that_starts_anew_keeps_the_batch_sizes(
     instance.wait(lambda: not killed.is_running(), 30, "the end of it")
     instance.wait(instance.is_ready, 90, "ready again")
     assert instance.post(grey, model="sound").content == answer
-    wait_until_tried(instance)
+    instance.wait_until_models_are_tried()
     assert batch_sizes(instance) == before
 
 
