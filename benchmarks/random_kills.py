@@ -36,6 +36,7 @@ from benchmarks.machine import describe_machine
 
 KINDS = (
     "engine",
+    "host",
     "HTTP worker",
     "gunicorn master",
     "decoder",

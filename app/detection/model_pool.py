@@ -350,11 +350,14 @@ class ModelPool:
     def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         meter = MemoryMeter(self._device)
         detector = self._load(name)
-        profile = self._profiles.read(detector.fingerprint, detector.device)
+        kind = detector.device.partition(":")[0]
+        profile = self._profiles.read(detector.fingerprint, kind)
         if profile is None:
             with self._gate.alone():  # what other models take meanwhile would be counted as this one's
-                profile = measure(detector, meter)
-            self._profiles.write(detector.fingerprint, detector.device, profile)
+                measured = measure(detector, meter)
+            # Of hosts that measure at a time, all go by the first: boxes may depend on the size of a batch.
+            profile = self._profiles.read(detector.fingerprint, kind) or measured
+            self._profiles.write(detector.fingerprint, kind, profile)
         model = DeviceThread(SizedDetector(detector, profile["batch_size"]), gate=self._gate)
         cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:

@@ -95,6 +95,8 @@ class Engine:
         except LeaseLost:
             return
         finally:
+            for run in self._running.values():
+                run.cancel()  # else their threads would keep this process
             self._hosts.close()
             self._records.store.close()
 

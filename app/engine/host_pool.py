@@ -12,7 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -39,7 +39,7 @@ from app.host.messages import (
     VideoFound,
 )
 from app.jobs.engine_status import HostStatus
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
 from app.video.index_summary import IndexSummary
@@ -78,7 +78,7 @@ class HostDeath:
 
     why: str  # a constant text
     device: str | None
-    job_ids: frozenset[str]  # whose segments it was at, and to whom its end counts
+    job_ids: frozenset[str]  # whose videos it was at, and to whom its end counts
     hung_job_id: str | None  # at whose batch its model gave no answer
 
 
@@ -134,6 +134,11 @@ class _Place:
             self.process is not None and self.process.ready is not None and not (self.is_down or self.is_worn)
         )
 
+    def holds(self, task: SegmentTask) -> bool:
+        """Whether the model of `task` is there, and is what it was when the job began."""
+        facts = self.models.get(task.model)
+        return facts is not None and facts.identity == task.model_identity
+
 
 class HostPool:
     """Runs segments and indexes videos on hosts. Fulfils Runner. Safe to use from many threads.
@@ -166,6 +171,7 @@ class HostPool:
         self._renewals: Counter[str] = Counter()  # of hosts in a row, for a model's want of memory
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
+        self._is_closed = False
         self._first: HostReady | None = None
         self._served_at = 0.0  # monotonic seconds; when a host last took work
 
@@ -183,8 +189,11 @@ class HostPool:
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
         work = _IndexWork(task, reader, cancelled)
         with self._lock:
-            self._indexes.append(work)
-            self._hand_out()
+            if self._is_closed:
+                work.future.set_exception(WorkCancelled())
+            else:
+                self._indexes.append(work)
+                self._hand_out()
         return work.future
 
     def submit(
@@ -193,7 +202,7 @@ class HostPool:
         work = _SegmentWork(task, cancelled, is_urgent)
         with self._lock:
             if self._is_parked:
-                work.future.cancel()
+                _give_up(work)
             else:
                 self._turns.add(task.job_id, work, is_urgent=is_urgent)
                 self._hand_out()
@@ -287,26 +296,36 @@ class HostPool:
         deaths = [death for place in places if (death := self._tend(place)) is not None]
         with self._lock:
             self._pass_on_cancellations()
+            for work in self._turns.withdraw(self._is_stale):
+                if work.future.running() or work.future.set_running_or_notify_cancel():
+                    work.future.set_exception(ModelChanged(work.task.model))
             self._hand_out()
             if any(place.takes_work for place in self._places):
                 self._served_at = time.monotonic()
         return deaths
 
     def close(self) -> None:
-        """End all hosts: in good order if they can."""
+        """End all hosts, in good order if they can; what is under way then ends with WorkCancelled."""
         self.park()
         with self._lock:
+            self._is_closed = True
             processes = [place.process for place in self._places if place.process is not None]
-            waiting = [future for futures in self._waiting.values() for future in futures]
         for process in processes:
             process.stop()
         deadline = time.monotonic() + STOP_SECONDS
         for process in processes:
             process.wait_for_end(max(0.0, deadline - time.monotonic()))
             process.close()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(WorkCancelled())
+        for future in self._unsettled():
+            future.set_exception(WorkCancelled())
+
+    def _unsettled(self) -> list[Future[Any]]:
+        """What somebody waits for; no host will say anything more."""
+        with self._lock:
+            lost: list[Future[Any]] = [work.future for place in self._places for work in place.work.values()]
+            lost += [work.future for work in self._indexes]
+            lost += [future for futures in self._waiting.values() for future in futures]
+        return [future for future in lost if not future.done()]
 
     def _tend(self, place: _Place) -> HostDeath | None:
         death = None
@@ -345,11 +364,10 @@ class HostPool:
         )
         with self._lock:
             is_excused = why in ("host renewed", "model hangs while it loads")
-            segments = [work for work in place.work.values() if isinstance(work, _SegmentWork)]
             death = HostDeath(
                 why,
                 place.device,
-                frozenset() if is_excused else frozenset(work.job_id for work in segments),
+                frozenset() if is_excused else frozenset(work.job_id for work in place.work.values()),
                 beat.call_job_id if beat is not None and why == "model hangs" else None,
             )
             lasted = time.monotonic() - place.started_at > STEADY_SECONDS
@@ -390,10 +408,8 @@ class HostPool:
     # ---- handing out; the lock is held
 
     def _hand_out(self) -> None:
-        while (
-            work := self._turns.take(lambda work: self._place_for(work.task.model) is not None)
-        ) is not None:
-            place = self._place_for(work.task.model)
+        while (work := self._turns.take(lambda work: self._place_for(work.task) is not None)) is not None:
+            place = self._place_for(work.task)
             if work.future.running() or work.future.set_running_or_notify_cancel():
                 self._send(place, work)
             else:
@@ -401,12 +417,15 @@ class HostPool:
         while self._indexes and (place := self._place_for(None)) is not None:
             self._send(place, self._indexes.popleft())
 
-    def _place_for(self, model: str | None) -> _Place | None:
-        """The host with the least to do that holds `model`; None: any."""
-        places = [
-            place for place in self._places if place.takes_work and (model is None or model in place.models)
-        ]
+    def _place_for(self, task: SegmentTask | None) -> _Place | None:
+        """The host with the least to do that holds the model of `task`; None: any."""
+        places = [place for place in self._places if place.takes_work and (task is None or place.holds(task))]
         return min(places, key=lambda place: len(place.work), default=None)
+
+    def _is_stale(self, work: _SegmentWork) -> bool:
+        """Whether hosts hold another model of the name that this segment is for."""
+        holders = [place for place in self._places if work.task.model in place.models]
+        return bool(holders) and not any(place.holds(work.task) for place in holders)
 
     def _send(self, place: _Place | None, work: _SegmentWork | _IndexWork) -> None:
         assert place is not None  # noqa: S101 - it was looked for
@@ -567,7 +586,9 @@ class HostPool:
 
 def _give_up(work: _SegmentWork) -> None:
     """Let go of a segment that waits: to be begun, or to be begun again."""
-    if not work.future.cancel():
+    if work.future.cancel():
+        work.future.set_running_or_notify_cancel()  # only now `concurrent.futures.wait` takes it as done
+    else:
         work.future.set_exception(WorkCancelled())
 
 

@@ -1,4 +1,4 @@
-"""The child's way to the engine."""
+"""The child's way to the host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Channel:
         self._counters[ring.OPENING_COUNTER] = 0
 
     def receive(self) -> tuple[Command, bytes]:
-        """Return the next command. Raises EOFError when the engine is gone."""
+        """Return the next command. Raises EOFError when the host is gone."""
         kind, length = messages.HEAD.unpack(self._read(messages.HEAD.size))
         return Command(kind), self._read(length)
 

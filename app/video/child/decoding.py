@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 class BatchWriter:
-    """Fills slots of the ring with pictures and announces the full ones; waits for the engine to free one."""
+    """Fills slots of the ring with pictures and announces the full ones; waits for the host to free one."""
 
     def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
         self._channel = channel
@@ -93,7 +93,7 @@ class BatchWriter:
         self._free.append(int.from_bytes(payload, "little"))
 
     def wait_for_all(self) -> None:
-        """Return once the engine has freed every slot: the next stretch may lay them out anew."""
+        """Return once the host has freed every slot: the next stretch may lay them out anew."""
         while len(self._free) < self._request.slot_count:
             self._wait_for_slot()
 
