@@ -332,7 +332,8 @@ class HostPool:
         if place.process is not None:
             if place.process.unusable is not None and not self.has_begun:
                 raise NoHost(place.process.unusable)
-            why = "host died" if place.is_down else place.process.fault(self._limits)
+            is_gone = place.is_down or place.process.exit_status() is not None
+            why = "host died" if is_gone else place.process.fault(self._limits)
             if why is None and place.is_worn and not place.work:
                 why = "host renewed"
             if why is not None:
@@ -363,6 +364,7 @@ class HostPool:
             job_id=None if beat is None else beat.call_job_id,
         )
         with self._lock:
+            segments = sum(isinstance(work, _SegmentWork) for work in place.work.values())
             is_excused = why in ("host renewed", "model hangs while it loads")
             death = HostDeath(
                 why,
@@ -376,7 +378,7 @@ class HostPool:
             place.process = None
             place.restarts += 1
             self._take_back(place)
-        self._account.host_ended(why, len(segments))
+        self._account.host_ended(why, segments)
         return death
 
     def _take_back(self, place: _Place) -> None:
