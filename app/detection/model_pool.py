@@ -326,7 +326,7 @@ class ModelPool:
         self._profiles.begin_attempt(name)
         try:
             loaded = self._load_and_measure(name)
-        except Exception as error:  # the model's boundary: whatever it raises is its own fault
+        except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
             fault = self._fault_of(name, error)
             if not isinstance(fault, DeviceLost):  # of which the process ends: that counts
                 self._profiles.end_attempt(name)
@@ -334,7 +334,7 @@ class ModelPool:
         self._profiles.end_attempt(name)
         return loaded
 
-    def _fault_of(self, name: str, error: Exception) -> Exception:
+    def _fault_of(self, name: str, error: BaseException) -> Exception:
         """What whoever asked for model `name` is told of an error at its loading; the log tells more."""
         if _is_lack_of_memory(error):
             _log.warning("model found no memory to load", exc_info=error, model=name)
@@ -370,7 +370,7 @@ class ModelPool:
 def _is_lack_of_memory(error: BaseException | None) -> bool:
     """Whether that is what an error comes of: formats say of all that goes wrong that a file is broken."""
     while error is not None:
-        if isinstance(error, Exception) and is_out_of_memory(error):
+        if is_out_of_memory(error):
             return True
         error = error.__cause__
     return False

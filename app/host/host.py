@@ -109,7 +109,7 @@ class Host:
     ) -> None:
         try:
             answer = work(cancelled)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
             answer = _told(ticket, error)
         del self._cancelled[ticket]
         self._send(answer)
@@ -121,7 +121,7 @@ class Host:
             use.enter_context(self._models.use(command.model))
             self._uses[command.model] = use
             answer = ModelInUse(command.ticket, self._models.facts_of(command.model))
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
             answer = _told(command.ticket, error)
         self._send(self._heartbeat())
         self._send(answer)
@@ -182,7 +182,7 @@ class _Reader:
         self._send(SegmentsFound(self._ticket, tuple(segments)))
 
 
-def _told(ticket: int, error: Exception) -> Failed:
+def _told(ticket: int, error: BaseException) -> Failed:
     """What the engine is told of an error; what it is not told goes to the log."""
     if isinstance(error, DecodingCancelled):
         error = WorkCancelled()
