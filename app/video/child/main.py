@@ -1,7 +1,8 @@
-"""The decoder child: opens one video behind a lock-down, indexes or decodes it, and speaks over pipes.
+"""The decoder child: opens one video behind a lock-down, indexes and decodes it, and speaks over a socket.
 
 It is forked from a server process that has this module loaded, so that it starts within milliseconds. It
-holds three descriptors and the ring, and it can reach nothing else.
+locks itself down, and then waits for its video. It holds that, the socket and the ring, and it can reach
+nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import socket
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,16 @@ from app.video.child.indexing import Indexer
 from app.video.child.serial import FrameCounter, SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring
-from app.video.protocol.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message, Ready
+from app.video.protocol.messages import (
+    Command,
+    CountRequest,
+    DecodeRequest,
+    Fault,
+    FaultCode,
+    Message,
+    Ready,
+    unpack_threads,
+)
 from app.video.protocol.plan import ChildPlan
 
 
@@ -42,16 +53,18 @@ def serve(plan: ChildPlan) -> None:
 
 def _serve_locked_down(plan: ChildPlan) -> None:
     gc.freeze()  # a collection that looks through what the server had loaded takes 10 ms, and copies its pages
-    descriptors = [plan.video, plan.commands, plan.messages, plan.ring]
-    video, commands, out, ring_descriptor = (int(d) for d in descriptors if isinstance(d, int))
-    memory = np.frombuffer(mmap.mmap(ring_descriptor, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
-    os.close(ring_descriptor)
+    assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
+    assert isinstance(plan.ring, int)  # noqa: S101
+    memory = np.frombuffer(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
+    os.close(plan.ring)
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel)
     state = sandbox.lock_down(
-        keep=(video, commands, out), memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+        channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
     )
-    channel = Channel(commands, out, ring.counters(memory))
+    channel = Channel(end, ring.counters(memory))
     channel.send(Message.READY, Ready(state, _library_versions()).pack())
-    options = OpenOptions(video, plan.threads, plan.limits)
+    video, payload = channel.receive_video()
+    options = OpenOptions(video, unpack_threads(payload), plan.limits)
     try:
         _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
     except VideoRefused as refusal:
@@ -71,6 +84,7 @@ class _Child:
         self._options = options
         self._ring = ring
         self._reader: PacketReader | None = None
+        self._has_indexed = False  # with the reader as it is
         self._log: LogTail | None = None
         self._serial: SerialDecoder | None = None
 
@@ -88,6 +102,7 @@ class _Child:
         log = self._captured_log()
         reader = self._open_at_start()
         watch = PacketWatch(reader, self._channel, log)
+        self._has_indexed = True
         Indexer(reader, watch, self._channel, self._options.limits).run()
 
     def _count(self, request: CountRequest) -> None:
@@ -103,6 +118,7 @@ class _Child:
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
+        self._channel.show_fed(0)
         reader = self._open()
         if request.frames_before is None:
             self._serial = None
@@ -131,6 +147,10 @@ class _Child:
                 raise EOFError
 
     def _open(self) -> PacketReader:
+        """Return the reader where the last request left it; after an index, as a child's that has not indexed."""
         if self._reader is None:
             self._reader = PacketReader(self._options, self._channel)
+        elif self._has_indexed:
+            self._reader.reopen()
+        self._has_indexed = False
         return self._reader

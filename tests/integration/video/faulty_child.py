@@ -86,7 +86,7 @@ def run_evidence_liar(plan: ChildPlan) -> None:
 
 def _say(writer: BatchWriter, data: bytes) -> None:
     channel = writer._channel
-    os.write(channel._out, data)
+    os.write(channel._descriptor, data)
 
 
 def _batch(writer: BatchWriter, **changes: object) -> None:
