@@ -90,7 +90,7 @@ class BatchWriter:
         kind, payload = self._channel.receive()
         if kind is not Command.RELEASE:
             raise EOFError
-        self._free.append(int.from_bytes(payload, "little"))
+        self._free.appendleft(int.from_bytes(payload, "little"))  # to be used next: its memory is there
 
     def wait_for_all(self) -> None:
         """Return once the engine has freed every slot: the next stretch may lay them out anew."""
