@@ -15,7 +15,6 @@ import numpy.typing as npt
 from app.video.protocol import messages, ring
 from app.video.protocol.messages import Command, Message
 
-
 _DESCRIPTOR = struct.Struct("i")
 
 

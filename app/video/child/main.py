@@ -52,25 +52,25 @@ def serve(plan: ChildPlan) -> None:
 
 
 def _serve_locked_down(plan: ChildPlan) -> None:
-    gc.freeze()  # a collection that looks through what the server had loaded takes 10 ms, and copies its pages
+    gc.freeze()  # to look through what the server had loaded takes 10 ms a collection, and copies its pages
     assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
     assert isinstance(plan.ring, int)  # noqa: S101
     memory = np.frombuffer(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
     os.close(plan.ring)
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel)
-    state = sandbox.lock_down(
-        channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
-    )
-    channel = Channel(end, ring.counters(memory))
-    channel.send(Message.READY, Ready(state, _library_versions()).pack())
-    video, payload = channel.receive_video()
-    options = OpenOptions(video, unpack_threads(payload), plan.limits)
-    try:
-        _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
-    except VideoRefused as refusal:
-        channel.send(Message.FAULT, refusal.fault.pack())
-    except MemoryError:
-        channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel) as end:
+        state = sandbox.lock_down(
+            channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+        )
+        channel = Channel(end, ring.counters(memory))
+        channel.send(Message.READY, Ready(state, _library_versions()).pack())
+        video, payload = channel.receive_video()
+        options = OpenOptions(video, unpack_threads(payload), plan.limits)
+        try:
+            _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
+        except VideoRefused as refusal:
+            channel.send(Message.FAULT, refusal.fault.pack())
+        except MemoryError:
+            channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
 
 
 def _library_versions() -> str:
@@ -147,7 +147,7 @@ class _Child:
                 raise EOFError
 
     def _open(self) -> PacketReader:
-        """Return the reader where the last request left it; after an index, as a child's that has not indexed."""
+        """Return the reader where the last request left it; after an index, as if there had been none."""
         if self._reader is None:
             self._reader = PacketReader(self._options, self._channel)
         elif self._has_indexed:

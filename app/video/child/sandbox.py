@@ -1,9 +1,10 @@
 """The lock-down. After it, the process can compute and use its channel and what comes over that, no more.
 
 Landlock takes away the file system, TCP and signals to others; a seccomp filter takes away every system
-call that a decoder has no need of. Neither needs privileges. A descriptor can be received over the channel
-alone: at its other end is the engine, which sends one, the video's; and no socket can be made. Layouts and numbers: linux/landlock.h,
-linux/seccomp.h, linux/filter.h, and the kernel's syscall tables.
+call that a decoder has no need of. Neither needs privileges. Descriptors can be received, over the channel
+alone: at its other end is the engine, which sends one in a child's life, the video's, and the child can make
+no other socket. Layouts and numbers: linux/landlock.h, linux/seccomp.h, linux/filter.h, and the kernel's
+syscall tables.
 """
 
 from __future__ import annotations
