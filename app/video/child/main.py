@@ -12,8 +12,6 @@ import mmap
 import os
 import socket
 
-import numpy as np
-import numpy.typing as npt
 from av import library_versions
 
 from app.video.child import sandbox
@@ -24,6 +22,7 @@ from app.video.child.ffmpeg_log import LogTail
 from app.video.child.headers import Header
 from app.video.child.indexing import Indexer
 from app.video.child.serial import FrameCounter, SerialDecoder
+from app.video.child.shared_pictures import SharedPictures
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring
 from app.video.protocol.messages import (
@@ -55,18 +54,18 @@ def _serve_locked_down(plan: ChildPlan) -> None:
     gc.freeze()  # to look through what the server had loaded takes 10 ms a collection, and copies its pages
     assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
     assert isinstance(plan.ring, int)  # noqa: S101
-    memory = np.frombuffer(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
+    pictures = SharedPictures(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes))
     os.close(plan.ring)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel) as end:
         state = sandbox.lock_down(
             channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
         )
-        channel = Channel(end, ring.counters(memory))
+        channel = Channel(end, pictures.counters)
         channel.send(Message.READY, Ready(state, _library_versions()).pack())
         video, payload = channel.receive_video()
         options = OpenOptions(video, unpack_threads(payload), plan.limits)
         try:
-            _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
+            _Child(channel, options, pictures).serve()
         except VideoRefused as refusal:
             channel.send(Message.FAULT, refusal.fault.pack())
         except MemoryError:
@@ -79,7 +78,7 @@ def _library_versions() -> str:
 
 
 class _Child:
-    def __init__(self, channel: Channel, options: OpenOptions, ring: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, channel: Channel, options: OpenOptions, ring: SharedPictures) -> None:
         self._channel = channel
         self._options = options
         self._ring = ring
