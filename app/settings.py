@@ -17,8 +17,9 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_SECONDS = 24 * 60 * 60
 BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that passes it
-# One a running job while its video is indexed; it decodes next to nothing. An MP4 with so many samples that
-# it takes more is indexed alone (`VideoLimits.large_samples`), in what decoders leave of theirs.
+# One a running job, while its video is indexed and until it decodes; before that it decodes next to nothing.
+# An MP4 with so many samples that it takes more is indexed alone (`VideoLimits.large_samples`), in what
+# decoders leave of theirs.
 INDEX_CHILD_BYTES = 48 * MIB
 # Decoder children of a host that wait for a video, locked down: a job takes one without waiting for that, and
 # another is forked meanwhile. What one holds beyond what it shares with its server was measured as 4.1 MB.

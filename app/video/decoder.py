@@ -45,9 +45,9 @@ class DecoderPool:
     """The FrameSource whose children decode: their server process, and those of them that wait for work.
 
     `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
-    that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
-    their video, and `ready_children` for a video. `pin` is given the ring of each child that decodes. All
-    methods may be called from several threads.
+    that shows nothing for `stall_seconds` is ended. At most `idle_children` that have decoded wait for
+    further segments of their video, and `ready_children` for a video. `pin` is given the ring of each child
+    that decodes. All methods may be called from several threads.
     """
 
     def __init__(
@@ -202,13 +202,16 @@ class DecoderPool:
         return None
 
     def give_back(self, child: ChildProcess) -> None:
-        """Let the child wait for further segments; the one that has waited longest goes, if they are many."""
+        """Let the child wait for further segments. Of many that have decoded, those longest idle go.
+
+        Of those that have only indexed there is one a job, until it decodes or the video is forgotten.
+        """
         surplus = [child]
         if not child.has_unread and self._context is not None and self._idle_children:
             with self._idle_lock:
                 self._idle.append(child)
-                surplus = self._idle[: -self._idle_children]
-                self._idle = self._idle[-self._idle_children :]
+                surplus = [each for each in self._idle if each.has_decoded][: -self._idle_children]
+                self._idle = [each for each in self._idle if each not in surplus]
         for old in surplus:
             old.close()
 

@@ -87,6 +87,7 @@ class ChildProcess:
         self.video: Path | None = None  # before it is given one
         self.file_key: FileKey | None = None
         self.threads = 0
+        self.has_decoded = False  # it has been asked to
         self._stall_seconds = settings.stall_seconds
         self._max_opening_seconds = settings.limits.max_opening_seconds
         self._buffer = bytearray()
@@ -165,6 +166,7 @@ class ChildProcess:
 
     def send(self, command: Command, payload: bytes = b"") -> None:
         """Raises ChildDied if the child is gone or does not read."""
+        self.has_decoded = self.has_decoded or command is Command.DECODE
         data = memoryview(messages.pack(command, payload))
         deadline = time.monotonic() + self._stall_seconds
         while data:

@@ -89,6 +89,24 @@ def test_a_short_video_is_indexed_and_decoded_by_one_child(name: str, clips: Cli
         assert len(set(pool.taken)) == 1
 
 
+def test_of_many_videos_each_is_decoded_by_the_child_that_indexed_it(clips: ClipFolder) -> None:
+    names = ["h264.mp4", "h264_open_gop.mkv", "mjpeg.avi", "vfr.mp4"]
+    with CountingPool() as pool:
+        segments = {}
+        for name in names:
+            with pool.index(clips.get(name), segment_frames=10**6, cancelled=never) as index:
+                (segments[name],) = index
+        made = len(pool.made)
+        for name in names:
+            with pool.decode(
+                clips.get(name), segments[name], frame_size=(64, 36), batch_size=4, cancelled=never
+            ) as session:
+                for batch in session:
+                    batch.release()
+        assert len(pool.made) == made
+        assert len(pool._idle) == 2
+
+
 def test_a_child_of_other_threads_does_not_wait_for_what_it_has_indexed(clips: ClipFolder) -> None:
     with CountingPool(threads=2) as pool:
         with pool.index(clips.get("h264.mp4"), segment_frames=10**6, cancelled=never) as index:
