@@ -179,10 +179,19 @@ class IndexSession:
         while self._end is None:
             for segment in self._planner.feed(self._next_packets()):
                 yield self._within_limits(segment)
-        last_segments = list(self._planner.finish())
-        self._give_child_back()  # before they are known, so that it decodes them
+        last_segments: list[Segment] = []
+        unusable: UnusableTimestamps | None = None
+        try:
+            for segment in self._planner.finish():
+                last_segments.append(segment)  # noqa: PERF402 - those before a fault count
+        except UnusableTimestamps as error:
+            unusable = error
+        else:
+            self._give_child_back()  # before they are known, so that it decodes them
         for segment in last_segments:
             yield self._within_limits(segment)
+        if unusable is not None:
+            raise unusable
 
     def _give_child_back(self) -> None:
         """Let the child decode what it has indexed, if it would be asked to."""

@@ -115,7 +115,8 @@ def test_a_child_of_other_threads_does_not_wait_for_what_it_has_indexed(clips: C
 
 
 @pytest.mark.parametrize(
-    "name", ["h264.mp4", "h264_open_gop.mkv", "mjpeg.avi", "h264.h264", "h264_fragments.mp4", "vfr.mp4"]
+    "name",
+    ["h264.mp4", "h264_open_gop.mkv", "mjpeg.avi", "h264.h264", "h264_fragments.mp4", "below_zero.mkv"],
 )
 @pytest.mark.parametrize("segment_frames", [10, 10**6])
 def test_a_child_that_has_indexed_decodes_as_a_fresh_one(
