@@ -24,7 +24,7 @@ from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
 from app.pipeline.segment_task import SegmentTask
-from app.settings import CHECKOUT, Settings
+from app.settings import CHECKOUT, READY_CHILDREN, Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
@@ -123,6 +123,7 @@ def _plan(settings: Settings, data: DataFolder) -> HostPlan:
             ring_bytes=settings.ring_bytes,
             stall_seconds=settings.decoder_stall_seconds,
             require_sandbox=settings.require_sandbox,
+            ready_children=READY_CHILDREN,
         ),
         log_level=settings.log_level,
     )

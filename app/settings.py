@@ -17,9 +17,14 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_SECONDS = 24 * 60 * 60
 BODY_BUFFER_BYTES = 256 * 1024  # of nginx, for each body that passes it
-# One a running job while its video is indexed; it decodes next to nothing. An MP4 with so many samples that
-# it takes more is indexed alone (`VideoLimits.large_samples`), in what decoders leave of theirs.
+# One a running job, while its video is indexed and until it decodes; before that it decodes next to nothing.
+# An MP4 with so many samples that it takes more is indexed alone (`VideoLimits.large_samples`), in what
+# decoders leave of theirs.
 INDEX_CHILD_BYTES = 48 * MIB
+# Decoder children of a host that wait for a video, locked down: a job takes one without waiting for that, and
+# another is forked meanwhile. What one holds beyond what it shares with its server was measured as 4.1 MB.
+READY_CHILDREN = 3
+READY_CHILD_BYTES = 5 * MIB
 ENGINE_BYTES = 136 * MIB  # eight jobs, their threads, their indexes and records
 
 
@@ -336,15 +341,17 @@ class Settings(BaseSettings):
         """Bytes of host memory that each part of the instance may take at most."""
         segments = self.decoders + self.express_decoders  # at a time
         bodies = self.max_raw_uploads + 2 * self.overflow_uploads()  # one of those passes nginx twice
+        hosts = max(1, len(self.devices))
         return {
             "nginx": 48 * MIB + bodies * BODY_BUFFER_BYTES,
             "http workers": self.http_workers * 128 * MIB,
             "courier": 80 * MIB,
             "engine": ENGINE_BYTES,
-            "hosts": max(1, len(self.devices)) * self.host_memory_bytes,
+            "hosts": hosts * self.host_memory_bytes,
             "decoders": segments * self.decoder_memory_bytes,
             "rings": segments * self.ring_bytes,
             "index children": self.running_jobs * INDEX_CHILD_BYTES,
+            "ready children": hosts * READY_CHILDREN * READY_CHILD_BYTES,
         }
 
 

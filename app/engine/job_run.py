@@ -115,7 +115,7 @@ class JobRun:
                 _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
             finally:
                 self._meter.forget(job.id)
-                self._records.store.close()
+                self._records.store.release()
                 on_end()
 
     def _detect(self) -> JobState:

@@ -96,7 +96,7 @@ class Host:
                 if command.ticket in self._cancelled:
                     self._cancelled[command.ticket].set()
             case ForgetVideo():
-                self._decoders.forget(command.video)
+                self._threads.submit(self._decoders.forget, command.video)  # which waits for their end
             case _:
                 raise TypeError(f"the engine says {type(command).__name__}")
 

@@ -95,5 +95,6 @@ def _decoders(plan: DecoderPlan, device: str) -> DecoderPool:
         ring_bytes=plan.ring_bytes,
         stall_seconds=plan.stall_seconds,
         require_sandbox=plan.require_sandbox,
+        ready_children=plan.ready_children,
         pin=None if pinning is None else pinning.pin,
     )

@@ -40,6 +40,7 @@ class DecoderPlan:
     ring_bytes: int
     stall_seconds: float
     require_sandbox: bool
+    ready_children: int  # that wait for a video
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,6 +286,9 @@ def _forget(connection: sqlite3.Connection, job_id: str) -> None:
         connection.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
 
 
+_MOST_SPARE_CONNECTIONS = 4
+
+
 class JobStore:
     """The jobs of one data folder. Safe to use from many threads and processes at once.
 
@@ -297,6 +300,7 @@ class JobStore:
         self._database = database
         self._wakeups = wakeups
         self._local = threading.local()
+        self._spare: list[sqlite3.Connection] = []  # that threads have let go of
 
     def create(self) -> None:
         """Make the database, if there is none. RuntimeError if another release wrote it."""
@@ -314,22 +318,38 @@ class JobStore:
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
-        """Close the calling thread's connection, if it has one."""
+        """Close the calling thread's connection, if it has one, and those that threads have let go of."""
+        self.release()
+        while self._spare:
+            self._spare.pop().close()
+
+    def release(self) -> None:
+        """Let other threads have the calling thread's connection: a new one costs a sync of the folder."""
         connection = getattr(self._local, "connection", None)
         if connection is not None:
-            connection.close()
             self._local.connection = None
+            self._spare.append(connection)
+        while len(self._spare) > _MOST_SPARE_CONNECTIONS:
+            self._spare.pop().close()
 
     def _connect(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(self._database, timeout=30, isolation_level=None)
+            connection = self._local.connection = self._spare_connection()
+        return connection
+
+    def _spare_connection(self) -> sqlite3.Connection:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            connection = sqlite3.connect(
+                self._database, timeout=30, isolation_level=None, check_same_thread=False
+            )
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             # FULL: a commit is on disk when it returns, so that an acknowledged job survives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
-            self._local.connection = connection
-        return connection
+            return connection
 
     @contextmanager
     def _transaction(self, *woken: Program, durable: bool = True) -> Iterator[sqlite3.Connection]:

@@ -60,6 +60,11 @@ class ChildSource(Protocol):
         ...
 
     @property
+    def threads(self) -> int:
+        """FFmpeg's of a child that is asked for without saying how many."""
+        ...
+
+    @property
     def large_turn(self) -> threading.Semaphore:
         """Held by who indexes a video whose index takes much memory."""
         ...

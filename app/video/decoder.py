@@ -15,9 +15,9 @@ not notice. What kills a decoder every time is left out, and reported.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -29,11 +29,12 @@ from app.video.decode_session import DecodeSession
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
 from app.video.launch import PRELOADED, run_child
-from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin, key_of
+from app.video.process import ChildDied, ChildProcess, ChildSettings, FileKey, Pin, key_of
 from app.video.protocol import ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Ready
 from app.video.protocol.plan import ChildPlan
+from app.video.ready_children import ReadyChildren
 from app.video.sampling import Sampling
 from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
@@ -44,9 +45,9 @@ class DecoderPool:
     """The FrameSource whose children decode: their server process, and those of them that wait for work.
 
     `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
-    that shows nothing for `stall_seconds` is ended. At most `idle_children` wait for further segments of
-    their video. `pin` is given the ring of each child that decodes. All methods may be called from several
-    threads.
+    that shows nothing for `stall_seconds` is ended. At most `idle_children` that have decoded wait for
+    further segments of their video, and `ready_children` for a video. `pin` is given the ring of each child
+    that decodes. All methods may be called from several threads.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class DecoderPool:
         stall_seconds: float = 60.0,
         require_sandbox: bool = True,
         idle_children: int = 2,
+        ready_children: int = 0,
         pin: Pin | None = None,
         child_main: Callable[[ChildPlan], None] = run_child,
     ) -> None:
         self._limits = limits
-        self._threads = threads
+        self.threads = threads
         self._ring_bytes = ring_bytes
         self._settings = ChildSettings(
             limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, pin, child_main
@@ -73,6 +75,7 @@ class DecoderPool:
         self._idle_children = idle_children
         self._idle: list[ChildProcess] = []
         self._idle_lock = threading.Lock()
+        self._ready = ReadyChildren(ready_children, self._new_child)
         self._trial: Ready | None = None  # what the first child said of itself
         self.large_turn = threading.BoundedSemaphore()
 
@@ -94,14 +97,16 @@ class DecoderPool:
         context.set_forkserver_preload(PRELOADED)
         self._context = context
         try:
-            self._trial = self._try_child()
+            self._new_child(lambda: False).close()
         except (ChildDied, DecoderProtocolError) as error:
             raise InternalError(
                 "No decoder could be started: Landlock or seccomp may be missing (FRAMEBOX_REQUIRE_SANDBOX)."
             ) from error
+        self._ready.start()
 
     def close(self) -> None:
         """End the waiting children. Sessions that are still open end their own."""
+        self._ready.close()
         with self._idle_lock:
             idle, self._idle = self._idle, []
         for child in idle:
@@ -122,7 +127,7 @@ class DecoderPool:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
         if self._trial is None:
             raise RuntimeError("the pool is not started")
-        return f"{_REVISION} {self._trial.library_versions} threads={self._threads} ring={self._ring_bytes}"
+        return f"{_REVISION} {self._trial.library_versions} threads={self.threads} ring={self._ring_bytes}"
 
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
@@ -176,24 +181,37 @@ class DecoderPool:
     # -- children, for the sessions
 
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
-        """Return a child of `video`, one that waits or a new one. Raises ChildDied, DecodingCancelled."""
-        threads = threads or self._threads
-        key = key_of(video.stat())
+        """Return a child of `video`: one that waits for more of it or for any, or a new one.
+
+        Raises ChildDied, DecodingCancelled.
+        """
+        threads = threads or self.threads
+        if (idle := self._take_idle(key_of(video.stat()), threads)) is not None:
+            return idle
+        while (ready := self._ready.take()) is not None:
+            with suppress(ChildDied):  # it was killed just now
+                return _with_video(ready, video, threads)
+        return _with_video(self._new_child(cancelled), video, threads)
+
+    def _take_idle(self, key: FileKey, threads: int) -> ChildProcess | None:
         with self._idle_lock:
             for place, child in reversed(list(enumerate(self._idle))):
                 if child.file_key == key and child.threads == threads:
                     del self._idle[place]
                     return child
-        return self._new_child(video, threads, cancelled)
+        return None
 
     def give_back(self, child: ChildProcess) -> None:
-        """Let the child wait for further segments; the one that has waited longest goes, if they are many."""
+        """Let the child wait for further segments. Of many that have decoded, those longest idle go.
+
+        Of those that have only indexed there is one a job, until it decodes or the video is forgotten.
+        """
         surplus = [child]
         if not child.has_unread and self._context is not None and self._idle_children:
             with self._idle_lock:
                 self._idle.append(child)
-                surplus = self._idle[: -self._idle_children]
-                self._idle = self._idle[-self._idle_children :]
+                surplus = [each for each in self._idle if each.has_decoded][: -self._idle_children]
+                self._idle = [each for each in self._idle if each not in surplus]
         for old in surplus:
             old.close()
 
@@ -208,28 +226,28 @@ class DecoderPool:
         for child in forgotten:
             child.close()
 
-    def _new_child(self, video: Path, threads: int, cancelled: Cancelled) -> ChildProcess:
+    def _new_child(self, cancelled: Cancelled) -> ChildProcess:
+        """Return a child that waits for its video. Raises ChildDied, DecodingCancelled."""
         if self._context is None:
             raise RuntimeError("the pool is not started")
-        child = ChildProcess(
-            self._context, video, self._settings, threads=threads, start_lock=self._start_lock
-        )
+        child = ChildProcess(self._context, self._settings, start_lock=self._start_lock)
         try:
-            child.wait_ready(cancelled)
+            greeting = child.wait_ready(cancelled)
         except BaseException:
             child.close()
             raise
+        self._trial = self._trial or greeting
         return child
 
-    def _try_child(self) -> Ready:
-        assert self._context is not None  # noqa: S101 - set by the caller
-        child = ChildProcess(
-            self._context, Path(os.devnull), self._settings, threads=1, start_lock=self._start_lock
-        )
-        try:
-            return child.wait_ready(lambda: False)
-        finally:
-            child.close()
+
+def _with_video(child: ChildProcess, video: Path, threads: int) -> ChildProcess:
+    """Return `child`, which has been given `video`. Raises ChildDied, or OSError if there is no video."""
+    try:
+        child.give_video(video, threads=threads)
+    except BaseException:
+        child.close()
+        raise
+    return child
 
 
 _MAX_SLOTS = 16
@@ -243,6 +261,7 @@ class _Source:
         self._pool = pool
         self._video = video
         self.memory_bytes = pool.memory_bytes
+        self.threads = pool.threads
         self.large_turn = pool.large_turn
 
     def acquire(self, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:

@@ -39,6 +39,8 @@ from app.video.source import Cancelled, DecodingCancelled
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1
+# Beyond so many packets the first segments are decoded long before the index ends, by other children.
+_MOST_PACKETS_TO_DECODE_AFTER = 10_000
 # Containers whose frames have time stamps of their own. In others they follow from the frames' numbers.
 _STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
 _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
@@ -177,8 +179,31 @@ class IndexSession:
         while self._end is None:
             for segment in self._planner.feed(self._next_packets()):
                 yield self._within_limits(segment)
-        for segment in self._planner.finish():
+        last_segments: list[Segment] = []
+        unusable: UnusableTimestamps | None = None
+        try:
+            for segment in self._planner.finish():
+                last_segments.append(segment)  # noqa: PERF402 - those before a fault count
+        except UnusableTimestamps as error:
+            unusable = error
+        else:
+            self._give_child_back()  # before they are known, so that it decodes them
+        for segment in last_segments:
             yield self._within_limits(segment)
+        if unusable is not None:
+            raise unusable
+
+    def _give_child_back(self) -> None:
+        """Let the child decode what it has indexed, if it would be asked to."""
+        child = self._child
+        if (
+            child is not None
+            and child.threads == self._source.threads
+            and self._packets <= _MOST_PACKETS_TO_DECODE_AFTER
+            and not self._has_turn
+        ):
+            self._child = None
+            self._source.give_back(child)
 
     def _plan_by_count(self, entry: Entry, leading: tuple[int, ...]) -> Iterator[Segment]:
         self.close()

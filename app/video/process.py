@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,21 +76,18 @@ def _owned_by(owner: ExitStack, descriptor: int) -> int:
 
 
 class ChildProcess:
-    """One decoder child with one video. Not shared between threads, `kill` apart.
+    """One decoder child, for one video. Not shared between threads, `kill` apart.
 
-    Making it raises ChildDied where it cannot be started now, and OSError if the video cannot be opened.
+    Making it raises ChildDied where it cannot be started now.
     """
 
     def __init__(
-        self,
-        context: ForkServerContext,
-        video: Path,
-        settings: ChildSettings,
-        *,
-        threads: int,
-        start_lock: threading.Lock,
+        self, context: ForkServerContext, settings: ChildSettings, *, start_lock: threading.Lock
     ) -> None:
-        self.threads = threads
+        self.video: Path | None = None  # before it is given one
+        self.file_key: FileKey | None = None
+        self.threads = 0
+        self.has_decoded = False  # it has been asked to
         self._stall_seconds = settings.stall_seconds
         self._max_opening_seconds = settings.limits.max_opening_seconds
         self._buffer = bytearray()
@@ -97,23 +95,15 @@ class ChildProcess:
         self._pin = settings.pin
         self._start_lock = start_lock
         with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
-            video_descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
-            self.video, self.file_key = video, key_of(os.fstat(video_descriptor))
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
             _owned_by(given, ring_descriptor)
-            commands_in, self._commands = os.pipe()
-            _owned_by(given, commands_in)
-            _owned_by(kept, self._commands)
-            self._messages, messages_out = os.pipe()
-            _owned_by(kept, self._messages)
-            _owned_by(given, messages_out)
+            own, childs = socket.socketpair()
+            given.enter_context(childs)
+            kept.enter_context(own)
             plan = ChildPlan(
-                video=Descriptor(video_descriptor),
-                commands=Descriptor(commands_in),
-                messages=Descriptor(messages_out),
+                channel=Descriptor(childs.fileno()),
                 ring=Descriptor(ring_descriptor),
                 ring_bytes=settings.ring_bytes,
-                threads=threads,
                 memory_bytes=settings.memory_bytes,
                 limits=settings.limits,
                 require_sandbox=settings.require_sandbox,
@@ -124,7 +114,8 @@ class ChildProcess:
                 )
                 self._process.start()
             kept.pop_all()
-        os.set_blocking(self._commands, False)
+        self._channel = own
+        self._channel.setblocking(False)
 
     @property
     def pid(self) -> int | None:
@@ -156,15 +147,36 @@ class ChildProcess:
             raise DecoderProtocolError("the child did not say that it is ready")
         return Ready.unpack(payload)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the child lives, as far as is known, and says nothing, as it should before it is asked."""
+        return not _poll(self._channel.fileno(), select.POLLIN, 0)
+
+    def give_video(self, video: Path, *, threads: int) -> None:
+        """Have the child open `video` and no other from now on, with so many threads of FFmpeg's.
+
+        Raises ChildDied if it is gone, and OSError if the video cannot be opened.
+        """
+        command = messages.pack(Command.VIDEO, messages.pack_threads(threads))
+        with ExitStack() as given, _faults_that_pass():
+            descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
+            self.file_key = key_of(os.fstat(descriptor))
+            socket.send_fds(self._channel, [command], [descriptor])
+        self.video, self.threads = video, threads
+
     def send(self, command: Command, payload: bytes = b"") -> None:
         """Raises ChildDied if the child is gone or does not read."""
+        self.has_decoded = self.has_decoded or command is Command.DECODE
         data = memoryview(messages.pack(command, payload))
         deadline = time.monotonic() + self._stall_seconds
         while data:
             try:
-                data = data[os.write(self._commands, data) :]
+                data = data[self._channel.send(data) :]
             except BlockingIOError:
-                if not _poll(self._commands, select.POLLOUT, _POLL_SECONDS) and time.monotonic() > deadline:
+                if (
+                    not _poll(self._channel.fileno(), select.POLLOUT, _POLL_SECONDS)
+                    and time.monotonic() > deadline
+                ):
                     raise ChildDied("does not read its commands") from None
             except OSError as error:
                 self._has_ended = True
@@ -192,7 +204,7 @@ class ChildProcess:
             if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
                 raise ChildDied("stood still")
             self._check_opening()
-            if _poll(self._messages, select.POLLIN, _POLL_SECONDS):
+            if _poll(self._channel.fileno(), select.POLLIN, _POLL_SECONDS):
                 self._read_more()
 
     def _signs_of_life(self) -> tuple[int, ...]:
@@ -211,7 +223,10 @@ class ChildProcess:
             raise slow_opening(self._max_opening_seconds, spent)
 
     def _read_more(self) -> None:
-        piece = os.read(self._messages, 1 << 16)
+        try:
+            piece = self._channel.recv(1 << 16)
+        except ConnectionError:  # it ended, and had not read all of its commands
+            piece = b""
         if not piece:
             self._has_ended = True
             raise ChildDied("ended")
@@ -246,8 +261,7 @@ class ChildProcess:
         """Kill the child and return when it is gone."""
         self.kill()
         exit_code = self._wait_for_exit(_END_SECONDS)
-        for descriptor in (self._commands, self._messages):
-            os.close(descriptor)
+        self._channel.close()
         if exit_code is not None:
             with self._start_lock:
                 self._process.close()

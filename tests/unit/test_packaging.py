@@ -56,6 +56,7 @@ def test_each_container_has_the_memory_that_its_program_may_take(services: dict[
         "decoders": "engine",
         "rings": "engine",
         "index children": "engine",
+        "ready children": "engine",
     }
     needed = dict.fromkeys(services, 0)
     for part, size in budgets.items():

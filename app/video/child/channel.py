@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +15,21 @@ import numpy.typing as npt
 from app.video.protocol import messages, ring
 from app.video.protocol.messages import Command, Message
 
+_DESCRIPTOR = struct.Struct("i")
+
 
 class Channel:
-    """The child's ends: commands in, messages out, and three counters in shared memory for the watchdog."""
+    """The child's end: commands in, messages out, and three counters in shared memory for the watchdog."""
 
-    def __init__(self, commands: int, out: int, counters: npt.NDArray[np.uint64]) -> None:
-        self._commands = commands
-        self._out = out
+    def __init__(self, end: socket.socket, counters: npt.NDArray[np.uint64]) -> None:
+        self._end = end
+        self._descriptor = end.fileno()  # read and written as a file: calls for sockets are refused
         self._counters = counters
 
     def send(self, kind: Message, payload: bytes = b"") -> None:
         data = memoryview(messages.pack(kind, payload))
         while data:
-            data = data[os.write(self._out, data) :]
+            data = data[os.write(self._descriptor, data) :]
 
     def show_read(self, packets: int) -> None:
         """Tell how many packets this child has read in its life."""
@@ -42,6 +46,14 @@ class Channel:
         yield
         self._counters[ring.OPENING_COUNTER] = 0
 
+    def receive_video(self) -> tuple[int, bytes]:
+        """Return the video's descriptor and the payload of VIDEO. Raises EOFError when the engine is gone."""
+        head, ancillary, _, _ = self._end.recvmsg(messages.HEAD.size, socket.CMSG_SPACE(_DESCRIPTOR.size))
+        if not ancillary:
+            raise EOFError
+        _, length = messages.HEAD.unpack(head)
+        return _DESCRIPTOR.unpack(ancillary[0][2])[0], self._read(length)
+
     def receive(self) -> tuple[Command, bytes]:
         """Return the next command. Raises EOFError when the host is gone."""
         kind, length = messages.HEAD.unpack(self._read(messages.HEAD.size))
@@ -50,7 +62,7 @@ class Channel:
     def _read(self, count: int) -> bytes:
         data = bytearray()
         while len(data) < count:
-            piece = os.read(self._commands, min(count - len(data), 1 << 20))
+            piece = os.read(self._descriptor, min(count - len(data), 1 << 20))
             if not piece:
                 raise EOFError
             data += piece

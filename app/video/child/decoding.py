@@ -18,6 +18,7 @@ from app.video.child.fields import field_reader
 from app.video.child.keyframes import SEARCHED_BYTES, NalReader
 from app.video.child.picture import PictureMaker, displayed_size
 from app.video.child.serial import SerialDecoder
+from app.video.child.shared_pictures import SharedPictures
 from app.video.protocol.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 
 _MOST_WAITING = 8  # frames
@@ -36,11 +37,13 @@ class Picture(NamedTuple):
 class BatchWriter:
     """Fills slots of the ring with pictures and announces the full ones; waits for the host to free one."""
 
-    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+    def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
         self._request = request
         shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
-        self._slots = ring[: request.slot_count * request.batch_size * request.frame_bytes].reshape(shape)
+        self._ring = ring
+        size = request.slot_count * request.batch_size * request.frame_bytes
+        self._slots = ring.pixels[:size].reshape(shape)
         self._free = deque(range(request.slot_count))
         self._maker = PictureMaker(request.width, request.height)
         self._source = (0, 0)
@@ -69,8 +72,10 @@ class BatchWriter:
             self._source = source_size
         if not self._free:
             self._wait_for_slot()
-        place: npt.NDArray[np.uint8] = self._slots[self._free[0], len(self._ranks)]
-        return place
+        slot, place = self._free[0], len(self._ranks)
+        self._ring.prepare((slot * self._request.batch_size + place + 1) * self._request.frame_bytes)
+        pixels: npt.NDArray[np.uint8] = self._slots[slot, place]
+        return pixels
 
     def _take_place(self, rank: int) -> None:
         self._pts.append(int(self._request.pts[rank]))
@@ -90,7 +95,7 @@ class BatchWriter:
         kind, payload = self._channel.receive()
         if kind is not Command.RELEASE:
             raise EOFError
-        self._free.append(int.from_bytes(payload, "little"))
+        self._free.appendleft(int.from_bytes(payload, "little"))  # to be used next: its memory is there
 
     def wait_for_all(self) -> None:
         """Return once the host has freed every slot: the next stretch may lay them out anew."""
@@ -106,7 +111,7 @@ class _Account:
     made the time stamps wrong.
     """
 
-    def __init__(self, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest) -> None:
+    def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
         self._request = request
         self._writer = BatchWriter(channel, ring, request)
@@ -160,7 +165,7 @@ class MatchingDecoder:
     """Decodes one request whose frames are known by their time stamps."""
 
     def __init__(
-        self, reader: PacketReader, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+        self, reader: PacketReader, channel: Channel, ring: SharedPictures, request: DecodeRequest
     ) -> None:
         self._reader = reader
         self._channel = channel
@@ -257,7 +262,7 @@ class CountingDecoder:
     """Decodes one request whose frames are known by their place in what comes out of the decoder."""
 
     def __init__(
-        self, serial: SerialDecoder, channel: Channel, ring: npt.NDArray[np.uint8], request: DecodeRequest
+        self, serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
     ) -> None:
         self._serial = serial
         self._request = request

@@ -1,16 +1,17 @@
-"""The decoder child: opens one video behind a lock-down, indexes or decodes it, and speaks over pipes.
+"""The decoder child: opens one video behind a lock-down, indexes and decodes it, and speaks over a socket.
 
 It is forked from a server process that has this module loaded, so that it starts within milliseconds. It
-holds three descriptors and the ring, and it can reach nothing else.
+locks itself down, and then waits for its video. It holds that, the socket and the ring, and it can reach
+nothing else.
 """
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+import socket
 
-import numpy as np
-import numpy.typing as npt
 from av import library_versions
 
 from app.video.child import sandbox
@@ -21,9 +22,19 @@ from app.video.child.ffmpeg_log import LogTail
 from app.video.child.headers import Header
 from app.video.child.indexing import Indexer
 from app.video.child.serial import FrameCounter, SerialDecoder
+from app.video.child.shared_pictures import SharedPictures
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring
-from app.video.protocol.messages import Command, CountRequest, DecodeRequest, Fault, FaultCode, Message, Ready
+from app.video.protocol.messages import (
+    Command,
+    CountRequest,
+    DecodeRequest,
+    Fault,
+    FaultCode,
+    Message,
+    Ready,
+    unpack_threads,
+)
 from app.video.protocol.plan import ChildPlan
 
 
@@ -40,22 +51,25 @@ def serve(plan: ChildPlan) -> None:
 
 
 def _serve_locked_down(plan: ChildPlan) -> None:
-    descriptors = [plan.video, plan.commands, plan.messages, plan.ring]
-    video, commands, out, ring_descriptor = (int(d) for d in descriptors if isinstance(d, int))
-    memory = np.frombuffer(mmap.mmap(ring_descriptor, ring.HEADER_BYTES + plan.ring_bytes), dtype=np.uint8)
-    os.close(ring_descriptor)
-    state = sandbox.lock_down(
-        keep=(video, commands, out), memory_bytes=plan.memory_bytes, require=plan.require_sandbox
-    )
-    channel = Channel(commands, out, ring.counters(memory))
-    channel.send(Message.READY, Ready(state, _library_versions()).pack())
-    options = OpenOptions(video, plan.threads, plan.limits)
-    try:
-        _Child(channel, options, memory[ring.HEADER_BYTES :]).serve()
-    except VideoRefused as refusal:
-        channel.send(Message.FAULT, refusal.fault.pack())
-    except MemoryError:
-        channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
+    gc.freeze()  # to look through what the server had loaded takes 10 ms a collection, and copies its pages
+    assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
+    assert isinstance(plan.ring, int)  # noqa: S101
+    pictures = SharedPictures(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes))
+    os.close(plan.ring)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel) as end:
+        state = sandbox.lock_down(
+            channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+        )
+        channel = Channel(end, pictures.counters)
+        channel.send(Message.READY, Ready(state, _library_versions()).pack())
+        video, payload = channel.receive_video()
+        options = OpenOptions(video, unpack_threads(payload), plan.limits)
+        try:
+            _Child(channel, options, pictures).serve()
+        except VideoRefused as refusal:
+            channel.send(Message.FAULT, refusal.fault.pack())
+        except MemoryError:
+            channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
 
 
 def _library_versions() -> str:
@@ -64,11 +78,12 @@ def _library_versions() -> str:
 
 
 class _Child:
-    def __init__(self, channel: Channel, options: OpenOptions, ring: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, channel: Channel, options: OpenOptions, ring: SharedPictures) -> None:
         self._channel = channel
         self._options = options
         self._ring = ring
         self._reader: PacketReader | None = None
+        self._has_indexed = False  # with the reader as it is
         self._log: LogTail | None = None
         self._serial: SerialDecoder | None = None
 
@@ -86,6 +101,7 @@ class _Child:
         log = self._captured_log()
         reader = self._open_at_start()
         watch = PacketWatch(reader, self._channel, log)
+        self._has_indexed = True
         Indexer(reader, watch, self._channel, self._options.limits).run()
 
     def _count(self, request: CountRequest) -> None:
@@ -101,6 +117,7 @@ class _Child:
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
+        self._channel.show_fed(0)
         reader = self._open()
         if request.frames_before is None:
             self._serial = None
@@ -129,6 +146,10 @@ class _Child:
                 raise EOFError
 
     def _open(self) -> PacketReader:
+        """Return the reader where the last request left it; after an index, as if there had been none."""
         if self._reader is None:
             self._reader = PacketReader(self._options, self._channel)
+        elif self._has_indexed:
+            self._reader.reopen()
+        self._has_indexed = False
         return self._reader

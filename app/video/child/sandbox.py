@@ -1,8 +1,10 @@
-"""The lock-down. After it, the process can compute and use its few descriptors, no more.
+"""The lock-down. After it, the process can compute and use its channel and what comes over that, no more.
 
 Landlock takes away the file system, TCP and signals to others; a seccomp filter takes away every system
-call that a decoder has no need of. Neither needs privileges. Layouts and numbers: linux/landlock.h,
-linux/seccomp.h, linux/filter.h, and the kernel's syscall tables.
+call that a decoder has no need of. Neither needs privileges. Descriptors can be received, over the channel
+alone: at its other end is the engine, which sends one in a child's life, the video's, and the child can make
+no other socket. Layouts and numbers: linux/landlock.h, linux/seccomp.h, linux/filter.h, and the kernel's
+syscall tables.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import platform
 import resource
 import signal
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from app.video.protocol.messages import LockDown
@@ -24,19 +26,19 @@ class SandboxUnavailable(Exception):
     """A part of the lock-down that is required cannot be had on this machine."""
 
 
-def lock_down(*, keep: Iterable[int], memory_bytes: int, require: bool) -> LockDown:
-    """Give up all that this process could do beyond computing and using the descriptors `keep`.
+def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
+    """Give up all that this process could do beyond computing and using the socket `channel`.
 
     It may take `memory_bytes` of address space on top of what it has. Raises SandboxUnavailable if
     Landlock or seccomp cannot be had and `require` is set.
     """
     _leave_the_session()
-    _close_all_but(keep)
+    _close_all_but(channel)
     _limit_resources(memory_bytes)
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0, require)
     landlock_abi = _enter_landlock()
     _check(landlock_abi > 0, require)
-    has_seccomp = _enter_seccomp()
+    has_seccomp = _enter_seccomp(channel)
     _check(has_seccomp, require)
     return LockDown(landlock_abi, seccomp=has_seccomp, no_new_privileges=True, memory_limited=True)
 
@@ -71,15 +73,12 @@ def _leave_the_session() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def _close_all_but(keep: Iterable[int]) -> None:
+def _close_all_but(channel: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
-    lowest = 3
-    for descriptor in sorted(keep):
-        os.closerange(lowest, descriptor)
-        lowest = descriptor + 1
-    os.closerange(lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(3, channel)
+    os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _limit_resources(memory_bytes: int) -> None:
@@ -189,6 +188,7 @@ _SYSCALLS = {
     "newfstatat": (262, 79),
     "prlimit64": (302, 261),
     "tgkill": (234, 131),
+    "recvmsg": (47, 212),
     "seccomp": (317, 277),
 }
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -196,13 +196,13 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _Program = list[tuple[int, int, int, int]]
 
 
-def _enter_seccomp() -> bool:
+def _enter_seccomp(channel: int) -> bool:
     """Install the filter in every thread. Return whether it is in force."""
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return False
     column, audit_number = known
-    program = _filter(lambda name: _SYSCALLS[name][column], audit_number)
+    program = _filter(lambda name: _SYSCALLS[name][column], audit_number, channel)
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
@@ -211,7 +211,7 @@ def _enter_seccomp() -> bool:
     return int(status) == 0
 
 
-def _filter(number_of: Callable[[str], int], audit_number: int) -> _Program:
+def _filter(number_of: Callable[[str], int], audit_number: int, channel: int) -> _Program:
     refuse = _REFUSE | errno.EPERM
     conditions: dict[str, _Program] = {
         "mmap": _unless_set(2, _PROT_EXEC, refuse),
@@ -223,6 +223,7 @@ def _filter(number_of: Callable[[str], int], audit_number: int) -> _Program:
         "newfstatat": _if_among(3, (_AT_EMPTY_PATH,), refuse),
         "prlimit64": _if_zero(2, refuse),  # asking, not setting
         "tgkill": _if_among(0, (os.getpid(),), refuse),
+        "recvmsg": _if_among(0, (channel,), refuse),
     }
     program: _Program = [
         (_LOAD, 0, 0, _ARCHITECTURE),

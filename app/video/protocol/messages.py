@@ -42,6 +42,7 @@ class Command(IntEnum):
     RELEASE = 3
     COUNT = 4
     OPEN = 5  # the answer to LARGE
+    VIDEO = 6  # the first, with the video's descriptor
 
 
 class Message(IntEnum):
@@ -137,6 +138,18 @@ class LockDown:
     seccomp: bool
     no_new_privileges: bool
     memory_limited: bool
+
+
+_THREADS = struct.Struct("<I")
+
+
+def pack_threads(threads: int) -> bytes:
+    """Return the payload of VIDEO: FFmpeg's threads."""
+    return _THREADS.pack(threads)
+
+
+def unpack_threads(payload: bytes) -> int:
+    return int(_unpack(_THREADS, payload)[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,9 @@ def _detach(duplicate: Any) -> int:
 class ChildPlan:
     """All that a child is given. Descriptors are numbers once it has arrived."""
 
-    video: Descriptor | int
-    commands: Descriptor | int
-    messages: Descriptor | int
+    channel: Descriptor | int  # its end of a socket pair: commands and the video in, messages out
     ring: Descriptor | int
     ring_bytes: int
-    threads: int
     memory_bytes: int  # address space, beyond what the child begins with
     limits: VideoLimits
     require_sandbox: bool

@@ -86,7 +86,7 @@ def run_evidence_liar(plan: ChildPlan) -> None:
 
 def _say(writer: BatchWriter, data: bytes) -> None:
     channel = writer._channel
-    os.write(channel._out, data)
+    os.write(channel._descriptor, data)
 
 
 def _batch(writer: BatchWriter, **changes: object) -> None:
@@ -145,6 +145,8 @@ def _attempts() -> dict[str, Callable[[], object]]:
         "executable memory": lambda: call("mprotect", _page(), 4096, 7),
         "own memory file": lambda: os.open("/proc/self/mem", os.O_RDWR),
         "pipe": os.pipe,
+        "receive from elsewhere": lambda: call("recvmsg", 0, None, 0),
+        "send a descriptor": lambda: call("sendmsg", 3, None, 0),
         "read parent": lambda: call("process_vm_readv", os.getppid(), None, 0, None, 0, 0),
     }
 
@@ -155,20 +157,34 @@ def _page() -> int:
 
 
 def run_prober(plan: ChildPlan) -> None:
-    """A child that tries what it must not be able to do, and sends each attempt's errno (0: it could)."""
+    """A child that tries what it must not be able to do, and sends each attempt's errno (0: it could).
+
+    It does so twice: before it has its video, and after.
+    """
 
     class Prober:
         def __init__(self, channel: Channel, *_: object) -> None:
             self._channel = channel
 
         def serve(self) -> None:
-            results = [_outcome(attempt) for attempt in _attempts().values()]
-            open_descriptors = [number for number in range(64) if _is_open(number)]
-            self._channel.send(Message.FRAMES, messages.pack_frames([*results, len(open_descriptors)]))
+            _probe(self._channel)
             self._channel.receive()
 
+    receive_video = Channel.receive_video
+
+    def probe_before(self: Channel) -> tuple[int, bytes]:
+        _probe(self)
+        return receive_video(self)
+
+    Channel.receive_video = probe_before
     child_main._Child = Prober
     run_child(plan)
+
+
+def _probe(channel: Channel) -> None:
+    results = [_outcome(attempt) for attempt in _attempts().values()]
+    open_descriptors = [number for number in range(64) if _is_open(number)]
+    channel.send(Message.FRAMES, messages.pack_frames([*results, len(open_descriptors)]))
 
 
 def _outcome(attempt: Callable[[], object]) -> int:

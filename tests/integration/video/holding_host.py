@@ -16,7 +16,8 @@ def never() -> bool:
 
 def main() -> None:
     video = Path(sys.argv[1])
-    with DecoderPool(limits=VideoLimits(), memory_bytes=1 << 29, ring_bytes=1 << 22) as pool:
+    sizes = {"memory_bytes": 1 << 29, "ring_bytes": 1 << 22}
+    with DecoderPool(limits=VideoLimits(), **sizes, ready_children=2) as pool:
         with pool.index(video, segment_frames=1000, cancelled=never) as index:
             (segment,) = index
         with pool.decode(video, segment, frame_size=(128, 72), batch_size=1, cancelled=never) as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -15,9 +16,11 @@ from reading import MIB, never, read_video, same_frames
 from app.errors import VideoOverLimit
 from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.decoding import MatchingDecoder
+from app.video.child.shared_pictures import SharedPictures
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import BatchMessage, Command, FrameStatus, Message
+from app.video.protocol.ring import HEADER_BYTES
 from app.video.sampling import Sampling
 
 SAMPLINGS = {
@@ -105,7 +108,8 @@ def test_what_sampling_leaves_out_is_not_decoded(sampling: str, clips: ClipFolde
         request = session._request_from(0, skipped=())
     assert request is not None
     channel = CountingChannel()
-    ring = np.zeros(request.slot_count * request.batch_size * request.frame_bytes, dtype=np.uint8)
+    size = request.slot_count * request.batch_size * request.frame_bytes
+    ring = SharedPictures(mmap.mmap(-1, HEADER_BYTES + size))
     with video.open("rb") as file:
         reader = PacketReader(OpenOptions(file.fileno(), 1, VideoLimits()), channel)
         MatchingDecoder(reader, channel, ring, request).run()

@@ -1,0 +1,82 @@
+"""Children that were forked and locked down ahead of need: who wants one does not wait for that."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from app.restarts import pause_seconds
+from app.video.process import ChildDied, ChildProcess
+from app.video.protocol.messages import DecoderProtocolError
+from app.video.source import Cancelled, DecodingCancelled
+
+
+class ReadyChildren:
+    """Up to `count` children without a video, made by a thread of its own from `start` to `close`.
+
+    `make` is called in that thread; where it raises ChildDied, it is called again after a pause.
+    """
+
+    def __init__(self, count: int, make: Callable[[Cancelled], ChildProcess]) -> None:
+        self._count = count
+        self._make = make
+        self._children: deque[ChildProcess] = deque()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="ready-children", daemon=True)
+
+    def start(self) -> None:
+        if self._count:
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and the children that nobody took."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        while (child := self._pop()) is not None:
+            child.close()
+
+    def take(self) -> ChildProcess | None:
+        """Return the one that has waited longest, None if there is none now. Another one is made for it.
+
+        Those that were killed meanwhile are passed over.
+        """
+        while (child := self._pop()) is not None:
+            if child.is_waiting:
+                return child
+            child.close()
+        return None
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def _pop(self) -> ChildProcess | None:
+        with self._changed:
+            self._changed.notify_all()
+            return self._children.popleft() if self._children else None
+
+    def _fill(self) -> None:
+        failures = 0
+        while self._is_wanted(pause_seconds(failures)):
+            try:
+                child = self._make(self._closing.is_set)
+            except (ChildDied, DecoderProtocolError):
+                failures += 1
+            except DecodingCancelled:
+                return
+            else:
+                failures = 0
+                with self._changed:
+                    self._children.append(child)
+
+    def _is_wanted(self, pause: float) -> bool:
+        """Return True once there is room for one more, after `pause` seconds, or False at the end."""
+        if self._closing.wait(pause):
+            return False
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing.is_set() or len(self._children) < self._count)
+        return not self._closing.is_set()
