@@ -73,7 +73,7 @@ def undisturbed(instance: Instance, video: Path) -> bytes:
 
 def wait_for_parts(instance: Instance, job_id: str, count: int) -> None:
     parts = instance.data / "jobs" / job_id / "parts"
-    instance.wait(lambda: parts.exists() and len(list(parts.glob("*.part"))) >= count, 60, f"{count} parts")
+    instance.wait(lambda: parts.exists() and len(list(parts.glob("*.part"))) >= count, 180, f"{count} parts")
 
 
 def host_statuses(instance: Instance) -> list[dict[str, Any]]:

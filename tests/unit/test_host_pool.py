@@ -81,7 +81,7 @@ PLAN = HostPlan(
     torch_threads=None,
     profiles=Path("profiles"),
     model_attempts=Path("attempts"),
-    decoders=DecoderPlan(VideoLimits(), 1, 1 << 29, 1 << 26, 60.0, require_sandbox=True),
+    decoders=DecoderPlan(VideoLimits(), 1, 1 << 29, 1 << 26, 60.0, require_sandbox=True, ready_children=0),
     log_level="INFO",
 )
 
