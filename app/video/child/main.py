@@ -114,6 +114,7 @@ class _Child:
     def _captured_log(self) -> LogTail:
         """Take down what FFmpeg logs, from before it opens the video: it probes the first packets then."""
         self._log = self._log or LogTail()
+        self._log.take("")  # what was said while the child did something else
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
