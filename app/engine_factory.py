@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def create_engine(settings: Settings) -> Engine:
     store = JobStore(data.database, wakeups)
     store.create()
     retire_counters()
+    shutil.rmtree(data.model_attempts, ignore_errors=True)  # a model that is refused may be mended by now
     metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
     records = Records(data, store, min_free_bytes=settings.min_free_bytes, stop=stop)
     hosts = HostPool(

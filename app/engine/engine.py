@@ -70,6 +70,7 @@ class Engine:
         self._running: dict[str, JobRun] = {}
         self._is_ready = False
         self._fault: Exception | None = None  # of the default model
+        self._next_records = 0.0  # monotonic seconds; later where the disk refused a write
         self._next_heartbeat = 0.0
         self._next_retention = 0.0
         self._announced: Any = None  # what was last said of the models
@@ -113,12 +114,13 @@ class Engine:
                 raise self._fault
             self._reap()
             try:
-                self._tend_records()
+                if time.monotonic() >= self._next_records:
+                    self._tend_records()
             except sqlite3.Error as error:
                 if not is_disk_full(error):
                     raise
                 _log.warning("no room on disk for the jobs' records", exc_info=True)
-                self._stop.wait(NO_ROOM_SECONDS)
+                self._next_records = time.monotonic() + NO_ROOM_SECONDS
             listener.wait(TICK_SECONDS if self._running or not self._is_ready else IDLE_SECONDS)
 
     # ---- models

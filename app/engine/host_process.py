@@ -50,6 +50,7 @@ class HostProcess:
     ) -> None:
         self._on_message = on_message
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._is_closed = False
         self.ready: HostReady | None = None
         self.unusable: str | None = None
         self.heartbeat: Heartbeat | None = None
@@ -115,7 +116,10 @@ class HostProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill what is left, and return when it is gone."""
+        """Kill what is left, and return when it is gone. Twice is fine."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)

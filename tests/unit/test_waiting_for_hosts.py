@@ -1,0 +1,176 @@
+"""What waits for hosts ends with them, and without them: nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.engine.host_pool import HostDeath, HostPool
+from app.engine.host_process import HostLimits
+from app.engine.turns import SegmentTurns
+from app.host.messages import DecoderPlan, HostPlan
+from app.pipeline.runner import IndexTask, ModelChanged, WorkCancelled
+from app.pipeline.segment_task import RecordRules, SegmentTask
+from app.video.protocol.facts import VideoFacts
+from app.video.protocol.limits import VideoLimits
+from app.video.sampling import Sampling
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SECONDS = 20.0
+
+# Is ready, holds any model, takes whatever work it is given, and does nothing.
+IDLE_HOST = """
+import sys
+from multiprocessing.connection import Connection
+from app.detection.model_facts import ModelFacts
+from app.host.messages import HostReady, ModelInUse, UseModel
+
+FACTS = dict(
+    sha256="new", device="cpu", runtime="", batch_size=1, labels=(), input_size=(1, 1), default_min_score=0,
+    precision="", precision_effect=None, frames_per_second=1, memory_bytes=0, device_memory_bytes=0,
+)
+
+channel = Connection(int(sys.argv[1]))
+channel.recv()
+channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), 0))
+while True:
+    command = channel.recv()
+    if isinstance(command, UseModel):
+        channel.send(ModelInUse(command.ticket, ModelFacts(name=command.model, **FACTS)))
+"""
+
+
+class Reader:
+    def found_video(self, facts: VideoFacts) -> None:
+        raise AssertionError(facts)
+
+    def found_segments(self, segments: object) -> None:
+        raise AssertionError(segments)
+
+
+class NobodyCounts:
+    def segment_done(self, task: object, done: object) -> None: ...
+    def host_ended(self, why: str, segments: int) -> None: ...
+    def advance(self, job_id: str, frames: int) -> None: ...
+
+
+def spawn_idle(descriptor: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", IDLE_HOST, str(descriptor)]
+    return subprocess.Popen(command, pass_fds=(descriptor,), cwd=CHECKOUT, start_new_session=True)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def pool() -> Iterator[HostPool]:
+    """Has no host before it is tended."""
+    nothing = Path("/nonexistent")
+    decoders = DecoderPlan(VideoLimits(), 1, 0, 0, 1.0, require_sandbox=False, ready_children=0)
+    made = HostPool(
+        plan=HostPlan(None, (), None, None, "float32", 0, None, nothing, nothing, decoders, "info"),
+        spawn=spawn_idle,
+        limits=HostLimits(60.0, 60.0, 1 << 40),
+        turns=SegmentTurns(slots=2),
+        account=NobodyCounts(),
+        wake=lambda: None,
+    )
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> SegmentTask:
+    return SegmentTask(
+        job_id="job",
+        video=tmp_path / "video",
+        facts=None,  # type: ignore[arg-type] - no host looks at it
+        segment=None,  # type: ignore[arg-type]
+        parts_folder=tmp_path,
+        identity="",
+        model="none",
+        model_identity=("old", "cpu", "", 1),
+        max_side=None,
+        rules=RecordRules((), 0.0),
+    )
+
+
+def tend_until(pool: HostPool, condition: Callable[[], bool]) -> list[HostDeath]:
+    """Return the deaths that were seen until `condition` held."""
+    deaths: list[HostDeath] = []
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        deaths += pool.tend()
+        time.sleep(0.01)
+    return deaths
+
+
+def index_task(tmp_path: Path) -> IndexTask:
+    return IndexTask("job", tmp_path / "video", 100, Sampling())
+
+
+def test_a_segment_that_its_job_takes_back_is_done_with_once_it_is_withdrawn(
+    pool: HostPool, task: SegmentTask
+) -> None:
+    is_cancelled = threading.Event()
+    future = pool.submit(task, is_cancelled.is_set)
+    future.cancel()  # as a job's thread does, which then waits for all that it had submitted
+    is_cancelled.set()
+    pool.tend()
+    assert wait([future], SECONDS).done
+
+
+def test_segments_of_a_parked_pool_are_done_with(pool: HostPool, task: SegmentTask) -> None:
+    before = pool.submit(task, never)
+    pool.park()
+    after = pool.submit(task, never)
+    assert wait([before, after], SECONDS).not_done == set()
+    assert before.cancelled()
+    assert after.cancelled()
+
+
+def test_the_end_of_the_pool_ends_what_hosts_were_at(pool: HostPool, tmp_path: Path) -> None:
+    begun = pool.index(index_task(tmp_path), Reader(), never)
+    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    pool.close()
+    late = pool.index(index_task(tmp_path), Reader(), never)
+    for future in (begun, late):
+        with pytest.raises(WorkCancelled):
+            future.result(SECONDS)
+
+
+def test_a_segment_is_not_run_with_another_model_than_its_job_began_with(
+    pool: HostPool, task: SegmentTask
+) -> None:
+    tend_until(pool, lambda: pool.has_begun)
+    with pool.use("none", never) as facts:
+        assert facts.identity == ("new", "cpu", "", 1)
+        stale = pool.submit(task, never)
+        begun = pool.submit(replace(task, model_identity=facts.identity), never)
+        tend_until(pool, stale.done)
+        with pytest.raises(ModelChanged):
+            stale.result()
+        assert begun.running()
+
+
+def test_the_end_of_a_host_counts_to_the_jobs_whose_videos_it_was_indexing(
+    pool: HostPool, tmp_path: Path
+) -> None:
+    """Else a video that ends every host would be indexed again for ever."""
+    pool.index(index_task(tmp_path), Reader(), never)
+    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    os.kill(pool.statuses()[0].pid, signal.SIGKILL)
+    deaths = tend_until(pool, lambda: pool.statuses()[0].restarts == 1)
+    assert [death.job_ids for death in deaths] == [{"job"}]
