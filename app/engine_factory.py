@@ -58,8 +58,7 @@ def create_engine(settings: Settings) -> Engine:
             settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
         ),
         turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
-        tell=_Account(metrics),
-        advance=meter.add,
+        account=_Account(metrics, meter),
         wake=lambda: engine.wake(),  # noqa: PLW0108 - it is made below
     )
     catalog = Catalog(hosts)
@@ -143,12 +142,13 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
 
 
 class _Account:
-    """Writes down what segments came to: metrics, and a line in the log."""
+    """Counts what hosts do, in metrics and in the log. Fulfils Account."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, meter: FrameMeter) -> None:
         self._metrics = metrics
+        self._meter = meter
 
-    def __call__(self, task: SegmentTask, done: SegmentDone) -> None:
+    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None:
         outcome, metrics = done.outcome, self._metrics
         for phase, seconds in done.seconds.items():
             metrics.stage_seconds.labels(phase).inc(seconds)
@@ -162,3 +162,9 @@ class _Account:
             undecodable=sum(gap.frame_count for gap in outcome.undecodable),
             seconds=round(done.wall_seconds, 3),
         )
+
+    def host_ended(self, why: str, segments: int) -> None:
+        self._metrics.segments_retried.labels(why).inc(segments)
+
+    def advance(self, job_id: str, frames: int) -> None:
+        self._meter.add(job_id, frames)

@@ -21,7 +21,6 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _FILE_KINDS = ("counter", "histogram")  # each process has one file of each
 _FILE_BYTES = 1024 * 1024  # many times what ours come to
 _REQUEST_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600, 36_000)
-_BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
 class Metrics:
@@ -53,19 +52,14 @@ class Metrics:
         )
         self.jobs_ended = self._counter("jobs_ended", "Jobs that ended, by their final state.", "state")
         self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
-        self.batch_seconds = Histogram(
-            "framebox_batch_seconds",
-            "Time a batch spends on its device.",
-            ["device"],
-            buckets=_BATCH_SECONDS,
-            registry=self.registry,
-        )
         self.stage_seconds = self._counter(
-            "stage_seconds", "Time spent in each stage of the jobs: index, decode, detect, write.", "stage"
+            "stage_seconds",
+            "Time that segments spent in each stage: wait_for_frames, wait_for_device, encode.",
+            "stage",
         )
         self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
         self.segments_retried = self._counter(
-            "segments_retried", "Times a segment was decoded again, by reason.", "reason"
+            "segments_retried", "Segments that were begun again because their host ended.", "reason"
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -88,7 +88,7 @@ def run(instance: Instance, folder: Path, arguments: argparse.Namespace) -> None
         instance.wait_for_end(instance.post_async(video, **options))
     settle(instance, {})
     before = state_at_rest(instance)
-    memory = engine_bytes(instance)
+    memory = bytes_of_programs(instance)
     outcomes = Outcomes()
     threads = [
         threading.Thread(
@@ -122,11 +122,12 @@ def settle(instance: Instance, before: dict[str, int]) -> None:
         time.sleep(0.2)
 
 
-def engine_bytes(instance: Instance) -> int:
-    return int(instance.engine().memory_info().rss)
+def bytes_of_programs(instance: Instance) -> dict[str, int]:
+    programs = {"engine": instance.engine(), "host": instance.host()}
+    return {name: process.memory_info().rss for name, process in programs.items()}
 
 
-def tell(instance: Instance, outcomes: Outcomes, before: dict[str, int], memory: int) -> None:
+def tell(instance: Instance, outcomes: Outcomes, before: dict[str, int], memory: dict[str, int]) -> None:
     print(f"ends of {outcomes.states.total()} jobs: {dict(outcomes.states)}")
     for state, seconds in sorted(outcomes.seconds.items()):
         print(
@@ -137,7 +138,8 @@ def tell(instance: Instance, outcomes: Outcomes, before: dict[str, int], memory:
     print(f"processes left: {strangers(instance) or 'none'}")
     print(f"at rest, before → after: {differences(before, state_at_rest(instance)) or 'the same'}")
     mib = 1024 * 1024
-    print(f"engine's memory: {memory // mib} → {engine_bytes(instance) // mib} MiB")
+    for name, size in bytes_of_programs(instance).items():
+        print(f"{name}'s memory: {memory[name] // mib} → {size // mib} MiB")
 
 
 def main() -> None:

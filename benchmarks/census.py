@@ -30,8 +30,8 @@ def kind_of(process: psutil.Process, supervisor_pid: int) -> str:
         return "nginx master" if "nginx: master" in line else "nginx worker"
     if "gunicorn" in line:
         return "gunicorn master" if process.ppid() == supervisor_pid else "HTTP worker"
-    for program in ("engine", "courier"):
-        if line.endswith(f"-m app {program} --replace"):
+    for program in ("engine", "host", "courier"):
+        if f" -m app {program} " in line:
             return program
     if "forkserver" in line:
         parent = process.parent()
@@ -77,10 +77,11 @@ def state_at_rest(instance: Instance) -> dict[str, int]:
     """Numbers that are the same before and after any work: of processes, descriptors, threads, files."""
     found = processes(instance)
     counts = Counter({kind: len(members) for kind, members in found.items()})
-    for kind in ("engine", "decoders' parent", "gunicorn master"):
+    for kind in ("engine", "host", "decoders' parent", "gunicorn master"):
         for process in found.get(kind, []):
             counts[f"descriptors of {kind}"] += process.num_fds()
-            counts[f"threads of {kind}"] += process.num_threads()
+            if kind != "host":  # its pool has as many as there once was work at a time
+                counts[f"threads of {kind}"] += process.num_threads()
     counts["files in run"] = sum(path.is_file() for path in (instance.data / "run").rglob("*"))
     counts["sockets in the data folder"] = sum(path.is_socket() for path in instance.data.rglob("*"))
     counts["shared memory"] = sum(1 for _ in SHARED_MEMORY.iterdir())

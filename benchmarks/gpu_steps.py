@@ -218,11 +218,11 @@ def _killed_midway(check: Check, name: str, precision: Precision) -> tuple[str, 
     """Return the digest of a job whose process was killed, and the number of parts that it left behind."""
     parts = check.folder / f"parts-{name}-{precision}"
     command = [*ITSELF, *check.arguments, "--job", name, precision]
-    with subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True) as engine:
-        while engine.poll() is None and _count(parts) < check.sizes.loops[0] // 3:
+    with subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True) as job:
+        while job.poll() is None and _count(parts) < check.sizes.loops[0] // 3:
             time.sleep(0.005)
         with suppress(ProcessLookupError):  # it was done
-            os.killpg(engine.pid, signal.SIGKILL)
+            os.killpg(job.pid, signal.SIGKILL)
     kept = _count(parts)
     subprocess.run(command, cwd=CHECKOUT, check=True)
     return _digest(parts.with_suffix(".json")), kept

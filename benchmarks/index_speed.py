@@ -44,8 +44,8 @@ KINDS = {  # extension: video codec
 }
 
 
-class NoEngine:
-    """Stands where the pipe to the engine is, and takes the processor's time every 250 packets."""
+class SilentHost:
+    """Stands where the pipe to the host is, and takes the processor's time every 250 packets."""
 
     def __init__(self) -> None:
         self.times = [time.process_time()]
@@ -80,21 +80,21 @@ def make(folder: Path, kind: str, megabytes: int) -> Path:
     return video
 
 
-def demux(video: Path, engine: NoEngine) -> None:
+def demux(video: Path, host: SilentHost) -> None:
     with av.open(str(video)) as container:
         for number, _ in enumerate(container.demux(container.streams.video[0]), 1):
-            engine.show_read(number)
+            host.show_read(number)
 
 
-def index(video: Path, engine: NoEngine, *, walks: bool) -> None:
+def index(video: Path, host: SilentHost, *, walks: bool) -> None:
     limits = VideoLimits()
     descriptor = os.open(video, os.O_RDONLY)
     try:
-        reader = PacketReader(OpenOptions(descriptor, 1, limits), engine)
-        watch = PacketWatch(reader, engine, LogTail())
+        reader = PacketReader(OpenOptions(descriptor, 1, limits), host)
+        watch = PacketWatch(reader, host, LogTail())
         if not walks:
             watch.leave_chain_unchecked()
-        Indexer(reader, watch, engine, limits).run()
+        Indexer(reader, watch, host, limits).run()
         reader.close()
     finally:
         os.close(descriptor)
@@ -109,8 +109,8 @@ def main() -> None:
     print(describe_machine())
     ways = {
         "plain": demux,
-        "unchecked": lambda video, engine: index(video, engine, walks=False),
-        "checked": lambda video, engine: index(video, engine, walks=True),
+        "unchecked": lambda video, host: index(video, host, walks=False),
+        "checked": lambda video, host: index(video, host, walks=True),
     }
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -118,9 +118,9 @@ def main() -> None:
             size, spent = video.stat().st_size / 1e6, {way: [] for way in ways}
             for _ in range(options.rounds):
                 for way, run in ways.items():
-                    engine = NoEngine()
-                    run(video, engine)
-                    times = [*engine.times, time.process_time()]
+                    host = SilentHost()
+                    run(video, host)
+                    times = [*host.times, time.process_time()]
                     spent[way].append([after - before for before, after in pairwise(times)])
         plain, unchecked, checked = (sum(map(min, zip(*spent[way], strict=True))) for way in ways)
         print(

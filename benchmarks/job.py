@@ -34,7 +34,7 @@ LOOPS = 5
 
 
 class Bench:
-    """The engine's parts without its process."""
+    """The parts of engine and host in this process."""
 
     def __init__(self, settings: Settings, models: ModelPool, *, pin: Pin | None = None) -> None:
         """`pin`: as a `DecoderPool` is given it."""

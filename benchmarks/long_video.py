@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
@@ -87,12 +86,14 @@ def follow(instance: Instance, group: MemoryGroup, job_id: str) -> dict[str, Any
             return report
         fraction = report["progress"]["fraction"] or 0.0
         if fraction * 10 >= tenth:
-            sizes: Counter[str] = Counter()
-            for process in instance.find("-m", "app", "engine"):
-                sizes["engine"] += process.memory_info().rss
+            engine, host = (
+                sum(process.memory_info().rss for process in instance.find("-m", "app", program))
+                for program in ("engine", "host")
+            )
             held = group.held_bytes()
             print(
-                f"{fraction:6.1%}: engine {sizes['engine'] / MIB:.0f} MiB, cgroup holds {held / MIB:.0f} MiB"
+                f"{fraction:6.1%}: engine {engine / MIB:.0f} MiB, host {host / MIB:.0f} MiB, "
+                f"cgroup holds {held / MIB:.0f} MiB"
             )
             tenth = int(fraction * 10) + 1
         time.sleep(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""What the processes of a job take, the engine's and its children's, and what a device has given away."""
+"""What the processes of a job take, a host's and its children's, and what a device has given away."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def watched_memory(device: str) -> Iterator[dict[str, str]]:
 
 
 def _processes() -> Iterator[tuple[str, psutil.Process]]:
-    """Yield this process and its descendants: multiprocessing's own, and the decoders that those fork."""
+    """Yield this process, which is a host here, and its descendants: multiprocessing's, and decoders."""
     own = psutil.Process()
-    yield "engine", own
+    yield "host", own
     for server in own.children():
         yield "forking server", server
         with suppress(psutil.Error):

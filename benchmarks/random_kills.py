@@ -1,6 +1,6 @@
 """Kills a random process of a whole instance at random times while clients work, and counts what came of it.
 
-    python -m benchmarks random_kills [--kills 200] [--clients 3] [--seed 1]
+    python -m benchmarks random_kills [--kills 200] [--clients 3] [--seed 1] [--pause 5]
 
 Each client posts a video with a key of its own, waits or comes back for the answer, and does again what
 failed, as a careful program does. Prints: kills by program, answers that equal the undisturbed one, segments
@@ -36,6 +36,7 @@ from benchmarks.machine import describe_machine
 
 KINDS = (
     "engine",
+    "host",
     "HTTP worker",
     "gunicorn master",
     "decoder",
@@ -48,7 +49,6 @@ FORMS = ("pairs", "pairs", "csv")
 JOB_SECONDS = 300.0
 SETTLE_SECONDS = 60.0
 AGAIN_SECONDS = 0.1
-PAUSE_SECONDS = 5.0  # between two kills, at most
 
 
 class Order:
@@ -138,13 +138,13 @@ def kill_one(instance: Instance, chance: random.Random) -> str | None:
 
 
 def kill_while_they_work(
-    instance: Instance, clients: list[Client], kills: int, chance: random.Random
+    instance: Instance, clients: list[Client], kills: int, pause_seconds: float, chance: random.Random
 ) -> Counter[str]:
     counted: Counter[str] = Counter()
     for client in clients:
         client.start()
     while counted.total() < kills:
-        time.sleep(chance.uniform(0.0, PAUSE_SECONDS))
+        time.sleep(chance.uniform(0.0, pause_seconds))
         kind = kill_one(instance, chance)
         if kind is not None:
             counted[kind] += 1
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds between two kills, at most")
     parser.add_argument("--log", type=Path, help="where the instance's log is kept")
     arguments = parser.parse_args()
     print(describe_machine())
@@ -199,7 +200,8 @@ def run(instance: Instance, folder: Path, arguments: argparse.Namespace) -> None
     before = state_at_rest(instance)
     clients = [Client(instance, orders, number, arguments.seed) for number in range(arguments.clients)]
     started = time.monotonic()
-    kills = kill_while_they_work(instance, clients, arguments.kills, random.Random(arguments.seed))
+    chance = random.Random(arguments.seed)
+    kills = kill_while_they_work(instance, clients, arguments.kills, arguments.pause, chance)
     seconds = time.monotonic() - started
     settle(instance, before)
     outcomes = sum((client.outcomes for client in clients), Counter())

@@ -26,10 +26,12 @@ _SIGNS_OF_LACK_OF_MEMORY = (
     "could not create a primitive",  # oneDNN, which does not say why: seen where memory was short
     "bad_alloc",
     "bad allocation",
+    "Cannot allocate memory",  # the system, as Rust's libraries pass it on
+    "can't start new thread",  # whose stack finds no room
 )
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a model's call failed for lack of memory, so that a smaller batch may fit."""
     if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
         return True

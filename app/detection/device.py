@@ -286,7 +286,7 @@ class DeviceThread:
             return
         try:
             detections = self._detect(batch)
-        except Exception as error:  # noqa: BLE001 - the model's boundary: whatever it raises is its batch's end
+        except BaseException as error:  # noqa: BLE001 - the model's boundary: whatever it raises, its batch ends
             batch.future.set_exception(self._fault(error))
             del batch  # else the error holds this frame, the frame its future, and that the error: for long
         else:
@@ -351,7 +351,7 @@ class DeviceThread:
             extra={"device": self._detector.device, "frames": size, "next_frames": self._fitting.size},
         )
 
-    def _fault(self, error: Exception) -> FrameboxError | DeviceLost:
+    def _fault(self, error: BaseException) -> FrameboxError | DeviceLost:
         """The error that the batch's owner is told; what it hides from the caller goes to the log."""
         name = self._detector.name
         lost = why_lost(error, [self._detector.device], self._ask_device)
@@ -365,7 +365,7 @@ class DeviceThread:
         fault.__cause__ = error
         return fault
 
-    def _lose(self, error: Exception) -> DeviceLost:
+    def _lose(self, error: BaseException) -> DeviceLost:
         lost = DeviceLost(f"{self._detector.device}: {error}")
         lost.__cause__ = error
         with self._changed:

@@ -91,7 +91,7 @@ def sticking_fault(device: str) -> Exception | None:
     return None
 
 
-def why_lost(error: Exception, devices: Iterable[str], ask: Ask = sticking_fault) -> Exception | None:
+def why_lost(error: BaseException, devices: Iterable[str], ask: Ask = sticking_fault) -> Exception | None:
     """Return why one of `devices` is lost, if that is what `error` comes of; None if all are well.
 
     `ask` says what is wrong with a device.

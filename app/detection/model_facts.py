@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ModelIdentity = tuple[str, str, str, int]
+
 
 class ModelState(StrEnum):
     """loading → ready ⇄ unloaded, or loading → refused."""
@@ -56,6 +58,11 @@ class ModelFacts(_Facts):
     runtime: str = Field(
         description="what computes the boxes, beside the model: versions, kind of processor, threads"
     )
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """All of the model that decides a box: with another, a part is another."""
+        return (self.sha256, self.device, self.runtime, self.batch_size)
 
 
 class Refusal(_Facts):

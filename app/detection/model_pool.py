@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -45,8 +45,12 @@ class Profiles(Protocol):
         """How often in a row `name` was being loaded when the process ended."""
         ...
 
-    def attempt(self, name: str) -> AbstractContextManager[None]:
-        """Note that `name` is being loaded during the block."""
+    def begin_attempt(self, name: str) -> None:
+        """Note that `name` is being loaded."""
+        ...
+
+    def end_attempt(self, name: str) -> None:
+        """Note that its loading came to an end, so that no attempt counts any more."""
         ...
 
 
@@ -116,7 +120,7 @@ class ModelPool:
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
         self._gate = CallGate()
         self._own_at_start = memory_use().own
-        self._has_unloaded = False
+        self._is_fresh = True  # no model has come and gone, nor found too little memory to come
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
         self._changed = threading.Lock()  # guards what follows; never held for long
@@ -223,8 +227,9 @@ class ModelPool:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
-            self._check_wear(known)
-        model, cost = self._load_or_lack(name) or self._load_alone(name)
+            self._check_wear(name, known)
+        was_fresh = self._is_fresh
+        model, cost = self._load_or_lack(name) or self._load_alone(name, was_fresh=was_fresh)
         try:
             self._make_room(name, cost)
         except BaseException:
@@ -241,11 +246,15 @@ class ModelPool:
         """Return the loaded model, or None if it finds no memory; of what it then held, nothing is kept."""
         with suppress(_LacksMemory):
             return self._load_watched(name)
+        self._is_fresh = False
         drop_unused()
         return None
 
-    def _load_alone(self, name: str) -> tuple[DeviceThread, MemoryCost]:
-        """Load a model that found no memory beside the others, now without those that nobody uses."""
+    def _load_alone(self, name: str, *, was_fresh: bool) -> tuple[DeviceThread, MemoryCost]:
+        """Load a model that found no memory beside the others, now without those that nobody uses.
+
+        `was_fresh`: before it was first tried, so that only other models' memory could be missing.
+        """
         with self._changed:
             unused = [other for other, held in self._held.items() if not held.user_count]
             unloaded = [self._held.pop(other).model for other in unused]
@@ -255,13 +264,18 @@ class ModelPool:
             found = self._load_or_lack(name)
             if found is not None:
                 return found
-        if not in_use and self._has_unloaded:
-            raise WornOut(name)
         if not in_use:
-            raise ModelFault(f"There is not enough memory to load model {name!r}.")
+            told = self._lack(name)
+            raise ModelFault(told) if was_fresh and not unloaded else WornOut(told)
         with self._changed:
             self._costs[name] = self._budget.more_than_left(in_use)
         raise NoRoomForModel(name)
+
+    def _lack(self, name: str) -> str:
+        """What is told of a model that does not fit."""
+        allowed = _told_budget(self._budget)
+        limit = f": all models together may take {allowed}" if allowed else ""
+        return f"There is not enough memory to load model {name!r}{limit}."
 
     def _make_room(self, name: str, cost: MemoryCost) -> None:
         """Unload unused models, longest unused first, until `cost` fits into the budget too."""
@@ -282,22 +296,23 @@ class ModelPool:
         if not fits:
             raise NoRoomForModel(name)
 
-    def _check_wear(self, cost: MemoryCost) -> None:
+    def _check_wear(self, name: str, cost: MemoryCost) -> None:
         """Raise WornOut if the account has room for `cost`, and the process has not, and nobody uses it."""
-        if self._budget.host_bytes is None or not self._has_unloaded:
+        if self._budget.host_bytes is None or self._is_fresh:
             return
         with self._changed:
             is_used = any(held.user_count for held in self._held.values())
         taken = memory_use().own - self._own_at_start
         allowed = self._budget.host_bytes + self._budget.own_bytes
         if not is_used and taken + cost.peak_host_bytes > allowed:
-            raise WornOut(f"{taken // MIB} MiB are still taken")
+            _log.warning("memory of models that are gone has not come back", bytes=taken, model=name)
+            raise WornOut(self._lack(name))
 
     def _unload(self, models: list[DeviceThread]) -> None:
         for model in models:
             _log.info("model unloaded", model=model.detector.name)
             model.close()
-            self._has_unloaded = True
+            self._is_fresh = False
             with self._changed:
                 self._past = add_stats([self._past, model.stats])
         models.clear()
@@ -308,31 +323,41 @@ class ModelPool:
         unfinished = self._profiles.unfinished_attempts(name)
         if self._most_attempts is not None and unfinished >= self._most_attempts:
             raise ModelFault(f"The host ended {unfinished} times while it loaded model {name!r}.")
-        with self._profiles.attempt(name):
-            try:
-                return self._load_and_measure(name)
-            except Exception as error:  # the model's boundary: whatever it raises is its own fault
-                if _is_lack_of_memory(error):
-                    _log.warning("model found no memory to load", exc_info=error, model=name)
-                    raise _LacksMemory(name) from error
-                lost = why_lost(error, [self._device], self._ask_device)
-                if lost is not None:
-                    raise DeviceLost(str(lost)) from lost
-                if isinstance(error, FrameboxError):
-                    raise
-                _log.error("model failed to load", exc_info=error, model=name)
-                raise ModelFault(
-                    f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
-                ) from error
+        self._profiles.begin_attempt(name)
+        try:
+            loaded = self._load_and_measure(name)
+        except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
+            fault = self._fault_of(name, error)
+            if not isinstance(fault, DeviceLost):  # of which the process ends: that counts
+                self._profiles.end_attempt(name)
+            raise fault from error
+        self._profiles.end_attempt(name)
+        return loaded
+
+    def _fault_of(self, name: str, error: BaseException) -> Exception:
+        """What whoever asked for model `name` is told of an error at its loading; the log tells more."""
+        if _is_lack_of_memory(error):
+            _log.warning("model found no memory to load", exc_info=error, model=name)
+            return _LacksMemory(name)
+        lost = why_lost(error, [self._device], self._ask_device)
+        if lost is not None:
+            return DeviceLost(str(lost))
+        if isinstance(error, FrameboxError):
+            return error
+        _log.error("model failed to load", exc_info=error, model=name)
+        return ModelFault(f"Model {name!r} raised {type(error).__name__} when it was loaded and tried.")
 
     def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         meter = MemoryMeter(self._device)
         detector = self._load(name)
-        profile = self._profiles.read(detector.fingerprint, detector.device)
+        kind = detector.device.partition(":")[0]
+        profile = self._profiles.read(detector.fingerprint, kind)
         if profile is None:
             with self._gate.alone():  # what other models take meanwhile would be counted as this one's
-                profile = measure(detector, meter)
-            self._profiles.write(detector.fingerprint, detector.device, profile)
+                measured = measure(detector, meter)
+            # Of hosts that measure at a time, all go by the first: boxes may depend on the size of a batch.
+            profile = self._profiles.read(detector.fingerprint, kind) or measured
+            self._profiles.write(detector.fingerprint, kind, profile)
         model = DeviceThread(SizedDetector(detector, profile["batch_size"]), gate=self._gate)
         cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:
@@ -345,7 +370,7 @@ class ModelPool:
 def _is_lack_of_memory(error: BaseException | None) -> bool:
     """Whether that is what an error comes of: formats say of all that goes wrong that a file is broken."""
     while error is not None:
-        if isinstance(error, Exception) and is_out_of_memory(error):
+        if is_out_of_memory(error):
             return True
         error = error.__cause__
     return False

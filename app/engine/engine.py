@@ -95,6 +95,8 @@ class Engine:
         except LeaseLost:
             return
         finally:
+            for run in self._running.values():
+                run.cancel()  # else their threads would keep this process
             self._hosts.close()
             self._records.store.close()
 
@@ -147,19 +149,19 @@ class Engine:
 
     def _report(self) -> None:
         """Say that the engine lives, and what models there are if that is news."""
-        models = self._catalog.statuses()
-        news = (models, self._is_ready) != self._announced
+        models, is_ready = self._catalog.statuses(), self._is_ready and self._hosts.is_serving()
+        news = models != self._announced
         now = time.monotonic()
         left = {job_id: run.seconds_left(now) for job_id, run in self._running.items()}
         self._records.store.report_engine(
             self._records.epoch,
-            ready=self._is_ready,
+            ready=is_ready,
             models=models if news else None,
             hosts=self._hosts.statuses(),
             sandbox=self._hosts.machine.sandbox if news and self._hosts.has_begun else None,
             seconds_left={job_id: seconds for job_id, seconds in left.items() if seconds is not None},
         )
-        self._announced = (models, self._is_ready)
+        self._announced = models
 
     # ---- jobs
 
@@ -171,7 +173,7 @@ class Engine:
         if self._is_ready:
             self._claim()
         now = time.monotonic()
-        if now >= self._next_heartbeat or self._announced is None or self._is_ready != self._announced[1]:
+        if now >= self._next_heartbeat or self._announced != self._catalog.statuses():
             self._report()
             self._next_heartbeat = now + HEARTBEAT_SECONDS
         if now >= self._next_retention and not self._retention.remove_old():

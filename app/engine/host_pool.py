@@ -12,6 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
 
@@ -38,18 +39,33 @@ from app.host.messages import (
     VideoFound,
 )
 from app.jobs.engine_status import HostStatus
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
 from app.video.index_summary import IndexSummary
 
+REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or there is none to be had
+MOST_RENEWALS = 2  # of hosts, for one model: beyond it other models are always there first
 STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start
 POLL_SECONDS = 0.1  # who waits for a model looks so often whether he still wants it
 
-Tell = Callable[[SegmentTask, SegmentDone], None]
 
 _log = structlog.get_logger(__name__)
+
+
+class Account(Protocol):
+    """Who keeps count of what hosts do."""
+
+    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None: ...
+
+    def host_ended(self, why: str, segments: int) -> None:
+        """A host ended; so many segments that it was at are begun again."""
+        ...
+
+    def advance(self, job_id: str, frames: int) -> None:
+        """So many more frames of a job are dealt with; less than none, if they are lost with a host."""
+        ...
 
 
 class NoHost(Exception):
@@ -62,7 +78,7 @@ class HostDeath:
 
     why: str  # a constant text
     device: str | None
-    job_ids: frozenset[str]  # whose segments it was at, and to whom its end counts
+    job_ids: frozenset[str]  # whose videos it was at, and to whom its end counts
     hung_job_id: str | None  # at whose batch its model gave no answer
 
 
@@ -118,6 +134,11 @@ class _Place:
             self.process is not None and self.process.ready is not None and not (self.is_down or self.is_worn)
         )
 
+    def holds(self, task: SegmentTask) -> bool:
+        """Whether the model of `task` is there, and is what it was when the job began."""
+        facts = self.models.get(task.model)
+        return facts is not None and facts.identity == task.model_identity
+
 
 class HostPool:
     """Runs segments and indexes videos on hosts. Fulfils Runner. Safe to use from many threads.
@@ -132,28 +153,27 @@ class HostPool:
         spawn: Spawn,
         limits: HostLimits,
         turns: SegmentTurns[_SegmentWork],
-        tell: Tell,
-        advance: Callable[[str, int], None],
+        account: Account,
         wake: Callable[[], None],
     ) -> None:
-        """`tell` is told of each segment that was run; `advance` of a job's frames as they are dealt with, or
-        they are lost with a host; `wake` when `tend` has something to do.
-        """
+        """`wake` is called when `tend` has something to do."""
         self._plan = plan
         self._spawn = spawn
         self._limits = limits
         self._turns = turns
-        self._tell = tell
-        self._advance = advance
+        self._account = account
         self._wake = wake
         self._lock = threading.RLock()
         self._tickets = itertools.count(1)
         self._places = [_Place(None)]
         self._indexes: deque[_IndexWork] = deque()  # that wait for a host
         self._users: Counter[str] = Counter()  # of models
+        self._renewals: Counter[str] = Counter()  # of hosts in a row, for a model's want of memory
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
+        self._is_closed = False
         self._first: HostReady | None = None
+        self._served_at = 0.0  # monotonic seconds; when a host last took work
 
     # ---- as a Runner
 
@@ -169,8 +189,11 @@ class HostPool:
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
         work = _IndexWork(task, reader, cancelled)
         with self._lock:
-            self._indexes.append(work)
-            self._hand_out()
+            if self._is_closed:
+                work.future.set_exception(WorkCancelled())
+            else:
+                self._indexes.append(work)
+                self._hand_out()
         return work.future
 
     def submit(
@@ -179,7 +202,7 @@ class HostPool:
         work = _SegmentWork(task, cancelled, is_urgent)
         with self._lock:
             if self._is_parked:
-                work.future.cancel()
+                _give_up(work)
             else:
                 self._turns.add(task.job_id, work, is_urgent=is_urgent)
                 self._hand_out()
@@ -252,6 +275,10 @@ class HostPool:
         """Whether a host has been ready."""
         return self._first is not None
 
+    def is_serving(self) -> bool:
+        """Whether a host takes work, or did lately: one that is being replaced is soon back."""
+        return time.monotonic() - self._served_at < REPLACED_SECONDS
+
     def statuses(self) -> tuple[HostStatus, ...]:
         with self._lock:
             return tuple(_status(place) for place in self._places)
@@ -269,31 +296,44 @@ class HostPool:
         deaths = [death for place in places if (death := self._tend(place)) is not None]
         with self._lock:
             self._pass_on_cancellations()
+            for work in self._turns.withdraw(self._is_stale):
+                if work.future.running() or work.future.set_running_or_notify_cancel():
+                    work.future.set_exception(ModelChanged(work.task.model))
             self._hand_out()
+            if any(place.takes_work for place in self._places):
+                self._served_at = time.monotonic()
         return deaths
 
     def close(self) -> None:
-        """End all hosts: in good order if they can."""
+        """End all hosts, in good order if they can; what is under way then ends with WorkCancelled."""
         self.park()
         with self._lock:
+            self._is_closed = True
             processes = [place.process for place in self._places if place.process is not None]
-            waiting = [future for futures in self._waiting.values() for future in futures]
         for process in processes:
             process.stop()
         deadline = time.monotonic() + STOP_SECONDS
         for process in processes:
             process.wait_for_end(max(0.0, deadline - time.monotonic()))
             process.close()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(WorkCancelled())
+        for future in self._unsettled():
+            future.set_exception(WorkCancelled())
+
+    def _unsettled(self) -> list[Future[Any]]:
+        """What somebody waits for; no host will say anything more."""
+        with self._lock:
+            lost: list[Future[Any]] = [work.future for place in self._places for work in place.work.values()]
+            lost += [work.future for work in self._indexes]
+            lost += [future for futures in self._waiting.values() for future in futures]
+        return [future for future in lost if not future.done()]
 
     def _tend(self, place: _Place) -> HostDeath | None:
         death = None
         if place.process is not None:
             if place.process.unusable is not None and not self.has_begun:
                 raise NoHost(place.process.unusable)
-            why = "host died" if place.is_down else place.process.fault(self._limits)
+            is_gone = place.is_down or place.process.exit_status() is not None
+            why = "host died" if is_gone else place.process.fault(self._limits)
             if why is None and place.is_worn and not place.work:
                 why = "host renewed"
             if why is not None:
@@ -324,12 +364,12 @@ class HostPool:
             job_id=None if beat is None else beat.call_job_id,
         )
         with self._lock:
+            segments = sum(isinstance(work, _SegmentWork) for work in place.work.values())
             is_excused = why in ("host renewed", "model hangs while it loads")
-            segments = [work for work in place.work.values() if isinstance(work, _SegmentWork)]
             death = HostDeath(
                 why,
                 place.device,
-                frozenset() if is_excused else frozenset(work.job_id for work in segments),
+                frozenset() if is_excused else frozenset(work.job_id for work in place.work.values()),
                 beat.call_job_id if beat is not None and why == "model hangs" else None,
             )
             lasted = time.monotonic() - place.started_at > STEADY_SECONDS
@@ -338,6 +378,7 @@ class HostPool:
             place.process = None
             place.restarts += 1
             self._take_back(place)
+        self._account.host_ended(why, segments)
         return death
 
     def _take_back(self, place: _Place) -> None:
@@ -350,7 +391,7 @@ class HostPool:
                 self._indexes.appendleft(work)
                 continue
             self._turns.end(work.job_id)
-            self._advance(work.job_id, -work.frames)
+            self._account.advance(work.job_id, -work.frames)
             work.frames = 0
             self._turns.put_back(work.job_id, [work], is_urgent=work.is_urgent)
 
@@ -369,10 +410,8 @@ class HostPool:
     # ---- handing out; the lock is held
 
     def _hand_out(self) -> None:
-        while (
-            work := self._turns.take(lambda work: self._place_for(work.task.model) is not None)
-        ) is not None:
-            place = self._place_for(work.task.model)
+        while (work := self._turns.take(lambda work: self._place_for(work.task) is not None)) is not None:
+            place = self._place_for(work.task)
             if work.future.running() or work.future.set_running_or_notify_cancel():
                 self._send(place, work)
             else:
@@ -380,12 +419,15 @@ class HostPool:
         while self._indexes and (place := self._place_for(None)) is not None:
             self._send(place, self._indexes.popleft())
 
-    def _place_for(self, model: str | None) -> _Place | None:
-        """The host with the least to do that holds `model`; None: any."""
-        places = [
-            place for place in self._places if place.takes_work and (model is None or model in place.models)
-        ]
+    def _place_for(self, task: SegmentTask | None) -> _Place | None:
+        """The host with the least to do that holds the model of `task`; None: any."""
+        places = [place for place in self._places if place.takes_work and (task is None or place.holds(task))]
         return min(places, key=lambda place: len(place.work), default=None)
+
+    def _is_stale(self, work: _SegmentWork) -> bool:
+        """Whether hosts hold another model of the name that this segment is for."""
+        holders = [place for place in self._places if work.task.model in place.models]
+        return bool(holders) and not any(place.holds(work.task) for place in holders)
 
     def _send(self, place: _Place | None, work: _SegmentWork | _IndexWork) -> None:
         assert place is not None  # noqa: S101 - it was looked for
@@ -433,7 +475,9 @@ class HostPool:
 
     def _understand(self, place: _Place, message: object) -> Callable[[], object] | None:
         match message:
-            case None | HostUnusable():
+            case HostUnusable():
+                _log.error("host cannot be used", detail=message.detail)
+            case None:
                 place.is_down = True
                 self._wake()
             case HostReady():
@@ -446,7 +490,7 @@ class HostPool:
                 work = place.work[message.ticket]
                 if isinstance(work, _SegmentWork):
                     work.frames += message.frames
-                    self._advance(work.job_id, message.frames)
+                    self._account.advance(work.job_id, message.frames)
             case VideoFound() | SegmentsFound() if message.ticket in place.work:
                 return self._read_on(place.work[message.ticket], message)
             case SegmentDone() | IndexDone() | Failed() if message.ticket in place.work:
@@ -458,8 +502,8 @@ class HostPool:
         if self._first is None:
             self._first = ready
             self._places += [_Place(device) for device in ready.devices[1:]]
-        for model in self._users:
-            self._ask_for(model)
+        for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
+            self._ask_for(model)  # that for whose sake the host is new first, while there is most room
         self._hand_out()
         self._wake()
 
@@ -471,13 +515,15 @@ class HostPool:
             place.process.send(ReleaseModel(model))
             return
         place.models[model] = message.facts
+        self._renewals.pop(model, None)
         self._ask_for(model)
         self._hand_out()
 
     def _refuse(self, place: _Place, message: Failed) -> Callable[[], None] | None:
         """A host does not hold a model that it was asked for."""
         model = place.asked.pop(message.ticket)
-        if message.reason is Reason.WORN:
+        if message.reason is Reason.WORN and self._renewals[model] < MOST_RENEWALS:
+            self._renewals[model] += 1
             place.is_worn = True  # who waits goes on waiting, for the next host
             self._wake()
             return None
@@ -530,7 +576,7 @@ class HostPool:
         def settle() -> None:
             match work, message:
                 case _SegmentWork(), SegmentDone():
-                    self._tell(work.task, message)
+                    self._account.segment_done(work.task, message)
                     work.future.set_result(message.outcome)
                 case _IndexWork(), IndexDone():
                     work.future.set_result(message.summary)
@@ -542,7 +588,9 @@ class HostPool:
 
 def _give_up(work: _SegmentWork) -> None:
     """Let go of a segment that waits: to be begun, or to be begun again."""
-    if not work.future.cancel():
+    if work.future.cancel():
+        work.future.set_running_or_notify_cancel()  # only now `concurrent.futures.wait` takes it as done
+    else:
         work.future.set_exception(WorkCancelled())
 
 

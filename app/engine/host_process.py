@@ -54,9 +54,9 @@ class HostProcess:
         self.unusable: str | None = None
         self.heartbeat: Heartbeat | None = None
         self._last_sign = time.monotonic()
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
+        self._channel = Connection(os.dup(self._socket.fileno()))
         with theirs:
-            self._channel = Connection(ours.detach())
             self._process = spawn(theirs.fileno())
         self.pid = self._process.pid
         self._threads = [
@@ -120,10 +120,12 @@ class HostProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         self._outbox.put(None)
+        self._socket.shutdown(socket.SHUT_RDWR)  # whoever may still have the other end open
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(END_SECONDS)
         self._channel.close()
+        self._socket.close()
 
     def wait_for_end(self, seconds: float) -> None:
         """Return when the host has ended, or after `seconds`."""

@@ -28,7 +28,7 @@ from app.pipeline.detect_video import (
 )
 from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.report import DetectionReport
-from app.pipeline.runner import WorkCancelled
+from app.pipeline.runner import ModelChanged, WorkCancelled
 from app.storage.ingest import Ingest
 from app.storage.space import is_disk_full
 
@@ -128,6 +128,9 @@ class JobRun:
             return self._put_back()
         except NoRoomForModel:
             return self._put_back(Waiting.MODEL_MEMORY)
+        except ModelChanged:
+            _log.warning("the model has changed; the job begins anew", model=self.job.model)
+            return self._put_back()
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it

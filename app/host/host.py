@@ -61,6 +61,7 @@ class Host:
         self._decoders = decoders
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, "work")
+        self._loader = ThreadPoolExecutor(1, "load")  # models load one at a time, in the order asked for
         self._cancelled: dict[int, threading.Event] = {}  # by ticket, of what is under way
         self._uses: dict[str, ExitStack] = {}  # by model, of what the engine has asked to be kept
 
@@ -83,7 +84,8 @@ class Host:
     def _obey(self, command: object) -> None:
         match command:
             case UseModel():
-                self._threads.submit(self._use, command)
+                threads = self._threads if command.model in self._models.loaded() else self._loader
+                threads.submit(self._use, command)
             case ReleaseModel():
                 self._uses.pop(command.model).close()
             case RunSegment():
@@ -107,7 +109,7 @@ class Host:
     ) -> None:
         try:
             answer = work(cancelled)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
             answer = _told(ticket, error)
         del self._cancelled[ticket]
         self._send(answer)
@@ -119,7 +121,7 @@ class Host:
             use.enter_context(self._models.use(command.model))
             self._uses[command.model] = use
             answer = ModelInUse(command.ticket, self._models.facts_of(command.model))
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: the engine is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
             answer = _told(command.ticket, error)
         self._send(self._heartbeat())
         self._send(answer)
@@ -180,16 +182,13 @@ class _Reader:
         self._send(SegmentsFound(self._ticket, tuple(segments)))
 
 
-def _told(ticket: int, error: Exception) -> Failed:
+def _told(ticket: int, error: BaseException) -> Failed:
     """What the engine is told of an error; what it is not told goes to the log."""
     if isinstance(error, DecodingCancelled):
         error = WorkCancelled()
-    reason = Reason.HOST
-    if isinstance(error, DeviceLost):
-        reason = Reason.DEVICE_LOST
-    elif isinstance(error, WornOut):
-        reason = Reason.WORN
-    failed = failure(ticket, error, reason)
+    if isinstance(error, WornOut):
+        return Failed(ticket, Reason.WORN, str(error))
+    failed = failure(ticket, error, Reason.DEVICE_LOST if isinstance(error, DeviceLost) else Reason.HOST)
     if failed.reason is Reason.HOST:
         _log.error("host failed", exc_info=error)
     return failed

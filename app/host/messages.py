@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
-from app.errors import FrameboxError, InternalError, error_class
+from app.errors import FrameboxError, InternalError, ModelFault, error_class
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary
@@ -219,8 +219,10 @@ class Failed:
                 return error_class(self.code)(self.detail, dict(self.extensions))
             case Reason.DISK:
                 return OSError(self.errno or errno.EIO, os.strerror(self.errno or errno.EIO))
-            case Reason.NO_ROOM | Reason.WORN:
+            case Reason.NO_ROOM:
                 return NoRoomForModel(self.detail)
+            case Reason.WORN:  # for the last time
+                return ModelFault(self.detail)
             case Reason.CANCELLED:
                 return WorkCancelled()
             case Reason.HOST | Reason.DEVICE_LOST:

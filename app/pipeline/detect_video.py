@@ -239,6 +239,7 @@ class _Run:
             parts_folder=self._request.parts_folder,
             identity=self._identity(),
             model=model.name,
+            model_identity=model.identity,
             max_side=options.max_side,
             rules=RecordRules(
                 class_names=model.labels,
@@ -251,7 +252,7 @@ class _Run:
         """The size of the frames is not among it: the model, the options and the video decide it."""
         model = self._model
         decides = {
-            "model": [model.sha256, model.device, model.runtime, model.batch_size],
+            "model": model.identity,
             "options": self._request.options.model_dump(mode="json", exclude={"model"}),
             "segment_frames": self._request.segment_frames,
             "decoder": self._runner.decoder_identity,

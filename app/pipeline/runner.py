@@ -21,6 +21,10 @@ class WorkCancelled(Exception):
     """The caller's `cancelled` said so."""
 
 
+class ModelChanged(Exception):
+    """A model is no longer what it was when the job began, such as another file: it has to begin anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexTask:
     """A video that is to be indexed; picklable."""
@@ -65,7 +69,7 @@ class Runner(Protocol):
     def submit(
         self, task: SegmentTask, cancelled: Cancelled, *, is_urgent: bool = False
     ) -> Future[SegmentOutcome]:
-        """Queue `task`; the future ends with its outcome, or with what went wrong.
+        """Queue `task`; the future ends with its outcome, or with what went wrong, such as ModelChanged.
 
         Tasks of urgent jobs come first, but those of other jobs are never starved.
         A task that has not begun can be taken back by `Future.cancel`.

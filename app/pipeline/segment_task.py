@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.detection.model_facts import ModelIdentity
 from app.storage.parts import Part, PartStore, TornPart
 from app.video.protocol.facts import VideoFacts
 from app.video.segments import FrameRange, Segment
@@ -32,6 +33,7 @@ class SegmentTask:
     parts_folder: Path
     identity: str  # of everything that decides the part's bytes: model, options, settings, versions
     model: str
+    model_identity: ModelIdentity  # of `model`, as the job began with it
     max_side: int | None  # pixels: frames are made smaller than the model would have them
     rules: RecordRules
 

@@ -11,7 +11,6 @@
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.pairs    the document; result.<rendering>, with its .sha256: the same otherwise
   jobs/<id>/result.pts      the time stamps of the document's frames
-  jobs/<id>/hangs           how often a model hung at the video
   profiles/                 what was measured of models
   ballast                   room for the records on a full disk
   run/                      sockets, pids, rendered configuration, metrics; emptied at every start
@@ -171,10 +170,6 @@ class DataFolder:
 
     def result(self, job_id: str, rendering_name: str) -> Path:
         return self.job(job_id) / f"result.{rendering_name}"
-
-    def hangs(self, job_id: str) -> Path:
-        """How often a model hung at the job's video, as a number; absent while none did."""
-        return self.job(job_id) / "hangs"
 
     def remove_parts(self, job_id: str) -> None:
         """Remove the job's parts; absent is fine."""

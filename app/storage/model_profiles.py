@@ -55,17 +55,16 @@ class ProfileStore(Generic[Profile]):
         """
         return _count_of(self._mark(name))
 
-    @contextmanager
-    def attempt(self, name: str) -> Iterator[None]:
-        """Note that `name` is being loaded, for as long as the block runs."""
+    def begin_attempt(self, name: str) -> None:
+        """Note that `name` is being loaded."""
         mark = self._mark(name)
         with _unless_disk_full():
             self._attempts_folder.mkdir(mode=0o700, exist_ok=True)
             mark.write_text(str(_count_of(mark) + 1), encoding="ascii")
-        try:
-            yield
-        finally:
-            mark.unlink(missing_ok=True)
+
+    def end_attempt(self, name: str) -> None:
+        """Note that an attempt came to an end, whether it succeeded or not: none counts any more."""
+        self._mark(name).unlink(missing_ok=True)
 
     def _mark(self, name: str) -> Path:
         return self._attempts_folder / hashlib.sha256(name.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A decoder child, seen from the engine: started, spoken to with deadlines, and ended for sure."""
+"""A decoder child, seen from the host: started, spoken to with deadlines, and ended for sure."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SandboxStatus(BaseModel):
-    """The lock-down that is in force in a decoder process, as it was proven at the engine's start."""
+    """The lock-down that is in force in a decoder process, as it was proven at the host's start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flask import Response
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus
 from app.errors import NotReady
-from app.jobs.engine_status import EngineStatus
+from app.jobs.engine_status import EngineStatus, HostStatus
 from app.web.options import usable_models
 from app.web.results import json_response
 from app.web.schemas import (
@@ -101,7 +101,8 @@ def _reasons(engine: EngineStatus, age: float | None, available_bytes: int) -> I
     elif age > HEARTBEAT_LIMIT_SECONDS:
         yield f"the engine was last heard of {age:.0f} seconds ago"
     elif not engine.ready:
-        yield "the engine is loading its models"
+        is_loading = any(host.ready for host in engine.hosts)
+        yield "the default model is being loaded" if is_loading else "no host is there to run models yet"
     if available_bytes <= 0:
         yield "the disk is full"
 
@@ -119,11 +120,29 @@ class _InstanceCollector(Collector):
         yield jobs
         engine = self._service.store.engine_status()
         yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(_is_ready(engine)))
+        yield from _host_gauges(engine.hosts)
         age = _heartbeat_age(self._service.store.courier_heartbeat_at())
         is_alive = age is not None and age <= HEARTBEAT_LIMIT_SECONDS
         yield _gauge("framebox_courier_ready", "1 while the courier lives.", float(is_alive))
         available = self._service.space.available_bytes()
         yield _gauge("framebox_disk_available_bytes", "Room left for uploads.", float(available))
+
+
+def _host_gauges(hosts: Sequence[HostStatus]) -> Iterator[GaugeMetricFamily]:
+    """What each host tells of itself; those of one device may be several."""
+    told = {
+        "ready": "1 while it takes work.",
+        "memory_bytes": "Host memory of its own, its decoders apart.",
+        "segments": "Segments that it is at.",
+        "frames": "Frames analysed since its start.",
+        "busy_seconds": "Seconds inside its models since its start.",
+        "restarts": "How often it was replaced since the engine's start.",
+    }
+    for name, text in told.items():
+        gauge = GaugeMetricFamily(f"framebox_host_{name}", f"Of a host: {text}", labels=["host", "device"])
+        for number, host in enumerate(hosts):
+            gauge.add_metric([str(number), host.device], float(getattr(host, name)))
+        yield gauge
 
 
 def _is_ready(engine: EngineStatus) -> bool:

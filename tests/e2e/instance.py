@@ -103,6 +103,15 @@ class Instance:
         except requests.RequestException:
             return False
 
+    def wait_until_models_are_tried(self) -> None:
+        """Return when each model was loaded once or refused: an instance is ready long before."""
+
+        def are_tried() -> bool:
+            models = requests.get(f"{self.url}/v1/models", timeout=30).json()["models"]
+            return all(model["state"] != "loading" for model in models)
+
+        self.wait(are_tried, 120, "all models tried")
+
     def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
         """Return what `condition` gives once it is true; fail with the log's end if it stays false."""
         deadline = time.monotonic() + seconds

@@ -97,6 +97,7 @@ def kind_of(process: psutil.Process) -> str:
         ("gunicorn", "web"),
         ("nginx", "nginx"),
         ("app engine", "engine"),
+        ("app host", "host"),
         ("app courier", "courier"),
         ("forkserver", "decoder"),
         ("resource_tracker", "tracker"),

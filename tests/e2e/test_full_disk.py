@@ -75,7 +75,9 @@ def _writes(descriptor: int, size: int) -> bool:
         return False
 
 
-def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: Path) -> None:
+@pytest.mark.parametrize("program", ["engine", "host"])
+def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: Path, program: str) -> None:
+    """Although a program dies while there is none."""
     settings = {"segment_frames": 24, "min_free_bytes": 0, "keep_free_bytes": 0}
     with Instance(disk, **settings) as instance:
         undisturbed = instance.post(video, **OPTIONS).content
@@ -91,7 +93,11 @@ def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: P
         refused = instance.post(video, **OPTIONS)
         assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
         done = {path.name: path.stat().st_ino for path in parts.glob("*.part")}
-        instance.engine().kill()
+        killed = instance.engine() if program == "engine" else instance.host()
+        killed.kill()
+        instance.wait(lambda: not killed.is_running(), 30, "the end of it")
+        if program == "host":
+            instance.wait(instance.hosts, 60, "another host, on a full disk")
         filler.remove()
         report = instance.wait_for_end(job_id)
         assert (report["state"], report["waiting"]) == ("succeeded", None)
@@ -120,7 +126,7 @@ def test_below_the_minimum_jobs_wait_before_they_begin(disk: Path, video: Path) 
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """An instance on a disk with room enough; some of its engine's calls are made to fail."""
+    """An instance on a disk with room enough; some calls of its programs are made to fail."""
     with Instance(tmp_path_factory.mktemp("roomy") / "data", segment_frames=24) as instance:
         yield instance
 
@@ -137,6 +143,16 @@ def assert_equal_and_each_segment_once(instance: Instance, job_id: str, undistur
     lines = instance.log.read_text().splitlines()
     finished = sum('"segment finished"' in line and job_id in line for line in lines)
     assert finished == instance.report(job_id)["progress"]["segments_total"]
+
+
+def test_a_part_waits_for_room(roomy: Instance) -> None:
+    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+    job_id = begin(roomy)
+    with no_room(roomy.host().pid, "fsync,fdatasync"):  # what makes a part durable
+        roomy.wait(lambda: roomy.report(job_id)["waiting"] == "disk_space", 120, "a waiting job")
+        assert roomy.is_ready()
+    assert roomy.wait_for_end(job_id)["state"] == "succeeded"
+    assert roomy.result(job_id) == undisturbed
 
 
 def test_a_document_waits_for_room_and_no_segment_is_done_again(roomy: Instance) -> None:

@@ -73,7 +73,7 @@ def undisturbed(instance: Instance, video: Path) -> bytes:
 
 def wait_for_parts(instance: Instance, job_id: str, count: int) -> None:
     parts = instance.data / "jobs" / job_id / "parts"
-    instance.wait(lambda: parts.exists() and len(list(parts.glob("*.part"))) >= count, 60, f"{count} parts")
+    instance.wait(lambda: parts.exists() and len(list(parts.glob("*.part"))) >= count, 180, f"{count} parts")
 
 
 def host_statuses(instance: Instance) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def test_models_that_cannot_be_loaded_end_no_job_and_keep_nobody_waiting(
             assert instance.post(short_clip, model="none").status_code == 200
             assert len(instance.post(short_clip, model="slow").json()) == 25
             reports = {name: instance.wait_for_end(job_id) for name, job_id in waiting.items()}
-            instance.wait(lambda: "loading" not in model_states(instance).values(), 120, "all models tried")
+            instance.wait_until_models_are_tried()
         for name, report in reports.items():
             assert report["problem"]["code"] == "model_fault"
             assert report["problem"]["detail"] == f"The host ended 3 times while it loaded model '{name}'."
@@ -192,7 +192,7 @@ def test_a_host_whose_memory_does_not_come_back_is_renewed_between_segments(
         write_model(models, name, loading=keeping)
     settings = {"models": models, "model": "none", "host_memory_bytes": host_bytes}
     with Instance(tmp_path / "data", **settings) as instance:
-        instance.wait(lambda: "loading" not in model_states(instance).values(), 60, "all models tried")
+        instance.wait_until_models_are_tried()
         engine = instance.engine()
         for name in ("first", "second") * 3:
             answer = instance.post(short_clip, model=name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +88,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def instance(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     data = tmp_path_factory.mktemp("instance") / "data"
     with Instance(data, models=models, model="none", model_call_seconds=CALL_SECONDS) as made:
+        made.wait_until_models_are_tried()
         yield made
 
 
@@ -162,7 +161,7 @@ def test_a_model_that_exaggerates_is_held_to_the_limits(instance: Instance, whit
 def test_a_model_that_hangs_for_ever_ends_its_job_and_no_other(
     instance: Instance, white: Path, grey: Path
 ) -> None:
-    engine = instance.engine()
+    engine, host = instance.engine(), instance.host()
     hanging = instance.post_async(white, model="hangs")
     others = [instance.post_async(grey, model=mood) for mood in ("hangs", "sound", "none")]
     report = instance.wait_for_end(hanging)
@@ -170,16 +169,25 @@ def test_a_model_that_hangs_for_ever_ends_its_job_and_no_other(
     assert report["problem"]["code"] == "model_fault"
     assert f"gave no answer within {CALL_SECONDS} seconds, 2 times" in report["problem"]["detail"]
     assert [instance.wait_for_end(job_id)["state"] for job_id in others] == ["succeeded"] * 3
-    assert instance.engine() != engine  # it started anew, and nothing else did
+    assert instance.engine() == engine
+    assert not host.is_running()  # another took its place
     assert instance.post(grey, model="hangs").status_code == 200
 
 
-def test_an_engine_that_starts_anew_keeps_the_batch_sizes(instance: Instance, grey: Path) -> None:
-    before = {model["name"]: model["batch_size"] for model in listing(instance)["models"]}
+@pytest.mark.parametrize("program", ["engine", "host"])
+def test_a_program_that_starts_anew_keeps_the_batch_sizes(
+    instance: Instance, grey: Path, program: str
+) -> None:
+    before = batch_sizes(instance)
     answer = instance.post(grey, model="sound").content
-    engine = instance.engine()
-    os.kill(engine.pid, signal.SIGKILL)
-    engine.wait(30)
+    killed = instance.engine() if program == "engine" else instance.host()
+    killed.kill()
+    instance.wait(lambda: not killed.is_running(), 30, "the end of it")
     instance.wait(instance.is_ready, 90, "ready again")
-    assert {model["name"]: model["batch_size"] for model in listing(instance)["models"]} == before
     assert instance.post(grey, model="sound").content == answer
+    instance.wait_until_models_are_tried()
+    assert batch_sizes(instance) == before
+
+
+def batch_sizes(instance: Instance) -> dict[str, int]:
+    return {model["name"]: model["batch_size"] for model in listing(instance)["models"]}

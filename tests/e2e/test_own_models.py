@@ -51,8 +51,13 @@ def labels_of(answer: bytes) -> set[str]:
 
 
 def model_hash(instance: Instance, name: str) -> str:
-    models = requests.get(f"{instance.url}/v1/models", timeout=30).json()["models"]
-    return next(str(model["sha256"]) for model in models if model["name"] == name)
+    """The hash of a model that has been loaded once."""
+
+    def listed() -> str | None:
+        models = requests.get(f"{instance.url}/v1/models", timeout=30).json()["models"]
+        return next(model["sha256"] for model in models if model["name"] == name)
+
+    return str(instance.wait(listed, 60, f"model {name!r}"))
 
 
 def test_the_documented_class_serves(tmp_path: Path) -> None:
@@ -87,9 +92,9 @@ def held(tmp_path: Path) -> tuple[Path, Path]:
     return folder / "held.py", hold
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["running on", "killed"])
+@pytest.mark.parametrize("killed", ["", "engine", "host"], ids=lambda killed: killed or "nothing killed")
 def test_a_changed_model_never_mixes_into_a_job(
-    tmp_path: Path, held: tuple[Path, Path], clip: Path, is_killed: bool
+    tmp_path: Path, held: tuple[Path, Path], clip: Path, killed: str
 ) -> None:
     """A job under way keeps the model that it has; one that begins anew is done wholly with the new one."""
     module, hold = held
@@ -100,14 +105,14 @@ def test_a_changed_model_never_mixes_into_a_job(
         parts = DataFolder(instance.data).parts(job)
         instance.wait(lambda: parts.is_dir() and any(parts.iterdir()), 60, "a part that is done")
         module.write_text(HELD.replace("LABEL", "new"))
-        if is_killed:
-            engine = instance.engine()
-            engine.kill()
-            instance.wait(lambda: not engine.is_running(), 30, "the engine's end")
+        if killed:
+            process = instance.engine() if killed == "engine" else instance.host()
+            process.kill()
+            instance.wait(lambda: not process.is_running(), 30, f"the end of the {killed}")
         hold.unlink()
         report = instance.wait_for_end(job)
         assert report["state"] == "succeeded", report
-        assert labels_of(instance.result(job)) == ({"new"} if is_killed else {"old"})
-        assert (report["model"]["sha256"] == old_hash) is not is_killed
-        if is_killed:
+        assert labels_of(instance.result(job)) == ({"new"} if killed else {"old"})
+        assert (report["model"]["sha256"] == old_hash) is not bool(killed)
+        if killed:
             assert report["model"]["sha256"] == model_hash(instance, "held")

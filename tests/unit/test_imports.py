@@ -131,11 +131,24 @@ def test_the_protocol_imports_neither_side():
         assert _application_imports(module) == _imports_of(module, "app.video.protocol"), module
 
 
-@pytest.mark.parametrize("name", ["app.video.decoder", "app.video.source", "app.engine_factory"])
-def test_the_engines_side_loads_neither_av_nor_the_sandboxs_code(name: str):
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("app.video.decoder", {"av", "torch"}),
+        ("app.video.source", {"av", "torch"}),
+        ("app.host.main", {"av"}),
+        ("app.engine_factory", {"av", "torch", "cv2", "onnxruntime", "multiprocessing.forkserver"}),
+        ("app.factory", {"av", "torch", "cv2", "numpy"}),
+        ("app.courier_factory", {"av", "torch", "cv2", "numpy"}),
+    ],
+)
+def test_no_program_loads_what_it_must_not(name: str, absent: set[str]):
+    """No parser of hostile bytes outside the sandbox; no model where there is no device."""
     show = f"import sys, {name}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", show], check=True, capture_output=True, text=True, cwd=APP.parent, timeout=120
     ).stdout.split()
     assert name in loaded
-    assert not [module for module in loaded if f"{module}.".startswith(("av.", "app.video.child."))]
+    parsers = "app.video.child."
+    assert not [module for module in loaded if f"{module}.".startswith(parsers)]
+    assert not absent & set(loaded)

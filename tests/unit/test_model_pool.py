@@ -47,7 +47,7 @@ class FakeDetector:
 class Loads:
     """Loads fakes, and remembers which."""
 
-    def __init__(self, **faults: Exception) -> None:
+    def __init__(self, **faults: BaseException) -> None:
         self.names: list[str] = []
         self.faults = faults
 
@@ -219,14 +219,16 @@ def test_a_call_names_the_job_that_it_is_for(profiles: ProfileStore[ModelProfile
     ("error", "reason"),
     [
         (KeyError("/secret"), "raised KeyError when it was loaded"),
+        (SystemExit(1), "raised SystemExit when it was loaded"),  # as a panic in Rust, no Exception
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory to load"),
         (MemoryError(), "not enough memory to load"),
+        (RuntimeError("can't start new thread"), "not enough memory to load"),
         (ModelFault("its own words"), "its own words"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_a_model_raises_at_load_is_its_fault(
-    profiles: ProfileStore[ModelProfile], error: Exception, reason: str
+    profiles: ProfileStore[ModelProfile], error: BaseException, reason: str
 ) -> None:
     with ModelPool(device="cpu", load=Loads(a=error), profiles=profiles) as pool:
         with pytest.raises(ModelFault, match=reason) as caught:
@@ -313,11 +315,8 @@ def test_a_model_that_finds_no_memory_waits_for_those_in_use(profiles: ProfileSt
 def test_a_model_at_whose_loading_the_process_ended_again_and_again_is_refused(
     profiles: ProfileStore[ModelProfile], loads: Loads
 ) -> None:
-    unended = []
-
     def die() -> None:
-        unended.append(profiles.attempt("a"))
-        unended[-1].__enter__()  # and no more: the process is gone
+        profiles.begin_attempt("a")  # and no more: the process is gone
 
     pool = ModelPool(device="cpu", load=loads, profiles=profiles, most_attempts=2)
     die()

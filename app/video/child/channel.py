@@ -1,4 +1,4 @@
-"""The child's way to the engine."""
+"""The child's way to the host."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Channel:
         return _DESCRIPTOR.unpack(ancillary[0][2])[0], self._read(length)
 
     def receive(self) -> tuple[Command, bytes]:
-        """Return the next command. Raises EOFError when the engine is gone."""
+        """Return the next command. Raises EOFError when the host is gone."""
         kind, length = messages.HEAD.unpack(self._read(messages.HEAD.size))
         return Command(kind), self._read(length)
 

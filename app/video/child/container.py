@@ -40,7 +40,7 @@ _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamp
 
 
 class VideoRefused(Exception):
-    """The video cannot be used; `fault` is for the engine."""
+    """The video cannot be used; `fault` is for the host."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)

@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 
 class BatchWriter:
-    """Fills slots of the ring with pictures and announces the full ones; waits for the engine to free one."""
+    """Fills slots of the ring with pictures and announces the full ones; waits for the host to free one."""
 
     def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
@@ -98,7 +98,7 @@ class BatchWriter:
         self._free.appendleft(int.from_bytes(payload, "little"))  # to be used next: its memory is there
 
     def wait_for_all(self) -> None:
-        """Return once the engine has freed every slot: the next stretch may lay them out anew."""
+        """Return once the host has freed every slot: the next stretch may lay them out anew."""
         while len(self._free) < self._request.slot_count:
             self._wait_for_slot()
 

@@ -39,14 +39,14 @@ from app.video.protocol.plan import ChildPlan
 
 
 def serve(plan: ChildPlan) -> None:
-    """Serve commands until the engine closes its end. Never returns."""
+    """Serve commands until the host closes its end. Never returns."""
     try:
         _serve_locked_down(plan)
     except EOFError:
         os._exit(0)
     except MemoryError:
         os._exit(2)
-    except BaseException:  # noqa: BLE001 - the process's boundary; its end is what the engine sees
+    except BaseException:  # noqa: BLE001 - the process's boundary; its end is what the host sees
         os._exit(1)
 
 
@@ -139,7 +139,7 @@ class _Child:
         return self._reader
 
     def _wait_if_large(self, header: Header) -> None:
-        """Wait until the engine lets it open a video whose index takes much memory."""
+        """Wait until the host lets it open a video whose index takes much memory."""
         if header.sample_count > self._options.limits.large_samples:
             self._channel.send(Message.LARGE)
             kind, _ = self._channel.receive()

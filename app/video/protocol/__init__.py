@@ -1,1 +1,1 @@
-"""What the engine and a decoder process have in common: messages, plain records, limits, shared memory."""
+"""What the host and a decoder process have in common: messages, plain records, limits, shared memory."""

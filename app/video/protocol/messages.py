@@ -1,6 +1,6 @@
-"""What engine and decoder child say to each other: fixed layouts, little endian, every field checked.
+"""What host and decoder child say to each other: fixed layouts, little endian, every field checked.
 
-The child reads the engine's commands; the engine reads the child's messages and trusts none of them: a
+The child reads the host's commands; the host reads the child's messages and trusts none of them: a
 decoder that was taken over may lie about its own video, and about nothing else. A message is an eight-byte
 head (kind, length) and a payload.
 """
@@ -268,7 +268,7 @@ def _pack_stream(stream: OtherStream) -> bytes:
 
 
 def _plain_text(value: str, size: int) -> bytes:
-    """What a container says, less the characters that the engine would refuse."""
+    """What a container says, less the characters that the host would refuse."""
     return _text("".join(char for char in value if char in _PLAIN), size)
 
 

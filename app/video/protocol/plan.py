@@ -10,7 +10,7 @@ from app.video.protocol.limits import VideoLimits
 
 
 class Descriptor:
-    """A file descriptor of the engine that arrives in the child as its own number."""
+    """A file descriptor of the host that arrives in the child as its own number."""
 
     def __init__(self, number: int) -> None:
         self._number = number

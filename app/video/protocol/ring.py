@@ -1,6 +1,6 @@
-"""The ring: memory without a name that engine and child share, three counters and then pictures.
+"""The ring: memory without a name that host and child share, three counters and then pictures.
 
-It is sealed, so that a child cannot shrink it under the engine's feet, and it is gone with the last of
+It is sealed, so that a child cannot shrink it under the host's feet, and it is gone with the last of
 the two processes.
 """
 

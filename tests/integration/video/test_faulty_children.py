@@ -319,23 +319,23 @@ def _probe(child: ChildProcess) -> list[int]:
     return [value for value in unpack_frames(payload) if value is not None]
 
 
-def test_an_engine_that_is_killed_leaves_no_child(clips: ClipFolder, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("holding_engine.py")
-    engine = subprocess.Popen(
+def test_a_host_that_is_killed_leaves_no_child(clips: ClipFolder, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("holding_host.py")
+    host = subprocess.Popen(
         [sys.executable, str(script), str(clips.get("h264.mp4"))],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[3],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     try:
-        assert engine.stdout is not None
-        decoder = psutil.Process(int(engine.stdout.readline()))
-        family = [decoder, *psutil.Process(engine.pid).children(recursive=True)]
+        assert host.stdout is not None
+        decoder = psutil.Process(int(host.stdout.readline()))
+        family = [decoder, *psutil.Process(host.pid).children(recursive=True)]
         assert decoder.is_running()
     finally:
-        engine.kill()
-        engine.wait(DEADLINE_SECONDS)
-        engine.stdout.close()
+        host.kill()
+        host.wait(DEADLINE_SECONDS)
+        host.stdout.close()
     _, alive = psutil.wait_procs(family, timeout=DEADLINE_SECONDS)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 

@@ -100,7 +100,7 @@ def test_children_that_read_hostile_files_call_for_no_file_no_network_and_no_pro
     """The lock-down would refuse them; that they are not even tried is better."""
     names = ("concat.mp4", "hls_http.m3u8", "session.sdp", "index_bomb.mp4", "wild_time_stamps.mp4")
     videos = [make(name, clips, tmp_path) for name in names]
-    script = Path(__file__).with_name("indexing_engine.py")
+    script = Path(__file__).with_name("indexing_host.py")
     strace = ["strace", "-ff", "-o", str(tmp_path / "trace"), "-e", CALLS]
     subprocess.run(
         [*strace, sys.executable, str(script), *map(str, videos)],

@@ -32,7 +32,7 @@ DAMAGED = ["hole.mp4", "trunc_faststart.mp4", "editlist.mp4", "opengop.mp4"]
 
 
 class Recorder:
-    """Stands where the pipe to the engine is."""
+    """Stands where the pipe to the host is."""
 
     def __init__(self) -> None:
         self.packets_read = 0

@@ -63,7 +63,7 @@ def test_a_range_late_in_a_segment_is_entered_late(clips: ClipFolder, pool: Deco
 
 
 class CountingChannel:
-    """Stands where the pipes to the engine are: frees every batch at once, and keeps the statuses."""
+    """Stands where the pipes to the host are: frees every batch at once, and keeps the statuses."""
 
     def __init__(self) -> None:
         self.freed: list[bytes] = []

@@ -1,4 +1,4 @@
-"""An engine in the middle of a segment: prints its decoder child's pid, then waits to be killed."""
+"""A host in the middle of a segment: prints its decoder child's pid, then waits to be killed."""
 
 from __future__ import annotations
 

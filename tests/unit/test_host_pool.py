@@ -1,0 +1,394 @@
+"""Hosts that die, wear out or refuse: what becomes of the work. The hosts here do as the test says.
+
+tests/e2e/test_hosts.py has real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.detection.model_facts import ModelFacts, NoRoomForModel
+from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
+from app.engine.host_process import HostLimits
+from app.engine.turns import SegmentTurns
+from app.errors import ModelFault, UnsupportedVideo
+from app.host.messages import (
+    Advanced,
+    Cancel,
+    DecoderPlan,
+    Failed,
+    Heartbeat,
+    HostPlan,
+    HostReady,
+    HostUnusable,
+    IndexDone,
+    IndexVideo,
+    ModelInUse,
+    Reason,
+    ReleaseModel,
+    RunSegment,
+    SegmentDone,
+    SegmentsFound,
+    UseModel,
+    VideoFound,
+    failure,
+)
+from app.pipeline.runner import IndexTask, WorkCancelled
+from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask
+from app.storage.parts import Part
+from app.video.protocol.limits import VideoLimits
+from app.video.protocol.packets import Entry
+from app.video.sampling import Sampling
+from app.video.segments import Segment
+
+WAIT_SECONDS = 10
+FACTS = ModelFacts(
+    name="model",
+    sha256="a" * 64,
+    labels=("thing",),
+    input_size=(640, 640),
+    default_min_score=0.5,
+    device="cpu",
+    precision="float32",
+    precision_effect=None,
+    batch_size=4,
+    frames_per_second=10.0,
+    memory_bytes=0,
+    device_memory_bytes=0,
+    runtime="a test",
+)
+BEAT = Heartbeat(frozenset(), frozenset(), 0.0, 0.0, None, 0, 0.0, None)
+PLAN = HostPlan(
+    device=None,
+    devices=(),
+    models=None,
+    model_hashes=None,
+    precision="float32",
+    memory_bytes=1 << 40,
+    torch_threads=None,
+    profiles=Path("profiles"),
+    model_attempts=Path("attempts"),
+    decoders=DecoderPlan(VideoLimits(), 1, 1 << 29, 1 << 26, 60.0, require_sandbox=True, ready_children=0),
+    log_level="INFO",
+)
+
+
+def task(job_id: str = "job", number: int = 0) -> SegmentTask:
+    segment = Segment(
+        number, 0, np.arange(3), np.ones(3, dtype=np.bool_), Entry(0, 0, 0, 0, 1), packet_count=3
+    )
+    return SegmentTask(
+        job_id=job_id,
+        video=Path("video"),
+        facts=None,  # type: ignore[arg-type] - nobody looks at it here
+        segment=segment,
+        parts_folder=Path("parts"),
+        identity="",
+        model=FACTS.name,
+        model_identity=FACTS.identity,
+        max_side=None,
+        rules=RecordRules(FACTS.labels, 0.5),
+    )
+
+
+OUTCOME = SegmentOutcome(Part(Path("part"), 0, 0, {}), 3, (), (), ())
+
+
+@dataclass
+class FakeHost:
+    """One host: what it was told, and how to answer. A real process stands for it, to be ended."""
+
+    channel: Connection
+    process: subprocess.Popen[bytes]
+
+    def __post_init__(self) -> None:
+        self.heard: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self.heard.put(self.channel.recv())
+        except (EOFError, OSError, TypeError):  # the last is what a channel says that was closed meanwhile
+            return
+
+    def say(self, *messages: object) -> None:
+        for message in messages:
+            self.channel.send(message)
+
+    def hears(self, kind: type) -> Any:
+        """The next message of that kind; others are passed over."""
+        while not isinstance(message := self.heard.get(timeout=WAIT_SECONDS), kind):
+            pass
+        return message
+
+    def die(self) -> None:
+        self.process.kill()
+        self.channel.close()
+
+
+class Hosts:
+    """Every host that was started."""
+
+    def __init__(self) -> None:
+        self.all: list[FakeHost] = []
+
+    def spawn(self, descriptor: int) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        self.all.append(FakeHost(Connection(os.dup(descriptor)), process))
+        return process
+
+
+class Account:
+    def __init__(self) -> None:
+        self.frames = 0
+        self.ended: list[tuple[str, int]] = []
+        self.done = 0
+
+    def segment_done(self, _task: SegmentTask, _done: SegmentDone) -> None:
+        self.done += 1
+
+    def host_ended(self, why: str, segments: int) -> None:
+        self.ended.append((why, segments))
+
+    def advance(self, _job_id: str, frames: int) -> None:
+        self.frames += frames
+
+
+class Reader:
+    def __init__(self) -> None:
+        self.videos: list[object] = []
+        self.numbers: list[int] = []
+
+    def found_video(self, facts: object) -> None:
+        self.videos.append(facts)
+
+    def found_segments(self, segments: Any) -> None:
+        self.numbers += [segment.number for segment in segments]
+
+
+def never() -> bool:
+    return False
+
+
+class Setup:
+    """A pool, and a thread that would be the engine's."""
+
+    def __init__(self) -> None:
+        self.hosts, self.account = Hosts(), Account()
+        self.pool = HostPool(
+            plan=PLAN,
+            spawn=self.hosts.spawn,
+            limits=HostLimits(10.0, 10.0, 1 << 40),
+            turns=SegmentTurns(slots=2),
+            account=self.account,
+            wake=lambda: None,
+        )
+        self.threads = ThreadPoolExecutor(4)
+        self.deaths: list[Any] = []
+        self.uses = ExitStack()
+
+    def tend_until(self, condition: Callable[[], Any]) -> Any:
+        for _ in range(WAIT_SECONDS * 100):
+            self.deaths += self.pool.tend()
+            if found := condition():
+                return found
+            threading.Event().wait(0.01)
+        raise AssertionError("not in time")
+
+    def next_host(self, *, devices: tuple[str, ...] = ("cpu",)) -> FakeHost:
+        """The host that is started next, ready for work."""
+        known = len(self.hosts.all)
+        self.tend_until(lambda: len(self.hosts.all) > known)
+        host = self.hosts.all[-1]
+        host.say(HostReady("cpu", devices, "decoder", None, ("model",), 0), BEAT)
+        return host
+
+    def ask_for_model(self) -> Future[ModelFacts]:
+        """Begin to use the model, in a thread of its own."""
+        return self.threads.submit(self.uses.enter_context, self.pool.use("model", never))
+
+    def hold_model(self, host: FakeHost, done: threading.Event) -> ModelFacts:
+        """Use the model until `done`, in a thread of its own; return once the host holds it."""
+        held: queue.Queue[ModelFacts] = queue.Queue()
+
+        def use() -> None:
+            with self.pool.use("model", lambda: False) as facts:
+                held.put(facts)
+                done.wait(WAIT_SECONDS)
+
+        self.threads.submit(use)
+        host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
+        return held.get(timeout=WAIT_SECONDS)
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    made = Setup()
+    yield made
+    for host in made.hosts.all:
+        host.process.kill()
+    made.uses.close()
+    made.pool.close()
+    made.threads.shutdown()
+
+
+def test_a_segment_that_is_lost_with_its_host_is_run_by_the_next_and_its_frames_count_once(
+    setup: Setup,
+) -> None:
+    host, done = setup.next_host(), threading.Event()
+    assert setup.hold_model(host, done) == FACTS
+    future = setup.pool.submit(task(), never)
+    host.say(Advanced(host.hears(RunSegment).ticket, 2))
+    setup.tend_until(lambda: setup.account.frames == 2)
+    host.die()
+    second = setup.next_host()
+    assert setup.account.frames == 0
+    second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
+    run = second.hears(RunSegment)
+    second.say(Advanced(run.ticket, 3), SegmentDone(run.ticket, OUTCOME, 1.0))
+    assert future.result(WAIT_SECONDS).analysed == 3
+    assert setup.account.frames == 3
+    assert setup.account.ended == [("host died", 1)]
+    assert [death.job_ids for death in setup.deaths] == [{"job"}]
+    done.set()
+
+
+def test_an_index_that_is_begun_again_tells_its_reader_nothing_twice(setup: Setup) -> None:
+    host, reader = setup.next_host(), Reader()
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), reader, never)
+    ticket = host.hears(IndexVideo).ticket
+    segments = [task(number=number).segment for number in range(4)]
+    host.say(VideoFound(ticket, "facts"), SegmentsFound(ticket, tuple(segments[:3])))  # type: ignore[arg-type]
+    setup.tend_until(lambda: reader.numbers == [0, 1, 2])
+    host.die()
+    second = setup.next_host()
+    ticket = second.hears(IndexVideo).ticket
+    second.say(VideoFound(ticket, "facts"), SegmentsFound(ticket, tuple(segments[:2])))  # type: ignore[arg-type]
+    second.say(SegmentsFound(ticket, tuple(segments[2:])), IndexDone(ticket, "summary"))  # type: ignore[arg-type]
+    assert future.result(WAIT_SECONDS) == "summary"
+    assert (reader.videos, reader.numbers) == (["facts"], [0, 1, 2, 3])
+
+
+def test_what_is_wrong_with_a_video_arrives_as_the_error_that_it_was(setup: Setup) -> None:
+    host = setup.next_host()
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
+    fault = UnsupportedVideo("No video.", {"allowed": "others"})
+    host.say(failure(host.hears(IndexVideo).ticket, fault))
+    with pytest.raises(UnsupportedVideo) as caught:
+        future.result(WAIT_SECONDS)
+    assert caught.value.to_problem() == fault.to_problem()
+
+
+def test_a_full_disk_at_a_host_is_one_at_the_engine(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    future = setup.pool.submit(task(), never)
+    host.say(failure(host.hears(RunSegment).ticket, OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as caught:
+        future.result(WAIT_SECONDS)
+    assert caught.value.errno == 28
+    done.set()
+
+
+def test_work_that_nobody_wants_any_more_is_called_off(setup: Setup) -> None:
+    host, done, cancelled = setup.next_host(), threading.Event(), threading.Event()
+    setup.hold_model(host, done)
+    future = setup.pool.submit(task(), cancelled.is_set)
+    ticket = host.hears(RunSegment).ticket
+    cancelled.set()
+    setup.tend_until(lambda: not host.heard.empty())
+    assert host.hears(Cancel).ticket == ticket
+    host.say(Failed(ticket, Reason.CANCELLED))
+    with pytest.raises(WorkCancelled):
+        future.result(WAIT_SECONDS)
+    done.set()
+
+
+def test_a_worn_host_is_renewed_for_the_model_that_waits_and_not_for_ever(setup: Setup) -> None:
+    host = setup.next_host()
+    asking = setup.ask_for_model()
+    for _ in range(MOST_RENEWALS):
+        host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
+        host = setup.next_host()
+    assert setup.account.ended == [("host renewed", 0)] * MOST_RENEWALS
+    assert not any(death.job_ids for death in setup.deaths)
+    host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
+    with pytest.raises(ModelFault, match="not enough memory"):
+        asking.result(WAIT_SECONDS)
+
+
+def test_a_model_that_one_host_has_no_room_for_is_used_on_the_other(setup: Setup) -> None:
+    first, done = setup.next_host(devices=("cpu", "cpu")), threading.Event()
+    second = setup.next_host()
+    asking = setup.ask_for_model()
+    first.say(Failed(first.hears(UseModel).ticket, Reason.NO_ROOM))
+    second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
+    assert asking.result(WAIT_SECONDS) == FACTS
+    future = setup.pool.submit(task(), never)
+    second.say(SegmentDone(second.hears(RunSegment).ticket, OUTCOME, 1.0))
+    assert future.result(WAIT_SECONDS) == OUTCOME
+    done.set()
+
+
+def test_who_asks_for_a_model_without_room_anywhere_is_told_so(setup: Setup) -> None:
+    host = setup.next_host()
+    asking = setup.ask_for_model()
+    host.say(Failed(host.hears(UseModel).ticket, Reason.NO_ROOM, "model"))
+    with pytest.raises(NoRoomForModel):
+        asking.result(WAIT_SECONDS)
+
+
+def test_a_model_is_released_once_nobody_uses_it(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    done.set()
+    assert host.hears(ReleaseModel).model == "model"
+
+
+def test_a_hang_names_the_job_whose_batch_it_was(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    setup.pool.submit(task("hanging"), never)
+    setup.pool.submit(task("other"), never)
+    for _ in range(2):
+        host.hears(RunSegment)
+    host.say(replace(BEAT, call_seconds=11.0, call_job_id="hanging"))
+    (death,) = setup.tend_until(lambda: setup.deaths)
+    assert (death.why, death.hung_job_id) == ("model hangs", "hanging")
+    assert death.job_ids == {"hanging", "other"}
+    done.set()
+
+
+def test_segments_are_shared_out_among_hosts(setup: Setup) -> None:
+    first, done = setup.next_host(devices=("cpu", "cpu")), threading.Event()
+    second = setup.next_host()
+    setup.hold_model(first, done)
+    second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
+    setup.tend_until(lambda: len([place for place in setup.pool.statuses() if place.ready]) == 2)
+    threading.Event().wait(0.1)
+    for number in range(2):
+        setup.pool.submit(task(number=number), never)
+    numbers = {host.hears(RunSegment).task.segment.number for host in (first, second)}
+    assert numbers == {0, 1}
+    done.set()
+
+
+def test_a_machine_on_which_no_host_can_be_had_is_told(setup: Setup) -> None:
+    setup.tend_until(lambda: setup.hosts.all)
+    setup.hosts.all[0].say(HostUnusable("FRAMEBOX_DEVICES: there is no device 'cuda:9'"))
+    with pytest.raises(NoHost, match="cuda:9"):
+        setup.tend_until(lambda: None)
