@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -49,7 +50,6 @@ MOST_RENEWALS = 2  # of hosts, for one model: beyond it other models are always 
 STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start
 POLL_SECONDS = 0.1  # who waits for a model looks so often whether he still wants it
-
 
 _log = structlog.get_logger(__name__)
 
@@ -356,7 +356,7 @@ class HostPool:
         beat = process.heartbeat
         process.close()
         _log.log(
-            20 if place.is_worn else 40,
+            logging.INFO if place.is_worn else logging.ERROR,
             why,
             device=place.device,
             pid=process.pid,
