@@ -38,6 +38,21 @@ class HostLimits:
     memory_bytes: int  # of its own
 
 
+def fault_of(beat: Heartbeat, silent_seconds: float, limits: HostLimits) -> str | None:
+    """Why a host that last said `beat`, so long ago, has to be ended; None if all is well.
+
+    A model may keep the interpreter to itself: then its host is silent for as long as the model may take.
+    """
+    if beat.device_fault is not None:
+        return "device lost"
+    if beat.call_seconds and beat.call_seconds + silent_seconds > limits.call_seconds:
+        return "model hangs"
+    if beat.loading_seconds and beat.loading_seconds + silent_seconds > limits.load_seconds:
+        return "model hangs while it loads"
+    is_busy = beat.call_seconds or beat.loading_seconds
+    return None if is_busy or silent_seconds <= SILENT_SECONDS else "host does not answer"
+
+
 class HostProcess:
     """A host process and the socket to it. `is_gone`, `send` and `close` may be called by any thread.
 
@@ -85,15 +100,11 @@ class HostProcess:
         beat = self.heartbeat
         if self.ready is None or beat is None:
             return "host does not start" if silent_seconds > START_SECONDS else None
-        is_stopped = silent_seconds > STOPPED_SECONDS and self._is_stopped()
-        faults = {
-            "host does not answer": silent_seconds > SILENT_SECONDS or is_stopped,
-            "device lost": beat.device_fault is not None,
-            "model hangs": beat.call_seconds > limits.call_seconds,
-            "model hangs while it loads": beat.loading_seconds > limits.load_seconds,
-            "host takes too much memory": self.own_bytes() > self._allowed_bytes(limits),
-        }
-        return next((fault for fault, is_so in faults.items() if is_so), None)
+        if self.own_bytes() > self._allowed_bytes(limits):
+            return "host takes too much memory"
+        if silent_seconds > STOPPED_SECONDS and self._is_stopped():
+            return "host does not answer"
+        return fault_of(beat, silent_seconds, limits)
 
     def own_bytes(self) -> int:
         """Memory of the host's own, its children apart; 0 once it is gone."""

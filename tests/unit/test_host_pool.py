@@ -22,7 +22,7 @@ import pytest
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
-from app.engine.host_process import HostLimits
+from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
 from app.errors import ModelFault, UnsupportedVideo
 from app.host.messages import (
@@ -392,3 +392,25 @@ def test_a_machine_on_which_no_host_can_be_had_is_told(setup: Setup) -> None:
     setup.hosts.all[0].say(HostUnusable("FRAMEBOX_DEVICES: there is no device 'cuda:9'"))
     with pytest.raises(NoHost, match="cuda:9"):
         setup.tend_until(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("told", "silent_seconds", "fault"),
+    [
+        ({}, 29, None),
+        ({}, 31, "host does not answer"),
+        ({"call_seconds": 1.0}, 298, None),  # a model may keep the interpreter to itself
+        ({"call_seconds": 1.0}, 300, "model hangs"),
+        ({"call_seconds": 301.0}, 0, "model hangs"),
+        ({"loading_seconds": 1.0}, 598, None),
+        ({"loading_seconds": 1.0}, 600, "model hangs while it loads"),
+        ({"loading_seconds": 500.0, "call_seconds": 301.0}, 0, "model hangs"),
+        ({"loading_seconds": 601.0, "call_seconds": 1.0}, 0, "model hangs while it loads"),
+        ({"device_fault": "CUDA error"}, 0, "device lost"),
+    ],
+)
+def test_a_silent_host_has_as_long_as_its_model_may_take(
+    told: dict[str, Any], silent_seconds: float, fault: str | None
+) -> None:
+    limits = HostLimits(call_seconds=300.0, load_seconds=600.0, memory_bytes=1)
+    assert fault_of(replace(BEAT, **told), silent_seconds, limits) == fault
