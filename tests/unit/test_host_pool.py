@@ -215,7 +215,11 @@ class Setup:
         self.tend_until(lambda: len(self.hosts.all) > known)
         host = self.hosts.all[-1]
         host.say(HostReady("cpu", devices, "decoder", None, ("model",), 0), BEAT)
+        self.tend_until(lambda: host.process.pid in self.ready_pids())
         return host
+
+    def ready_pids(self) -> list[int]:
+        return [status.pid for status in self.pool.statuses() if status.ready]
 
     def ask_for_model(self) -> Future[ModelFacts]:
         """Begin to use the model, in a thread of its own."""
@@ -378,7 +382,6 @@ def test_segments_are_shared_out_among_hosts(setup: Setup) -> None:
     second = setup.next_host()
     setup.hold_model(first, done)
     second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
-    setup.tend_until(lambda: len([place for place in setup.pool.statuses() if place.ready]) == 2)
     threading.Event().wait(0.1)
     for number in range(2):
         setup.pool.submit(task(number=number), never)
