@@ -200,6 +200,7 @@ class Setup:
         self.threads = ThreadPoolExecutor(4)
         self.deaths: list[Any] = []
         self.uses = ExitStack()
+        self.met = 0  # hosts that the test knows
 
     def tend_until(self, condition: Callable[[], Any]) -> Any:
         for _ in range(WAIT_SECONDS * 100):
@@ -211,9 +212,9 @@ class Setup:
 
     def next_host(self, *, devices: tuple[str, ...] = ("cpu",)) -> FakeHost:
         """The host that is started next, ready for work."""
-        known = len(self.hosts.all)
-        self.tend_until(lambda: len(self.hosts.all) > known)
-        host = self.hosts.all[-1]
+        self.tend_until(lambda: len(self.hosts.all) > self.met)
+        host = self.hosts.all[self.met]
+        self.met += 1
         host.say(HostReady("cpu", devices, "decoder", None, ("model",), 0), BEAT)
         self.tend_until(lambda: host.process.pid in self.ready_pids())
         return host
