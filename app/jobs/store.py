@@ -286,7 +286,7 @@ def _forget(connection: sqlite3.Connection, job_id: str) -> None:
         connection.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
 
 
-_MOST_SPARE_CONNECTIONS = 4
+_MOST_SPARE_CONNECTIONS = 1  # a job mostly begins after another has ended
 
 
 class JobStore:

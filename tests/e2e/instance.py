@@ -153,9 +153,9 @@ class Instance:
         return process
 
     def decoders(self) -> list[psutil.Process]:
-        """The decoder children that live now: those of the hosts' forkservers."""
+        """The decoder children that have a video now. Needs root: they cannot be looked into by others."""
         servers = [server for host in self.hosts() for server in host.children()]
-        return [child for server in servers for child in server.children()]
+        return [child for server in servers for child in server.children() if _has_video(child)]
 
     def http_workers(self) -> list[psutil.Process]:
         (master,) = [process for process in self.find("gunicorn") if process.ppid() == self.supervisor_pid]
@@ -226,3 +226,11 @@ def repeat_clip(source: Path, path: Path, *, times: int) -> Path:
     command = ["ffmpeg", "-loglevel", "error", "-y", "-stream_loop", str(times - 1), "-i", str(source)]
     subprocess.run([*command, "-c", "copy", str(path)], check=True, timeout=60, stdin=subprocess.DEVNULL)
     return path
+
+
+def _has_video(child: psutil.Process) -> bool:
+    """Whether it holds a file open. Children that are only ready have a socket and the null device."""
+    try:
+        return bool(child.open_files())
+    except psutil.NoSuchProcess:
+        return False
