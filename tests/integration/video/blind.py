@@ -54,12 +54,12 @@ FACTS = ModelFacts(
 class BlindRun:
     """One run of a request, and what came of it."""
 
-    def __init__(self, request: DetectionRequest, pool: DecoderPool) -> None:
+    def __init__(self, request: DetectionRequest, pool: DecoderPool, runtime: str = "test") -> None:
         self.detector = Blind()
-        device = DeviceThread(self.detector)
+        device, facts = DeviceThread(self.detector), FACTS.model_copy(update={"runtime": runtime})
         with device, LocalRunner(slots=1, decoders=pool, device_for=lambda _: device) as runner:
             self.report: DetectionReport = detect_video(
-                request, model=FACTS, runner=runner, observe=self._observe, cancelled=lambda: False
+                request, model=facts, runner=runner, observe=self._observe, cancelled=lambda: False
             )
 
     @property

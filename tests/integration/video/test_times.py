@@ -41,7 +41,6 @@ def detect(video: Path, folder: Path, pool: DecoderPool, **options: Any) -> tupl
         pts=folder / "pts",
         options=DetectionOptions(**options),
         segment_frames=12,
-        runtime="",
     )
     report = BlindRun(request, pool).report
     assert report.video is not None
