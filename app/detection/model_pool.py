@@ -259,6 +259,7 @@ class ModelPool:
             unused = [other for other, held in self._held.items() if not held.user_count]
             unloaded = [self._held.pop(other).model for other in unused]
             in_use = [held.cost for held in self._held.values()]
+        was_alone = not unloaded
         if unloaded:
             self._unload(unloaded)
             found = self._load_or_lack(name)
@@ -266,7 +267,7 @@ class ModelPool:
                 return found
         if not in_use:
             told = self._lack(name)
-            raise ModelFault(told) if was_fresh and not unloaded else WornOut(told)
+            raise ModelFault(told) if was_fresh and was_alone else WornOut(told)
         with self._changed:
             self._costs[name] = self._budget.more_than_left(in_use)
         raise NoRoomForModel(name)

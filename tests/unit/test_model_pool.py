@@ -392,6 +392,24 @@ def test_a_process_in_which_memory_does_not_come_back_is_worn_out(
             pass
 
 
+def test_a_model_that_finds_no_memory_where_others_were_before_it_is_not_refused(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    """Those that it turned out may have left something behind: only a fresh process tells for certain."""
+    loads = Loads(c=MemoryError())
+    budget = ModelBudget(host_bytes=600 * MIB)
+    with ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool:
+        use_once(pool, "a")
+        with pytest.raises(WornOut), pool.use("c"):
+            pass
+        assert loads.names == ["a", "c", "c"]
+    with (
+        ModelPool(device="cpu", load=loads, profiles=profiles, budget=budget) as pool,
+        pytest.raises(ModelFault, match="not enough memory"),
+    ):
+        use_once(pool, "c")
+
+
 def test_a_model_that_finds_no_memory_in_a_worn_process_is_not_refused(
     profiles: ProfileStore[ModelProfile],
 ) -> None:

@@ -507,7 +507,7 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoc
     assert ready.json["checks"]["hosts"] == []
     Readiness.model_validate(ready.json)
     store.report_engine(epoch, ready=False)
-    assert client.get("/readyz").json["reasons"] == ["the engine is loading its models"]
+    assert client.get("/readyz").json["reasons"] == ["no host is there to run models yet"]
     with store._transaction() as connection:
         connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
     app.extensions["framebox"].stopping.set()
