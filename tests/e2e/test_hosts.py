@@ -14,7 +14,7 @@ import requests
 from instance import CHECKOUT, Instance, make_clip, repeat_clip
 
 MIB = 1024 * 1024
-LOAD_SECONDS = 4
+LOAD_SECONDS = 20  # hog-people is measured within, on a busy machine too
 OPTIONS = {"model": "hog-people", "max_side": 400}
 
 MODEL = """
@@ -153,7 +153,7 @@ def test_models_that_cannot_be_loaded_end_no_job_and_keep_nobody_waiting(
     models = tmp_path / "models"
     write_model(models, "aborting", loading="os.abort()")
     write_model(models, "hanging", loading="time.sleep(600)")
-    write_model(models, "slow", loading=f"time.sleep({LOAD_SECONDS / 2})")
+    write_model(models, "slow", loading="time.sleep(2)")
     settings = {"models": models, "model": "none", "model_load_seconds": LOAD_SECONDS}
     with Instance(tmp_path / "data", **settings) as instance:
         states = model_states(instance)
