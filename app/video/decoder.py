@@ -127,7 +127,7 @@ class DecoderPool:
         """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
         if self._trial is None:
             raise RuntimeError("the pool is not started")
-        return f"{_REVISION} {self._trial.library_versions} threads={self.threads} ring={self._ring_bytes}"
+        return f"{_REVISION} {self._trial.ffmpeg_versions} threads={self.threads} ring={self._ring_bytes}"
 
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled

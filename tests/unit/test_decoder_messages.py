@@ -106,9 +106,9 @@ def test_what_a_child_says_of_itself_arrives_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize("versions", ["", "libavcodec 62\n", "<b>", "v" * 600])
-def test_impossible_library_versions_are_refused(versions: str) -> None:
+def test_impossible_ffmpeg_versions_are_refused(versions: str) -> None:
     with pytest.raises(DecoderProtocolError):
-        Ready.unpack(replace(READY, library_versions=versions).pack())
+        Ready.unpack(replace(READY, ffmpeg_versions=versions).pack())
 
 
 def test_facts_arrive_as_they_were_sent() -> None:

@@ -157,12 +157,12 @@ class Ready:
     """What a child says before its first command."""
 
     lock_down: LockDown
-    library_versions: str  # of FFmpeg's libraries, in the order of their names
+    ffmpeg_versions: str  # of FFmpeg's libraries, in the order of their names
 
     def pack(self) -> bytes:
         state = self.lock_down
         head = _READY.pack(state.landlock_abi, state.seccomp, state.no_new_privileges, state.memory_limited)
-        return head + self.library_versions.encode("ascii")
+        return head + self.ffmpeg_versions.encode("ascii")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Ready:
