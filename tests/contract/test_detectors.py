@@ -288,6 +288,7 @@ def test_a_device_thread_gives_what_it_gives(detector: Detector) -> None:
 
 
 def test_it_can_be_described(detector: Detector) -> None:
-    description = describe_detector(detector, measure(detector, MemoryMeter(detector.device)))
-    assert description["labels"] == list(detector.class_names)
-    assert description["frames_per_second"] > 0
+    profile = measure(detector, MemoryMeter(detector.device))
+    facts = describe_detector(detector, profile, "a test")
+    assert facts.labels == tuple(detector.class_names)
+    assert facts.frames_per_second is not None and facts.frames_per_second > 0
