@@ -5,8 +5,14 @@ from __future__ import annotations
 from app.video.protocol.plan import ChildPlan
 
 # What the server process loads before it forks children: they start within milliseconds, and can import
-# nothing once they are locked down. With the first comes every module of av.
-PRELOADED = ["app.video.child.main", "app.video.launch"]
+# nothing once they are locked down. With the first comes every module of av; the last two would otherwise be
+# looked for and loaded by every child.
+PRELOADED = [
+    "app.video.child.main",
+    "app.video.launch",
+    "multiprocessing.popen_forkserver",
+    "encodings.ascii",
+]
 
 
 def run_child(plan: ChildPlan) -> None:
