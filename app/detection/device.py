@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from app.detection.checks import Checked, check_batch
-from app.detection.detector import Detections, Detector, DeviceLost, is_out_of_memory
+from app.detection.detector import (
+    Detections,
+    Detector,
+    DeviceLost,
+    DeviceOutOfMemory,
+    is_out_of_memory,
+)
 from app.detection.devices import Ask, sticking_fault, why_lost
 from app.detection.frame_copies import FrameCopies, copies_to
 from app.detection.runtime import describe_runtime
@@ -118,14 +124,17 @@ class DeviceThread:
         *,
         queued_batches: int = QUEUED_BATCHES,
         gate: CallGate | None = None,
+        free_memory: Callable[[], None] = lambda: None,
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
         ask_device: Ask = sticking_fault,
     ) -> None:
+        """`free_memory` is called, in this thread, where one frame finds none; then it is tried once more."""
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
         self._detector = detector
         self._copies = copies_to(detector.device) if detector.takes_device_frames else None
         self._gate = gate or CallGate()
+        self._free_memory = free_memory
         self._ask_device = ask_device
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
@@ -298,11 +307,17 @@ class DeviceThread:
         if self._copies is not None:
             self._copies.receive(frames)
         detections: list[Detections] = []
+        has_freed = False
         while len(detections) < len(frames):
             done = len(detections)
             part = frames[done : done + self._fitting.size]
             checked = self._run_model(part, batch.owner)
             if checked is None:
+                if len(part) == 1 and has_freed:
+                    name = self._detector.name
+                    told = f"The device has no memory for one frame with model {name!r}."
+                    raise ModelFault(told) from DeviceOutOfMemory()
+                has_freed = len(part) == 1
                 self._shrink(len(part))
                 continue
             self._fitting.fitted()
@@ -344,7 +359,8 @@ class DeviceThread:
         if self._detector.device.startswith("cuda"):
             torch.cuda.empty_cache()
         if size == 1:
-            raise ModelFault(f"The device has no memory for one frame with model {self._detector.name!r}.")
+            self._free_memory()
+            return
         self._fitting.halve(size)
         _log.warning(
             "batch does not fit on the device",

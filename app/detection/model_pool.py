@@ -19,7 +19,7 @@ from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, Sized
 from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.detection.registry import describe_detector
 from app.errors import FrameboxError, ModelFault
-from app.memory import memory_use
+from app.memory import large_blocks_apart, memory_use
 
 MIB = 1024 * 1024
 
@@ -136,12 +136,16 @@ class ModelPool:
         """Yield model `name`, loading it first if need be: seconds. It stays loaded during the block.
 
         Raises NoRoomForModel while models in use hold its room; WornOut if what models that are gone should
-        have left cannot be had; ModelFault if it cannot be loaded, or takes more than the budget by itself;
-        InvalidOption for an unknown name.
+        have left cannot be had, also for a lack of memory in the block; ModelFault if it cannot be loaded, or
+        takes more than the budget by itself; InvalidOption for an unknown name.
         """
         held = self._take(name) or self._load_and_take(name)
         try:
             yield held.model
+        except Exception as error:
+            if _is_lack_of_memory(error) and not self._has_only(held):
+                raise WornOut(str(error)) from error
+            raise
         finally:
             with self._changed:
                 held.user_count -= 1
@@ -222,6 +226,19 @@ class ModelPool:
                 return self._hold(name)
             finally:
                 self._loading_since = None
+
+    def _has_only(self, held: _Held) -> bool:
+        """Whether a model has all the memory that any could have: no other is there, or was."""
+        with self._changed:
+            return self._is_fresh and [*self._held.values()] == [held]
+
+    def _free_memory(self) -> None:
+        """Give a model at work what memory it can have: while none loads, and without those nobody uses."""
+        with self._loading:
+            with self._changed:
+                unused = [name for name, held in self._held.items() if not held.user_count]
+                unloaded = [self._held.pop(name).model for name in unused]
+            self._unload(unloaded)
 
     def _hold(self, name: str) -> _Held:
         known = self._costs.get(name)
@@ -350,7 +367,8 @@ class ModelPool:
 
     def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         meter = MemoryMeter(self._device)
-        detector = self._load(name)
+        with large_blocks_apart():
+            detector = self._load(name)
         kind = detector.device.partition(":")[0]
         profile = self._profiles.read(detector.fingerprint, kind)
         if profile is None:
@@ -359,7 +377,9 @@ class ModelPool:
             # Of hosts that measure at a time, all go by the first: boxes may depend on the size of a batch.
             profile = self._profiles.read(detector.fingerprint, kind) or measured
             self._profiles.write(detector.fingerprint, kind, profile)
-        model = DeviceThread(SizedDetector(detector, profile["batch_size"]), gate=self._gate)
+        model = DeviceThread(
+            SizedDetector(detector, profile["batch_size"]), gate=self._gate, free_memory=self._free_memory
+        )
         cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:
             self._costs[name] = cost

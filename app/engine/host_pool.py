@@ -89,6 +89,7 @@ class _SegmentWork:
     is_urgent: bool
     future: Future[SegmentOutcome] = field(default_factory=Future)
     frames: int = 0  # that its present run has told of
+    renewals: int = 0  # of hosts that had no memory for it
     is_cancelled: bool = False  # the host knows
 
     @property
@@ -105,6 +106,7 @@ class _IndexWork:
     has_video: bool = False
     segments: int = 0  # that the reader has
     told: int = 0  # … that the present run has told of
+    renewals: int = 0
     is_cancelled: bool = False
 
     @property
@@ -259,9 +261,9 @@ class HostPool:
         return frozenset(kept).union(*(beat.loaded for beat in beats if beat is not None))
 
     def is_idle(self) -> bool:
-        """Whether no work is under way or waits."""
+        """Whether no work is under way or waits, nor anybody for a model."""
         with self._lock:
-            return not self._indexes and not any(place.work for place in self._places)
+            return not (self._users or self._indexes or any(place.work for place in self._places))
 
     @property
     def machine(self) -> HostReady:
@@ -386,14 +388,18 @@ class HostPool:
         place.models.clear()
         place.asked.clear()
         for work in lost.values():
-            if isinstance(work, _IndexWork):
-                work.told = 0
-                self._indexes.appendleft(work)
-                continue
-            self._turns.end(work.job_id)
-            self._account.advance(work.job_id, -work.frames)
-            work.frames = 0
-            self._turns.put_back(work.job_id, [work], is_urgent=work.is_urgent)
+            self._put_back(work)
+
+    def _put_back(self, work: _SegmentWork | _IndexWork) -> None:
+        """Have work that was begun begin anew."""
+        if isinstance(work, _IndexWork):
+            work.told = 0
+            self._indexes.appendleft(work)
+            return
+        self._turns.end(work.job_id)
+        self._account.advance(work.job_id, -work.frames)
+        work.frames = 0
+        self._turns.put_back(work.job_id, [work], is_urgent=work.is_urgent)
 
     def _pass_on_cancellations(self) -> None:
         for place in self._places:
@@ -567,6 +573,14 @@ class HostPool:
             self._wake()
             return None
         work = place.work.pop(message.ticket)
+        if isinstance(message, Failed) and message.reason is Reason.WORN and work.renewals < MOST_RENEWALS:
+            work.renewals += 1
+            if isinstance(work, _SegmentWork):
+                self._renewals[work.task.model] += 1
+            place.is_worn = True
+            self._put_back(work)
+            self._wake()
+            return None
         if isinstance(work, _SegmentWork):
             self._turns.end(work.job_id)
         self._hand_out()

@@ -186,8 +186,8 @@ def _told(ticket: int, error: BaseException) -> Failed:
     """What the engine is told of an error; what it is not told goes to the log."""
     if isinstance(error, DecodingCancelled):
         error = WorkCancelled()
-    if isinstance(error, WornOut):
-        return Failed(ticket, Reason.WORN, str(error))
+    if isinstance(error, WornOut | MemoryError):
+        return Failed(ticket, Reason.WORN, str(error) or "There is not enough memory.")
     failed = failure(ticket, error, Reason.DEVICE_LOST if isinstance(error, DeviceLost) else Reason.HOST)
     if failed.reason is Reason.HOST:
         _log.error("host failed", exc_info=error)

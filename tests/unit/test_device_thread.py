@@ -183,11 +183,28 @@ def test_one_frame_that_does_not_fit_is_a_fault_of_its_job_alone() -> None:
         if frames.max() == 255:
             raise DeviceOutOfMemory("too much")
 
-    with DeviceThread(ScriptedDetector(white_never_fits)) as device:
+    freed: list[None] = []
+    with DeviceThread(ScriptedDetector(white_never_fits), free_memory=lambda: freed.append(None)) as device:
         bad, good = device.submit(frames_marked(1, 255)), device.submit(frames_marked(7))
         with pytest.raises(ModelFault, match="no memory for one frame"):
             bad.result(WAIT_SECONDS)
         assert marks_of(good.result(WAIT_SECONDS)) == [7]
+    assert len(freed) == 1
+
+
+def test_one_frame_that_does_not_fit_is_tried_again_once_memory_is_freed() -> None:
+    is_full = True
+
+    def does_not_fit_yet(_: Tensor) -> None:
+        if is_full:
+            raise DeviceOutOfMemory("too much")
+
+    def free() -> None:
+        nonlocal is_full
+        is_full = False
+
+    with DeviceThread(ScriptedDetector(does_not_fit_yet), free_memory=free) as device:
+        assert marks_of(device.submit(frames_marked(1, 2, 3)).result(WAIT_SECONDS)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

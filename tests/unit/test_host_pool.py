@@ -336,6 +336,23 @@ def test_a_worn_host_is_renewed_for_the_model_that_waits_and_not_for_ever(setup:
         asking.result(WAIT_SECONDS)
 
 
+def test_a_segment_for_which_a_host_has_no_memory_is_run_by_the_next_and_not_for_ever(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    future = setup.pool.submit(task(), never)
+    for _ in range(MOST_RENEWALS):
+        run = host.hears(RunSegment)
+        host.say(Advanced(run.ticket, 2), Failed(run.ticket, Reason.WORN, "There is no memory for a frame."))
+        host = setup.next_host()
+        assert setup.account.frames == 0
+        host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
+    assert not any(death.job_ids for death in setup.deaths)
+    host.say(Failed(host.hears(RunSegment).ticket, Reason.WORN, "There is no memory for a frame."))
+    with pytest.raises(ModelFault, match="no memory for a frame"):
+        future.result(WAIT_SECONDS)
+    done.set()
+
+
 def test_a_model_that_one_host_has_no_room_for_is_used_on_the_other(setup: Setup) -> None:
     first, done = setup.next_host(devices=("cpu", "cpu")), threading.Event()
     second = setup.next_host()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -421,6 +422,33 @@ def test_a_model_that_finds_no_memory_in_a_worn_process_is_not_refused(
         loads.faults["c"] = lack
         with pytest.raises(WornOut), pool.use("c"):
             pass
+
+
+def test_a_frame_that_finds_no_memory_where_other_models_are_or_were_is_no_fault_of_its_model(
+    profiles: ProfileStore[ModelProfile],
+) -> None:
+    """Those that nobody uses make room first; then only a process that has had no other tells for certain."""
+
+    def run_one_frame_of_a(pool: ModelPool) -> None:
+        with pool.use("a") as model:
+            model.submit(np.zeros((1, 32, 64, 3), np.uint8)).result(WAIT_SECONDS)
+
+    def lacks_memory(_: Tensor) -> None:
+        raise MemoryError
+
+    def load(name: str) -> FakeDetector:
+        return FakeDetector(name, before=lacks_memory if name == "a" else len)
+
+    with ModelPool(device="cpu", load=load, profiles=profiles) as pool:
+        use_once(pool, "b")
+        with pytest.raises(WornOut, match="no memory for one frame"):
+            run_one_frame_of_a(pool)
+        assert loaded(pool) == ["a"]
+    with (
+        ModelPool(device="cpu", load=load, profiles=profiles) as pool,
+        pytest.raises(ModelFault, match="no memory for one frame"),
+    ):
+        run_one_frame_of_a(pool)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,31 @@ print(memory_use().own <= kept - 28 * MIB)
 """
 
 
+APART = """
+import numpy as np
+from app.memory import give_back_free_memory, keep_freed_memory, large_blocks_apart, memory_use, use_one_arena
+MIB = 1024 * 1024
+use_one_arena()
+keep_freed_memory()
+before = memory_use().private_reserved
+with large_blocks_apart():
+    weights = [np.ones(MIB, np.uint8) for _ in range(64)]
+freed = [np.ones(MIB, np.uint8) for _ in range(64)]
+pin = np.ones(10_000, np.uint8)
+del weights
+print(memory_use().private_reserved - before < 80 * MIB)
+del freed
+give_back_free_memory()
+print(memory_use().private_reserved - before > 60 * MIB)
+"""
+
+
+def test_what_is_loaded_apart_leaves_no_hole_behind() -> None:
+    """The last line shows what would be left behind else."""
+    done = subprocess.run([sys.executable, "-c", APART], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 def test_freed_memory_is_kept_until_it_is_to_be_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
