@@ -149,6 +149,8 @@ class Instance:
         return self.find("-m", "app", "host")
 
     def host(self) -> psutil.Process:
+        """The one host. One that has just died is awaited: its replacement takes a moment."""
+        self.wait(lambda: bool(self.hosts()), 60, "a host")
         (process,) = self.hosts()
         return process
 
