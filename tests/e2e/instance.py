@@ -223,10 +223,11 @@ def make_clip(path: Path, *, frames: int, size: str = "320x240", rate: int = 25,
     return path
 
 
-def repeat_clip(source: Path, path: Path, *, times: int) -> Path:
-    """Write `source` `times` times in a row, its packets as they are."""
+def repeat_clip(source: Path, path: Path, *, times: int, gop: int | None = None) -> Path:
+    """Write `source` `times` times in a row: as they are, or encoded with a keyframe every `gop`."""
     command = ["ffmpeg", "-loglevel", "error", "-y", "-stream_loop", str(times - 1), "-i", str(source)]
-    subprocess.run([*command, "-c", "copy", str(path)], check=True, timeout=60, stdin=subprocess.DEVNULL)
+    codec = ["copy"] if gop is None else ["libx264", "-crf", "18", "-preset", "veryfast", "-g", str(gop)]
+    subprocess.run([*command, "-c:v", *codec, str(path)], check=True, timeout=60, stdin=subprocess.DEVNULL)
     return path
 
 

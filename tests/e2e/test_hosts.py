@@ -15,6 +15,7 @@ from instance import CHECKOUT, Instance, make_clip, repeat_clip
 
 MIB = 1024 * 1024
 LOAD_SECONDS = 20  # hog-people is measured within, on a busy machine too
+SEGMENT_FRAMES = 24
 OPTIONS = {"model": "hog-people", "max_side": 400}
 
 MODEL = """
@@ -49,8 +50,9 @@ def write_model(folder: Path, name: str, *, loading: str = "pass", call: str = "
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """480 frames with walkers that the detector finds."""
-    return repeat_clip(CHECKOUT / "docs" / "walkers.mp4", tmp_path_factory.mktemp("clips") / "v.mp4", times=5)
+    """192 frames with walkers that the detector finds."""
+    path = tmp_path_factory.mktemp("clips") / "v.mp4"
+    return repeat_clip(CHECKOUT / "docs" / "walkers.mp4", path, times=2, gop=SEGMENT_FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,14 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    with Instance(tmp_path_factory.mktemp("hosts") / "data", segment_frames=50) as made:
+    with Instance(tmp_path_factory.mktemp("hosts") / "data", segment_frames=SEGMENT_FRAMES) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def undisturbed(instance: Instance, video: Path) -> bytes:
     answer = instance.post(video, **OPTIONS)
-    assert sum(bool(boxes) for _, boxes in answer.json()) > 150
+    assert sum(bool(boxes) for _, boxes in answer.json()) > 60
     return answer.content
 
 
@@ -210,13 +212,13 @@ def test_two_hosts_share_a_job_and_give_the_bytes_of_one(
         "devices": "cpu,cpu",
         "host_memory_bytes": 700 * MIB,
         "instance_memory_bytes": 6000 * MIB,
-        "segment_frames": 50,
+        "segment_frames": SEGMENT_FRAMES,
     }
     with Instance(tmp_path / "data", **settings) as instance:
         two = lambda: [host["ready"] for host in host_statuses(instance)] == [True, True]  # noqa: E731
         instance.wait(two, 60, "two hosts")
         assert instance.post(video, **OPTIONS).content == undisturbed
-        instance.wait(lambda: all(host["frames"] > 50 for host in host_statuses(instance)), 10, "shared work")
+        instance.wait(lambda: all(host["frames"] > 20 for host in host_statuses(instance)), 10, "shared work")
 
         job_id = instance.post_async(video, **OPTIONS)  # one of them goes, and comes back
         wait_for_parts(instance, job_id, 2)
