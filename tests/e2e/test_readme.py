@@ -1,4 +1,4 @@
-"""What the README says is so: its commands run, its output comes, its tables are complete."""
+"""The commands of the README and of docs/api.md run, their output is right, their tables are complete."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ from app.web.options import option_names
 from app.web.routes import ROUTES
 
 README = (CHECKOUT / "README.md").read_text()
+API = (CHECKOUT / "docs" / "api.md").read_text()
 ADDRESS = "http://localhost:8080"
 
 Pairs = list[tuple[int, list[dict[str, Any]]]]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def curl_lines() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines() if line.startswith("curl ")]
+def commands(page: str) -> list[str]:
+    """Return the lines of the page's shell blocks; lines that end with a backslash are joined."""
+    return [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
+
+
+def curl_lines(page: str) -> list[str]:
+    return [line for line in commands(page) if line.startswith("curl ")]
 
 
 def run(line: str, instance: Instance, folder: Path, **words: str) -> str:
-    """Run a line of the README against `instance` in `folder`; return what it prints. Fails if curl does."""
+    """Run a line of a page against `instance` in `folder`; return what it prints. Fails if curl does."""
     for word, value in words.items():
         line = line.replace(word, value)
     line = line.replace(ADDRESS, instance.url).replace("curl ", "curl --fail-with-body ", 1)
@@ -51,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_example_gives_the_answer_that_is_shown(shared_instance: Instance, folder: Path) -> None:
-    (shown,) = map(json.loads, blocks("json"))
-    found = json.loads(run(curl_lines()[0], shared_instance, folder))
+    (shown,) = map(json.loads, blocks(README, "json"))
+    found = json.loads(run(curl_lines(README)[0], shared_instance, folder))
     assert as_text(found) == as_text(shown)
     assert differences(found, shown) < 1.0  # another processor may round another way
 
@@ -72,8 +78,8 @@ def differences(left: Pairs, right: Pairs) -> float:
 
 
 def test_the_headers_are_those_that_are_shown(shared_instance: Instance, folder: Path) -> None:
-    (shown,) = blocks("http")
-    found = run(curl_lines()[1], shared_instance, folder)
+    (shown,) = blocks(README, "http")
+    found = run(curl_lines(README)[1], shared_instance, folder)
     assert header_names(found) == header_names(shown)
     for constant in ("HTTP/1.1 200 OK", "Framebox-Frames: 8", "Framebox-Complete: true"):
         assert constant in shown
@@ -85,8 +91,8 @@ def header_names(text: str) -> list[str]:
     return re.findall(r"^([A-Za-z-]+):", text, re.MULTILINE)
 
 
-def test_the_other_commands_run(shared_instance: Instance, folder: Path) -> None:
-    raw, posted, *rest = curl_lines()[2:]
+def test_the_other_commands_of_the_readme_run(shared_instance: Instance, folder: Path) -> None:
+    raw, posted, *rest = curl_lines(README)[2:]
     assert len(json.loads(run(raw, shared_instance, folder))) == 12
     answer = run(posted, shared_instance, folder)
     assert "202" in answer.splitlines()[0]
@@ -103,33 +109,38 @@ def test_the_other_commands_run(shared_instance: Instance, folder: Path) -> None
     assert len(json.loads(keyed)) == 12
 
 
+@pytest.mark.parametrize("line", curl_lines(API))
+def test_every_command_of_the_reference_runs(shared_instance: Instance, folder: Path, line: str) -> None:
+    assert run(line, shared_instance, folder)
+
+
 def test_the_commands_for_people_are_targets_of_the_makefile() -> None:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if not line.startswith("curl ")]
+    lines = [line for line in commands(README) if not line.startswith("curl ")]
     assert lines == ["make serve", "make test"]
     makefile = (CHECKOUT / "Makefile").read_text()
     assert all(f"\n{line.removeprefix('make ')}:" in makefile for line in lines)
 
 
 def test_every_route_and_no_other_is_in_the_table() -> None:
-    told = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) /[^` ]*)`", README))
+    told = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) /[^` ]*)`", API))
     there = {f"{route.method} {openapi_path(route.rule)}" for route in ROUTES if route.is_public}
     assert told == there
 
 
 def test_every_option_and_no_other_is_in_the_table() -> None:
-    (table,) = re.findall(r"^\| option \|.*?\n(?=\n)", README, re.MULTILINE | re.DOTALL)
+    (table,) = re.findall(r"^\| option \|.*?\n(?=\n)", API, re.MULTILINE | re.DOTALL)
     told = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert told == set(option_names())
 
 
 def test_the_limits_are_those_of_the_settings() -> None:
     settings = Settings()
-    assert f"{settings.max_upload_bytes // 10**9} GB" in README
+    assert f"{settings.max_upload_bytes // 10**9} GB" in API
     assert settings.max_pixels == 8192 * 4320
-    assert f"{settings.max_side} a side" in README
-    assert f"{settings.max_frames // 10**6} million" in README
-    assert f"| {settings.max_active_jobs:,} |" in README
-    named = set(re.findall(r"FRAMEBOX_([A-Z_]+)", README))
+    assert f"{settings.max_side} a side" in API
+    assert f"{settings.max_frames // 10**6} million" in API
+    assert f"| {settings.max_active_jobs:,} |" in API
+    named = set(re.findall(r"FRAMEBOX_([A-Z_]+)", README + API))
     assert named <= {name.upper() for name in Settings.model_fields}
 
 
