@@ -70,38 +70,47 @@ class Settings(BaseSettings):
     )
 
     # -- where
-    port: int = Field(8080, ge=1, le=65535, description="nginx listens here")
+    port: int = Field(8080, ge=1, le=65535, description="port that nginx listens on")
     host: str = Field("0.0.0.0", description="address that nginx listens on")  # noqa: S104 - a service
-    data: Path = Field(CHECKOUT / "var", description="data folder; one instance each")
-    models: Path | None = Field(None, description="the administrator's folder of models; read, never written")
-    model_hashes: Path | None = Field(
-        None, description="list as sha256sum writes it of the model files that may be loaded; all if empty"
+    data: Path = Field(CHECKOUT / "var", description="data folder; every instance needs its own")
+    models: Path | None = Field(
+        None, description="the administrator's folder of models; it is read, never written"
     )
-    model: str = Field("hog-people", description="model used where a request names none")
+    model_hashes: Path | None = Field(
+        None,
+        description="file in the format of sha256sum that lists the model files that may be loaded; if "
+        "empty, all may",
+    )
+    model: str = Field("hog-people", description="model for requests that name none")
     ingest: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="folders from which {'path': …} may be read; comma-separated"
     )
     devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
-        description="torch devices of one make, comma-separated; all CUDA devices like the first, or the "
-        "CPU, if empty",
+        description="torch devices of one make, comma-separated; if empty, all CUDA devices like the first, "
+        "or the CPU",
     )
     precision: str = Field(
         "float32",
         pattern="^(float32|float16|bfloat16)$",
-        description="what networks of torch compute in on CUDA, unless their declarations say otherwise; 16 "
-        "bits change boxes a little, by what /v1/models tells as precision_effect",
+        description="number type that torch networks compute in on CUDA, unless their declaration sets one; "
+        "16 bits change boxes a little: see precision_effect in /v1/models",
     )
 
     # -- HTTP
     max_upload_bytes: int = Field(
-        110_000_000_000, ge=1, description="largest body; 100 GB and a margin for a multipart envelope"
+        110_000_000_000,
+        ge=1,
+        description="largest request body: 100 GB and a margin for a multipart envelope",
     )
     max_open_uploads: int = Field(
-        1000, ge=1, description="resumable uploads at a time, each with its room on the disk; beyond it 429"
+        1000,
+        ge=1,
+        description="resumable uploads that may be open at a time, each with disk space set aside; more get "
+        "a 429",
     )
     keep_upload_hours: float = Field(
-        24.0, gt=0, description="a resumable upload is kept so long after its last byte"
+        24.0, gt=0, description="how long an unfinished resumable upload is kept after its last byte"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
@@ -113,183 +122,210 @@ class Settings(BaseSettings):
         192,
         ge=8,
         le=1024,
-        description="threads a process; half of them for uploads that the application reads and for event "
-        "streams, a quarter for requests that wait for their answers, an eighth for raw uploads that find no "
-        "place",
+        description="threads for each gunicorn process: half for uploads that the application reads and for "
+        "event streams, a quarter for requests that wait for their answer, an eighth for raw "
+        "uploads beyond FRAMEBOX_MAX_RAW_UPLOADS",
     )
     max_connections: int = Field(
-        8192, ge=256, le=65536, description="connections that nginx takes, of clients and to the HTTP workers"
+        8192,
+        ge=256,
+        le=65536,
+        description="connections that nginx accepts, from clients and to the HTTP workers",
     )
     max_raw_uploads: int = Field(
         192,
         ge=1,
-        description="raw uploads of known length at a time; nginx writes them, and they hold no thread. "
-        "The application reads those beyond, an eighth of its threads at a time, at a minimum pace; beyond "
-        "that 503",
+        description="raw uploads of known length at a time; nginx writes them without using a thread. The "
+        "application reads more of them, in an eighth of its threads and at a minimum rate; "
+        "beyond that they get a 503",
     )
     client_connections: int = Field(
-        256, ge=1, description="requests of one client address at a time, probes apart; beyond it 503"
+        256,
+        ge=1,
+        description="requests from one client address at a time, health probes excluded; more get a 503",
     )
     client_long_requests: int = Field(
         48,
         ge=1,
-        description="of these, uploads, waiting requests and event streams; half of all that there may be, "
-        "so that one address cannot take every thread",
+        description="of these, how many may be uploads, waiting requests and event streams; half of all "
+        "threads for those, so that one address cannot take every thread",
     )
     client_header_seconds: int = Field(
-        15, ge=1, description="a client has so long for a request's headers, all together"
+        15, ge=1, description="time for a client to send all headers of a request"
     )
     client_idle_seconds: int = Field(
-        60, ge=1, description="a client that neither sends nor takes a byte for so long is cut off"
+        60, ge=1, description="a client that neither sends nor receives a byte for this long is disconnected"
     )
     min_upload_bytes_per_second: int = Field(
         2048,
         ge=0,
-        description="an upload that the application reads is cut off (408) below this pace; 0: never",
+        description="slowest rate of an upload that the application reads; slower ones get a 408; 0 turns "
+        "this off",
     )
     upload_pace_seconds: float = Field(
-        300.0, gt=0, description="over which that pace is averaged; at least the time of 512 KiB"
+        300.0, gt=0, description="period over which that rate is averaged; at least the time of 512 KiB"
     )
     max_wait_seconds: int = Field(
         30 * DAY_SECONDS,
         ge=1,
         le=30 * DAY_SECONDS,
-        description="a request waits so long for its answer at most; then it gets a 202, and its job goes on",
+        description="longest time that a request waits for its answer; it then gets a 202, and its job "
+        "continues",
     )
     compress: bool = Field(
-        True, description="documents go out compressed (gzip) to clients that accept it; costs CPU"
+        True, description="send documents compressed (gzip) to clients that accept it; costs CPU"
     )
     trusted_proxies: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)
     ] = Field(
         (),
-        description="addresses or networks of proxies in front, whose X-Forwarded-For names the client; "
+        description="addresses or networks of proxies in front whose X-Forwarded-For names the client; "
         "comma-separated",
     )
     tls_certificate: Path | None = Field(
-        None, description="certificate and its chain, PEM; with it the port speaks HTTPS alone"
+        None, description="certificate and its chain, PEM; if set, the port accepts only HTTPS"
     )
     tls_key: Path | None = Field(None, description="the certificate's private key, PEM, not encrypted")
     attach: bool = Field(
-        True, description="a video posted again with equal options gets the job that it had, not a new one"
+        True,
+        description="answer a video that was posted before with equal options from the earlier job instead "
+        "of a new one",
     )
-    max_active_jobs: int = Field(10_000, ge=1, description="jobs queued or running; beyond it 429")
+    max_active_jobs: int = Field(
+        10_000, ge=1, description="jobs that may be queued or running; more get a 429"
+    )
     min_free_bytes: int = Field(
-        1 * GIB, ge=0, description="room that uploads must leave on the data folder's disk; beyond it 507"
+        1 * GIB,
+        ge=0,
+        description="disk space that uploads must leave free in the data folder; beyond it they get a 507",
     )
-    keep_days: float = Field(
-        30.0, gt=0, description="a job that ended is kept so long, with its answer; then it is removed"
-    )
+    keep_days: float = Field(30.0, gt=0, description="how long finished jobs and their answers are kept")
     keep_free_bytes: int = Field(
         2 * GIB,
         ge=0,
-        description="with less room on the disk, the oldest jobs that ended go before their time",
+        description="if less disk space is free, the oldest finished jobs are removed early",
     )
 
     # -- other servers
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
-        description="internal servers that {'url': …} and callbacks may reach, by http too and on any port: "
-        "host names, addresses, networks (CIDR); comma-separated. All others must be public",
+        description="internal servers that {'url': …} and callbacks may reach, over http as well and on any "
+        "port: host names, addresses, networks (CIDR); comma-separated. All others must be "
+        "public",
     )
     ca_file: Path | None = Field(
-        None, description="certificates (PEM) of an authority of your own, believed beside the public ones"
+        None, description="certificates (PEM) of your own authority, trusted in addition to the public ones"
     )
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
-        description="what callbacks are signed with: whsec_ and 24 to 64 bytes in base64; several, "
-        "comma-separated, while receivers change from one to the next. Without it there are no callbacks",
+        description="secret that signs callbacks: whsec_ and 24 to 64 bytes in base64; several, "
+        "comma-separated, while receivers change from one to the next. Without it there are no "
+        "callbacks",
     )
     fetches: int = Field(4, ge=1, le=16, description="videos fetched from URLs at a time")
     fetch_hours: float = Field(
-        24.0, gt=0, description="a video that has not come from its URL by then fails its job"
+        24.0, gt=0, description="a job whose video has not been fetched from its URL after this time fails"
     )
 
     # -- engine
     running_jobs: int = Field(
         8, ge=1, le=64, description="jobs that share the devices at a time, segment by segment"
     )
-    decoders: int = Field(2, ge=1, le=64, description="decoder children at a time: segments in flight")
+    decoders: int = Field(
+        2, ge=1, le=64, description="decoder processes at a time, which is the number of segments in flight"
+    )
     express_decoders: int = Field(
         1,
         ge=0,
         le=16,
-        description="decoder children more, for videos that have none at work: short ones start",
+        description="additional decoder processes for videos that have none at work, so that short videos "
+        "start at once",
     )
     decoder_threads: int = Field(
-        1, ge=1, le=16, description="FFmpeg threads a child; memory grows with them, speed hardly"
+        1,
+        ge=1,
+        le=16,
+        description="FFmpeg threads for each decoder process; more need more memory and are hardly faster",
     )
     decoder_memory_bytes: int = Field(
-        512 * MIB, ge=128 * MIB, description="address space of a decoder child (RLIMIT_AS), its ring apart"
+        512 * MIB,
+        ge=128 * MIB,
+        description="address space of a decoder process (RLIMIT_AS), without its ring",
     )
     ring_bytes: int = Field(
-        96 * MIB, ge=4 * MIB, description="decoded frames in shared memory a decoder child"
+        96 * MIB, ge=4 * MIB, description="shared memory for the decoded frames of each decoder process"
     )
     decoder_stall_seconds: float = Field(
-        60.0, gt=0, description="a decoder child that shows nothing for so long is stopped"
+        60.0, gt=0, description="a decoder process that makes no progress for this long is stopped"
     )
     segment_frames: int = Field(
         120,
         ge=1,
         le=100_000,
-        description="a segment is cut at the first keyframe after so many frames; long ones idle decoders",
+        description="a segment ends at the first keyframe after this many frames; long segments leave "
+        "decoders idle",
     )
     cpu_threads: int | None = Field(
-        None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
+        None, ge=1, le=256, description="torch threads for a detector on the CPU; if empty, one for each core"
     )
-    stop_seconds: float = Field(
-        20.0, ge=0, description="segments under way have so long to finish after SIGTERM"
-    )
+    stop_seconds: float = Field(20.0, ge=0, description="time for running segments to finish after SIGTERM")
     model_call_seconds: float = Field(
-        300.0, gt=0, description="a model that takes longer for one batch hangs: its host is replaced"
+        300.0, gt=0, description="longest time for one batch of a model; after it the host is replaced"
     )
     model_load_seconds: float = Field(
-        600.0, gt=0, description="a model that takes longer to load hangs: its host is replaced"
+        600.0, gt=0, description="longest time for loading a model; after it the host is replaced"
     )
     engine_deaths: int = Field(
         8,
         ge=3,
         le=1000,
-        description="a job fails after so many engines or hosts in a row died at it and it made no part; "
-        "more than chance kills seconds apart come to, yet few enough for a model that crashes",
+        description="a job fails after this many engines or hosts in a row died while working on it without "
+        "a finished part; more than random kills seconds apart cause, few enough for a model "
+        "that crashes",
     )
     require_sandbox: bool = Field(
-        True, description="refuse to decode where Landlock or seccomp cannot be had"
+        True, description="refuse to decode if Landlock or seccomp is not available"
     )
 
     # -- limits of a video
     max_pixels: int = Field(8192 * 4320, ge=256, description="width × height of a frame")
     max_side: int = Field(16384, ge=16, description="width or height of a frame")
-    max_frames: int = Field(20_000_000, ge=1, description="frames a video")
-    max_streams: int = Field(32, ge=1, description="streams a container")
+    max_frames: int = Field(20_000_000, ge=1, description="frames of a video")
+    max_streams: int = Field(32, ge=1, description="streams of a container")
     max_decoded_pixels: int = Field(
         2**47, ge=1, description="width × height × frames of a video; a day of 1080p at 60 fps is 1.1e13"
     )
     max_tags: int = Field(
-        5000, ge=1, description="tags of an MP4, MOV, Matroska or WebM; their cost grows with their square"
+        5000,
+        ge=1,
+        description="tags of an MP4, MOV, Matroska or WebM file; their cost grows with the square of their "
+        "number",
     )
     max_opening_seconds: int = Field(
         5,
         ge=1,
-        description="processor time to open a container; 20,000 tags take 2 to 5 seconds, an honest video "
-        "under one",
+        description="processor time to open a container; 20,000 tags take 2 to 5 seconds, an ordinary video "
+        "less than one",
     )
     max_header_bytes: int = Field(
-        512 * MIB, ge=1024, description="size of one MP4 header box, which is read into memory"
+        512 * MIB, ge=1024, description="size of an MP4 header box, which is read into memory"
     )
 
     # -- memory
     instance_memory_bytes: int = Field(
-        4 * GIB, ge=512 * MIB, description="host memory of the whole instance; the budgets must fit"
+        4 * GIB,
+        ge=512 * MIB,
+        description="host memory of the whole instance; all memory budgets together must fit",
     )
     host_memory_bytes: int = Field(
         1272 * MIB,
         ge=512 * MIB,
-        description="what a host may take, one a device: torch and its like, about 300 MiB, and the models",
+        description="host memory of each host, one for each device: torch and libraries, about 300 MiB, and "
+        "the models",
     )
 
     log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="the least that the log on stdout shows"
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="lowest level that is logged on stdout"
     )
 
     @field_validator("allowed_hosts", mode="after")
