@@ -190,8 +190,8 @@ class _Fault:
 def _faults(max_upload_bytes: int) -> list[_Fault]:
     retry = {"retry_after_seconds": _RETRY_SECONDS}
     return [
-        _Fault(400, errors.BadRequest("The request is no valid HTTP.")),
-        _Fault(404, errors.RouteNotFound("There is nothing at this address.")),
+        _Fault(400, errors.BadRequest("The request is not valid HTTP.")),
+        _Fault(404, errors.RouteNotFound("There is no route at this address.")),
         _Fault(405, errors.MethodNotAllowed("This method is not possible here.")),
         _Fault(411, errors.LengthRequired("The request needs a Content-Length.")),
         _Fault(413, _too_large(_SMALL_BODY_BYTES)),

@@ -49,7 +49,7 @@ def check_folders(settings: Settings) -> None:
     named += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
     missing = _unreadable_list(settings)
     missing += [
-        f"{name}: {folder} is no folder that this user can read"
+        f"{name}: {folder} is not a directory this user can read"
         for name, folder in named
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir()
     ]
@@ -76,7 +76,7 @@ def check_tls(settings: Settings) -> None:
         return
     named = {"FRAMEBOX_TLS_CERTIFICATE": settings.tls_certificate, "FRAMEBOX_TLS_KEY": settings.tls_key}
     unreadable = [
-        f"{name}: {path} is no file that this user can read"
+        f"{name}: {path} is not a file this user can read"
         for name, path in named.items()
         if not path.is_file() or not os.access(path, os.R_OK)
     ]
@@ -109,7 +109,7 @@ def _unreadable_list(settings: Settings) -> list[str]:
     path = settings.model_hashes
     if path is None or (path.is_file() and os.access(path, os.R_OK)):
         return []
-    return [f"FRAMEBOX_MODEL_HASHES: {path} is no file that this user can read"]
+    return [f"FRAMEBOX_MODEL_HASHES: {path} is not a file this user can read"]
 
 
 def check_port(host: str, port: int) -> None:

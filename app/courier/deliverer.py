@@ -78,7 +78,7 @@ class Deliverer:
             self._give_up(due, status, "the receiver wants no more")
         else:
             self._fail(
-                due, status, "the answer is no success", max(next_at, time.time() + wish), is_last=is_last
+                due, status, "the answer was not a success", max(next_at, time.time() + wish), is_last=is_last
             )
 
     def _signature(self, delivery_id: str, body: bytes) -> dict[str, str]:

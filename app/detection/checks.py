@@ -85,7 +85,7 @@ def _shape_fault(output: Detections) -> str | None:
 def _value_fault(output: Detections, class_count: int) -> str | None:
     boxes, scores, class_ids = output.boxes_xyxy, output.scores, output.class_ids
     if not (_all(boxes.isfinite()) and _all(scores.isfinite())):
-        return "a box or a score that is no finite number"
+        return "a box or a score that is not a finite number"
     if not _all((scores >= 0) & (scores <= 1 + SCORE_SLACK)):
         return "a score outside 0 to 1"
     if not _all((class_ids >= 0) & (class_ids < class_count)):

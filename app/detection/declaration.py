@@ -186,4 +186,4 @@ def read_labels(name: str, names: object) -> tuple[str, ...]:
         return tuple(numbered[str(number)] for number in range(len(numbered)))
     if isinstance(names, list | tuple):
         return tuple(str(label) for label in names)
-    raise ModelFault(f"Model {name!r} has metadata 'names' that are no list of labels.")
+    raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")

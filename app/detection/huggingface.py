@@ -109,9 +109,9 @@ def _json(content: ModelContent, file: str) -> dict[str, Any]:
     try:
         value = orjson.loads(content.read(file))
     except orjson.JSONDecodeError as error:
-        raise ModelFault(f"The {file} of model {content.name!r} is no JSON.") from error
+        raise ModelFault(f"The {file} of model {content.name!r} is not valid JSON.") from error
     if not isinstance(value, dict):
-        raise ModelFault(f"The {file} of model {content.name!r} is no JSON object.")
+        raise ModelFault(f"The {file} of model {content.name!r} is not a JSON object.")
     return value
 
 

@@ -60,13 +60,13 @@ class ModelContent:
         return [file for file in self.digests if file.endswith(suffix) and "/" not in file]
 
     def declared(self) -> dict[str, object]:
-        """Return what the administrator wrote of the model. Raises ModelFault for what is no TOML."""
+        """Return what the administrator wrote of the model. Raises ModelFault for what is not valid TOML."""
         if self.files.declaration not in self.digests:
             return {}
         try:
             return tomllib.loads(self.read(self.files.declaration).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ModelFault(f"The declaration of model {self.name!r} is no TOML: {error}.") from error
+            raise ModelFault(f"The declaration of model {self.name!r} is not valid TOML: {error}.") from error
 
     def fingerprint(self, revision: int) -> str:
         """Return the SHA-256 of all files' hashes and, in a folder, of their names, and of `revision`.

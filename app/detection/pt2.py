@@ -95,7 +95,7 @@ def json_metadata(name: str, text: str | bytes) -> dict[str, object]:
     try:
         metadata = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ModelFault(f"Model {name!r} carries metadata that is no JSON.") from error
+        raise ModelFault(f"Model {name!r} carries metadata that is not valid JSON.") from error
     if not isinstance(metadata, dict):
-        raise ModelFault(f"Model {name!r} carries metadata that is no JSON object.")
+        raise ModelFault(f"Model {name!r} carries metadata that is not a JSON object.")
     return metadata

@@ -71,7 +71,7 @@ def _check_archive(name: str, content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             inner = {file.partition("/")[2] for file in archive.namelist()}
     except zipfile.BadZipFile as error:
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is no archive.") from error
+        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is not an archive.") from error
     if "constants.pkl" in inner:
         return
     if any(file.startswith("models/") for file in inner):

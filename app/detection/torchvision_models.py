@@ -83,7 +83,7 @@ def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ModelFault(
-            f"Model {name!r} is no file of weights alone ({type(error).__name__}). Save them with "
+            f"Model {name!r} is not a file of weights only ({type(error).__name__}). Save them with "
             "torch.save(network.state_dict(), file)."
         ) from error
     for key in ("model", "state_dict"):

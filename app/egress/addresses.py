@@ -112,7 +112,7 @@ def parse_allowed(entry: str) -> str | Network:
         name = entry.lower().rstrip(".")
         if is_host_name(name):
             return name
-        raise ValueError(f"{entry!r} is no host name, address or network") from None
+        raise ValueError(f"{entry!r} is not a host name, address or network") from None
 
 
 def is_host_name(text: str) -> bool:

@@ -75,11 +75,11 @@ def _split(url: str) -> SplitResult:
         allowed = (
             f"https://HOST/…, at most {LONGEST_URL} characters, others than those of a URL as %XX or xn--"
         )
-        raise TargetRefused("is no URL", allowed)
+        raise TargetRefused("is not a URL", allowed)
     try:
         split = urlsplit(url)
     except ValueError as error:
-        raise TargetRefused("is no URL", "https://HOST/…") from error
+        raise TargetRefused("is not a URL", "https://HOST/…") from error
     if "@" in split.netloc:
         raise TargetRefused("holds a user name or a password", "a URL without them")
     return split

@@ -146,7 +146,7 @@ class JobRun:
             self._records.note_full_disk()
             return self._put_back(Waiting.DISK_SPACE)
         _log.error("job failed", exc_info=error)
-        reason = InternalError("The job failed for a reason of the service's own; its log tells.")
+        reason = InternalError("The job failed because of an internal fault; see the service's log.")
         return self._end(JobState.FAILED, reason)
 
     def _check_past(self) -> None:

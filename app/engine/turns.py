@@ -150,7 +150,7 @@ def why_failed(job: Job, *, most_deaths: int, call_seconds: float) -> FrameboxEr
     if job.deaths >= most_deaths:
         return InternalError(
             f"The program that computes died {job.deaths} times in a row while it worked on this job, "
-            "which got no further; its log tells more."
+            "which made no progress; see its log."
         )
     return None
 

@@ -75,7 +75,7 @@ class DetectionOptions(BaseModel):
         description="Drop boxes below this score; the default is the model's own.",
     )
     labels: Annotated[tuple[str, ...] | None, BeforeValidator(_split_labels)] = Field(
-        default=None, min_length=1, max_length=1000, description="Keep these labels alone; comma-separated."
+        default=None, min_length=1, max_length=1000, description="Keep only these labels; comma-separated."
     )
     stride: int | None = Field(default=None, ge=1, le=1_000_000, description="Analyse every n-th frame.")
     fps: float | None = Field(

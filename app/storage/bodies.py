@@ -209,7 +209,7 @@ def _open_note(body: Path) -> Iterator[int | None]:
 
 def _check_own(status: os.stat_result, expected_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise BodyFault("it is no regular file")
+        raise BodyFault("it is not a regular file")
     if status.st_nlink != 1:
         raise BodyFault("the file has another name, or none")
     if status.st_uid != os.geteuid():

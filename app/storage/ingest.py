@@ -97,7 +97,7 @@ class Ingest:
             descriptor = _open_beneath(folder, inside)
             if descriptor is not None:
                 return descriptor
-        raise SourceNotFound("path: there is no regular file there that can be read.", {"parameter": "path"})
+        raise SourceNotFound("path: no readable regular file is there.", {"parameter": "path"})
 
     def _places(self, path: str) -> Iterator[tuple[Path, PurePosixPath]]:
         """Where to look, without a look at the disk: each folder, and the path from there."""

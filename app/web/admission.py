@@ -161,7 +161,9 @@ def _parse_key(header: str | None) -> str | None:
         return None
     match = _KEY.fullmatch(header.strip())
     if match is None:
-        raise invalid_options([Fault("Idempotency-Key", "is no key", "1 to 255 printable ASCII characters")])
+        raise invalid_options(
+            [Fault("Idempotency-Key", "is not a valid key", "1 to 255 printable ASCII characters")]
+        )
     return match["quoted"] or match["bare"]
 
 

@@ -100,4 +100,4 @@ def _decode(header: str, algorithm: str, text: str) -> bytes:
 
 
 def _no_digest(header: str) -> Exception:
-    return invalid_options([Fault(header, "is no digest", "sha-256=:BASE64: or sha-512=:BASE64:")])
+    return invalid_options([Fault(header, "is not a valid digest", "sha-256=:BASE64: or sha-512=:BASE64:")])

@@ -77,11 +77,15 @@ def _page_of_query() -> tuple[int, JobState | None, str | None]:
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_PAGE_JOBS):
         faults.append(Fault("limit", "is out of range", f"a whole number from 1 to {MAX_PAGE_JOBS}"))
     if state is not None and state not in [*JobState]:
-        faults.append(Fault("state", "is no state", [*JobState]))
+        faults.append(Fault("state", "is not a job state", [*JobState]))
     if faults:
         raise invalid_options(faults)
     return int(limit), JobState(state) if state else None, request.args.get("cursor")
 
 
 def _unknown_faults(known: set[str]) -> list[Fault]:
-    return [Fault(name, "is no parameter here", sorted(known)) for name in request.args if name not in known]
+    return [
+        Fault(name, "is not a parameter of this route", sorted(known))
+        for name in request.args
+        if name not in known
+    ]

@@ -148,7 +148,9 @@ def _check_labels(options: DetectionOptions, model: ModelStatus) -> None:
 
 def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | None:
     if value is not None and value not in REQUEST_OPTIONS[name]:
-        faults.append(Fault(name, f"{_shown(value)} is none of its values", [*REQUEST_OPTIONS[name]]))
+        faults.append(
+            Fault(name, f"{_shown(value)} is not one of the allowed values", [*REQUEST_OPTIONS[name]])
+        )
         return None
     return value
 
@@ -157,7 +159,7 @@ def _describe(fault: Any) -> Fault:
     """A pydantic fault in our words; one that concerns several options has no parameter of its own."""
     name = str(fault["loc"][0]) if fault["loc"] else "options"
     if fault["type"] == "extra_forbidden":
-        return Fault(name, "is no option", option_names())
+        return Fault(name, "is not a known option", option_names())
     message = str(fault["msg"]).removeprefix("Value error, ")
     if name not in DetectionOptions.model_fields:
         return Fault(name, message, "see /docs")

@@ -61,7 +61,7 @@ def _on_http_exception(error: HTTPException) -> Response:
     if status < 400:  # a redirect that Flask makes is no error
         return Response(status=status, headers=dict(error.get_headers()))
     kind = _BY_STATUS.get(status, errors.BadRequest if status < 500 else errors.InternalError)
-    details: dict[type[FrameboxError], str] = {errors.RouteNotFound: "There is nothing at this address."}
+    details: dict[type[FrameboxError], str] = {errors.RouteNotFound: "There is no route at this address."}
     return problem_response(kind(details.get(kind, f"The request was refused: {error.name}.")).to_problem())
 
 

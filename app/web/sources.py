@@ -34,12 +34,12 @@ class NamedSource:
 def parse_source(body: bytes, kinds: Sequence[SourceKind]) -> NamedSource:
     """Return what the JSON `body` names, one of `kinds`.
 
-    Raises MalformedBody if it is no JSON, InvalidSource if it is not exactly one member that is a text.
+    Raises MalformedBody if it is not valid JSON, InvalidSource if it is not one member with a string.
     """
     try:
         members = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise MalformedBody("The body is no JSON.") from error
+        raise MalformedBody("The body is not valid JSON.") from error
     if not isinstance(members, dict) or len(members) != 1 or (name := next(iter(members))) not in [*kinds]:
         raise InvalidSource(
             f"The body names no video: it must be a JSON object with one member, {_listed(kinds)}.",

@@ -35,7 +35,7 @@ def test_any_other_secret_is_a_fault_that_does_not_repeat_it(value: str) -> None
 def test_hosts_are_names_addresses_or_networks() -> None:
     allowed = load_settings(allowed_hosts="storage.internal, 10.0.0.0/8,::1").allowed_hosts
     assert allowed == ("storage.internal", "10.0.0.0/8", "::1")
-    with pytest.raises(SettingsFault, match="FRAMEBOX_ALLOWED_HOSTS: 'http://a' is no host name"):
+    with pytest.raises(SettingsFault, match="FRAMEBOX_ALLOWED_HOSTS: 'http://a' is not a host name"):
         load_settings(allowed_hosts="a,http://a")
 
 

@@ -60,9 +60,9 @@ def test_a_score_a_hair_above_one_is_one() -> None:
 
 
 NONSENSE = {
-    "nan box": (detections((math.nan, 0, 1, 1, 0.5, 0)), "no finite"),
-    "infinite box": (detections((0, 0, math.inf, 1, 0.5, 0)), "no finite"),
-    "nan score": (detections((0, 0, 1, 1, math.nan, 0)), "no finite"),
+    "nan box": (detections((math.nan, 0, 1, 1, 0.5, 0)), "not a finite"),
+    "infinite box": (detections((0, 0, math.inf, 1, 0.5, 0)), "not a finite"),
+    "nan score": (detections((0, 0, 1, 1, math.nan, 0)), "not a finite"),
     "score above one": (detections((0, 0, 1, 1, 1.5, 0)), "outside 0 to 1"),
     "negative score": (detections((0, 0, 1, 1, -0.1, 0)), "outside 0 to 1"),
     "inverted box": (detections((5, 0, 1, 1, 0.5, 0)), "edge lies before"),

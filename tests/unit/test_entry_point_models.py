@@ -158,7 +158,7 @@ def test_a_wrong_entry_point_is_refused(tmp_path: Path, declaration: str, reason
         ("return [Detections", "return 3; [Detections", "returned no list of results for 1 frames"),
         ("for _ in range(n)]", "for _ in range(n + 1)]", "returned 2 results for 1 frames"),
         ("torch.tensor([0])", "torch.tensor([1])", "returned a class id outside its 1 names"),
-        ("torch.tensor([self.score])", "torch.tensor([torch.nan])", "no finite number"),
+        ("torch.tensor([self.score])", "torch.tensor([torch.nan])", "not a finite number"),
         ("torch.tensor([self.score])", "torch.rand(1)", "other boxes in the same picture each time"),
         ("[[0.0, 0.0,", "[[0.0, 90.0,", "right or bottom edge lies before"),
         ("n, height, width, _ = frames.shape", "frames / 0 + self.weights", "AttributeError: .*weights"),

@@ -44,7 +44,7 @@ def test_the_administrators_word_goes_first() -> None:
         (AS_TEXT, {"min_score": 2}, "min_score"),
         (AS_TEXT | {"task": "segment"}, {}, "task 'segment'"),
         (AS_TEXT | {"names": "{0: 'a', 2: 'b'}"}, {}, "numbers are not 0 to 1"),
-        (AS_TEXT | {"names": "person"}, {}, "no list of labels"),
+        (AS_TEXT | {"names": "person"}, {}, "not a list of labels"),
         (AS_TEXT | {"imgsz": "wide"}, {}, "input is missing"),
     ],
 )

@@ -123,14 +123,14 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weights": Runs()}, tmp_path / "model.pth")
-    with pytest.raises(ModelFault, match=r"is no file of weights alone \(UnpicklingError\)"):
+    with pytest.raises(ModelFault, match=r"is not a file of weights only \(UnpicklingError\)"):
         read_weights("model", (tmp_path / "model.pth").read_bytes())
     assert not (tmp_path / "made-by-a-pickle").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
 def test_what_is_no_pickle_is_refused(content: bytes) -> None:
-    with pytest.raises(ModelFault, match="is no file of weights alone"):
+    with pytest.raises(ModelFault, match="is not a file of weights only"):
         read_weights("model", content)
 
 
