@@ -34,7 +34,7 @@ def labels_of(frames: list[Any]) -> list[tuple[int, list[str]]]:
 
 
 class Followed:
-    """What somebody has who did all that the page says."""
+    """A folder in which all steps of the page were done, and what they printed."""
 
     def __init__(self, folder: Path, instance: Instance) -> None:
         self.folder = folder
