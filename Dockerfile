@@ -19,7 +19,7 @@ RUN apt-get update \
     && install --directory --owner=10001 --group=10001 --mode=0700 /data
 WORKDIR /opt/framebox
 COPY --from=packages /opt/framebox/.venv .venv
-COPY gunicorn.conf.py .
+COPY gunicorn.conf.py LICENSE THIRD_PARTY_NOTICES.md ./
 COPY deploy/nginx.conf deploy/supervisord.conf deploy/
 COPY app app
 # Compiled here, because the root file system is read-only when it runs.

@@ -52,6 +52,10 @@ docs: ready-to-test ## Write docs/settings.md anew; the README's examples too: A
 	$(PY) docs/make_settings.py
 	$(if $(ADDRESS),$(PY) docs/make_examples.py "$(ADDRESS)")
 
+.PHONY: notices
+notices: ready-to-test ## Write THIRD_PARTY_NOTICES.md anew, from what is installed
+	$(PY) docs/make_notices.py
+
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

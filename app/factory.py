@@ -18,14 +18,13 @@ from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.storage.uploads import UploadLimits, Uploads
+from app.version import VERSION
 from app.wakeups import Wakeups
 from app.web.application import create_web_app
 from app.web.forms import FormMaker, remove_forms_cut_short
 from app.web.pace import PaceKeeper, PaceRule
 from app.web.service import Service, WebLimits
 from app.web.waiting import WaitingPlaces
-
-VERSION = "0.1.0"  # as in pyproject.toml
 
 
 def create_app(settings: Settings | None = None) -> Flask:

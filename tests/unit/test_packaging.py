@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 
 from app import cli, programs
 from app.settings import Settings
+from app.version import VERSION
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
@@ -109,6 +111,8 @@ def test_the_image_holds_all_that_the_package_reads_from_the_checkout() -> None:
     assert sources == {
         "requirements.txt",
         "gunicorn.conf.py",
+        "LICENSE",
+        "THIRD_PARTY_NOTICES.md",
         "deploy/nginx.conf",
         "deploy/supervisord.conf",
         "app",
@@ -184,10 +188,52 @@ def test_ci_runs_make_test_and_nothing_else() -> None:
 
 
 def test_the_version_has_an_entry_in_the_changelog() -> None:
-    version = re.search(r'^version = "(.*)"$', (CHECKOUT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version is not None
     changelog = (CHECKOUT / "CHANGELOG.md").read_text()
-    assert f"## [{version[1]}]" in changelog or "## [Unreleased]" in changelog
+    assert f"## [{VERSION}]" in changelog or "## [Unreleased]" in changelog
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+
+def test_the_version_is_stated_in_one_place_only() -> None:
+    setuptools = project()["tool"]["setuptools"]
+    assert "version" in project()["project"]["dynamic"]
+    assert setuptools["dynamic"]["version"] == {"attr": "app.version.VERSION"}
+    files = [*(CHECKOUT / "app").rglob("*.py"), *(CHECKOUT / "deploy").iterdir()]
+    files += [CHECKOUT / name for name in ("pyproject.toml", "Dockerfile", "docker-compose.yml", "Makefile")]
+    stated = re.compile(rf"(?<![\d.]){re.escape(VERSION)}(?![\d.])")
+    assert [file.name for file in files if stated.search(file.read_text())] == ["version.py"]
+
+
+def test_an_installed_package_has_every_module_and_every_template() -> None:
+    """Only folders with an __init__.py are packages to setuptools, and only named data goes along."""
+    app = CHECKOUT / "app"
+    assert project()["tool"]["setuptools"]["packages"]["find"]["include"] == ["app", "app.*"]
+    assert all((module.parent / "__init__.py").exists() for module in app.rglob("*.py"))
+    data = {
+        path
+        for pattern in project()["tool"]["setuptools"]["package-data"]["app"]
+        for path in app.glob(pattern)
+    }
+    others = {path for path in app.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == data
+
+
+def test_the_license_is_the_one_that_the_project_names() -> None:
+    assert project()["project"]["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (CHECKOUT / "LICENSE").read_text()
+    assert all((CHECKOUT / name).exists() for name in project()["project"]["license-files"])
+
+
+def test_hooks_before_a_commit_run_the_checks_and_download_nothing() -> None:
+    (source,) = YAML(typ="safe").load((CHECKOUT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert source["repo"] == "local"
+    assert {hook["language"] for hook in source["hooks"]} == {"system"}
+    checks = re.findall(
+        r"^\t\$\(PY\) -m (ruff [a-z]+|mypy)", (CHECKOUT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert {hook["name"] for hook in source["hooks"]} == set(checks)
 
 
 def test_every_direct_dependency_is_explained() -> None:
