@@ -34,7 +34,8 @@ An instance has a data folder of its own: two with different `FRAMEBOX_PORT` and
 side. The path of the data folder may be 94 bytes long at most, because a unix socket lies in it.
 
 The memory budgets are what nginx, the HTTP workers, the engine, its decoders and their rings may take at
-most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts.
+most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts. [Operations](operations.md) says how to plan
+memory, disk and retention.
 
 Whoever starts gunicorn without `python -m app web` sets `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`
 and `PROMETHEUS_MULTIPROC_DIR` as `gunicorn.conf.py` tells. Tests read `FRAMEBOX_TEST_DATA`, the folder of
