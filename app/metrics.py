@@ -38,7 +38,9 @@ class Metrics:
             registry=self.registry,
         )
         self.uploads = self._counter(
-            "uploads", "Uploads by outcome: accepted, or an error's code.", "outcome"
+            "uploads",
+            "Uploads by outcome: accepted, attached (an earlier job answers), or an error's code.",
+            "outcome",
         )
         self.upload_bytes = self._counter("upload_bytes", "Bytes of video written to the spool.")
         self.fetches = self._counter(
@@ -50,16 +52,23 @@ class Metrics:
         self.deliveries = self._counter(
             "deliveries", "Attempts to deliver callbacks, by outcome: delivered, failed, given_up.", "outcome"
         )
-        self.jobs_ended = self._counter("jobs_ended", "Jobs that ended, by their final state.", "state")
+        self.jobs_ended = self._counter(
+            "jobs_ended",
+            "Runs of jobs that ended, by the job's state then: succeeded, failed, cancelled, or queued if "
+            "another run resumes it.",
+            "state",
+        )
         self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
         self.stage_seconds = self._counter(
             "stage_seconds",
-            "Time that segments spent in each stage: wait_for_frames, wait_for_device, encode.",
+            "Time that segments spent, by stage: wait_for_frames, wait_for_device, encode.",
             "stage",
         )
         self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
         self.segments_retried = self._counter(
-            "segments_retried", "Segments that were begun again because their host ended.", "reason"
+            "segments_retried",
+            "Segments that were run again because their host ended, by the reason of its end.",
+            "reason",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -619,5 +619,8 @@ def _status(place: _Place) -> HostStatus:
         segments=sum(isinstance(work, _SegmentWork) for work in place.work.values()),
         frames=0 if beat is None else beat.frames,
         busy_seconds=0.0 if beat is None else round(beat.busy_seconds, 3),
+        out_of_memory_count=0 if beat is None else beat.out_of_memory_count,
+        model_fault_count=0 if beat is None else beat.model_fault_count,
+        dropped_box_count=0 if beat is None else beat.dropped_box_count,
         restarts=place.restarts,
     )

@@ -84,10 +84,6 @@ class JobRun:
         """Ask for its end: as cancelled, if that was asked for, else back to the queue."""
         self._cancel.set()
 
-    def join(self, timeout_seconds: float) -> None:
-        if self._thread is not None:
-            self._thread.join(timeout_seconds)
-
     @property
     def is_over(self) -> bool:
         return self._thread is not None and not self._thread.is_alive()

@@ -22,6 +22,13 @@ class HostStatus(BaseModel):
     segments: int = Field(description="under way in it")
     frames: int = Field(description="analysed since it was started")
     busy_seconds: float = Field(description="that it spent in models since it was started")
+    out_of_memory_count: int = Field(
+        description="batches that had to be halved for want of the device's memory since it was started"
+    )
+    model_fault_count: int = Field(description="batches that a model failed at since it was started")
+    dropped_box_count: int = Field(
+        description="boxes without area inside their frame, which are left out, since it was started"
+    )
     restarts: int = Field(description="how often the host of this device was replaced")
 
 

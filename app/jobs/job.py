@@ -26,7 +26,7 @@ class JobState(StrEnum):
 
 
 class Priority(StrEnum):
-    """Who is served first. No class starves: see `JobStore.claim` and `LocalRunner`."""
+    """Who is served first. No class starves: see `app/engine/turns.py`."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"

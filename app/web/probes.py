@@ -136,10 +136,14 @@ def _host_gauges(hosts: Sequence[HostStatus]) -> Iterator[GaugeMetricFamily]:
         "segments": "Segments that it is at.",
         "frames": "Frames analysed since its start.",
         "busy_seconds": "Seconds inside its models since its start.",
+        "out_of_memory_count": "Batches halved for want of the device's memory since its start.",
+        "model_fault_count": "Batches that a model failed at since its start.",
+        "dropped_box_count": "Boxes without area inside their frame, left out since its start.",
         "restarts": "How often it was replaced since the engine's start.",
     }
     for name, text in told.items():
-        gauge = GaugeMetricFamily(f"framebox_host_{name}", f"Of a host: {text}", labels=["host", "device"])
+        help_text = f"Of a host, by its number and device: {text}"
+        gauge = GaugeMetricFamily(f"framebox_host_{name}", help_text, labels=["host", "device"])
         for number, host in enumerate(hosts):
             gauge.add_metric([str(number), host.device], float(getattr(host, name)))
         yield gauge

@@ -46,6 +46,9 @@ HOST = HostStatus(
     segments=2,
     frames=1234,
     busy_seconds=5.5,
+    out_of_memory_count=1,
+    model_fault_count=0,
+    dropped_box_count=3,
     restarts=1,
 )
 

@@ -34,6 +34,7 @@ from sample_reports import (
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
 from app.factory import VERSION, create_app
+from app.jobs.engine_status import HostStatus
 from app.jobs.job import JobState, Progress
 from app.jobs.report import JobReport, Problem
 from app.jobs.store import JobStore
@@ -48,6 +49,19 @@ from app.web.schemas import Document, JobList, ModelList, Readiness
 
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
+HOST = HostStatus(
+    device="cpu",
+    pid=7,
+    ready=True,
+    memory_bytes=1,
+    segments=0,
+    frames=0,
+    busy_seconds=0.0,
+    out_of_memory_count=2,
+    model_fault_count=0,
+    dropped_box_count=0,
+    restarts=0,
+)
 PAIRS = b'[\n[0,[{"box":[1.0,2.0,3.0,4.0],"label":"person","score":0.9}]],\n[1,[]]\n]\n'
 MODELS = [ready_model("hog-people", "person"), loading_model("slow"), refused_model("broken")]
 
@@ -525,6 +539,14 @@ def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
         store.report_engine(epoch, ready=is_ready)
         assert client.get("/readyz").status_code == status
     assert capfd.readouterr().out == ""
+
+
+def test_metrics_have_what_each_host_reports(client: FlaskClient, store: JobStore, epoch: int):
+    store.report_engine(epoch, ready=True, hosts=[HOST])
+    text = client.get("/metrics").text
+    told = HOST.model_dump(exclude={"device", "pid"})
+    for name, value in told.items():
+        assert f'framebox_host_{name}{{device="cpu",host="0"}} {float(value)}' in text
 
 
 def test_a_post_without_nginx_is_checked_as_one_with_it(client: FlaskClient, epoch: int):
