@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ from app.web.pages import error_entries
 from app.web.routes import ROUTES
 from app.web.schemas import Document, JobList, ModelList, Readiness
 
+WAIT_SECONDS = 0.3
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
 HOST = HostStatus(
@@ -271,6 +273,45 @@ def test_a_waiting_post_answers_with_the_document(client: FlaskClient, folder, s
     assert answer.headers["Framebox-Complete"] == "true"
     assert answer.headers["ETag"] == f'"{hashlib.sha256(PAIRS).hexdigest()}"'
     assert f"/v1/jobs/{answer.headers['Framebox-Job']}" in answer.headers["Link"]
+
+
+class SlowBody(io.BytesIO):
+    """A body of which the client sends each piece after a while."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(WAIT_SECONDS)
+        return super().read(size)
+
+
+def test_waiting_for_a_body_and_for_a_job_is_not_counted_as_serving(
+    client: FlaskClient, folder, store, epoch, capfd
+):
+    configure_logging("web", "INFO")
+
+    def work() -> None:
+        while not store.counts()[JobState.QUEUED]:
+            pass
+        time.sleep(WAIT_SECONDS)
+        _finish(folder, store, epoch)
+        store.close()
+
+    engine = threading.Thread(target=work, name="engine")
+    engine.start()
+    body = {"input_stream": SlowBody(b"video"), "content_length": 5}
+    assert client.post("/v1/detections", headers=VIDEO, **body).status_code == 200
+    engine.join(timeout=10)
+    (line,) = [line for line in map(json.loads, capfd.readouterr().out.splitlines()) if "route" in line]
+    sums = _sums(client.get("/metrics").text)
+    assert sums['http_wait_seconds_sum{reason="body"}'] >= WAIT_SECONDS
+    assert sums['http_wait_seconds_sum{reason="job"}'] >= WAIT_SECONDS
+    assert line["waited_seconds"] >= 2 * WAIT_SECONDS
+    serving = sums['http_request_seconds_sum{method="POST",route="/v1/detections"}']
+    assert serving == pytest.approx(line["seconds"] - line["waited_seconds"], abs=0.05)
+
+
+def _sums(metrics: str) -> dict[str, float]:
+    lines = (line.removeprefix("framebox_").rsplit(" ", 1) for line in metrics.splitlines() if "_sum" in line)
+    return {name: float(value) for name, value in lines}
 
 
 def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folder, store, epoch):
