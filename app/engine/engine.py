@@ -154,14 +154,14 @@ class Engine:
         models, is_ready = self._catalog.statuses(), self._is_ready and self._hosts.is_serving()
         news = models != self._announced
         now = time.monotonic()
-        left = {job_id: run.seconds_left(now) for job_id, run in self._running.items()}
+        advances = {job_id: run.advance(now) for job_id, run in self._running.items()}
         self._records.store.report_engine(
             self._records.epoch,
             ready=is_ready,
             models=models if news else None,
             hosts=self._hosts.statuses(),
             sandbox=self._hosts.machine.sandbox if news and self._hosts.has_begun else None,
-            seconds_left={job_id: seconds for job_id, seconds in left.items() if seconds is not None},
+            advances={job_id: advance for job_id, advance in advances.items() if advance is not None},
         )
         self._announced = models
 
