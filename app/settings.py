@@ -238,7 +238,10 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="torch threads for a detector on the CPU; the cores if empty"
     )
     stop_seconds: float = Field(
-        20.0, ge=0, description="segments under way have so long to finish after SIGTERM"
+        20.0,
+        ge=0,
+        description="how long running segments may take to finish after Ctrl-C or SIGTERM; unfinished ones "
+        "run again after the next start",
     )
     model_call_seconds: float = Field(
         300.0, gt=0, description="a model that takes longer for one batch hangs: its host is replaced"
