@@ -115,6 +115,8 @@ class _Finish:
         fields = {
             "method": method,
             "route": route,
+            "path": request.headers.get("Framebox-Request-Path", request.path),
+            "client": request.headers.get("X-Forwarded-For", request.remote_addr),
             "status": response.status_code,
             "seconds": round(g.times.total_seconds, 4),
             "waited_seconds": round(sum(g.times.waits.values()), 4),

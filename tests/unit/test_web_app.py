@@ -544,6 +544,20 @@ def test_each_request_has_one_line_in_the_log(client: FlaskClient, capfd):
     assert lines[0]["program"] == "web"
 
 
+def test_a_line_tells_who_asked_and_for_what_however_nginx_passed_it_on(client: FlaskClient, capfd):
+    configure_logging("web", "INFO")
+    by_nginx = {"X-Forwarded-For": "192.0.2.7", "Framebox-Request-Path": "/v1/detections"}
+    client.get("/_internal/again", headers=by_nginx)
+    (line,) = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    told = {name: line[name] for name in ("method", "route", "path", "client")}
+    assert told == {
+        "method": "POST",
+        "route": "/v1/detections",
+        "path": "/v1/detections",
+        "client": "192.0.2.7",
+    }
+
+
 def test_a_forged_request_id_is_replaced(client: FlaskClient):
     answer = client.get("/livez", headers={"X-Request-ID": "a b\tc{}"})
     assert len(answer.headers["X-Request-ID"]) == 32
