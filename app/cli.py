@@ -170,12 +170,12 @@ def detect(settings: Settings, chosen: Namespace) -> int:
 
 
 def announce(settings: Settings, _: Namespace) -> int:
-    """wait until the instance answers, and say where"""
+    """print what the start waits for, and then where the instance answers"""
     die_with_parent(SIGTERM)
     configure_logging("serve", settings.log_level)
     address = _address(settings)
     ready, answer = wait_for_instance(
-        _address(settings), DataFolder(settings.data), deadline_seconds=_READY_SECONDS
+        address, DataFolder(settings.data), deadline_seconds=_READY_SECONDS, tell=_tell_wait
     )
     if not ready:
         _log.error("not ready", seconds=_READY_SECONDS, reason=answer)
@@ -184,6 +184,11 @@ def announce(settings: Settings, _: Namespace) -> int:
     _log.info("ready", url=address.url)
     sys.stderr.write(_welcome(address.url))
     return 0
+
+
+def _tell_wait(reason: str) -> None:
+    sys.stderr.write(f"framebox: waiting: {reason}\n")
+    sys.stderr.flush()
 
 
 def _address(settings: Settings) -> Address:

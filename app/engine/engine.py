@@ -6,10 +6,12 @@ segments share the hosts. Whatever ends this process, the next one goes on from 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +93,7 @@ class Engine:
         try:
             if not self._stop.is_set():
                 self._records.begin()
+                _log.info("engine started", pid=os.getpid(), epoch=self._records.epoch)
                 with self._records.listen() as self._listener:
                     self._loop(self._listener)
                     self._park(self._listener)
@@ -112,6 +115,8 @@ class Engine:
                 loading = threading.Thread(target=self._load_models, name="load-models", daemon=True)
                 loading.start()
             if self._fault is not None:
+                with suppress(sqlite3.Error):  # on a full disk clients do not learn the reason
+                    self._report()
                 raise self._fault
             self._reap()
             try:
@@ -133,6 +138,7 @@ class Engine:
         """
         started = time.monotonic()
         default = self._limits.default_model
+        _log.info("default model is loading", model=default)
         try:
             with self._catalog.use(default, self._stop.is_set):
                 self._is_ready = True

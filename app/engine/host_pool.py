@@ -357,6 +357,7 @@ class HostPool:
 
     def _start(self, place: _Place) -> None:
         process = HostProcess(replace(self._plan, device=place.device), self._spawn, self._take_message)
+        _log.info("host is starting", device=place.device, pid=process.pid)
         with self._lock:
             place.process, place.started_at = process, time.monotonic()
             place.is_down = place.is_worn = False
@@ -516,6 +517,7 @@ class HostPool:
 
     def _welcome(self, place: _Place, ready: HostReady) -> None:
         place.device = ready.device
+        _log.info("host ready", device=ready.device, models=len(ready.model_names))
         if self._first is None:
             self._first = ready
             self._places += [_Place(device) for device in ready.devices[1:]]

@@ -588,7 +588,7 @@ class JobStore:
             if was_ready:
                 _count_deaths(connection, part_traces or {})
             connection.execute(
-                "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",
+                "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?, hosts = '[]'",
                 (pid, time.time()),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")

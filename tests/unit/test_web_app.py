@@ -575,15 +575,34 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoc
     assert ready.json["checks"]["models"] == ["hog-people", "slow"]
     assert ready.json["checks"]["hosts"] == []
     Readiness.model_validate(ready.json)
-    store.report_engine(epoch, ready=False)
-    assert client.get("/readyz").json["reasons"] == ["no host is there to run models yet"]
+    for told, reason in (
+        ({"hosts": []}, "the engine is starting or stopping"),
+        ({"hosts": [HOST.model_copy(update={"ready": False})]}, "no host yet: the process that runs"),
+        ({"hosts": [HOST]}, "the default model is loading"),
+        ({"models": [refused_model("hog-people")]}, "the default model cannot be loaded: It is broken."),
+    ):
+        store.report_engine(epoch, ready=False, **told)
+        (found,) = client.get("/readyz").json["reasons"]
+        assert found.startswith(reason)
     with store._transaction() as connection:
         connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
     app.extensions["framebox"].stopping.set()
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json["code"]) == (503, "not_ready")
-    assert len(answer.json["reasons"]) == 2
-    assert "ago" in answer.json["reasons"][0]
+    assert answer.json["reasons"] == [
+        "the engine is not running: last heard from 60 seconds ago",
+        "this HTTP worker is stopping",
+    ]
+
+
+def test_a_full_disk_and_an_engine_that_never_ran_are_told_as_such(tmp_path: Path):
+    app = create_app(Settings(data=tmp_path / "data", min_free_bytes=2**62))
+    answer = app.test_client().get("/readyz")
+    assert answer.json["reasons"] == [
+        "the engine has not started yet",
+        "the data folder's disk is full: less than FRAMEBOX_MIN_FREE_BYTES is left on it",
+    ]
+    app.extensions["framebox"].watcher.close()
 
 
 def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
