@@ -15,9 +15,10 @@ Follow a video from the socket to the answer:
 ``client/``     A client for other services and for the command line.
 
 Imports point down only, and not sideways between two names of one step:
-``errors logs metrics memory processes failpoints restarts version wakeups``
+``errors logs log_lines metrics memory processes failpoints restarts version wakeups``
 < ``storage video detection egress`` < ``pipeline`` < ``host jobs`` < ``web courier engine`` < ``settings``
-< ``factory engine_factory courier_factory nginx preflight health client`` < ``programs`` < ``cli``.
+< ``factory engine_factory courier_factory nginx preflight health client supervision``
+< ``programs`` < ``cli``.
 What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py``,
 ``engine_factory.py`` and ``courier_factory.py``.
 """

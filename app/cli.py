@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGTERM
 
+import structlog
+
 from app.client.framebox import Framebox, Refused
 from app.errors import InvalidOption, ModelFault
 from app.health import Address, ask_instance, ask_web, look_up_courier, look_up_engine, wait_for_instance
+from app.logs import configure_logging
 from app.nginx import render_nginx_conf
 from app.preflight import StartFault
 from app.processes import die_with_parent
@@ -33,17 +36,30 @@ _FAULT = 2  # exit status: the caller has to change something
 Command = Callable[[Settings, Namespace], int]
 _READY_SECONDS = 300.0  # CUDA, and a large model from a slow disk, take their time
 
+_log = structlog.get_logger(__name__)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; return its exit status."""
     chosen = _parser().parse_args(arguments)
     command: Command = chosen.command
+    is_supervised = command is host or getattr(chosen, "replace", False)
+    if is_supervised:
+        configure_logging(command.__name__, "INFO")  # until the program has read its level
     try:
         return command(load_settings(), chosen)
     except (SettingsFault, StartFault) as fault:
         for line in str(fault).splitlines():
-            sys.stderr.write(f"framebox: {line}\n")
+            if is_supervised:
+                _log.error("cannot start", detail=line)
+            else:
+                sys.stderr.write(f"framebox: {line}\n")
         return _FAULT
+    except Exception:
+        if not is_supervised:
+            raise
+        _log.critical("ended by an error", exc_info=True)
+        return 1
 
 
 def serve(settings: Settings, _: Namespace) -> int:
@@ -154,16 +170,25 @@ def detect(settings: Settings, chosen: Namespace) -> int:
 
 
 def announce(settings: Settings, _: Namespace) -> int:
-    """wait until the instance answers, and say where"""
+    """print what the start waits for, and then where the instance answers"""
     die_with_parent(SIGTERM)
+    configure_logging("serve", settings.log_level)
+    address = _address(settings)
     ready, answer = wait_for_instance(
-        _address(settings), DataFolder(settings.data), deadline_seconds=_READY_SECONDS
+        address, DataFolder(settings.data), deadline_seconds=_READY_SECONDS, tell=_tell_wait
     )
     if not ready:
+        _log.error("not ready", seconds=_READY_SECONDS, reason=answer)
         sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
         return 1
-    sys.stdout.write(_welcome(_address(settings).url))
+    _log.info("ready", url=address.url)
+    sys.stderr.write(_welcome(address.url))
     return 0
+
+
+def _tell_wait(reason: str) -> None:
+    sys.stderr.write(f"framebox: waiting: {reason}\n")
+    sys.stderr.flush()
 
 
 def _address(settings: Settings) -> Address:

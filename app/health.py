@@ -7,16 +7,17 @@ import socket
 import sqlite3
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.jobs.engine_status import why_not_ready
 from app.jobs.store import JobStore
 from app.storage.data_folder import DataFolder
 
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
 _ASK_EVERY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
-_SILENT_ENGINE_SECONDS = 10.0
 _SILENT_COURIER_SECONDS = 10.0
 
 
@@ -77,16 +78,15 @@ def ask_web(web_socket: Path) -> tuple[bool, str]:
 
 
 def look_up_engine(data: DataFolder) -> tuple[bool, str]:
-    """Look up what the engine last wrote of itself: whether it is ready and has shown life lately."""
+    """Return whether the engine is ready, by what it last wrote of itself, and why it is not."""
     if not data.database.exists():
-        return False, "no engine has started on this data folder yet"
+        return False, "the engine has not started yet"
     try:
         status = JobStore(data.database).engine_status()
     except sqlite3.OperationalError as error:  # it is being made, or locked for longer than usual
         return False, f"the database cannot be read: {error}"
-    silent_seconds = time.time() - status.heartbeat_at
-    ready = status.ready and silent_seconds < _SILENT_ENGINE_SECONDS
-    return ready, f"ready: {status.ready}, last heard of {silent_seconds:.0f} s ago"
+    reason = why_not_ready(status, now=time.time())
+    return reason is None, reason or "the engine is ready"
 
 
 def look_up_courier(data: DataFolder) -> tuple[bool, str]:
@@ -100,16 +100,22 @@ def look_up_courier(data: DataFolder) -> tuple[bool, str]:
     return silent_seconds < _SILENT_COURIER_SECONDS, f"last heard of {silent_seconds:.0f} s ago"
 
 
-def wait_for_instance(address: Address, data: DataFolder, *, deadline_seconds: float) -> tuple[bool, str]:
+def wait_for_instance(
+    address: Address, data: DataFolder, *, deadline_seconds: float, tell: Callable[[str], None]
+) -> tuple[bool, str]:
     """Wait until it is ready, or for `deadline_seconds`. Returns the last answer.
 
-    ``/readyz`` is asked only once there is somebody to answer: nginx would log that it cannot reach anybody.
+    `tell` is called with what is waited for, whenever that is something else. ``/readyz`` is asked only
+    once there is somebody to answer: nginx would log that it cannot reach anybody.
     """
-    deadline = time.monotonic() + deadline_seconds
+    deadline, last = time.monotonic() + deadline_seconds, ""
     while True:
         ready, answer = look_up_engine(data)
-        if ready and data.web_socket.exists():
-            ready, answer = ask_instance(address)
+        if not ready and (stage := answer.partition(":")[0]) != last:
+            tell(stage)
+            last = stage
+        if ready:
+            ready, answer = ask_instance(address) if data.web_socket.exists() else (False, "no HTTP worker")
         if ready or time.monotonic() >= deadline:
             return ready, answer
         time.sleep(_ASK_EVERY_SECONDS)

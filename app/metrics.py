@@ -20,7 +20,9 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _FILE_KINDS = ("counter", "histogram")  # each process has one file of each
 _FILE_BYTES = 1024 * 1024  # many times what ours come to
-_REQUEST_SECONDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600, 36_000)
+# Most answers take milliseconds; a join of large uploads or another form of a long document takes minutes.
+_SERVING_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
+_WAITING_SECONDS = (0.1, 1, 10, 60, 600, 3600, 36_000)  # for a body or a job: as long as those take
 
 
 class Metrics:
@@ -29,16 +31,28 @@ class Metrics:
     def __init__(self) -> None:
         _take_room()
         self.registry = CollectorRegistry()
-        self.http_requests = self._counter("http_requests", "Requests answered.", "method", "route", "status")
-        self.http_request_seconds = Histogram(
-            "framebox_http_request_seconds",
-            "From a request's arrival to its answer's headers; uploads and waiting included.",
-            ["method", "route"],
-            buckets=_REQUEST_SECONDS,
-            registry=self.registry,
+        self.http_requests = self._counter(
+            "http_requests", "Requests answered, by method, route and status.", "method", "route", "status"
+        )
+        self.http_request_seconds = self._histogram(
+            "http_request_seconds",
+            "Time that the service took to answer, by method and route: from a request's arrival to its "
+            "answer's headers, without the waits of framebox_http_wait_seconds.",
+            _SERVING_SECONDS,
+            "method",
+            "route",
+        )
+        self.http_wait_seconds = self._histogram(
+            "http_wait_seconds",
+            "Time that requests waited, by reason: body, for the client to send it (nginx receives raw "
+            "videos of known length before the request arrives here); job, for the job's end.",
+            _WAITING_SECONDS,
+            "reason",
         )
         self.uploads = self._counter(
-            "uploads", "Uploads by outcome: accepted, or an error's code.", "outcome"
+            "uploads",
+            "Uploads by outcome: accepted, attached (an earlier job answers), or an error's code.",
+            "outcome",
         )
         self.upload_bytes = self._counter("upload_bytes", "Bytes of video written to the spool.")
         self.fetches = self._counter(
@@ -50,20 +64,30 @@ class Metrics:
         self.deliveries = self._counter(
             "deliveries", "Attempts to deliver callbacks, by outcome: delivered, failed, given_up.", "outcome"
         )
-        self.jobs_ended = self._counter("jobs_ended", "Jobs that ended, by their final state.", "state")
+        self.jobs_ended = self._counter(
+            "jobs_ended",
+            "Runs of jobs that ended, by the job's state then: succeeded, failed, cancelled, or queued if "
+            "another run resumes it.",
+            "state",
+        )
         self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
         self.stage_seconds = self._counter(
             "stage_seconds",
-            "Time that segments spent in each stage: wait_for_frames, wait_for_device, encode.",
+            "Time that segments spent, by stage: wait_for_frames, wait_for_device, encode.",
             "stage",
         )
         self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
         self.segments_retried = self._counter(
-            "segments_retried", "Segments that were begun again because their host ended.", "reason"
+            "segments_retried",
+            "Segments that were run again because their host ended, by the reason of its end.",
+            "reason",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"framebox_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"framebox_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def expose(self, collectors: Sequence[Collector] = ()) -> bytes:
         """Return all processes' metrics in Prometheus' text format 0.0.4, and those of `collectors`."""

@@ -32,6 +32,7 @@ _FORWARDED = {
     "X-Forwarded-For": "$remote_addr",
     "X-Forwarded-Proto": "$client_scheme",
     "Framebox-Accel": "1",
+    "Framebox-Request-Path": "$request_path",
     "Framebox-Upload-Method": '""',
     "Framebox-Upload-Uri": '""',
     "Framebox-Upload-Length": '""',

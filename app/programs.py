@@ -3,8 +3,8 @@
     serve ─▶ supervisord ─┬─▶ engine     python -m app engine ─▶ hosts, one a device ─▶ decoders
                           ├─▶ courier    python -m app courier
                           ├─▶ web        python -m app web    ─▶ gunicorn
-                          ├─▶ nginx      python -m app nginx  ─▶ nginx
-                          └─▶ announce   says once that the service answers, and ends
+                          ├─▶ nginx      python -m app nginx  ─▶ nginx, whose errors log_lines makes JSON of
+                          └─▶ announce   tells people what the start waits for, and where the service answers
 
 In containers the same four commands run as four services, without `serve`.
 A data folder has one of each: a program holds its lock there for as long as it, or a process that it left
@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from app.health import Address
 from app.memory import keep_freed_memory, use_one_arena
 from app.nginx import render_nginx_conf
 from app.preflight import (
@@ -84,10 +85,11 @@ def become_supervisor(settings: Settings) -> NoReturn:
     data.create()
     configuration = CHECKOUT / "deploy" / "supervisord.conf"
     arguments = ["-c", str(configuration), "-j", str(data.run / "supervisord.pid"), "-u", str(os.getuid())]
-    _make_stdout_reopenable()
-    _execute(
-        sys.executable, "-m", "supervisor.supervisord", *arguments, environment=_for_supervisor(settings)
-    )
+    url = Address(settings.host, settings.port, settings.tls_certificate).url
+    sys.stderr.write(f"framebox: starting at {url}, with the data in {data.root}\n")
+    for descriptor in (1, 2):
+        _make_reopenable(descriptor)
+    _execute(sys.executable, "-m", "app.supervision", *arguments, environment=_for_supervisor(settings))
 
 
 def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
@@ -98,7 +100,9 @@ def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
     data.nginx_socket.unlink(missing_ok=True)  # a killed one has left it, and none could listen there
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
-    _execute(find_nginx(), "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
+    program = find_nginx()
+    _write_stderr_as_json()
+    _execute(program, "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
 
 
 def become_web(settings: Settings, *, replace: bool) -> NoReturn:
@@ -189,17 +193,31 @@ def _for_supervisor(settings: Settings) -> dict[str, str]:
     }
 
 
-def _make_stdout_reopenable() -> None:
-    """Put a pipe before standard output where that is a socket, as under systemd.
+def _make_reopenable(descriptor: int) -> None:
+    """Put a pipe before standard output or error where that is a socket, as under systemd.
 
     supervisord opens /dev/fd/1 for each program, and a socket cannot be opened. The pipe's other end outlives
     a SIGTERM to the whole group, and ends when the last writer does.
     """
-    if not stat.S_ISSOCK(os.fstat(1).st_mode):
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return
-    copier = subprocess.Popen(["sh", "-c", "trap '' TERM INT; exec cat"], stdin=subprocess.PIPE)
+    command = ["sh", "-c", "trap '' TERM INT; exec cat"]
+    copier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=descriptor)
     if copier.stdin is not None:
-        os.dup2(copier.stdin.fileno(), 1)
+        os.dup2(copier.stdin.fileno(), descriptor)
+
+
+def _write_stderr_as_json() -> None:
+    """Put a pipe before standard error whose reader makes JSON lines of nginx' plain ones.
+
+    Writing never blocks nginx: if the reader is stopped or dead, lines are lost.
+    """
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    subprocess.Popen([sys.executable, "-m", "app.log_lines"], stdin=source, cwd=CHECKOUT)
+    os.close(source)
+    os.dup2(sink, 2)
+    os.close(sink)
 
 
 def _execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:

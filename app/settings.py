@@ -268,7 +268,12 @@ class Settings(BaseSettings):
     cpu_threads: int | None = Field(
         None, ge=1, le=256, description="torch threads for a detector on the CPU; if empty, one for each core"
     )
-    stop_seconds: float = Field(20.0, ge=0, description="time for running segments to finish after SIGTERM")
+    stop_seconds: float = Field(
+        20.0,
+        ge=0,
+        description="time for running segments to finish after Ctrl-C or SIGTERM; unfinished ones run again "
+        "after the next start",
+    )
     model_call_seconds: float = Field(
         300.0, gt=0, description="longest time for one batch of a model; after it the host is replaced"
     )

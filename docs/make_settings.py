@@ -34,8 +34,8 @@ An instance has a data folder of its own: two with different `FRAMEBOX_PORT` and
 side. The path of the data folder may be 94 bytes long at most, because a unix socket lies in it.
 
 The memory budgets are what nginx, the HTTP workers, the engine, its decoders and their rings may take at
-most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts. [Operations](operations.md) says how to plan
-memory, disk and retention.
+most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts. [Operations](operations.md) says
+how to plan memory, disk and retention.
 
 Whoever starts gunicorn without `python -m app web` sets `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`
 and `PROMETHEUS_MULTIPROC_DIR` as `gunicorn.conf.py` tells. Tests read `FRAMEBOX_TEST_DATA`, the folder of
@@ -52,35 +52,51 @@ def render() -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    cells = [f"`FRAMEBOX_{name.upper()}`", _default(field.default), _allowed(field), field.description or ""]
+    is_bytes = name.endswith("_bytes")
+    cells = [
+        f"`FRAMEBOX_{name.upper()}`",
+        _default(field.default, is_bytes=is_bytes),
+        _allowed(field, is_bytes=is_bytes),
+        field.description or "",
+    ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _default(value: object) -> str:
+def _default(value: object, *, is_bytes: bool) -> str:
     match value:
         case None | () | "":
             return "empty"
         case Path():
             return f"`{value.relative_to(CHECKOUT)}/` in the checkout"
-        case int() if value >= MIB and value % MIB == 0:
-            unit, name = (GIB, "GiB") if value % GIB == 0 else (MIB, "MiB")
-            return f"`{value}` ({value // unit} {name})"
         case bool():
             return f"`{str(value).lower()}`"
+        case int():
+            return f"`{value}`{_in_words(value, is_bytes=is_bytes)}"
         case _:
             return f"`{value}`"
 
 
-def _allowed(field: FieldInfo) -> str:
+def _in_words(value: float, *, is_bytes: bool) -> str:
+    """A number of many digits once more, as people read it: in units only where it is a size in bytes."""
+    if is_bytes and value >= MIB:
+        for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (10**9, "GB"), (10**6, "MB")):
+            if value % unit == 0:
+                return f" ({value // unit:.0f} {name})"
+    if value >= 10**12:
+        return f" ({value:.2g})".replace("e+", "e")
+    return f" ({value:,})" if value >= 10**6 else ""
+
+
+def _allowed(field: FieldInfo, *, is_bytes: bool) -> str:
     limits = []
     for rule in field.metadata:
         match rule:
             case Ge(ge=limit):
-                limits.append(f"from {limit}")
+                limits.append(f"from {limit}{_in_words(limit, is_bytes=is_bytes)}")
             case Gt(gt=limit):
                 limits.append(f"more than {limit}")
             case Le(le=limit):
-                limits.append(f"to {limit}")
+                limits.append(f"to {limit}{_in_words(limit, is_bytes=is_bytes)}")
             case Lt(lt=limit):
                 limits.append(f"less than {limit}")
             case _ if getattr(rule, "pattern", None):

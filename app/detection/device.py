@@ -51,7 +51,6 @@ class DeviceStats:
     """What a device has done since its thread started."""
 
     frame_count: int = 0
-    batch_count: int = 0
     busy_seconds: float = 0.0  # inside the model
     out_of_memory_count: int = 0  # calls that did not fit and were halved
     dropped_box_count: int = 0  # boxes without area inside their frame
@@ -163,11 +162,6 @@ class DeviceThread:
     @property
     def stats(self) -> DeviceStats:
         return self._stats
-
-    @property
-    def queued_count(self) -> int:
-        """How many batches wait for the device."""
-        return len(self._queue)
 
     @property
     def lost(self) -> DeviceLost | None:
@@ -323,7 +317,7 @@ class DeviceThread:
             self._fitting.fitted()
             self._count(dropped_box_count=checked.dropped_box_count)
             detections += checked.detections
-        self._count(batch_count=1, frame_count=len(frames))
+        self._count(frame_count=len(frames))
         return detections
 
     def _run_model(self, frames: Tensor, owner: str | None) -> Checked | None:

@@ -6,10 +6,12 @@ segments share the hosts. Whatever ends this process, the next one goes on from 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,8 @@ from app.wakeups import Listener
 TICK_SECONDS = 0.1  # how often the loop looks after its hosts while they work; for news it is woken
 IDLE_SECONDS = 1.0  # … while there is no job
 HEARTBEAT_SECONDS = 1.0
-CANCEL_SECONDS = 10.0  # a job's thread ends within this once it is cancelled
+HOST_STOP_SECONDS = 5.0  # hosts that have nothing to do and are told to stop get so long
+PUT_BACK_SECONDS = 5.0  # a job's thread puts its job back within this, once no host works for it any more
 RETENTION_SECONDS = 10.0  # between two looks for jobs that need no longer be kept
 
 _log = structlog.get_logger(__name__)
@@ -90,6 +93,7 @@ class Engine:
         try:
             if not self._stop.is_set():
                 self._records.begin()
+                _log.info("engine started", pid=os.getpid(), epoch=self._records.epoch)
                 with self._records.listen() as self._listener:
                     self._loop(self._listener)
                     self._park(self._listener)
@@ -98,7 +102,7 @@ class Engine:
         finally:
             for run in self._running.values():
                 run.cancel()  # else their threads would keep this process
-            self._hosts.close()
+            self._hosts.close(patience_seconds=HOST_STOP_SECONDS)
             self._records.store.close()
 
     def _loop(self, listener: Listener) -> None:
@@ -111,6 +115,8 @@ class Engine:
                 loading = threading.Thread(target=self._load_models, name="load-models", daemon=True)
                 loading.start()
             if self._fault is not None:
+                with suppress(sqlite3.Error):  # on a full disk clients do not learn the reason
+                    self._report()
                 raise self._fault
             self._reap()
             try:
@@ -132,6 +138,7 @@ class Engine:
         """
         started = time.monotonic()
         default = self._limits.default_model
+        _log.info("default model is loading", model=default)
         try:
             with self._catalog.use(default, self._stop.is_set):
                 self._is_ready = True
@@ -154,14 +161,14 @@ class Engine:
         models, is_ready = self._catalog.statuses(), self._is_ready and self._hosts.is_serving()
         news = models != self._announced
         now = time.monotonic()
-        left = {job_id: run.seconds_left(now) for job_id, run in self._running.items()}
+        advances = {job_id: run.advance(now) for job_id, run in self._running.items()}
         self._records.store.report_engine(
             self._records.epoch,
             ready=is_ready,
             models=models if news else None,
             hosts=self._hosts.statuses(),
             sandbox=self._hosts.machine.sandbox if news and self._hosts.has_begun else None,
-            seconds_left={job_id: seconds for job_id, seconds in left.items() if seconds is not None},
+            advances={job_id: advance for job_id, advance in advances.items() if advance is not None},
         )
         self._announced = models
 
@@ -238,17 +245,37 @@ class Engine:
     # ---- the end
 
     def _park(self, listener: Listener) -> None:
-        """Let running segments finish within their time; the jobs' threads put their jobs back."""
+        """Let running segments finish within their time; the jobs' threads put their jobs back.
+
+        What is unfinished then is lost with the hosts, which are killed: it is run again by the next engine.
+        """
+        started, deadline = time.monotonic(), time.monotonic() + self._limits.stop_seconds
         self._records.say_stopping()
         self._hosts.park()
-        self._join_runs(listener, self._limits.stop_seconds)
-        for run in self._running.values():
-            run.cancel()
-        self._join_runs(listener, CANCEL_SECONDS)
-        self._records.say_stopping()
-
-    def _join_runs(self, listener: Listener, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while any(not run.is_over for run in self._running.values()) and time.monotonic() < deadline:
+        if self._running:
+            _log.info(
+                "stopping: waiting for running segments",
+                at_most_seconds=self._limits.stop_seconds,
+                segments=self._hosts.segments_running(),
+                jobs=len(self._running),
+            )
+        while self._has_runs() and time.monotonic() < deadline:
             self._hosts.tend()
             listener.wait(TICK_SECONDS)
+        if self._has_runs():
+            _log.warning(
+                "stopping: segments are given up, and will be run again",
+                segments=self._hosts.segments_running(),
+                jobs=sum(not run.is_over for run in self._running.values()),
+            )
+        for run in self._running.values():
+            run.cancel()
+        self._hosts.close(patience_seconds=0.0 if self._has_runs() else HOST_STOP_SECONDS)
+        deadline = time.monotonic() + PUT_BACK_SECONDS
+        while self._has_runs() and time.monotonic() < deadline:
+            listener.wait(TICK_SECONDS)
+        self._records.say_stopping()
+        _log.info("engine stopped", seconds=round(time.monotonic() - started, 2))
+
+    def _has_runs(self) -> bool:
+        return any(not run.is_over for run in self._running.values())

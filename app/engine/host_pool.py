@@ -47,7 +47,6 @@ from app.video.index_summary import IndexSummary
 
 REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or there is none to be had
 MOST_RENEWALS = 2  # of hosts, for one model: beyond it other models are always there first
-STOP_SECONDS = 5.0  # a host that was told to stop gets so long
 STEADY_SECONDS = 20.0  # one that lived for so long did not die at its start
 POLL_SECONDS = 0.1  # who waits for a model looks so often whether he still wants it
 
@@ -135,6 +134,10 @@ class _Place:
         return (
             self.process is not None and self.process.ready is not None and not (self.is_down or self.is_worn)
         )
+
+    @property
+    def segments_running(self) -> int:
+        return sum(isinstance(work, _SegmentWork) for work in self.work.values())
 
     def holds(self, task: SegmentTask) -> bool:
         """Whether the model of `task` is there, and is what it was when the job began."""
@@ -285,6 +288,11 @@ class HostPool:
         with self._lock:
             return tuple(_status(place) for place in self._places)
 
+    def segments_running(self) -> int:
+        """How many segments hosts are at."""
+        with self._lock:
+            return sum(place.segments_running for place in self._places)
+
     # ---- watching
 
     def tend(self, *, alone: str | None = None) -> list[HostDeath]:
@@ -306,15 +314,18 @@ class HostPool:
                 self._served_at = time.monotonic()
         return deaths
 
-    def close(self) -> None:
-        """End all hosts, in good order if they can; what is under way then ends with WorkCancelled."""
+    def close(self, *, patience_seconds: float) -> None:
+        """End all hosts, in good order if that takes no longer; what is under way ends with WorkCancelled.
+
+        Twice is fine.
+        """
         self.park()
         with self._lock:
             self._is_closed = True
             processes = [place.process for place in self._places if place.process is not None]
         for process in processes:
             process.stop()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + patience_seconds
         for process in processes:
             process.wait_for_end(max(0.0, deadline - time.monotonic()))
             process.close()
@@ -346,6 +357,7 @@ class HostPool:
 
     def _start(self, place: _Place) -> None:
         process = HostProcess(replace(self._plan, device=place.device), self._spawn, self._take_message)
+        _log.info("host is starting", device=place.device, pid=process.pid)
         with self._lock:
             place.process, place.started_at = process, time.monotonic()
             place.is_down = place.is_worn = False
@@ -366,7 +378,7 @@ class HostPool:
             job_id=None if beat is None else beat.call_job_id,
         )
         with self._lock:
-            segments = sum(isinstance(work, _SegmentWork) for work in place.work.values())
+            segments = place.segments_running
             is_excused = why in ("host renewed", "model hangs while it loads")
             death = HostDeath(
                 why,
@@ -505,6 +517,7 @@ class HostPool:
 
     def _welcome(self, place: _Place, ready: HostReady) -> None:
         place.device = ready.device
+        _log.info("host ready", device=ready.device, models=len(ready.model_names))
         if self._first is None:
             self._first = ready
             self._places += [_Place(device) for device in ready.devices[1:]]
@@ -616,8 +629,11 @@ def _status(place: _Place) -> HostStatus:
         pid=0 if process is None else process.pid,
         ready=place.takes_work,
         memory_bytes=0 if process is None else process.own_bytes(),
-        segments=sum(isinstance(work, _SegmentWork) for work in place.work.values()),
+        segments=place.segments_running,
         frames=0 if beat is None else beat.frames,
         busy_seconds=0.0 if beat is None else round(beat.busy_seconds, 3),
+        out_of_memory_count=0 if beat is None else beat.out_of_memory_count,
+        model_fault_count=0 if beat is None else beat.model_fault_count,
+        dropped_box_count=0 if beat is None else beat.dropped_box_count,
         restarts=place.restarts,
     )

@@ -16,7 +16,7 @@ from app.engine.records import Records
 from app.engine.turns import why_failed
 from app.errors import FrameboxError, InternalError
 from app.failpoints import fail_point
-from app.jobs.job import Job, JobState, Priority, Progress, Waiting
+from app.jobs.job import Advance, Job, JobState, Priority, Progress, Waiting
 from app.jobs.source import OpenVideo, open_video
 from app.jobs.store import LeaseLost
 from app.pipeline.detect_video import (
@@ -84,22 +84,19 @@ class JobRun:
         """Ask for its end: as cancelled, if that was asked for, else back to the queue."""
         self._cancel.set()
 
-    def join(self, timeout_seconds: float) -> None:
-        if self._thread is not None:
-            self._thread.join(timeout_seconds)
-
     @property
     def is_over(self) -> bool:
         return self._thread is not None and not self._thread.is_alive()
 
-    def seconds_left(self, now: float) -> float | None:
-        """How long it will take at its pace; None if that cannot be told. `now`: monotonic seconds."""
+    def advance(self, now: float) -> Advance | None:
+        """Return how far it is, unfinished segments included; None before it begins. `now`: monotonic."""
         frames, found = self._meter.of(self.job.id), self._found
         self._pace.note(frames, now)
-        if found is None or found.frames_total is None:
+        if found is None:
             return None
-        seconds = self._pace.seconds_for(found.frames_total - found.frames_resumed - frames)
-        return None if seconds is None else max(0.0, seconds)
+        reached, total = found.frames_resumed + frames, found.frames_total
+        seconds = None if total is None else self._pace.seconds_for(max(0, total - reached))
+        return Advance(reached, total, found.segments_total, seconds)
 
     # ---- in its thread
 

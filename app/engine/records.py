@@ -80,7 +80,7 @@ class Records:
     def say_stopping(self) -> None:
         """Say that this engine's end is no death; its silence tells soon enough, if the disk is full."""
         try:
-            self.store.report_engine(self.epoch, ready=False)
+            self.store.report_engine(self.epoch, ready=False, hosts=())
         except sqlite3.Error as error:
             if not is_disk_full(error):
                 raise

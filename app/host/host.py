@@ -161,6 +161,9 @@ class Host:
             frames=totals.frame_count,
             busy_seconds=totals.busy_seconds,
             device_fault=str(faults[0]) if faults else None,
+            out_of_memory_count=totals.out_of_memory_count,
+            model_fault_count=totals.model_fault_count,
+            dropped_box_count=totals.dropped_box_count,
         )
 
     def _send(self, message: Any) -> None:

@@ -147,6 +147,10 @@ class Heartbeat:
     frames: int  # analysed since the host's start
     busy_seconds: float  # inside the models since the host's start
     device_fault: str | None  # why the device is of no use any more
+    # since the host's start, too
+    out_of_memory_count: int = 0  # calls that were halved, because the device had too little memory
+    model_fault_count: int = 0  # batches that a model failed at
+    dropped_box_count: int = 0  # boxes without area inside their frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class JobState(StrEnum):
 
 
 class Priority(StrEnum):
-    """Who is served first. No class starves: see `JobStore.claim` and `LocalRunner`."""
+    """Who is served first. No class starves: see `app/engine/turns.py`."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
@@ -107,18 +107,26 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of the segments whose parts are on disk."""
+    """Of the segments whose parts are on disk; `frames_reached` counts the others too."""
 
     frames_done: int = 0  # analysed
     frames_total: int | None = None  # frames to analyse; None until the index is whole
     segments_done: int = 0
     segments_total: int | None = None
     frames_missing: int = 0  # that could not be analysed; frames_total counts them too
+    frames_reached: int = 0  # settled, or analysed in unfinished segments; written once a second by itself
 
     @property
     def frames_settled(self) -> int:
         """Frames with which nothing is left to do."""
         return self.frames_done + self.frames_missing
+
+    @property
+    def frames_in_progress(self) -> int:
+        """Frames that are analysed in unfinished segments: never more than are left of the total."""
+        in_progress = self.frames_reached - self.frames_settled  # less than 0: a segment has ended since
+        left = in_progress if self.frames_total is None else self.frames_total - self.frames_settled
+        return max(0, min(in_progress, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,16 @@ class Estimate:
 
     seconds_left: float
     made_at: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a running job is between two segments, as the engine writes once a second."""
+
+    frames_reached: int  # settled, or analysed in unfinished segments
+    frames_total: int | None  # None: not known yet
+    segments_total: int | None
+    seconds_left: float | None  # None: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,18 @@ class ProgressReport(_Report):
 
     frames_done: int = Field(description="frames that are analysed: they are in the answer")
     frames_missing: int = Field(description="frames found to be missing so far: see completeness")
+    frames_in_progress: int = Field(
+        description="frames of a running job that are analysed in unfinished segments: they are done once "
+        "their segment is finished, and analysed again if it is interrupted"
+    )
     frames_total: int | None = Field(
         description="frames to be analysed, missing ones too; null until the whole index is known"
     )
     segments_done: int = Field(description="runs of frames that are finished and durable")
     segments_total: int | None = Field(description="null until the whole index is known")
-    fraction: float | None = Field(ge=0, le=1, description="of the work, so done and missing of total")
+    fraction: float | None = Field(
+        ge=0, le=1, description="of the work: done, missing and in progress, of the total"
+    )
     seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
 
 
@@ -199,6 +205,8 @@ def event_id(job: Job) -> str:
     state = f"{job.state}{cancelling}{waiting}"
     received = "" if job.source.received_bytes is None else f"-{job.source.received_bytes}"
     frames = f"{progress.frames_done}-{progress.frames_missing}-{progress.frames_total}"
+    if in_progress := _frames_in_progress(job):
+        frames += f"-{in_progress}"
     return f"{state}{received}-{progress.segments_done}-{frames}"
 
 
@@ -220,6 +228,7 @@ def _progress(job: Job, now: float) -> ProgressReport:
     return ProgressReport(
         frames_done=progress.frames_done,
         frames_missing=progress.frames_missing,
+        frames_in_progress=_frames_in_progress(job),
         frames_total=progress.frames_total,
         segments_done=progress.segments_done,
         segments_total=progress.segments_total,
@@ -232,7 +241,13 @@ def _fraction(job: Job) -> float | None:
     if job.state is JobState.SUCCEEDED:
         return 1.0
     total = job.progress.frames_total
-    return round(min(1.0, job.progress.frames_settled / total), 4) if total else None
+    reached = job.progress.frames_settled + _frames_in_progress(job)
+    return round(min(1.0, reached / total), 4) if total else None
+
+
+def _frames_in_progress(job: Job) -> int:
+    """Return 0 for a job that does not run: its next run begins unfinished segments anew."""
+    return job.progress.frames_in_progress if job.state is JobState.RUNNING else 0
 
 
 def _seconds_left(job: Job, now: float) -> float | None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from app.failpoints import fail_point
 from app.jobs.attach import answers_key, check_same_request, is_equal
 from app.jobs.engine_status import EngineStatus, HostStatus
 from app.jobs.job import (
+    Advance,
     Delivery,
     DeliveryState,
     Estimate,
@@ -43,7 +45,7 @@ from app.storage.ingest import FileIdentity
 from app.video.sandbox_status import SandboxStatus
 from app.wakeups import Program, Wakeups
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
     sequence              INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of acceptance
@@ -71,6 +73,7 @@ CREATE TABLE jobs (
     used_at               REAL,                               -- when a later request was last given this job
     frames_done           INTEGER NOT NULL DEFAULT 0,
     frames_missing        INTEGER NOT NULL DEFAULT 0,
+    frames_reached        INTEGER NOT NULL DEFAULT 0,         -- those of unfinished segments too
     frames_total          INTEGER,
     segments_done         INTEGER NOT NULL DEFAULT 0,
     segments_total        INTEGER,
@@ -195,6 +198,7 @@ def _job(row: sqlite3.Row) -> Job:
             row["segments_done"],
             row["segments_total"],
             row["frames_missing"],
+            row["frames_reached"],
         ),
         cancel_requested=bool(row["cancel_requested"]),
         problem=orjson.loads(row["problem"]) if row["problem"] else None,
@@ -584,7 +588,7 @@ class JobStore:
             if was_ready:
                 _count_deaths(connection, part_traces or {})
             connection.execute(
-                "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?",
+                "UPDATE engine SET epoch = epoch + 1, pid = ?, ready = 0, heartbeat_at = ?, hosts = '[]'",
                 (pid, time.time()),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
@@ -615,9 +619,9 @@ class JobStore:
         models: Sequence[ModelStatus] | None = None,
         hosts: Sequence[HostStatus] | None = None,
         sandbox: SandboxStatus | None = None,
-        seconds_left: Mapping[str, float] | None = None,
+        advances: Mapping[str, Advance] | None = None,
     ) -> None:
-        """Say that the engine of `epoch` lives, and how long its jobs will take, by their ids.
+        """Say that the engine of `epoch` lives, and how far its running jobs are, by their ids.
 
         What is None stays as it was.
         """
@@ -637,9 +641,10 @@ class JobStore:
                 ),
             )
             connection.executemany(
-                "UPDATE jobs SET seconds_left = ?, estimated_at = ? "
+                "UPDATE jobs SET frames_reached = ?, frames_total = coalesce(?, frames_total), "
+                "segments_total = coalesce(?, segments_total), seconds_left = ?, estimated_at = ? "
                 "WHERE id = ? AND epoch = ? AND state = 'running'",
-                [(seconds, now, job_id, epoch) for job_id, seconds in (seconds_left or {}).items()],
+                [(*astuple(advance), now, job_id, epoch) for job_id, advance in (advances or {}).items()],
             )
 
     def claim(
@@ -665,7 +670,7 @@ class JobStore:
                 row = connection.execute(
                     """
                     UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL, seconds_left = NULL,
-                                    started_at = coalesce(started_at, ?)
+                                    frames_reached = 0, started_at = coalesce(started_at, ?)
                     WHERE sequence = (
                         SELECT min(sequence) FROM jobs
                         WHERE state = 'queued' AND source_ready = 1 AND priority = ?

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from app.web.jobs import JobViews
 from app.web.pages import PageViews
 from app.web.probes import ProbeViews
 from app.web.problems import register_error_handlers
+from app.web.request_times import RequestTimes, TimedBody
 from app.web.routes import ROUTES
 from app.web.service import Service
 from app.web.uploads import UploadViews
@@ -34,6 +34,7 @@ _QUIET = (
     "admit_upload",
     "admit_upload_body",
 )  # asked every few seconds, or twice
+_FOR_DETECTIONS = ("create_from_body", "answer_again", "tell_unspooled")  # how nginx passes that request on
 
 
 def create_web_app(service: Service) -> Flask:
@@ -93,7 +94,8 @@ def _views(service: Service) -> dict[str, Callable[..., Response]]:
 
 def _begin() -> None:
     """Name the request: by nginx's id, which it sets itself, or by our own."""
-    g.began = time.perf_counter()
+    g.times = RequestTimes()
+    request.environ["wsgi.input"] = TimedBody(request.environ["wsgi.input"], g.times)
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     clear_contextvars()
@@ -107,16 +109,17 @@ class _Finish:
         self._metrics = metrics
 
     def __call__(self, response: Response) -> Response:
-        seconds = time.perf_counter() - g.began
-        route = request.url_rule.rule if request.url_rule else "none"
+        method, route = _asked_for()
         response.headers["X-Request-ID"] = g.request_id
-        self._metrics.http_requests.labels(request.method, route, str(response.status_code)).inc()
-        self._metrics.http_request_seconds.labels(request.method, route).observe(seconds)
+        self._count(method, route, response.status_code)
         fields = {
-            "method": request.method,
+            "method": method,
             "route": route,
+            "path": request.headers.get("Framebox-Request-Path", request.path),
+            "client": request.headers.get("X-Forwarded-For", request.remote_addr),
             "status": response.status_code,
-            "seconds": round(seconds, 4),
+            "seconds": round(g.times.total_seconds, 4),
+            "waited_seconds": round(sum(g.times.waits.values()), 4),
             "received_bytes": request.content_length,
         }
         if "problem_code" in g:
@@ -125,3 +128,17 @@ class _Finish:
         quiet = request.endpoint in _QUIET and is_usual
         (_log.debug if quiet else _log.info)("request", **fields)
         return response
+
+    def _count(self, method: str, route: str, status: int) -> None:
+        times: RequestTimes = g.times
+        self._metrics.http_requests.labels(method, route, str(status)).inc()
+        self._metrics.http_request_seconds.labels(method, route).observe(times.serving_seconds)
+        for wait, seconds in times.waits.items():
+            self._metrics.http_wait_seconds.labels(wait).observe(seconds)
+
+
+def _asked_for() -> tuple[str, str]:
+    """The method and the route that the client asked for; nginx may have passed the request on otherwise."""
+    if request.endpoint in _FOR_DETECTIONS:
+        return "POST", "/v1/detections"
+    return request.method, request.url_rule.rule if request.url_rule else "none"

@@ -28,6 +28,7 @@ from app.web.admission import (
 from app.web.body import READ_BYTES, body_pieces, discard_rest, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.preferences import Preference, parse_prefer
+from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES, NamedVideos, parse_source
@@ -156,7 +157,7 @@ class DetectionViews:
         self._service.metrics.uploads.labels(outcome="accepted" if is_own else "attached").inc()
         bind_contextvars(job_id=job.id)
         connection = request.environ.get("gunicorn.socket")
-        with self._service.places.take() as may_wait:
+        with self._service.places.take() as may_wait, g.times.waiting(Wait.JOB):
             job = wait_for_end(
                 self._service.watcher,
                 job,

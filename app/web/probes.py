@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus
 from app.errors import NotReady
-from app.jobs.engine_status import EngineStatus, HostStatus
+from app.jobs.engine_status import SILENT_SECONDS, EngineStatus, HostStatus, why_not_ready
 from app.web.options import usable_models
 from app.web.results import json_response
 from app.web.schemas import (
@@ -29,8 +29,6 @@ from app.web.schemas import (
 )
 from app.web.service import Service
 
-HEARTBEAT_LIMIT_SECONDS = 10.0
-
 
 class ProbeViews:
     def __init__(self, service: Service) -> None:
@@ -42,13 +40,12 @@ class ProbeViews:
     def ready(self) -> Response:
         """200 if a job posted now would be run; else a problem document that tells why not."""
         engine, available = self._service.store.engine_status(), self._service.space.available_bytes()
-        age = _heartbeat_age(engine.heartbeat_at)
         courier_age = _heartbeat_age(self._service.store.courier_heartbeat_at())
         checks = ReadinessChecks(
-            engine=EngineCheck(ready=engine.ready, heartbeat_age_seconds=age),
+            engine=EngineCheck(ready=engine.ready, heartbeat_age_seconds=_heartbeat_age(engine.heartbeat_at)),
             # It is no reason to turn uploads away: what needs the courier waits for it.
             courier=CourierCheck(
-                ready=courier_age is not None and courier_age <= HEARTBEAT_LIMIT_SECONDS,
+                ready=courier_age is not None and courier_age <= SILENT_SECONDS,
                 heartbeat_age_seconds=courier_age,
             ),
             disk=DiskCheck(available_bytes=max(available, 0)),
@@ -56,13 +53,20 @@ class ProbeViews:
             models=usable_models(engine.models),
             hosts=list(engine.hosts),
         )
-        reasons = [*_reasons(engine, age, available)]
-        if self._service.stopping.is_set():
-            reasons.append("the worker is stopping")
-        if reasons:
+        if reasons := [*self._reasons(engine, available)]:
             told = {"reasons": reasons, "checks": checks.model_dump(mode="json")}
             raise NotReady(f"Not ready: {'; '.join(reasons)}.", told)
         return json_response(Readiness(ready=True, checks=checks))
+
+    def _reasons(self, engine: EngineStatus, available_bytes: int) -> Iterator[str]:
+        """Why a job posted now would not be run."""
+        default = self._service.limits.default_model
+        if (reason := why_not_ready(engine, now=time.time(), default_model=default)) is not None:
+            yield reason
+        if available_bytes <= 0:
+            yield "the data folder's disk is full: less than FRAMEBOX_MIN_FREE_BYTES is left on it"
+        if self._service.stopping.is_set():
+            yield "this HTTP worker is stopping"
 
     def metrics(self) -> Response:
         body = self._service.metrics.expose([_InstanceCollector(self._service)])
@@ -95,18 +99,6 @@ def _heartbeat_age(heartbeat_at: float) -> float | None:
     return round(max(0.0, time.time() - heartbeat_at), 1) if heartbeat_at else None
 
 
-def _reasons(engine: EngineStatus, age: float | None, available_bytes: int) -> Iterator[str]:
-    if age is None:
-        yield "the engine has not started yet"
-    elif age > HEARTBEAT_LIMIT_SECONDS:
-        yield f"the engine was last heard of {age:.0f} seconds ago"
-    elif not engine.ready:
-        is_loading = any(host.ready for host in engine.hosts)
-        yield "the default model is being loaded" if is_loading else "no host is there to run models yet"
-    if available_bytes <= 0:
-        yield "the disk is full"
-
-
 class _InstanceCollector(Collector):
     """What is read from the store when somebody asks, instead of being counted by every process."""
 
@@ -119,10 +111,11 @@ class _InstanceCollector(Collector):
             jobs.add_metric([state], count)
         yield jobs
         engine = self._service.store.engine_status()
-        yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(_is_ready(engine)))
+        is_ready = why_not_ready(engine, now=time.time()) is None
+        yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(is_ready))
         yield from _host_gauges(engine.hosts)
         age = _heartbeat_age(self._service.store.courier_heartbeat_at())
-        is_alive = age is not None and age <= HEARTBEAT_LIMIT_SECONDS
+        is_alive = age is not None and age <= SILENT_SECONDS
         yield _gauge("framebox_courier_ready", "1 while the courier lives.", float(is_alive))
         available = self._service.space.available_bytes()
         yield _gauge("framebox_disk_available_bytes", "Room left for uploads.", float(available))
@@ -136,18 +129,17 @@ def _host_gauges(hosts: Sequence[HostStatus]) -> Iterator[GaugeMetricFamily]:
         "segments": "Segments that it is at.",
         "frames": "Frames analysed since its start.",
         "busy_seconds": "Seconds inside its models since its start.",
+        "out_of_memory_count": "Batches halved for want of the device's memory since its start.",
+        "model_fault_count": "Batches that a model failed at since its start.",
+        "dropped_box_count": "Boxes without area inside their frame, left out since its start.",
         "restarts": "How often it was replaced since the engine's start.",
     }
     for name, text in told.items():
-        gauge = GaugeMetricFamily(f"framebox_host_{name}", f"Of a host: {text}", labels=["host", "device"])
+        help_text = f"Of a host, by its number and device: {text}"
+        gauge = GaugeMetricFamily(f"framebox_host_{name}", help_text, labels=["host", "device"])
         for number, host in enumerate(hosts):
             gauge.add_metric([str(number), host.device], float(getattr(host, name)))
         yield gauge
-
-
-def _is_ready(engine: EngineStatus) -> bool:
-    age = _heartbeat_age(engine.heartbeat_at)
-    return engine.ready and age is not None and age <= HEARTBEAT_LIMIT_SECONDS
 
 
 def _gauge(name: str, text: str, value: float) -> Any:

@@ -151,7 +151,7 @@ def test_the_log_arrives_where_standard_output_is_a_socket(tmp_path: Path) -> No
             theirs.close()
             log = b""
             try:
-                while b"Framebox answers at" not in log:
+                while b'"event":"ready"' not in log:
                     chunk = ours.recv(65536)
                     assert chunk, log
                     log += chunk

@@ -271,7 +271,10 @@ def test_log_lines_are_json_and_carry_the_ids(instance: WebInstance):
         return [line for line in found if line.get("request_id") == request_id]
 
     wait_until(lines)
-    assert [(line["event"], line["job_id"], line["status"]) for line in lines()] == [("request", job_id, 200)]
+    (line,) = lines()
+    assert (line["event"], line["job_id"], line["status"]) == ("request", job_id, 200)
+    asked = (line["method"], line["route"], line["path"], line["client"])
+    assert asked == ("POST", "/v1/detections", "/v1/detections", "127.0.0.1")
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_thread_and_its_job_goes_on(tmp_path: Path):

@@ -19,11 +19,11 @@ def data(tmp_path: Path) -> DataFolder:
 
 
 def test_no_engine_is_told_from_one_that_loads_and_one_that_is_ready(data: DataFolder) -> None:
-    assert look_up_engine(data) == (False, "no engine has started on this data folder yet")
+    assert look_up_engine(data) == (False, "the engine has not started yet")
     store = JobStore(data.database)
     store.create()
     epoch = store.begin_epoch(pid=1)
-    assert look_up_engine(data)[0] is False
+    assert look_up_engine(data) == (False, "the engine is starting or stopping")
     store.report_engine(epoch, ready=True)
     assert look_up_engine(data)[0] is True
     store.close()
@@ -39,7 +39,7 @@ def test_an_engine_that_has_been_silent_is_not_healthy(
     monkeypatch.setattr("time.time", lambda: heartbeat + 60)
     healthy, answer = look_up_engine(data)
     assert not healthy
-    assert "60 s ago" in answer
+    assert answer == "the engine is not running: last heard from 60 seconds ago"
     store.close()
 
 
@@ -57,9 +57,11 @@ def test_workers_that_do_not_listen_are_not_healthy(data: DataFolder) -> None:
 
 
 def test_waiting_ends_at_its_deadline(data: DataFolder) -> None:
-    ready, answer = wait_for_instance(Address("127.0.0.1", 9), data, deadline_seconds=0)
+    told: list[str] = []
+    address = Address("127.0.0.1", 9)
+    ready, answer = wait_for_instance(address, data, deadline_seconds=0, tell=told.append)
     assert not ready
-    assert answer
+    assert [answer] == told == ["the engine has not started yet"]
 
 
 @pytest.mark.parametrize(("host", "name"), [("", "localhost"), ("::", "localhost"), ("10.1.2.3", "10.1.2.3")])

@@ -247,7 +247,7 @@ def setup() -> Iterator[Setup]:
     for host in made.hosts.all:
         host.process.kill()
     made.uses.close()
-    made.pool.close()
+    made.pool.close(patience_seconds=5.0)
     made.threads.shutdown()
 
 

@@ -97,6 +97,34 @@ def test_missing_frames_are_not_done_and_their_work_is():
     assert public_report(ended, now=0.0).progress.fraction == 1.0
 
 
+@pytest.mark.parametrize(
+    ("progress", "in_progress", "fraction"),
+    [
+        (Progress(frames_reached=10), 10, None),  # the total is not known yet
+        (Progress(0, 100, 0, 2, frames_reached=10), 10, 0.1),  # before the first segment is finished
+        (Progress(40, 100, 1, 2, frames_missing=10, frames_reached=60), 10, 0.6),
+        (
+            Progress(40, 100, 1, 2, frames_missing=10, frames_reached=45),
+            0,
+            0.5,
+        ),  # seen before the segment's end
+        (Progress(40, 100, 1, 2, frames_reached=120), 60, 1.0),  # never more than there are
+    ],
+)
+def test_frames_of_unfinished_segments_count_in_the_work_and_are_told_apart(
+    progress: Progress, in_progress: int, fraction: float | None
+):
+    job = dataclasses.replace(JOB, progress=progress)
+    told = public_report(job, now=0.0).progress
+    assert (told.frames_done, told.frames_in_progress, told.fraction) == (
+        progress.frames_done,
+        in_progress,
+        fraction,
+    )
+    queued = public_report(dataclasses.replace(job, state=JobState.QUEUED), now=0.0).progress
+    assert queued.frames_in_progress == 0, "they are begun anew"
+
+
 def test_event_ids_differ_with_every_change_that_a_caller_can_see():
     variants = [
         JOB,
@@ -104,6 +132,7 @@ def test_event_ids_differ_with_every_change_that_a_caller_can_see():
         dataclasses.replace(JOB, progress=Progress(26, 100, 1, 4)),
         dataclasses.replace(JOB, progress=Progress(25, 101, 1, 4)),
         dataclasses.replace(JOB, progress=Progress(25, 100, 1, 4, frames_missing=1)),
+        dataclasses.replace(JOB, progress=Progress(25, 100, 1, 4, frames_reached=30)),
         dataclasses.replace(JOB, cancel_requested=True),
     ]
     assert len({event_id(job) for job in variants}) == len(variants)
@@ -132,7 +161,7 @@ def test_the_bytes_of_a_queued_jobs_report():
     assert public_report(job, now=NEW_YEAR).model_dump_json() == (
         f'{HEAD}"queued","created_at":"2026-01-01T00:00:00.000Z","started_at":null,"finished_at":null,'
         '"cancel_requested":false,"priority":"interactive","waiting":"source",'
-        '"progress":{"frames_done":0,"frames_missing":0,"frames_total":null,"segments_done":0,'
+        '"progress":{"frames_done":0,"frames_missing":0,"frames_in_progress":0,"frames_total":null,"segments_done":0,'
         '"segments_total":null,"fraction":null,"seconds_left":null},'
         '"options":{"min_score":0.5,"labels":["a","b"],"fps":29.97,"start":1e-7,"model":"people"},'
         '"source":{"kind":"url","name":null,"address":"https://x/y","bytes":null,"sha256":null,'
@@ -164,7 +193,7 @@ def test_the_bytes_of_a_failed_jobs_report_and_of_what_its_callbacks_carry():
         f'{HEAD}"failed","created_at":"2026-01-01T00:00:00.000Z",'
         '"started_at":"2026-01-01T00:00:00.123Z","finished_at":"2026-01-01T00:01:39.999Z",'
         '"cancel_requested":false,"priority":"batch","waiting":null,'
-        '"progress":{"frames_done":25,"frames_missing":3,"frames_total":100,"segments_done":1,'
+        '"progress":{"frames_done":25,"frames_missing":3,"frames_in_progress":0,"frames_total":100,"segments_done":1,'
         '"segments_total":4,"fraction":0.28,"seconds_left":null},'
         '"options":{"min_score":0.5,"model":"people"},'
         f'"source":{{"kind":"upload","name":"clip.mp4","address":null,"bytes":1234,"sha256":"{"b" * 64}",'

@@ -21,6 +21,7 @@ from sample_reports import (
 from app.errors import JobIsActive, JobNotFound
 from app.jobs.engine_status import HostStatus
 from app.jobs.job import (
+    Advance,
     Callback,
     JobRequest,
     JobState,
@@ -46,6 +47,9 @@ HOST = HostStatus(
     segments=2,
     frames=1234,
     busy_seconds=5.5,
+    out_of_memory_count=1,
+    model_fault_count=0,
+    dropped_box_count=3,
     restarts=1,
 )
 
@@ -173,7 +177,9 @@ def test_a_folder_of_another_release_is_refused(store: JobStore, folder: DataFol
     with sqlite3.connect(folder.database) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
-    with pytest.raises(RuntimeError, match=f"version {version}, and this release reads version 1 only"):
+    with pytest.raises(
+        RuntimeError, match=f"version {version}, and this release reads version {SCHEMA_VERSION} only"
+    ):
         store.create()
 
 
@@ -284,17 +290,36 @@ def test_a_database_without_room_changes_nothing_and_goes_on_when_there_is(store
     assert add(store) in store.ids()
 
 
+def advance(seconds_left: float | None = None, *, reached: int = 0, total: int | None = None) -> Advance:
+    return Advance(reached, total, None if total is None else 2, seconds_left)
+
+
+def test_frames_of_unfinished_segments_are_written_down_for_the_time_of_the_run(store: JobStore) -> None:
+    job_id = add(store)
+    epoch = store.begin_epoch(pid=1)
+    store.claim(epoch)
+    store.report_engine(epoch, ready=True, advances={job_id: advance(reached=7)})
+    assert store.get(job_id).progress == Progress(frames_reached=7)
+    store.report_engine(epoch, ready=True, advances={job_id: advance(reached=8, total=20)})
+    assert store.get(job_id).progress == Progress(0, 20, 0, 2, frames_reached=8)
+    store.update(job_id, epoch, Progress(10, 20, 1, 2))
+    store.report_engine(epoch, ready=True, advances={job_id: advance(reached=12)})
+    assert store.get(job_id).progress == Progress(10, 20, 1, 2, frames_reached=12)
+    store.claim(store.begin_epoch(pid=2))
+    assert store.get(job_id).progress == Progress(10, 20, 1, 2)
+
+
 def test_an_estimate_lasts_as_long_as_the_run_that_it_was_made_in(store: JobStore) -> None:
     job_id = add(store)
     epoch = store.begin_epoch(pid=1)
-    store.report_engine(epoch, ready=True, seconds_left={job_id: 5.0})
+    store.report_engine(epoch, ready=True, advances={job_id: advance(5.0)})
     assert store.get(job_id).estimate is None  # not running yet
     store.claim(epoch)
-    store.report_engine(epoch, ready=True, seconds_left={job_id: 42.0})
+    store.report_engine(epoch, ready=True, advances={job_id: advance(42.0)})
     estimate = store.get(job_id).estimate
     assert estimate is not None
     assert (estimate.seconds_left, estimate.made_at) == (42.0, store.engine_status().heartbeat_at)
-    store.report_engine(epoch + 1, ready=True, seconds_left={job_id: 1.0})  # not that engine's job
+    store.report_engine(epoch + 1, ready=True, advances={job_id: advance(1.0)})  # not that engine's job
     assert store.get(job_id).estimate == estimate
     store.claim(store.begin_epoch(pid=2))
     assert store.get(job_id).estimate is None

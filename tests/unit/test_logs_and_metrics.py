@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import structlog
+from prometheus_client.metrics import MetricWrapperBase
 
 from app.logs import configure_logging
 from app.metrics import Metrics
@@ -115,3 +117,24 @@ def test_counters_of_ended_processes_share_one_file_and_lose_nothing(tmp_path: P
             _run(script, folder)
         assert sorted(path.name for path in folder.iterdir()) == ["counter_0.db", "histogram_0.db"]
     assert "framebox_frames_analysed_total 20.0" in _run(show, folder)
+
+
+METRICS = {name: value for name, value in vars(Metrics()).items() if isinstance(value, MetricWrapperBase)}
+SOURCES = "".join(path.read_text() for path in (CHECKOUT / "app").rglob("*.py") if path.name != "metrics.py")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_fed(name: str):
+    assert re.search(rf"metrics\.{name}\.(labels|inc|observe)\b", SOURCES), f"nobody writes {name}"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_help_of_a_metric_names_its_labels(name: str):
+    metric = METRICS[name]
+    assert [label for label in metric._labelnames if label not in metric._documentation.split(": ")[0]] == []
+
+
+def test_the_help_of_the_stages_names_each_that_is_measured():
+    stages = set(re.findall(r'clock\.phase\("(\w+)"\)', SOURCES))
+    help_text = METRICS["stage_seconds"]._documentation
+    assert set(re.findall(r"\w+", help_text.split(": ")[1])) == stages

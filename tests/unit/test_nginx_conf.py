@@ -150,7 +150,13 @@ def test_headers_that_only_nginx_may_set_are_set_wherever_it_passes_requests_on(
     blocks = re.findall(r"location[^{]*\{[^{}]*\}", text)
     own = [block for block in blocks if "proxy_set_header" in block]
     for block in [text[: text.index("location ")], *own]:
-        for name in ("Framebox-Accel", "Framebox-Upload-Uri", "Framebox-Upload-Length", "X-Request-ID"):
+        for name in (
+            "Framebox-Accel",
+            "Framebox-Request-Path",
+            "Framebox-Upload-Uri",
+            "Framebox-Upload-Length",
+            "X-Request-ID",
+        ):
             assert f"proxy_set_header {name} " in block
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from sample_reports import (
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
 from app.factory import create_app
+from app.jobs.engine_status import HostStatus
 from app.jobs.job import JobState, Progress
 from app.jobs.report import JobReport, Problem
 from app.jobs.store import JobStore
@@ -46,8 +48,22 @@ from app.web.pages import error_entries
 from app.web.routes import ROUTES
 from app.web.schemas import Document, JobList, ModelList, Readiness
 
+WAIT_SECONDS = 0.3
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}
+HOST = HostStatus(
+    device="cpu",
+    pid=7,
+    ready=True,
+    memory_bytes=1,
+    segments=0,
+    frames=0,
+    busy_seconds=0.0,
+    out_of_memory_count=2,
+    model_fault_count=0,
+    dropped_box_count=0,
+    restarts=0,
+)
 PAIRS = b'[\n[0,[{"box":[1.0,2.0,3.0,4.0],"label":"person","score":0.9}]],\n[1,[]]\n]\n'
 MODELS = [ready_model("hog-people", "person"), loading_model("slow"), refused_model("broken")]
 
@@ -257,6 +273,45 @@ def test_a_waiting_post_answers_with_the_document(client: FlaskClient, folder, s
     assert answer.headers["Framebox-Complete"] == "true"
     assert answer.headers["ETag"] == f'"{hashlib.sha256(PAIRS).hexdigest()}"'
     assert f"/v1/jobs/{answer.headers['Framebox-Job']}" in answer.headers["Link"]
+
+
+class SlowBody(io.BytesIO):
+    """A body of which the client sends each piece after a while."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(WAIT_SECONDS)
+        return super().read(size)
+
+
+def test_waiting_for_a_body_and_for_a_job_is_not_counted_as_serving(
+    client: FlaskClient, folder, store, epoch, capfd
+):
+    configure_logging("web", "INFO")
+
+    def work() -> None:
+        while not store.counts()[JobState.QUEUED]:
+            pass
+        time.sleep(WAIT_SECONDS)
+        _finish(folder, store, epoch)
+        store.close()
+
+    engine = threading.Thread(target=work, name="engine")
+    engine.start()
+    body = {"input_stream": SlowBody(b"video"), "content_length": 5}
+    assert client.post("/v1/detections", headers=VIDEO, **body).status_code == 200
+    engine.join(timeout=10)
+    (line,) = [line for line in map(json.loads, capfd.readouterr().out.splitlines()) if "route" in line]
+    sums = _sums(client.get("/metrics").text)
+    assert sums['http_wait_seconds_sum{reason="body"}'] >= WAIT_SECONDS
+    assert sums['http_wait_seconds_sum{reason="job"}'] >= WAIT_SECONDS
+    assert line["waited_seconds"] >= 2 * WAIT_SECONDS
+    serving = sums['http_request_seconds_sum{method="POST",route="/v1/detections"}']
+    assert serving == pytest.approx(line["seconds"] - line["waited_seconds"], abs=0.05)
+
+
+def _sums(metrics: str) -> dict[str, float]:
+    lines = (line.removeprefix("framebox_").rsplit(" ", 1) for line in metrics.splitlines() if "_sum" in line)
+    return {name: float(value) for name, value in lines}
 
 
 def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folder, store, epoch):
@@ -489,6 +544,20 @@ def test_each_request_has_one_line_in_the_log(client: FlaskClient, capfd):
     assert lines[0]["program"] == "web"
 
 
+def test_a_line_tells_who_asked_and_for_what_however_nginx_passed_it_on(client: FlaskClient, capfd):
+    configure_logging("web", "INFO")
+    by_nginx = {"X-Forwarded-For": "192.0.2.7", "Framebox-Request-Path": "/v1/detections"}
+    client.get("/_internal/again", headers=by_nginx)
+    (line,) = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    told = {name: line[name] for name in ("method", "route", "path", "client")}
+    assert told == {
+        "method": "POST",
+        "route": "/v1/detections",
+        "path": "/v1/detections",
+        "client": "192.0.2.7",
+    }
+
+
 def test_a_forged_request_id_is_replaced(client: FlaskClient):
     answer = client.get("/livez", headers={"X-Request-ID": "a b\tc{}"})
     assert len(answer.headers["X-Request-ID"]) == 32
@@ -506,15 +575,34 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoc
     assert ready.json["checks"]["models"] == ["hog-people", "slow"]
     assert ready.json["checks"]["hosts"] == []
     Readiness.model_validate(ready.json)
-    store.report_engine(epoch, ready=False)
-    assert client.get("/readyz").json["reasons"] == ["no host is there to run models yet"]
+    for told, reason in (
+        ({"hosts": []}, "the engine is starting or stopping"),
+        ({"hosts": [HOST.model_copy(update={"ready": False})]}, "no host yet: the process that runs"),
+        ({"hosts": [HOST]}, "the default model is loading"),
+        ({"models": [refused_model("hog-people")]}, "the default model cannot be loaded: It is broken."),
+    ):
+        store.report_engine(epoch, ready=False, **told)
+        (found,) = client.get("/readyz").json["reasons"]
+        assert found.startswith(reason)
     with store._transaction() as connection:
         connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
     app.extensions["framebox"].stopping.set()
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json["code"]) == (503, "not_ready")
-    assert len(answer.json["reasons"]) == 2
-    assert "ago" in answer.json["reasons"][0]
+    assert answer.json["reasons"] == [
+        "the engine is not running: last heard from 60 seconds ago",
+        "this HTTP worker is stopping",
+    ]
+
+
+def test_a_full_disk_and_an_engine_that_never_ran_are_told_as_such(tmp_path: Path):
+    app = create_app(Settings(data=tmp_path / "data", min_free_bytes=2**62))
+    answer = app.test_client().get("/readyz")
+    assert answer.json["reasons"] == [
+        "the engine has not started yet",
+        "the data folder's disk is full: less than FRAMEBOX_MIN_FREE_BYTES is left on it",
+    ]
+    app.extensions["framebox"].watcher.close()
 
 
 def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
@@ -525,6 +613,14 @@ def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
         store.report_engine(epoch, ready=is_ready)
         assert client.get("/readyz").status_code == status
     assert capfd.readouterr().out == ""
+
+
+def test_metrics_have_what_each_host_reports(client: FlaskClient, store: JobStore, epoch: int):
+    store.report_engine(epoch, ready=True, hosts=[HOST])
+    text = client.get("/metrics").text
+    told = HOST.model_dump(exclude={"device", "pid"})
+    for name, value in told.items():
+        assert f'framebox_host_{name}{{device="cpu",host="0"}} {float(value)}' in text
 
 
 def test_a_post_without_nginx_is_checked_as_one_with_it(client: FlaskClient, epoch: int):

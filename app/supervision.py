@@ -1,0 +1,36 @@
+"""supervisord as an instance has it, ``python -m app.supervision``: its own log lines are JSON too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from supervisor import loggers, supervisord
+
+from app.log_lines import log_line
+
+_LEVELS = {"CRIT": "critical", "ERRO": "error", "WARN": "warning", "INFO": "info"}
+
+
+class JsonFormat(str):
+    """A format for supervisor's loggers, which put `format % record` on a line."""
+
+    __slots__ = ()
+
+    def __mod__(self, record: Any) -> str:
+        level = _LEVELS.get(record["levelname"], "debug")
+        return log_line("supervisor", level, "supervisor message", detail=record["message"]) + "\n"
+
+
+def write_own_lines_as_json() -> None:
+    """Have supervisord write its own log as JSON. What its programs write it passes on as it is."""
+    attach = loggers.handle_file
+
+    def attach_with_format(logger: Any, filename: str, fmt: str, **options: Any) -> None:
+        attach(logger, filename, JsonFormat(fmt) if "levelname" in fmt else fmt, **options)
+
+    loggers.handle_file = attach_with_format
+
+
+if __name__ == "__main__":
+    write_own_lines_as_json()
+    supervisord.main()
