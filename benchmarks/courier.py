@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
+from stores import Stores
 
 from app.jobs.intake import accept_named
-from app.jobs.job import Callback, DeliveryState, JobRequest, JobState, SourceKind, VideoSource
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, Callback, DeliveryState, JobRequest, JobState, SourceKind, VideoSource
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import SpaceLedger
@@ -111,8 +111,8 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self.data = DataFolder(root / "data")
         self.data.create()
-        self.store = JobStore(self.data.database)
-        self.store.create()
+        self.store = Stores(self.data.database)
+        self.store.database.create()
         self._space = SpaceLedger(self.data.space_ledger, self.data.root, min_free_bytes=0)
         self._environment = os.environ | {
             "FRAMEBOX_DATA": str(self.data.root),
@@ -130,15 +130,15 @@ class _Folder:
         source = VideoSource(
             None, None, None, SourceKind.URL, url, received_bytes=0, url=url, address_sha256=url
         )
-        request = JobRequest("r", "none", DetectionOptions())
+        request = JobRequest(OWNER, "r", "none", DetectionOptions())
         spool = Spool(self.data, self._space)
         return accept_named(source, spool=spool, folder=self.data, store=self.store, request=request).id
 
     def cancelled(self, url: str) -> str:
         """A job that has ended, with a callback to be delivered."""
-        request = JobRequest("r", "none", DetectionOptions(), callback=Callback(url, url))
+        request = JobRequest(OWNER, "r", "none", DetectionOptions(), callback=Callback(url, url))
         job_id = self.store.add(new_job_id(), request, VideoSource(1, "0" * 64, None)).id
-        return self.store.request_cancel(job_id).id
+        return self.store.request_cancel(job_id, owner=OWNER).id
 
     def are_fetched(self, job_ids: list[str]) -> bool:
         jobs = self.store.get_many(job_ids).values()
@@ -220,9 +220,9 @@ def measure_kills(kills: int, mebibytes: int) -> None:
         while not folder.are_fetched([job_id]):
             began = time.time()
             courier = folder.start_courier()
-            before = folder.store.get(job_id).source.received_bytes or 0
+            before = folder.store.get(job_id, owner=OWNER).source.received_bytes or 0
             if killed < kills:
-                _wait(lambda began=began: folder.store.courier_heartbeat_at() > began)
+                _wait(lambda began=began: folder.store.heartbeats.courier_at() > began)
                 time.sleep(random.uniform(0.0, 8.0))
                 courier.kill()
                 killed += 1
@@ -230,11 +230,11 @@ def measure_kills(kills: int, mebibytes: int) -> None:
                 _wait(lambda: folder.are_fetched([job_id]))
                 courier.terminate()
             courier.wait()
-            went_on += (folder.store.get(job_id).source.received_bytes or 0) > before > 0
+            went_on += (folder.store.get(job_id, owner=OWNER).source.received_bytes or 0) > before > 0
         expected = hashlib.sha256()
         for _ in range(mebibytes):
             expected.update(BLOCK)
-        same = folder.store.get(job_id).source.sha256 == expected.hexdigest()
+        same = folder.store.get(job_id, owner=OWNER).source.sha256 == expected.hexdigest()
         left = [path.name for path in folder.data.job(job_id).iterdir()]
         print(f"{killed} kills in one fetch of {mebibytes} MiB, {went_on} of them gone on from")
         print(f"bytes equal: {same}")

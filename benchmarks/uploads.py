@@ -33,9 +33,9 @@ from pathlib import Path
 
 import psutil
 import requests
+from stores import Stores
 
-from app.jobs.job import JobState
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, JobState
 from app.programs.preflight import find_nginx
 from app.storage.data_folder import DataFolder
 from app.wakeups import Wakeups
@@ -94,7 +94,7 @@ class Web:
     port: int
     log: Path
     processes: list[subprocess.Popen[bytes]]
-    store: JobStore
+    store: Stores
     epoch: int
 
     @property
@@ -194,11 +194,11 @@ def _tus(web: Web, video: Path) -> float:
 
 
 def _remove_uploads(web: Web) -> None:
-    document = [job.id for job in web.store.list(state=JobState.SUCCEEDED)]
-    for job in web.store.list(limit=100):
+    document = [job.id for job in web.store.list(state=JobState.SUCCEEDED, owner=OWNER)]
+    for job in web.store.list(limit=100, owner=OWNER):
         if job.id not in document:
-            web.store.request_cancel(job.id)
-            web.store.delete(job.id)
+            web.store.request_cancel(job.id, owner=OWNER)
+            web.store.delete(job.id, owner=OWNER)
             web.folder.remove_job(job.id)
 
 
@@ -213,9 +213,9 @@ def _give_document(web: Web, video: Path) -> Path:
     shutil.copyfile(video, document)
     with document.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    web.store.claim(web.epoch)
+    web.store.queue.claim(web.epoch)
     report = finished_report(document.stat().st_size, digest)
-    web.store.finish(job_id, web.epoch, JobState.SUCCEEDED, report=report)
+    web.store.queue.finish(job_id, web.epoch, JobState.SUCCEEDED, report=report)
     return document
 
 
@@ -223,10 +223,12 @@ def _give_document(web: Web, video: Path) -> Path:
 def _web(data: Path) -> Iterator[Web]:
     folder, port = DataFolder(data), _free_port()
     folder.create()
-    store = JobStore(folder.database, Wakeups(folder.wakeups))
-    store.create()
-    epoch = store.begin_epoch(pid=os.getpid())
-    store.report_engine(epoch, ready=True, models=[ready_model("hog-people", "person")], sandbox=SANDBOX)
+    store = Stores(folder.database, Wakeups(folder.wakeups))
+    store.database.create()
+    epoch = store.queue.begin_epoch(pid=os.getpid())
+    store.heartbeats.report_engine(
+        epoch, ready=True, models=[ready_model("hog-people", "person")], sandbox=SANDBOX
+    )
     environment = os.environ | {
         "FRAMEBOX_DATA": str(data),
         "FRAMEBOX_HOST": "127.0.0.1",

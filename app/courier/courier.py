@@ -17,9 +17,10 @@ import structlog
 
 from app.courier.deliverer import Deliverer
 from app.courier.fetcher import Fetcher
+from app.jobs.database import Database
 from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
-from app.jobs.store import JobStore
+from app.jobs.heartbeats import Heartbeats
 from app.storage.space import is_disk_full
 from app.wakeups import Listener, Program, Wakeups
 
@@ -40,9 +41,7 @@ class Courier:
     def __init__(
         self,
         *,
-        store: JobStore,
-        fetches: FetchStore,
-        deliveries: DeliveryStore,
+        database: Database,
         fetcher: Fetcher,
         deliverer: Deliverer | None,
         fetches_at_once: int,
@@ -50,9 +49,10 @@ class Courier:
         wakeups: Wakeups,
     ) -> None:
         """`deliverer` is None where there is no secret to sign with: then callbacks wait."""
-        self._store = store
-        self._fetches = fetches
-        self._deliveries = deliveries
+        self._database = database
+        self._heartbeats = Heartbeats(database)
+        self._fetches = FetchStore(database)
+        self._deliveries = DeliveryStore(database)
         self._fetcher = fetcher
         self._deliverer = deliverer
         self._fetches_at_once = fetches_at_once
@@ -68,13 +68,14 @@ class Courier:
         """Fetch and deliver until the stop event is set."""
         _log.info("courier ready", fetches=self._fetches_at_once, delivers=self._deliverer is not None)
         try:
+            self._fetcher.recover()
             with self._wakeups.listen(Program.COURIER) as self._listener:
                 while not self._stop.is_set():
                     self._tick()
                     self._listener.wait(TICK_SECONDS)
                 self._join()
         finally:
-            self._store.close()
+            self._database.close()
 
     def stop(self) -> None:
         """Ask `run` to return. Safe in a signal."""
@@ -89,6 +90,7 @@ class Courier:
         try:
             self._beat()
             self._forget_ended()
+            self._fetcher.remove_unwanted(self._fetching.keys())
             self._start_fetches()
             self._start_deliveries()
         except sqlite3.Error as error:
@@ -99,7 +101,7 @@ class Courier:
 
     def _beat(self) -> None:
         if time.monotonic() >= self._next_heartbeat:
-            self._store.report_courier()
+            self._heartbeats.report_courier()
             self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
     def _start_fetches(self) -> None:
@@ -133,7 +135,7 @@ class Courier:
                 _log.exception("courier's work failed")
                 self._stop.wait(NO_ROOM_SECONDS)
             finally:
-                self._store.close()
+                self._database.close()
                 self._ended.append(key)
                 self._look_again()  # there is a free place
 

@@ -45,7 +45,7 @@ class Deliverer:
     def deliver(self, due: DueDelivery) -> None:
         """Make one attempt and write down how it went; give up after the last, or where there is no use."""
         try:
-            body = callback_body(self._store.get(due.job_id))
+            body = callback_body(self._store.get(due.job_id, owner=due.owner))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
         if due.attempts >= MOST_ATTEMPTS:  # the last one was counted, and this process did not outlive it

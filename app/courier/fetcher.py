@@ -1,7 +1,8 @@
-"""Fetches one video from its URL: in as many goes as it takes, and never two states of it in one file.
+"""Fetches one video from its URL: in as many requests as it takes, without mixing two versions of it.
 
-What is there is durable, and goes on after any end of this process: the bytes in the job's folder, how many
-of them count, and what the server said of them (its entity tag) in the job's record.
+The bytes go into a resumable upload of the courier's own. So after any end of this process the next one
+continues with what is on disk, and hashes nothing again. The job's record keeps what the server said of the
+bytes (its entity tag).
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 from urllib3.response import HTTPResponse
@@ -34,16 +35,14 @@ from app.jobs.fetches import Fetch, FetchStore
 from app.jobs.job import Waiting
 from app.metrics import Metrics
 from app.storage.data_folder import DataFolder
-from app.storage.partial import PartialVideo, open_partial
-from app.storage.space import SpaceLedger
+from app.storage.uploads import About, HeldUpload, Uploads
 
 _log = structlog.get_logger()
 
 READ_BYTES = 256 * 1024
-SYNC_SECONDS = 2.0  # what came in so long is fetched again after a kill, at most
-SYNC_BYTES = 64 * 1024 * 1024
+PROGRESS_SECONDS = 2.0  # between two writes of a fetch's progress, and looks whether it is still wanted
 NO_ROOM_SECONDS = 5.0
-PACE_SECONDS = 60.0  # a server that sends less than PACE_BYTES in so long counts as gone
+PACE_SECONDS = 60.0  # a server that sends less than PACE_BYTES in this time counts as gone
 PACE_BYTES = 64 * 1024
 MOST_RETRY_AFTER_SECONDS = 600.0
 
@@ -83,24 +82,23 @@ class _Run:
 
     fetch: Fetch
     target: Target
-    partial: PartialVideo
+    held: HeldUpload
     expected_bytes: int | None
     etag: str | None
     modified: str | None
-    farthest_bytes: int = 0  # that it ever came to
+    size_bytes: int  # that have arrived
+    farthest_bytes: int  # that ever had arrived
     failures: int = 0
     changes: int = 0
     last_fault: str = ""
     last_status: int | None = None
-    synced_bytes: int = 0
-    synced_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_whole(self) -> bool:
-        return self.expected_bytes is not None and self.partial.size_bytes == self.expected_bytes
+        return self.expected_bytes is not None and self.size_bytes == self.expected_bytes
 
     def received(self) -> Received:
-        return Received(self.partial.size_bytes, self.expected_bytes, self.etag, self.modified)
+        return Received(self.size_bytes, self.expected_bytes, self.etag, self.modified)
 
 
 class Fetcher:
@@ -111,7 +109,7 @@ class Fetcher:
         *,
         data: DataFolder,
         fetches: FetchStore,
-        space: SpaceLedger,
+        uploads: Uploads,
         outbound: Outbound,
         limits: FetchLimits,
         metrics: Metrics,
@@ -119,61 +117,67 @@ class Fetcher:
     ) -> None:
         self._data = data
         self._fetches = fetches
-        self._space = space
+        self._uploads = uploads
         self._outbound = outbound
         self._limits = limits
         self._metrics = metrics
         self._stop = stop
 
-    def fetch(self, job_id: str) -> None:
-        """Bring the job's video to its place, or fail the job; or return early, if this process is to stop.
+    def recover(self) -> None:
+        """Correct what a crash or a power failure left. Call it before the first fetch."""
+        self._uploads.recover()
 
-        Does nothing for a job that was cancelled or deleted, but to remove what was fetched of its video.
+    def remove_unwanted(self, under_way: Collection[str]) -> None:
+        """Remove what was fetched for jobs that no longer want it, but for fetches that are under way."""
+        for folder in self._uploads.folders():
+            if folder.name not in under_way and self._fetches.get(folder.name) is None:
+                self._uploads.remove(folder.name)
+
+    def fetch(self, job_id: str) -> None:
+        """Fetch the job's video to its place, or fail the job; return early if this process is to stop.
+
+        Does nothing for a job that was cancelled or deleted, except removing what was fetched for it.
         """
         fetch = self._fetches.get(job_id)
         if fetch is None:
             return
         try:
-            outcome = self._end(fetch)
-        except (_NotWanted, FileNotFoundError):  # its folder went with it
-            self._remove(job_id)
+            self._bring(fetch)
+            outcome = "fetched"
+        except (_NotWanted, FileNotFoundError):  # FileNotFoundError: the job's folder is gone
             outcome = "not_wanted"
         except _Stopped:
             return
+        except FrameboxError as error:
+            outcome = "not_wanted"
+            if self._fetches.fail(job_id, error):
+                outcome = error.code
+                _log.warning("video not fetched", code=error.code, detail=error.detail)
+        self._uploads.remove(job_id)
+        if outcome != "fetched":
+            with suppress(FileNotFoundError):
+                self._data.remove_inputs(job_id)
         self._metrics.fetches.labels(outcome).inc()
         _log.info("fetch ended", outcome=outcome)
 
-    def _end(self, fetch: Fetch) -> str:
-        try:
-            self._bring(fetch)
-        except FrameboxError as error:
-            if not self._fetches.fail(fetch.job_id, error):
-                raise _NotWanted from error
-            _log.warning("video not fetched", code=error.code, detail=error.detail)
-            self._remove(fetch.job_id)
-            return error.code
-        return "fetched"
-
-    def _remove(self, job_id: str) -> None:
-        with suppress(FileNotFoundError):
-            self._data.remove_inputs(job_id)
-
     def _bring(self, fetch: Fetch) -> None:
-        video = self._data.video(fetch.job_id)
-        with open_partial(
-            self._data.partial_video(fetch.job_id),
-            video=video,
-            durable_bytes=fetch.received_bytes,
-            key=f"fetch-{fetch.job_id}",
-            space=self._space,
-        ) as partial:
-            run = _Run(fetch, self._target(fetch), partial, fetch.expected_bytes, fetch.etag, fetch.modified)
-            run.farthest_bytes = run.synced_bytes = partial.size_bytes
+        with self._uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.expected_bytes)) as held:
+            size = held.settle().offset_bytes
+            run = _Run(
+                fetch,
+                self._target(fetch),
+                held,
+                fetch.expected_bytes,
+                fetch.etag,
+                fetch.modified,
+                size_bytes=size,
+                farthest_bytes=size,
+            )
             while not run.is_whole:
                 self._go(run)
-            self._sync(run, is_all=True)
-            partial.publish(video)
-            if not self._fetches.complete(fetch.job_id, partial.sha256):
+            held.link_to(self._data.video(fetch.job_id))
+            fail_point("fetch_linked")
+            if not self._fetches.complete(fetch.job_id, run.size_bytes, held.sha256()):
                 raise _NotWanted
             fail_point("fetch_completed")
 
@@ -195,7 +199,7 @@ class Fetcher:
         except InsufficientStorage:
             self._wait_for_room(run)
         except Unreachable as fault:
-            self._keep(run)
+            self._note_progress(run)
             self._count_failure(run, str(fault), None, 0.0)
         except _TryLater as later:
             self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
@@ -209,7 +213,8 @@ class Fetcher:
             if answer.verdict is Verdict.ENDLESS:
                 raise Unreachable("it does not say how long the video is")
             if answer.verdict is Verdict.CHANGED:
-                self._start_over(run)
+                self._count_change(run)
+                self._start_over(run, None, None, None)
                 return
             if answer.verdict is Verdict.FROM_START:
                 self._begin(run, answer)
@@ -217,43 +222,52 @@ class Fetcher:
 
     def _begin(self, run: _Run, answer: SourceAnswer) -> None:
         """Take an answer that starts with the first byte; drop what there is from an earlier one."""
-        if run.partial.size_bytes and (answer.etag, answer.expected_bytes) != (run.etag, run.expected_bytes):
+        if run.size_bytes and (answer.etag, answer.expected_bytes) != (run.etag, run.expected_bytes):
             self._count_change(run)
-        run.partial.start_over()
-        run.synced_bytes = 0
-        run.expected_bytes, run.etag, run.modified = answer.expected_bytes, answer.etag, answer.modified
         if answer.expected_bytes == 0:
             raise EmptyBody("The video at the URL is empty.")
         self._check_size(answer.expected_bytes or 0)
+        self._start_over(run, answer.expected_bytes, answer.etag, answer.modified)
+
+    def _start_over(
+        self, run: _Run, expected_bytes: int | None, etag: str | None, modified: str | None
+    ) -> None:
+        """Drop the bytes, and then record what comes in their place."""
+        run.size_bytes, run.expected_bytes, run.etag, run.modified = 0, expected_bytes, etag, modified
+        run.held.start_over(expected_bytes)
         if not self._fetches.begin(
-            run.fetch.job_id, expected_bytes=answer.expected_bytes, etag=answer.etag, modified=answer.modified
+            run.fetch.job_id, expected_bytes=expected_bytes, etag=etag, modified=modified
         ):
             raise _NotWanted
 
-    def _start_over(self, run: _Run) -> None:
-        self._count_change(run)
-        run.partial.start_over()
-        run.synced_bytes, run.expected_bytes = 0, None
-        run.etag = run.modified = None
-        if not self._fetches.begin(run.fetch.job_id, expected_bytes=None, etag=None, modified=None):
-            raise _NotWanted
-
     def _receive(self, run: _Run, response: HTTPResponse) -> None:
-        run.partial.reserve(run.expected_bytes)
+        run.held.renew_promise()
+        try:
+            run.held.append(self._checked_pieces(run, response))
+        finally:
+            run.size_bytes = run.held.facts().offset_bytes
+        if run.expected_bytes is None:
+            if not run.size_bytes:
+                raise EmptyBody("The video at the URL is empty.")
+            run.expected_bytes = run.size_bytes
+        elif not run.is_whole:
+            raise Unreachable("it sent less than it said")
+
+    def _checked_pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
+        """Yield the body as it comes, while it fits and is wanted; note the progress now and then."""
+        noted_at = time.monotonic()
         for piece in self._pieces(response):
-            coming = run.partial.size_bytes + len(piece)
+            coming = run.size_bytes + len(piece)
             if run.expected_bytes is not None and coming > run.expected_bytes:
                 raise Unreachable("it sends more than it said")
             self._check_size(coming)
-            run.partial.write(piece)
+            yield piece
+            run.size_bytes = coming
             self._metrics.fetched_bytes.inc(len(piece))
-            self._sync_now_and_then(run)
-        if run.expected_bytes is None:
-            if not run.partial.size_bytes:
-                raise EmptyBody("The video at the URL is empty.")
-            run.expected_bytes = run.partial.size_bytes
-        elif not run.is_whole:
-            raise Unreachable("it sent less than it said")
+            if time.monotonic() - noted_at >= PROGRESS_SECONDS:
+                self._note_progress(run)
+                self._check_time(run)
+                noted_at = time.monotonic()
 
     def _pieces(self, response: HTTPResponse) -> Iterator[bytes]:
         """Yield the body as it comes. Raises Unreachable if it breaks off or is too slow, _Stopped."""
@@ -268,40 +282,24 @@ class Fetcher:
                     raise Unreachable("it sends next to nothing")
                 began, received = time.monotonic(), 0
 
-    # ---- what is durable
-
-    def _sync_now_and_then(self, run: _Run) -> None:
-        unsynced = run.partial.size_bytes - run.synced_bytes
-        if unsynced >= SYNC_BYTES or time.monotonic() - run.synced_at >= SYNC_SECONDS:
-            self._sync(run)
-            self._check_time(run)
-
-    def _sync(self, run: _Run, *, is_all: bool = False) -> None:
-        run.partial.sync()
-        if not self._fetches.progress(run.fetch.job_id, run.partial.size_bytes, is_all=is_all):
+    def _note_progress(self, run: _Run) -> None:
+        if not self._fetches.progress(run.fetch.job_id, run.size_bytes):
             raise _NotWanted
-        run.synced_bytes, run.synced_at = run.partial.size_bytes, time.monotonic()
-        run.partial.reserve(run.expected_bytes)
-
-    def _keep(self, run: _Run) -> None:
-        """Make what came durable before a pause; a full disk is for the next try to see."""
-        with suppress(InsufficientStorage):
-            self._sync(run)
 
     # ---- when to give up
 
     def _count_failure(self, run: _Run, fault: str, status: int | None, least_seconds: float) -> None:
         """Wait before the next try; the longer, the more tries in a row brought nothing new."""
         run.last_fault, run.last_status = fault, status
-        if run.partial.size_bytes > run.farthest_bytes:
-            run.farthest_bytes, run.failures = run.partial.size_bytes, 0
+        if run.size_bytes > run.farthest_bytes:
+            run.farthest_bytes, run.failures = run.size_bytes, 0
         run.failures += 1
         if run.failures > self._limits.failures:
             raise _unreachable(run, f"{run.failures} tries in a row brought nothing")
         pause = min(
             self._limits.first_pause_seconds * 2 ** (run.failures - 1), self._limits.longest_pause_seconds
         )
-        _log.info("fetch interrupted", fault=fault, received_bytes=run.partial.size_bytes)
+        _log.info("fetch interrupted", fault=fault, received_bytes=run.size_bytes)
         self._pause(max(pause * random.uniform(0.8, 1.2), min(least_seconds, MOST_RETRY_AFTER_SECONDS)))  # noqa: S311
 
     def _count_change(self, run: _Run) -> None:

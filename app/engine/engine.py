@@ -24,8 +24,8 @@ from app.engine.records import NO_ROOM_SECONDS, Records
 from app.engine.turns import SUSPECT_DEATHS, ClaimTurns, Verdict, verdict_on
 from app.failpoints import fail_point
 from app.jobs.job import Job, Waiting
+from app.jobs.queue import LeaseLost
 from app.jobs.retention import Retention
-from app.jobs.store import LeaseLost
 from app.storage.space import is_disk_full
 from app.wakeups import Listener
 
@@ -103,7 +103,7 @@ class Engine:
             for run in self._running.values():
                 run.cancel()  # else their threads would keep this process
             self._hosts.close(patience_seconds=HOST_STOP_SECONDS)
-            self._records.store.close()
+            self._records.database.close()
 
     def _loop(self, listener: Listener) -> None:
         loading: threading.Thread | None = None
@@ -162,21 +162,24 @@ class Engine:
         news = models != self._announced
         now = time.monotonic()
         advances = {job_id: run.advance(now) for job_id, run in self._running.items()}
-        self._records.store.report_engine(
-            self._records.epoch,
+        epoch = self._records.epoch
+        self._records.queue.report_progress(
+            epoch, {job_id: advance for job_id, advance in advances.items() if advance is not None}
+        )
+        self._records.heartbeats.report_engine(
+            epoch,
             ready=is_ready,
             models=models if news else None,
             hosts=self._hosts.statuses(),
             sandbox=self._hosts.machine.sandbox if news and self._hosts.has_begun else None,
-            advances={job_id: advance for job_id, advance in advances.items() if advance is not None},
         )
         self._announced = models
 
     # ---- jobs
 
     def _tend_records(self) -> None:
-        store, epoch = self._records.store, self._records.epoch
-        for job_id in store.cancel_requests(epoch):
+        queue, epoch = self._records.queue, self._records.epoch
+        for job_id in queue.cancel_requests(epoch):
             if job_id in self._running:
                 self._running[job_id].cancel()
         if self._is_ready:
@@ -189,15 +192,15 @@ class Engine:
             self._next_retention = now + RETENTION_SECONDS
 
     def _claim(self) -> None:
-        store = self._records.store
+        queue = self._records.queue
         while not self._stop.is_set():
             if not self._records.has_room():
-                store.say_waiting(Waiting.DISK_SPACE)
+                queue.say_waiting(Waiting.DISK_SPACE)
                 return
             crowded = self._hosts.crowded_models()
             job = self._next_job(crowded)
             if job is None:
-                store.say_waiting(None, crowded_models=crowded)
+                queue.say_waiting(None, crowded_models=crowded)
                 return
             fail_point("job_claimed")
             self._turns.begun(job)
@@ -205,15 +208,15 @@ class Engine:
             run.start(self.wake)
 
     def _next_job(self, crowded: frozenset[str]) -> Job | None:
-        store, patience = self._records.store, self._turns.patience
-        patience.note(store.queued_models({*crowded, *patience.models}))
+        queue, patience = self._records.queue, self._turns.patience
+        patience.note(queue.queued_models({*crowded, *patience.models}))
         claims = self._turns.claims(
             [run.job.priority for run in self._running.values()],
             crowded,
-            waits_suspect=store.has_queued(deaths=SUSPECT_DEATHS),
+            waits_suspect=queue.has_queued(deaths=SUSPECT_DEATHS),
         )
         for claim in claims:
-            job = store.claim(
+            job = queue.claim(
                 self._records.epoch,
                 claim.priorities,
                 without_models=claim.without_models,

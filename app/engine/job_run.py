@@ -17,8 +17,8 @@ from app.engine.turns import why_failed
 from app.errors import FrameboxError, InternalError
 from app.failpoints import fail_point
 from app.jobs.job import Advance, Job, JobState, Priority, Progress, Waiting
+from app.jobs.queue import LeaseLost
 from app.jobs.source import OpenVideo, open_video
-from app.jobs.store import LeaseLost
 from app.pipeline.detect_video import (
     DetectionCancelled,
     DetectionProgress,
@@ -112,7 +112,7 @@ class JobRun:
                 _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
             finally:
                 self._meter.forget(job.id)
-                self._records.store.release()
+                self._records.database.release()
                 on_end()
 
     def _detect(self) -> JobState:
@@ -120,7 +120,7 @@ class JobRun:
             self._check_past()
             self._detect_with_model()
         except DetectionCancelled:
-            if self._records.store.get(self.job.id).cancel_requested:
+            if self.job.id in self._records.queue.cancel_requests(self._records.epoch):
                 return self._end(JobState.CANCELLED)
             return self._put_back()
         except NoRoomForModel:
@@ -192,14 +192,14 @@ class JobRun:
         )
         self._report = report
         if time.monotonic() >= self._next_write:
-            self._records.store.update(self.job.id, self._records.epoch, self._progress, self._report)
+            self._records.queue.update(self.job.id, self._records.epoch, self._progress, self._report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS
 
     def _end(self, state: JobState, error: FrameboxError | None = None) -> JobState:
         fail_point("job_done")
         records = self._records
         records.until_room(
-            lambda: records.store.finish(
+            lambda: records.queue.finish(
                 self.job.id,
                 records.epoch,
                 state,
@@ -214,7 +214,7 @@ class JobRun:
 
     def _put_back(self, waiting: Waiting | None = None) -> JobState:
         records = self._records
-        records.until_room(lambda: records.store.put_back(self.job.id, records.epoch, waiting))
+        records.until_room(lambda: records.queue.put_back(self.job.id, records.epoch, waiting))
         return JobState.QUEUED
 
 

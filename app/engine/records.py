@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import structlog
 
-from app.errors import FrameboxError
-from app.jobs.intake import remove_orphans
+from app.jobs.database import Database
+from app.jobs.heartbeats import Heartbeats
 from app.jobs.job import Job
-from app.jobs.store import JobStore, LeaseLost
+from app.jobs.queue import JobQueue, LeaseLost
+from app.jobs.retention import remove_orphans
 from app.storage.data_folder import DataFolder
 from app.storage.parts import PartStore
 from app.storage.space import Ballast, free_bytes, is_disk_full
@@ -32,11 +33,13 @@ class Records:
     """The jobs' records as one engine writes them. Whoever makes it holds the data folder's engine lock."""
 
     def __init__(
-        self, data: DataFolder, store: JobStore, *, min_free_bytes: int, stop: threading.Event
+        self, data: DataFolder, database: Database, *, min_free_bytes: int, stop: threading.Event
     ) -> None:
         """`stop`: the engine stops, so nothing is waited for."""
         self.data = data
-        self.store = store
+        self.database = database
+        self.queue = JobQueue(database)
+        self.heartbeats = Heartbeats(database)
         self.epoch = 0
         self.stop = stop
         self._min_free_bytes = min_free_bytes
@@ -46,17 +49,11 @@ class Records:
     def begin(self) -> None:
         """Begin an epoch: jobs of an earlier engine are queued again. Raises LeaseLost if it has to stop."""
         self.epoch = self.until_room(
-            lambda: self.store.begin_epoch(pid=os.getpid(), part_traces=self.traces(self.store.running()))
+            lambda: self.queue.begin_epoch(pid=os.getpid(), part_traces=self.traces(self.queue.running()))
         )
-        remove_orphans(self.data, self.store)
-        # What jobs that ended no longer need: an engine killed at the wrong moment left it behind.
-        for folder in self.data.jobs.iterdir():
-            try:
-                job = self.store.get(folder.name)
-            except FrameboxError:
-                continue  # an upload whose record is not written yet: the web side's to keep or to clean
-            if job.state.is_final:
-                self.data.remove_inputs(job.id)
+        remove_orphans(self.data, self.queue)
+        for job_id in self.queue.ended():  # an engine that was killed may have left their videos and parts
+            self.data.remove_inputs(job_id)
 
     def listen(self) -> Listener:
         """Return what wakes the engine when the records have news for it."""
@@ -70,9 +67,9 @@ class Records:
         return {job_id: self.trace(job_id) for job_id in job_ids}
 
     def count_deaths(self, job_ids: Collection[str], *, hung: str | None) -> Sequence[Job]:
-        """See `JobStore.count_deaths`. On a full disk nothing is counted."""
+        """See `JobQueue.count_deaths`. On a full disk nothing is counted."""
         try:
-            return self.store.count_deaths(self.epoch, self.traces(job_ids), hung=hung)
+            return self.queue.count_deaths(self.epoch, self.traces(job_ids), hung=hung)
         except sqlite3.Error:
             _log.warning("the end of a host is not counted", exc_info=True)
             return []
@@ -80,7 +77,7 @@ class Records:
     def say_stopping(self) -> None:
         """Say that this engine's end is no death; its silence tells soon enough, if the disk is full."""
         try:
-            self.store.report_engine(self.epoch, ready=False, hosts=())
+            self.heartbeats.report_engine(self.epoch, ready=False, hosts=())
         except sqlite3.Error as error:
             if not is_disk_full(error):
                 raise

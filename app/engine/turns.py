@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from app.errors import FrameboxError, InternalError, ModelFault
 from app.jobs.job import Job, Priority
-from app.jobs.store import ANY_DEATHS
+from app.jobs.queue import ANY_DEATHS
 
 BATCH_TURN = 4  # every so many jobs taken up, a batch job comes first
 PATIENT_TURN = 4  # of so many segments, one is for a job that is not urgent

@@ -1,7 +1,7 @@
-"""The records of callbacks: which job's end is to be told where, when next, and how it went.
+"""The records of callbacks: to which address a job's end is delivered, when next, and how that went.
 
-An attempt is counted before it is made: one that the courier does not live to see the end of is made again
-after its pause, with the same id, and no receiver that brings the courier down is asked for ever.
+An attempt is counted before it is made. If the courier dies during an attempt, it is made again after its
+pause, with the same id; a receiver that crashes the courier is not tried forever.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from app.jobs.database import Database
 from app.jobs.job import DeliveryState
-from app.jobs.store import JobStore
 
-AT_ONCE = 4  # to one address, so that a receiver that hangs does not keep the others waiting
+AT_ONCE = 4  # to one address, so that a receiver that hangs does not block the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class DueDelivery:
     """An attempt to be made."""
 
     id: str
+    owner: str
     job_id: str
     url: str = field(repr=False)
     attempts: int  # made before this one
@@ -28,43 +29,39 @@ class DueDelivery:
 class DeliveryStore:
     """The callbacks of one data folder. One courier writes them."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def due(self, limit: int, *, now: float) -> list[DueDelivery]:
-        """What is to be delivered now, the longest due first, and of one receiver no more than AT_ONCE."""
-        rows = self._store.reading().execute(
+        """Return what is due now, the longest due first, at most AT_ONCE for one receiver."""
+        rows = self._database.read(
             """
-            SELECT id, job_id, url, attempts FROM (
+            SELECT id, owner, job_id, url, attempts FROM (
                 SELECT *, row_number() OVER (PARTITION BY shown ORDER BY next_at) AS turn
                 FROM deliveries WHERE state = 'pending' AND next_at <= ?
             ) WHERE turn <= ? ORDER BY next_at LIMIT ?
             """,
             (now, AT_ONCE, limit),
         )
-        return [DueDelivery(row["id"], row["job_id"], row["url"], row["attempts"]) for row in rows]
+        return [DueDelivery(*row) for row in rows]
 
     def begin(self, delivery_id: str, *, next_at: float) -> bool:
-        """Count an attempt; the next one is due at `next_at`. False if nobody wants it any more."""
-        with self._store.transaction() as connection:
-            return bool(
-                connection.execute(
-                    "UPDATE deliveries SET attempts = attempts + 1, next_at = ? "
-                    "WHERE id = ? AND state = 'pending'",
-                    (next_at, delivery_id),
-                ).rowcount
-            )
+        """Count an attempt; the next one is due at `next_at`. False if it is no longer wanted."""
+        pending = "id = ? AND state = 'pending'"
+        query = f"UPDATE deliveries SET attempts = attempts + 1, next_at = ? WHERE {pending}"  # noqa: S608
+        with self._database.transaction() as connection:
+            return bool(connection.execute(query, (next_at, delivery_id)).rowcount)
 
     def delivered(self, delivery_id: str, status: int) -> None:
         self._end(delivery_id, DeliveryState.DELIVERED, status, None)
 
     def give_up(self, delivery_id: str, *, status: int | None, error: str) -> None:
-        """Try no more."""
+        """Make no further attempts."""
         self._end(delivery_id, DeliveryState.GIVEN_UP, status, error)
 
     def failed(self, delivery_id: str, *, status: int | None, error: str, next_at: float) -> None:
         """The attempt failed; another one is made at `next_at`."""
-        with self._store.transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE deliveries SET last_status = ?, last_error = ?, next_at = ? WHERE id = ?",
                 (status, error, next_at, delivery_id),
@@ -72,7 +69,7 @@ class DeliveryStore:
 
     def _end(self, delivery_id: str, state: DeliveryState, status: int | None, error: str | None) -> None:
         delivered_at = time.time() if state is DeliveryState.DELIVERED else None
-        with self._store.transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE deliveries SET state = ?, last_status = ?, last_error = ?, next_at = NULL, "
                 "delivered_at = ? WHERE id = ?",

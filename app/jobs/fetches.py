@@ -1,20 +1,20 @@
-"""The records of videos that are being fetched: the job is there, its video is not yet.
+"""The records of videos that are being fetched: the job exists, its video has not arrived yet.
 
-One courier a data folder writes them. Whatever it says of a job that was cancelled or deleted meanwhile
-changes nothing, and it is told so. The whole URL, which may be a secret, is forgotten with the fetch's end.
+One courier writes them. Its writes change nothing once the job was cancelled or deleted, and return false.
+The whole URL, which may be a secret, is deleted when the fetch ends. How many bytes have arrived is the size
+of a file: see `app.storage.uploads`. The number in the job's record is only for its report.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from dataclasses import dataclass, field
 
 import orjson
 
 from app.errors import FrameboxError
-from app.jobs.job import Waiting
-from app.jobs.store import JobStore
+from app.jobs.database import Database
+from app.jobs.job import Waiting, content_key_of
 from app.wakeups import Program
 
 _WANTED = "id = ? AND state = 'queued' AND source_ready = 0"
@@ -22,27 +22,26 @@ _WANTED = "id = ? AND state = 'queued' AND source_ready = 0"
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A video to be fetched, and how far that is."""
+    """A video to be fetched."""
 
     job_id: str
-    request_id: str
+    owner: str
     url: str = field(repr=False)
     created_at: float  # Unix seconds: of the job
-    expected_bytes: int | None  # None: not known
-    received_bytes: int  # durable
-    etag: str | None  # as the server gave it, of what was received
+    expected_bytes: int | None  # None: unknown
+    etag: str | None  # of what has arrived, as the server sent it
     modified: str | None  # Last-Modified, likewise
 
 
 class FetchStore:
     """The fetches of one data folder."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def wanted(self, limit: int) -> list[str]:
-        """The ids of jobs whose video is to be fetched: interactive ones first, then the oldest."""
-        rows = self._store.reading().execute(
+        """Return the ids of jobs whose video is to be fetched: interactive ones first, then the oldest."""
+        rows = self._database.read(
             "SELECT id FROM jobs WHERE state = 'queued' AND source_ready = 0 "
             "ORDER BY priority = 'batch', sequence LIMIT ?",
             (limit,),
@@ -50,24 +49,17 @@ class FetchStore:
         return [row["id"] for row in rows]
 
     def get(self, job_id: str) -> Fetch | None:
-        """The fetch of a job; None if it is no longer wanted."""
-        row = (
-            self._store.reading()
-            .execute(
-                f"SELECT * FROM jobs JOIN fetches ON job_id = id WHERE {_WANTED}",  # noqa: S608 - a constant
-                (job_id,),
-            )
-            .fetchone()
-        )
+        """Return the fetch of a job; None if it is no longer wanted."""
+        query = f"SELECT * FROM jobs JOIN fetches ON job_id = id WHERE {_WANTED}"  # noqa: S608 - a constant
+        row = self._database.read(query, (job_id,)).fetchone()
         if row is None:
             return None
         return Fetch(
             job_id=row["id"],
-            request_id=row["request_id"],
+            owner=row["owner"],
             url=row["url"],
             created_at=row["created_at"],
             expected_bytes=row["source_bytes"],
-            received_bytes=row["source_received"] or 0,
             etag=row["etag"],
             modified=row["modified"],
         )
@@ -75,57 +67,50 @@ class FetchStore:
     def begin(
         self, job_id: str, *, expected_bytes: int | None, etag: str | None, modified: str | None
     ) -> bool:
-        """Write down what is coming, from its first byte. False if it is no longer wanted."""
-        with self._store.transaction() as connection:
+        """Record what is arriving, from its first byte on. False if it is no longer wanted."""
+        query = f"UPDATE jobs SET source_bytes = ?, source_received = 0 WHERE {_WANTED}"  # noqa: S608 - a constant
+        with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE fetches SET etag = ?, modified = ? WHERE job_id = ?", (etag, modified, job_id)
             )
-            return self._update(connection, job_id, "source_bytes = ?, source_received = 0", expected_bytes)
+            return bool(connection.execute(query, (expected_bytes, job_id)).rowcount)
 
-    def progress(self, job_id: str, received_bytes: int, *, is_all: bool = False) -> bool:
-        """Write down that so many bytes are durable. False if the video is no longer wanted."""
-        assignments = "source_received = ?, waiting = ?"
-        values = (received_bytes, Waiting.SOURCE)
-        with self._store.transaction(Program.WEB) as connection:
-            if is_all:
-                return self._update(
-                    connection, job_id, f"{assignments}, source_bytes = ?", *values, received_bytes
-                )
-            return self._update(connection, job_id, assignments, *values)
+    def progress(self, job_id: str, received_bytes: int) -> bool:
+        """Record how many bytes have arrived. False if the video is no longer wanted."""
+        return self._update(
+            job_id, "source_received = ?, waiting = ?", received_bytes, Waiting.SOURCE, durable=False
+        )
 
     def say_waiting(self, job_id: str, waiting: Waiting) -> bool:
-        """Say why nothing comes. False if the video is no longer wanted."""
-        with self._store.transaction(Program.WEB) as connection:
-            return self._update(connection, job_id, "waiting = ?", waiting)
+        """Record why nothing arrives. False if the video is no longer wanted."""
+        return self._update(job_id, "waiting = ?", waiting)
 
-    def complete(self, job_id: str, sha256: str) -> bool:
-        """The video is whole and at its place: the job may be taken up. False if it is no longer wanted."""
-        with self._store.transaction(Program.ENGINE, Program.WEB) as connection:
-            is_wanted = self._update(
-                connection, job_id, "source_ready = 1, waiting = NULL, source_sha256 = ?", sha256
-            )
-            self._forget(connection, job_id)
-        return is_wanted
+    def complete(self, job_id: str, size_bytes: int, sha256: str | None) -> bool:
+        """Record that the video is in the job's folder: the job may start. False if no longer wanted."""
+        return self._end(
+            job_id,
+            "source_ready = 1, waiting = NULL, source_bytes = ?, source_received = ?, source_sha256 = ?, "
+            "content_key = ?",
+            size_bytes,
+            size_bytes,
+            sha256,
+            None if sha256 is None else content_key_of(sha256),
+        )
 
     def fail(self, job_id: str, error: FrameboxError) -> bool:
-        """The video cannot be had, and the job has failed. False if it is no longer wanted."""
+        """Record that the video cannot be fetched: the job has failed. False if no longer wanted."""
         problem = orjson.dumps(error.to_problem()).decode()
-        with self._store.transaction(Program.WEB, Program.COURIER) as connection:
-            is_wanted = self._update(
-                connection,
-                job_id,
-                "state = 'failed', waiting = NULL, problem = ?, finished_at = ?",
-                problem,
-                time.time(),
-            )
-            self._forget(connection, job_id)
-        return is_wanted
+        ended = "state = 'failed', waiting = NULL, problem = ?, finished_at = ?"
+        return self._end(job_id, ended, problem, time.time())
 
-    def _update(
-        self, connection: sqlite3.Connection, job_id: str, assignments: str, *values: str | float | None
-    ) -> bool:
+    def _update(self, job_id: str, assignments: str, *values: object, durable: bool = True) -> bool:
         query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
-        return bool(connection.execute(query, (*values, job_id)).rowcount)
+        with self._database.transaction(Program.WEB, durable=durable) as connection:
+            return bool(connection.execute(query, (*values, job_id)).rowcount)
 
-    def _forget(self, connection: sqlite3.Connection, job_id: str) -> None:
-        connection.execute("DELETE FROM fetches WHERE job_id = ?", (job_id,))
+    def _end(self, job_id: str, assignments: str, *values: object) -> bool:
+        query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
+        with self._database.transaction(*Program) as connection:
+            is_wanted = bool(connection.execute(query, (*values, job_id)).rowcount)
+            connection.execute("DELETE FROM fetches WHERE job_id = ?", (job_id,))
+        return is_wanted

@@ -1,105 +1,177 @@
-"""From an upload to a job: both durable, or neither there."""
+"""The one way in: a video, however it arrives, becomes the video of a queued job."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from app.errors import EmptyBody
+from app.egress.targets import Target
+from app.errors import EmptyBody, UploadGone, UploadUnfinished
 from app.failpoints import fail_point
 from app.jobs.job import Job, JobRequest, SourceKind, VideoSource
 from app.jobs.store import JobStore
-from app.storage.data_folder import JOB_ID, DataFolder, new_job_id
+from app.storage.bodies import SpooledBody
+from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.ingest import Ingest
-from app.storage.spool import ReceivedUpload, Spool, remove_unowned
+from app.storage.spool import ReceivedUpload, Spool, Upload
+from app.storage.uploads import HeldUpload, UploadFacts
+
+_LONGEST_NAME = 255  # characters; names are for display only
 
 
-def accept_job(
-    upload: ReceivedUpload,
-    *,
-    spool: Spool,
-    folder: DataFolder,
-    store: JobStore,
-    request: JobRequest,
-    video_name: str | None,
-) -> Job:
-    """Make a received upload a queued job. When this returns, video and record survive a power cut.
+class Intake:
+    """Makes jobs: one method a source. Safe to use from many threads and processes at once.
 
-    Returns the job that the request was given before, if its key or its content and options had one: then
-    the upload is dropped. Raises IdempotencyConflict. Call it while the upload is still held (inside
-    `Spool.receive` or `Spool.take`), so that no clean-up takes the folder for a leftover before the record
-    is there.
+    When a method returns, job and video survive a power failure. If another job already answers the request
+    (`app.jobs.attach`), that job is returned and the video is dropped. All raise IdempotencyConflict.
     """
-    source = VideoSource(upload.size_bytes, upload.sha256, video_name[:255] if video_name else None)
-    earlier = store.attach(request, source, size_bytes=upload.size_bytes)
-    if earlier is not None:
-        return earlier
-    upload.finish()
-    spool.publish(upload)
-    fail_point("upload_published")
-    job = record_job(upload.job_id, source, folder=folder, store=store, request=request)
-    fail_point("job_accepted")
-    return job
 
+    def __init__(self, folder: DataFolder, store: JobStore, spool: Spool, ingest: Ingest) -> None:
+        self._folder = folder
+        self._store = store
+        self._spool = spool
+        self._ingest = ingest
 
-def record_job(
-    job_id: str, source: VideoSource, *, folder: DataFolder, store: JobStore, request: JobRequest
-) -> Job:
-    """Add the record of a job whose folder is there, and whose lock the caller holds; durable on return.
+    def from_stream(
+        self,
+        request: JobRequest,
+        receive: Callable[[Upload], str | None],
+        *,
+        expected_bytes: int | None,
+    ) -> Job:
+        """Take a body that arrives through this process. `receive` writes it and returns the file's name.
 
-    The folder goes if that fails, or if an equal request was faster: then its job is returned.
-    """
-    try:
-        job = store.add(job_id, request, source)
-    except BaseException:
-        folder.remove_job(job_id)
-        raise
-    if job.id != job_id:
-        folder.remove_job(job_id)
-    return job
+        `expected_bytes` is None for a body of unknown length; the envelope of a form counts. Raises what
+        `receive` raises, InsufficientStorage.
+        """
+        key = request.request_id
+        with self._spool.receive(new_job_id(), key=key, expected_bytes=expected_bytes) as upload:
+            name = receive(upload)
+            return self._publish(request, upload, name)
 
+    def from_body(
+        self, request: JobRequest, body: SpooledBody, *, check: Callable[[SpooledBody], None]
+    ) -> Job:
+        """Take a body that nginx wrote to disk. `check` may raise to refuse it once it is taken.
 
-def accept_ingested(
-    path: str, *, ingest: Ingest, spool: Spool, folder: DataFolder, store: JobStore, request: JobRequest
-) -> Job:
-    """Make a file of an ingest folder a queued job's video, where it lies. The job is durable on return.
+        Raises what `check` raises, IncompleteBody if nginx has removed the file.
+        """
+        with self._spool.take(new_job_id(), key=request.request_id, body=body) as upload:
+            check(body)
+            return self._publish(request, upload, None)
 
-    Returns the job that an equal request had. Raises InvalidSource, SourceNotFound, IdempotencyConflict.
-    """
-    with ingest.open(path) as file:
-        if not file.identity.size_bytes:
+    def from_upload(self, request: JobRequest, held: HeldUpload, name: str | None) -> Job:
+        """Take the file of a finished resumable upload, without a copy. The upload is used up.
+
+        The job has the upload's id, so that after a crash it is known whether the upload became a job. Raises
+        UploadUnfinished, EmptyBody, UploadGone if it was used for another request.
+        """
+        facts = held.settle()
+        became = self.job_of_upload(facts)
+        if became is not None or facts.is_spent:
+            return self._used_before(request, held, facts, became)
+        if not facts.is_whole or facts.about.is_part:
+            detail, length = "The upload is not finished.", facts.about.length_bytes
+            if facts.about.is_part:
+                detail, length = "The upload is a part of another one, which is to be used.", None
+            raise UploadUnfinished(detail, {"offset_bytes": facts.offset_bytes, "length_bytes": length})
+        if not facts.offset_bytes:
+            raise EmptyBody("The upload is empty.")
+        source = VideoSource(facts.offset_bytes, held.sha256(), _display_name(name))
+        job = self._store.attach(request, source)
+        if job is None:
+            self._folder.remove_job(held.id)  # left by a crash; the lock on the upload keeps others away
+            with self._spool.empty_job(held.id):
+                try:
+                    held.link_to(self._folder.video(held.id))
+                except BaseException:
+                    self._folder.remove_job(held.id)
+                    raise
+                fail_point("upload_linked")
+                job = self._add(request, held.id, source)
+                fail_point("upload_accepted")
+        held.spend(job_id=job.id)
+        return job
+
+    def from_path(self, request: JobRequest, path: str) -> Job:
+        """Take a file of an ingest folder, where it lies. Raises InvalidSource, SourceNotFound, EmptyBody."""
+        with self._ingest.open(path) as file:
+            identity = file.identity
+        if not identity.size_bytes:
             raise EmptyBody("The file is empty.")
-        source = VideoSource(
-            file.identity.size_bytes, None, Path(path).name[:255], SourceKind.PATH, path, file.identity
+        name = _display_name(Path(path).name)
+        return self._add_named(
+            request, VideoSource(identity.size_bytes, None, name, SourceKind.PATH, path, identity)
         )
-    return accept_named(source, spool=spool, folder=folder, store=store, request=request)
+
+    def from_url(self, request: JobRequest, url: str, target: Target) -> Job:
+        """Take a video that the courier is to fetch from `url`, which leads to `target`."""
+        source = VideoSource(
+            size_bytes=None,
+            sha256=None,
+            name=_display_name(PurePosixPath(unquote(target.resource.partition("?")[0])).name),
+            kind=SourceKind.URL,
+            address=target.shown,
+            received_bytes=0,
+            address_sha256=hashlib.sha256(url.encode()).hexdigest(),
+            url=url,
+        )
+        return self._add_named(request, source)
+
+    def job_of_upload(self, facts: UploadFacts) -> Job | None:
+        """Return the job that a resumable upload has become; None if there is none."""
+        job_id = facts.about.job_id or facts.id
+        return self._store.find([job_id], owner=facts.about.owner).get(job_id)
+
+    def _publish(self, request: JobRequest, upload: ReceivedUpload, name: str | None) -> Job:
+        """Make a received upload a job while it is still held, so that no clean-up takes its folder."""
+        source = VideoSource(upload.size_bytes, upload.sha256, _display_name(name))
+        earlier = self._store.attach(request, source)  # before 100 GB are synced for nothing
+        if earlier is not None:
+            return earlier
+        upload.finish()
+        self._spool.publish(upload)
+        fail_point("upload_published")
+        job = self._add(request, upload.job_id, source)
+        fail_point("job_accepted")
+        return job
+
+    def _add_named(self, request: JobRequest, source: VideoSource) -> Job:
+        """Make a job of a video that is not in the data folder."""
+        earlier = self._store.attach(request, source)
+        if earlier is not None:
+            return earlier
+        job_id = new_job_id()
+        with self._spool.empty_job(job_id):
+            fail_point("empty_job_made")
+            return self._add(request, job_id, source)
+
+    def _add(self, request: JobRequest, job_id: str, source: VideoSource) -> Job:
+        """Add the record of a job whose folder exists and is held. The folder goes if it is not needed."""
+        try:
+            job = self._store.add(job_id, request, source)
+        except BaseException:
+            self._folder.remove_job(job_id)
+            raise
+        if job.id != job_id:  # an equal request was faster
+            self._folder.remove_job(job_id)
+        return job
+
+    def _used_before(self, request: JobRequest, held: HeldUpload, facts: UploadFacts, job: Job | None) -> Job:
+        """Return the job of an upload that was used, to the same request again; refuse any other."""
+        if job is not None:
+            if not facts.is_spent:  # a crash came in between
+                held.spend(job_id=job.id)
+            again = self._store.attach(request, job.source)
+            if again is not None:
+                return again
+            raise UploadGone("The upload has been used.", {"instance": f"/v1/jobs/{job.id}"})
+        final_id = facts.about.final_id
+        place = {} if final_id is None else {"instance": f"/v1/uploads/{final_id}"}
+        raise UploadGone("The upload has been used.", place)
 
 
-def accept_named(
-    source: VideoSource, *, spool: Spool, folder: DataFolder, store: JobStore, request: JobRequest
-) -> Job:
-    """Make `source`, of which nothing lies in the data folder, a queued job's video; durable on return."""
-    earlier = store.attach(request, source, size_bytes=source.size_bytes)
-    if earlier is not None:
-        return earlier
-    job_id = new_job_id()
-    with spool.empty_job(job_id):
-        fail_point("empty_job_made")
-        return record_job(job_id, source, folder=folder, store=store, request=request)
-
-
-def remove_leftovers(folder: DataFolder, spool: Spool, store: JobStore) -> int:
-    """Remove uploads and job folders that a crash left without an owner; return how many.
-
-    Safe while other processes receive uploads: theirs are locked until their record is there.
-    """
-    return spool.remove_leftovers() + remove_orphans(folder, store)
-
-
-def remove_orphans(folder: DataFolder, store: JobStore) -> int:
-    """Remove the folders of jobs of which there is no record; return how many."""
-    removed, known = 0, store.ids()
-    for job_folder in folder.jobs.iterdir():
-        job_id = job_folder.name
-        if JOB_ID.fullmatch(job_id) and job_id not in known:
-            removed += remove_unowned(job_folder, is_leftover=lambda: job_id not in store.ids())  # noqa: B023
-    return removed
+def _display_name(name: str | None) -> str | None:
+    return name[:_LONGEST_NAME] if name else None

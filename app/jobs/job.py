@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 
 from app.errors import Problem
 from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
 from app.storage.ingest import FileIdentity
+
+OWNER = "default"  # of everything, until callers are told apart
 
 
 class JobState(StrEnum):
@@ -48,6 +50,10 @@ class SourceKind(StrEnum):
     URL = "url"  # it is fetched from another server, and then lies in the job's folder
 
 
+def content_key_of(sha256: str) -> str:
+    return f"sha256 {sha256}"
+
+
 @dataclass(frozen=True, slots=True)
 class VideoSource:
     """A job's video."""
@@ -67,12 +73,14 @@ class VideoSource:
         """What a request says that its video is: what it names, or the digest of what it sent."""
         return self.sha256 if self.address is None else f"{self.kind} {self.address_sha256 or self.address}"
 
-    def is_same_video(self, other: VideoSource) -> bool:
-        """Whether both are known to be the same bytes: of what is yet to be fetched nobody knows."""
-        if self.sha256 is not None or other.sha256 is not None:
-            return self.sha256 == other.sha256
-        named = (self.kind, self.address, self.identity)
-        return self.identity is not None and named == (other.kind, other.address, other.identity)
+    @property
+    def content_key(self) -> str | None:
+        """A text that is equal for the same bytes only; None for what has not been fetched or hashed."""
+        if self.sha256 is not None:
+            return content_key_of(self.sha256)
+        if self.identity is None:
+            return None
+        return f"{self.kind} {astuple(self.identity)} {self.address}"
 
 
 class DeliveryState(StrEnum):
@@ -152,6 +160,7 @@ class Job:
     """One row of the store, as read. Times are Unix seconds."""
 
     id: str
+    owner: str
     state: JobState
     request_id: str
     model: str
@@ -176,6 +185,7 @@ class Job:
 class JobRequest:
     """What is asked for, but for the video: what makes two requests the same, and how it is to be run."""
 
+    owner: str
     request_id: str
     model: str
     options: DetectionOptions

@@ -1,4 +1,4 @@
-"""What is kept of jobs that ended, and for how long: so many days, and as long as there is room."""
+"""Clean-up: of finished jobs after some days or when the disk fills up, and of what crashes left."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import FrameboxError
 from app.failpoints import fail_point
-from app.jobs.store import JobStore
-from app.storage.data_folder import DataFolder
+from app.jobs.queue import JobQueue
+from app.storage.data_folder import JOB_ID, DataFolder
+from app.storage.locks import remove_unheld
 from app.storage.space import free_bytes
+from app.storage.spool import Spool
 from app.storage.uploads import Uploads
 
-FETCH_SECONDS = 300.0  # whoever waits for an answer has so long to fetch it, however full the disk
-_AT_ONCE = 20  # jobs removed a call, so that the caller's loop goes on in between
+FETCH_SECONDS = 300.0  # callers have at least this long to fetch an answer, however full the disk is
+_AT_ONCE = 20  # jobs removed per call, so that the caller's loop is not held up
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    keep_seconds: float  # after a job's end, or since its answer was last given to a new request
-    keep_free_bytes: int  # below so much room the oldest go before their time
+    keep_seconds: float  # after a job's end, or after its answer was last given to a new request
+    keep_free_bytes: int  # with less free space than this, the oldest jobs are removed earlier
 
 
 class Retention:
-    """Removes the records and files of jobs that ended. Jobs that wait or run are never touched."""
+    """Removes the records and files of finished jobs. Jobs that are queued or running are never touched."""
 
     def __init__(
         self,
         data: DataFolder,
-        store: JobStore,
+        queue: JobQueue,
         limits: RetentionLimits,
         uploads: Uploads,
         *,
@@ -38,26 +39,23 @@ class Retention:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._data = data
-        self._store = store
+        self._queue = queue
         self._limits = limits
         self._uploads = uploads
         self._measure = measure
         self._clock = clock
 
     def remove_old(self) -> int:
-        """Remove some of what is too old, and then of what the disk has no room for; return how many jobs.
+        """Remove some jobs that are too old, then some for which the disk has no room; return how many.
 
-        Abandoned uploads go too. Call it again and again: it does a little at a time.
+        Abandoned uploads are removed too. Call it regularly: it does a little at a time.
         """
-        old = self._store.oldest_ended(before=self._clock() - self._limits.keep_seconds, limit=_AT_ONCE)
         self._uploads.remove_expired()
-        return sum(map(self._remove, old)) + self._make_room()
-
-    def _make_room(self) -> int:
+        old = self._queue.oldest_ended(before=self._clock() - self._limits.keep_seconds, limit=_AT_ONCE)
+        removed = sum(map(self._remove, old))
         if self._has_room():
-            return 0
-        removed = 0
-        for job_id in self._store.oldest_ended(before=self._clock() - FETCH_SECONDS, limit=_AT_ONCE):
+            return removed
+        for job_id in self._queue.oldest_ended(before=self._clock() - FETCH_SECONDS, limit=_AT_ONCE):
             removed += self._remove(job_id)
             if self._has_room():
                 break
@@ -67,11 +65,27 @@ class Retention:
         return self._measure(self._data.root) >= self._limits.keep_free_bytes
 
     def _remove(self, job_id: str) -> bool:
-        """The record goes first: a folder without one is a leftover, but a record without files is a lie."""
-        try:
-            self._store.delete(job_id)
-        except FrameboxError:
-            return False  # somebody else was faster
+        """Delete the record first: a folder without a record is a leftover, but not the other way round."""
+        if not self._queue.delete(job_id):
+            return False  # another program was faster
         fail_point("job_forgotten")
         self._data.remove_job(job_id)
         return True
+
+
+def remove_leftovers(folder: DataFolder, spool: Spool, queue: JobQueue) -> int:
+    """Remove uploads and job folders that a crash left without an owner; return how many.
+
+    Safe while other processes receive uploads: these are locked until their record exists.
+    """
+    return spool.remove_leftovers() + remove_orphans(folder, queue)
+
+
+def remove_orphans(folder: DataFolder, queue: JobQueue) -> int:
+    """Remove the folders of jobs that have no record; return how many."""
+    removed, known = 0, queue.ids()
+    for job_folder in folder.jobs.iterdir():
+        job_id = job_folder.name
+        if JOB_ID.fullmatch(job_id) and job_id not in known:
+            removed += remove_unheld(job_folder, is_leftover=lambda: job_id not in queue.ids())  # noqa: B023
+    return removed

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import structlog
 
 from app.errors import JobNotFound
+from app.jobs.database import Database
 from app.jobs.job import Job
 from app.jobs.store import JobStore
 from app.wakeups import Listener, Program, Wakeups
@@ -22,8 +23,9 @@ POLL_SECONDS = 1.0  # an answer whose wake-up was lost is that much late at most
 class JobWatch:
     """One caller's view of one job. Made by `JobWatcher.watch`."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, owner: str) -> None:
         self.job_id = job_id
+        self.owner = owner
         self._changed = threading.Condition()
         self._job: Job | None = None
         self._fresh = False
@@ -56,8 +58,9 @@ class JobWatcher:
     it is woken, and reads the jobs waited for when that has changed.
     """
 
-    def __init__(self, store: JobStore, wakeups: Wakeups, *, poll_seconds: float = POLL_SECONDS) -> None:
-        self._store = store
+    def __init__(self, database: Database, wakeups: Wakeups, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._database = database
+        self._store = JobStore(database)
         self._wakeups = wakeups
         self._poll_seconds = poll_seconds
         self._lock = threading.Condition()
@@ -68,9 +71,9 @@ class JobWatcher:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[JobWatch]:
+    def watch(self, job_id: str, *, owner: str) -> Iterator[JobWatch]:
         """Yield a view of the job that follows it until the block ends."""
-        watch = JobWatch(job_id)
+        watch = JobWatch(job_id, owner)
         with self._lock:
             self._watches.add(watch)
             self._news = True
@@ -107,7 +110,7 @@ class JobWatcher:
                     self._listener = listener
                 self._follow(listener)
         finally:
-            self._store.close()
+            self._database.close()
 
     def _follow(self, listener: Listener) -> None:
         version: int | None = None
@@ -126,11 +129,13 @@ class JobWatcher:
     def _look(self, watched: tuple[list[JobWatch], bool], last_version: int | None) -> int | None:
         watches, news = watched
         try:
-            version = self._store.data_version()
+            version = self._database.version()
             if news or version != last_version:
-                jobs = self._store.get_many({watch.job_id for watch in watches})
-                for watch in watches:
-                    watch.show(jobs.get(watch.job_id))
+                for owner in {watch.owner for watch in watches}:
+                    own = [watch for watch in watches if watch.owner == owner]
+                    jobs = self._store.find({watch.job_id for watch in own}, owner=owner)
+                    for watch in own:
+                        watch.show(jobs.get(watch.job_id))
         except sqlite3.Error:  # a busy or full disk passes; whoever waits has a deadline
             _log.exception("job watcher could not read the store")
             return None

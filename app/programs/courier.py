@@ -10,6 +10,7 @@ from app.courier.deliverer import Deliverer
 from app.courier.fetcher import Fetcher, FetchLimits
 from app.egress.addresses import AddressRules
 from app.egress.connection import Outbound, make_trust
+from app.jobs.database import Database
 from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
 from app.jobs.store import JobStore
@@ -18,6 +19,7 @@ from app.metrics import Metrics, retire_counters
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
+from app.storage.uploads import UploadLimits, Uploads
 from app.wakeups import Wakeups
 
 
@@ -30,26 +32,24 @@ def create_courier(settings: Settings) -> Courier:
     data = DataFolder(settings.data)
     data.create()
     wakeups = Wakeups(data.wakeups)
-    store = JobStore(data.database, wakeups)
-    store.create()
+    database = Database(data.database, wakeups)
+    database.create()
     retire_counters()
     metrics, stop = Metrics(), threading.Event()
     outbound = Outbound(AddressRules(settings.allowed_hosts), make_trust(settings.ca_file))
-    fetches, deliveries = FetchStore(store), DeliveryStore(store)
+    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
     courier = Courier(
-        store=store,
-        fetches=fetches,
-        deliveries=deliveries,
+        database=database,
         fetcher=Fetcher(
             data=data,
-            fetches=fetches,
-            space=SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes),
+            fetches=FetchStore(database),
+            uploads=Uploads(data.fetches, space, UploadLimits(settings.fetch_hours * 3600.0)),
             outbound=outbound,
             limits=FetchLimits(settings.max_upload_bytes, max_seconds=settings.fetch_hours * 3600.0),
             metrics=metrics,
             stop=stop,
         ),
-        deliverer=_deliverer(settings, store, deliveries, outbound, metrics),
+        deliverer=_deliverer(settings, database, outbound, metrics),
         fetches_at_once=settings.fetches,
         stop=stop,
         wakeups=wakeups,
@@ -60,9 +60,15 @@ def create_courier(settings: Settings) -> Courier:
 
 
 def _deliverer(
-    settings: Settings, store: JobStore, deliveries: DeliveryStore, outbound: Outbound, metrics: Metrics
+    settings: Settings, database: Database, outbound: Outbound, metrics: Metrics
 ) -> Deliverer | None:
     secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
     if not secrets:
         return None
-    return Deliverer(store=store, deliveries=deliveries, outbound=outbound, secrets=secrets, metrics=metrics)
+    return Deliverer(
+        store=JobStore(database),
+        deliveries=DeliveryStore(database),
+        outbound=outbound,
+        secrets=secrets,
+        metrics=metrics,
+    )

@@ -19,8 +19,9 @@ from app.engine.job_run import JobRules, JobRun
 from app.engine.records import Records
 from app.engine.turns import ClaimTurns, SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan, SegmentDone
+from app.jobs.database import Database
+from app.jobs.queue import JobQueue
 from app.jobs.retention import Retention, RetentionLimits
-from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
@@ -47,12 +48,12 @@ def create_engine(settings: Settings) -> Engine:
     data = DataFolder(settings.data)
     data.create()
     wakeups = Wakeups(data.wakeups)
-    store = JobStore(data.database, wakeups)
-    store.create()
+    database = Database(data.database, wakeups)
+    database.create()
     retire_counters()
     shutil.rmtree(data.model_attempts, ignore_errors=True)  # a model that is refused may be mended by now
     metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
-    records = Records(data, store, min_free_bytes=settings.min_free_bytes, stop=stop)
+    records = Records(data, database, min_free_bytes=settings.min_free_bytes, stop=stop)
     hosts = HostPool(
         plan=_plan(settings, data),
         spawn=_spawn,
@@ -76,7 +77,7 @@ def create_engine(settings: Settings) -> Engine:
         hosts,
         catalog,
         ClaimTurns(places=settings.running_jobs, trace_parts=records.trace),
-        _retention(settings, data, store),
+        _retention(settings, data, records.queue),
         make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
         limits=EngineLimits(settings.model, settings.stop_seconds, settings.engine_deaths),
     )
@@ -85,16 +86,16 @@ def create_engine(settings: Settings) -> Engine:
     return engine
 
 
-def _retention(settings: Settings, data: DataFolder, store: JobStore) -> Retention:
+def _retention(settings: Settings, data: DataFolder, queue: JobQueue) -> Retention:
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
     return Retention(
         data,
-        store,
+        queue,
         RetentionLimits(
             keep_seconds=settings.keep_days * 86400.0,
             keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
         ),
-        Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)),
+        Uploads(data.uploads, space, UploadLimits(settings.keep_upload_hours * 3600.0)),
     )
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.jobs.database import Database
 from app.jobs.engine_status import why_not_ready
-from app.jobs.store import JobStore
+from app.jobs.heartbeats import Heartbeats
 from app.storage.data_folder import DataFolder
 
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
@@ -82,7 +83,7 @@ def look_up_engine(data: DataFolder) -> tuple[bool, str]:
     if not data.database.exists():
         return False, "the engine has not started yet"
     try:
-        status = JobStore(data.database).engine_status()
+        status = Heartbeats(Database(data.database)).engine()
     except sqlite3.OperationalError as error:  # it is being made, or locked for longer than usual
         return False, f"the database cannot be read: {error}"
     reason = why_not_ready(status, now=time.time())
@@ -94,7 +95,7 @@ def look_up_courier(data: DataFolder) -> tuple[bool, str]:
     if not data.database.exists():
         return False, "no courier has started on this data folder yet"
     try:
-        silent_seconds = time.time() - JobStore(data.database).courier_heartbeat_at()
+        silent_seconds = time.time() - Heartbeats(Database(data.database)).courier_at()
     except sqlite3.OperationalError as error:
         return False, f"the database cannot be read: {error}"
     return silent_seconds < _SILENT_COURIER_SECONDS, f"last heard of {silent_seconds:.0f} s ago"

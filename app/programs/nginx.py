@@ -49,12 +49,7 @@ _ADMIT = _FORWARDED | {
     "Framebox-Upload-Encoding": "$http_transfer_encoding",
     "Framebox-Upload-Spooled": "$is_spooled",
 }
-_BODY = _FORWARDED | {
-    "Content-Length": '""',
-    "Transfer-Encoding": '""',
-    "Framebox-Upload-Length": "$http_content_length",
-    "Framebox-Body-File": "$request_body_file",
-}
+_BODY = _ADMIT | {"Framebox-Body-File": "$request_body_file"}
 
 # Refusals are literals of nginx: only those leave the body unread and reach every client.
 _ADMISSION = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import select
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from app.storage.locks import try_lock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _KILL_SECONDS = 10.0  # a killed process is gone within this, or something is wrong with the machine
@@ -37,11 +38,9 @@ def take_lock(lock: Path) -> int:
     inheritable.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(descriptor):
         os.close(descriptor)
-        raise LockHeld(f"{lock.name} is held by another process") from error
+        raise LockHeld(f"{lock.name} is held by another process")
     return descriptor
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from flask import Flask
 
 from app.egress.addresses import AddressRules
-from app.jobs.intake import remove_leftovers
+from app.jobs.database import Database
+from app.jobs.heartbeats import Heartbeats
+from app.jobs.intake import Intake
+from app.jobs.queue import JobQueue
+from app.jobs.retention import remove_leftovers
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.logs import configure_logging
@@ -38,8 +42,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     folder = DataFolder(settings.data)
     folder.create()
     wakeups = Wakeups(folder.wakeups)
-    store = JobStore(folder.database, wakeups)
-    store.create()
+    database = Database(folder.database, wakeups)
+    database.create()
+    store = JobStore(database)
     bodies = BodyFolders(folder)
     space = SpaceLedger(
         folder.space_ledger,
@@ -48,22 +53,23 @@ def create_app(settings: Settings | None = None) -> Flask:
         body_sizes=bodies.sizes,
     )
     spool = Spool(folder, space)
-    remove_leftovers(folder, spool, store)
+    remove_leftovers(folder, spool, JobQueue(database))
     remove_forms_cut_short(folder)
     bodies.remove_leftovers()
     uploads = Uploads(
-        folder, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)
+        folder.uploads, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)
     )
     uploads.recover()
     service = Service(
         folder=folder,
+        database=database,
         store=store,
-        watcher=JobWatcher(store, wakeups),
-        spool=spool,
+        heartbeats=Heartbeats(database),
+        intake=Intake(folder, store, spool, Ingest(settings.ingest)),
+        watcher=JobWatcher(database, wakeups),
         bodies=bodies,
         follower=BodyFollower(bodies, space.body_folders, folder.lock("follower")),
         space=space,
-        ingest=Ingest(settings.ingest),
         uploads=uploads,
         forms=FormMaker(folder, store, space),
         metrics=Metrics(),

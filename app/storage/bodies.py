@@ -23,8 +23,9 @@ from pathlib import Path
 
 from app.errors import IncompleteBody
 from app.storage.data_folder import DataFolder
-from app.storage.digests import file_digests
 from app.storage.durable import start_write_back
+from app.storage.hashing import file_digests
+from app.storage.locks import try_lock
 
 SETTLED_SECONDS = 10.0  # between a file's creation and the moment it counts as open: microseconds, in truth
 FOLDER_NAMES = tuple(f"{number:02x}" for number in range(256))
@@ -74,9 +75,7 @@ class SpooledBody:
             return None
         deadline = time.monotonic() + _FOLLOWER_SECONDS + self.size_bytes / _FOLLOWER_BYTES_PER_SECOND
         while time.monotonic() < deadline:
-            try:
-                fcntl.flock(self.note, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(self.note, shared=True):
                 time.sleep(_NOTE_SECONDS)
             else:
                 digest, _, rest = os.pread(self.note, _LONGEST_NOTE_BYTES, 0).partition(b" ")

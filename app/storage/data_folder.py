@@ -6,8 +6,8 @@
   incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
   bodies/<xx>/<digits>      a body that nginx writes to disk by itself: see bodies.py
   uploads/<id>/             a resumable upload: see uploads.py
+  fetches/<id>/             a video that is being fetched: the same, with the id of its job
   jobs/<id>/video           the spooled video, whole
-  jobs/<id>/video.partial   a video that is being fetched
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.pairs    the document; result.<rendering>, with its .sha256: the same otherwise
   jobs/<id>/result.pts      the time stamps of the document's frames
@@ -56,6 +56,10 @@ class DataFolder:
     @property
     def uploads(self) -> Path:
         return self.root / "uploads"
+
+    @property
+    def fetches(self) -> Path:
+        return self.root / "fetches"
 
     @property
     def jobs(self) -> Path:
@@ -127,6 +131,7 @@ class DataFolder:
             self.incoming,
             self.bodies,
             self.uploads,
+            self.fetches,
             self.jobs,
             self.locks,
             self.run,
@@ -147,17 +152,8 @@ class DataFolder:
             raise ValueError("not a job id")
         return self.jobs / job_id
 
-    def upload(self, upload_id: str) -> Path:
-        """The resumable upload's folder. ValueError if `upload_id` is no id: it may come from a URL."""
-        if not JOB_ID.fullmatch(upload_id):
-            raise ValueError("not an upload id")
-        return self.uploads / upload_id
-
     def video(self, job_id: str) -> Path:
         return self.job(job_id) / "video"
-
-    def partial_video(self, job_id: str) -> Path:
-        return self.job(job_id) / "video.partial"
 
     def parts(self, job_id: str) -> Path:
         return self.job(job_id) / "parts"
@@ -182,7 +178,6 @@ class DataFolder:
         self.remove_parts(job_id)
         fail_point("parts_removed")
         self.video(job_id).unlink(missing_ok=True)
-        self.partial_video(job_id).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
         """Remove the job's folder with all that is in it; absent is fine."""

@@ -10,7 +10,6 @@ lock. A note that is unlocked without the body's digest, or none, means: nobody 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -24,6 +23,7 @@ import structlog
 
 from app.storage.bodies import BodyFolders, closing_descriptor, note_of, note_text
 from app.storage.durable import start_write_back
+from app.storage.locks import try_lock
 
 LOOK_SECONDS = 0.2  # between two looks for new bodies
 FOLLOW_SECONDS = 0.02  # between two looks at those that are followed, where there was nothing new
@@ -90,7 +90,7 @@ class BodyFollower:
 
     def _run(self) -> None:
         with closing_descriptor(os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
-            while not _is_locked(lock) and not self._stop.wait(STAND_BY_SECONDS):
+            while not try_lock(lock) and not self._stop.wait(STAND_BY_SECONDS):
                 pass
             while not self._stop.is_set():
                 try:
@@ -126,7 +126,7 @@ class BodyFollower:
         except OSError:
             os.close(descriptor)  # there is no room for one
             return
-        if not _is_locked(note):  # whoever waits for it has it: it goes on without
+        if not try_lock(note):  # whoever waits for it has it: it goes on without
             os.close(note)
             os.close(descriptor)
             return
@@ -160,11 +160,3 @@ class BodyFollower:
         while self._followed:
             with suppress(OSError):
                 self._followed.popitem()[1].close()
-
-
-def _is_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from app.errors import BodyTooLarge, InvalidOption, UploadGone, UploadUnfinished
+from app.errors import BodyTooLarge, UploadGone, UploadUnfinished
 from app.failpoints import fail_point
 from app.storage.allocation import give_back_front
 from app.storage.durable import fsync_folder
@@ -32,6 +32,10 @@ _PROMISE_SECONDS = 3600.0
 _NO_COPY_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class NotAPart(Exception):
+    """The upload with this id was not created to be joined into another one."""
+
+
 def joined_id(parts: Sequence[str]) -> str:
     """The id of the upload that `parts` are joined to, in this order: as hard to guess as theirs."""
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -41,12 +45,14 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
     """Make one upload of the finished uploads `about.parts`, in this order; return it, whole and durable.
 
     The parts stay known, without their bytes. Called again it does what is left to do. Raises UploadNotFound,
-    UploadUnfinished, UploadGone if a part was used for something else, InvalidOption for what is no part,
-    BodyTooLarge if together they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
+    UploadUnfinished, UploadGone if a part was used for something else, NotAPart, BodyTooLarge if together
+    they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
     """
     final_id = joined_id(about.parts)
     with ExitStack() as stack:
-        held = {part: stack.enter_context(uploads.hold(part)) for part in sorted(about.parts)}
+        held = {
+            part: stack.enter_context(uploads.hold(part, owner=about.owner)) for part in sorted(about.parts)
+        }
         parts = [held[part] for part in about.parts]  # locked in one order, joined in another
         lengths = [_length(part.settle(), final_id) for part in parts]
         if sum(lengths) > limit_bytes:
@@ -62,11 +68,8 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
 
 def _length(part: UploadFacts, final_id: str) -> int:
     """The part's length, if it may be joined."""
-    if part.about.concat != "partial":
-        raise InvalidOption(
-            f"Upload-Concat: {part.id} was not created as a part.",
-            {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
-        )
+    if not part.about.is_part:
+        raise NotAPart(part.id)
     if part.about.final_id not in (None, final_id):
         raise UploadGone(
             f"The part {part.id} has been used.", {"instance": f"/v1/uploads/{part.about.final_id}"}
@@ -114,7 +117,7 @@ def _append(source: Path, destination: Path, start: int, length: int) -> None:
     try:
         done = os.fstat(writing).st_size - start
         while done < length:
-            to_block = -(start + done) % BLOCK_BYTES or _STEP_BYTES  # why: see upload_writer.py
+            to_block = -(start + done) % BLOCK_BYTES or _STEP_BYTES  # see upload_writer.py
             count = min(to_block, length - done)
             done += _copy(reading, writing, done, start + done, count)
             os.fdatasync(writing)

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import InsufficientStorage
@@ -101,7 +101,7 @@ class SpaceLedger:
         With the name of a `body_folder` it holds on while a file in there may be the body's.
         Raises InsufficientStorage if the disk would be left with less than its minimum.
         """
-        with self._no_room_told(size_bytes), self._transaction() as connection:
+        with self.disk_full_told(size_bytes), self._transaction() as connection:
             available = self._available(connection, but_for=key)
             if size_bytes > available:
                 raise InsufficientStorage(
@@ -115,13 +115,15 @@ class SpaceLedger:
 
     @contextmanager
     def disk_full_told(self, needed_bytes: int) -> Iterator[None]:
-        """Raise InsufficientStorage, with what is left, where the block finds no room to write."""
+        """Raise InsufficientStorage, with what is available, if the block finds the disk full."""
         try:
             yield
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             if not is_disk_full(error):
                 raise
-            available = max(self.available_bytes(), 0)
+            available = 0
+            with suppress(sqlite3.Error):  # a promise needs room too
+                available = max(self.available_bytes(), 0)
             raise InsufficientStorage(
                 "The disk is full.", {"needed_bytes": needed_bytes, "available_bytes": available}
             ) from error
@@ -188,15 +190,3 @@ class SpaceLedger:
                 if connection.in_transaction:  # a full disk may have ended it
                     connection.execute("ROLLBACK")
                 raise
-
-    @contextmanager
-    def _no_room_told(self, size_bytes: int) -> Iterator[None]:
-        """The promise itself needs room too."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if not is_disk_full(error):
-                raise
-            raise InsufficientStorage(
-                "The disk is full.", {"needed_bytes": size_bytes, "available_bytes": 0}
-            ) from error

@@ -7,30 +7,24 @@ process dies: a folder whose lock can be had belongs to nobody.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from app.errors import InsufficientStorage
 from app.failpoints import fail_point
 from app.storage.allocation import allocate
 from app.storage.bodies import SpooledBody
 from app.storage.data_folder import DataFolder
-from app.storage.digests import ParallelHash
 from app.storage.durable import fsync_folder, start_write_back, wait_for_write_back
+from app.storage.hashing import ParallelHash
+from app.storage.locks import new_folder, remove_unheld
 from app.storage.space import SpaceLedger
 
 SYNC_BYTES = 64 * 1024 * 1024  # an upload leaves twice as many dirty pages at most; smaller steps cost speed
 _PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
-_LOCK_SECONDS = 0.05  # between two tries to hold a folder
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -60,7 +54,7 @@ class Upload:
         """Append `data`, which must not change after this. InsufficientStorage where there is no room."""
         self._hash.update(data)
         rest = memoryview(data)
-        with self._no_room_told():
+        with self._disk_full_told():
             while rest:  # a write near a full disk may be short
                 rest = rest[os.write(self._descriptor, rest) :]
         self.size_bytes += len(data)
@@ -70,7 +64,7 @@ class Upload:
     def finish(self) -> None:
         """Make the bytes durable and give back what was allocated beyond them."""
         fail_point("upload_received")
-        with self._no_room_told():
+        with self._disk_full_told():
             if self._allocated and self.size_bytes != self.expected_bytes:
                 os.ftruncate(self._descriptor, self.size_bytes)
             os.fsync(self._descriptor)
@@ -83,7 +77,7 @@ class Upload:
         """
         self._promise()
         if self.expected_bytes is not None:
-            with self._no_room_told():
+            with self._disk_full_told():
                 self._allocated = allocate(self._descriptor, self.expected_bytes)
         if self._allocated:
             self._space.release(self.key)
@@ -94,7 +88,7 @@ class Upload:
             wait_for_write_back(self._descriptor, self._synced_bytes)
             start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
         else:
-            with self._no_room_told():
+            with self._disk_full_told():
                 os.fdatasync(self._descriptor)
             self._promise()
         self._synced_bytes = self.size_bytes
@@ -103,18 +97,8 @@ class Upload:
         coming = SYNC_BYTES if self.expected_bytes is None else max(0, self.expected_bytes - self.size_bytes)
         self._space.reserve(self.key, coming, seconds=_PROMISE_SECONDS)
 
-    @contextmanager
-    def _no_room_told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            available = max(self._space.available_bytes(), 0)
-            needed = max(self.expected_bytes or 0, self.size_bytes + 1)
-            raise InsufficientStorage(
-                "The disk is full.", {"needed_bytes": needed, "available_bytes": available}
-            ) from error
+    def _disk_full_told(self) -> AbstractContextManager[None]:
+        return self._space.disk_full_told(max(self.expected_bytes or 0, self.size_bytes + 1))
 
 
 class ReceivedUpload(Protocol):
@@ -169,7 +153,7 @@ class Spool:
         large (a multipart envelope) but not too small. Raises InsufficientStorage.
         """
         arriving = self._folder.incoming / job_id
-        with _owned_folder(arriving):
+        with new_folder(arriving):
             try:
                 descriptor = os.open(
                     arriving / "video", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -192,7 +176,7 @@ class Spool:
         Raises IncompleteBody if nginx has removed it.
         """
         arriving = self._folder.incoming / job_id
-        with _owned_folder(arriving):
+        with new_folder(arriving):
             try:
                 self._space.release(key)  # its bytes are on disk, and soon not where the promise looks
                 body.move_to(arriving / "video")
@@ -218,83 +202,11 @@ class Spool:
         Write the job's record in the block: after it a folder without a record is a leftover.
         """
         arriving = self._folder.incoming / job_id
-        with _owned_folder(arriving):
+        with new_folder(arriving):
             arriving.rename(self._folder.job(job_id))
             fsync_folder(self._folder.jobs)
             yield
 
     def remove_leftovers(self) -> int:
         """Remove uploads whose receiver died. Return how many. Uploads under way are left alone."""
-        return sum(remove_unowned(folder) for folder in self._folder.incoming.iterdir() if folder.is_dir())
-
-
-def remove_unowned(folder: Path, *, is_leftover: Callable[[], bool] = lambda: True) -> bool:
-    """Remove `folder` unless a receiver holds it; True if it was removed.
-
-    `is_leftover` is asked while nobody else can hold it.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The lock counts for the folder that was opened; another may have taken its name since.
-        if not os.path.samestat(os.fstat(descriptor), folder.stat()) or not is_leftover():
-            return False
-        shutil.rmtree(folder)
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def held_folder(folder: Path, *, deadline: float) -> Iterator[bool]:
-    """Hold `folder` alone among processes and threads; yields whether that came about by `deadline`.
-
-    `deadline` is of time.monotonic. Raises FileNotFoundError.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield _locks(descriptor, deadline)
-    finally:
-        os.close(descriptor)
-
-
-def _locks(descriptor: int, deadline: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_LOCK_SECONDS)
-        else:
-            return True
-
-
-@contextmanager
-def _owned_folder(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold its lock, also after it was renamed, until the block ends."""
-    descriptor = _make_owned(folder)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_owned(folder: Path) -> int:
-    """A clean-up may take the folder before it is ours: then it is made again."""
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
+        return sum(remove_unheld(folder) for folder in self._folder.incoming.iterdir() if folder.is_dir())

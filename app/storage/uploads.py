@@ -1,14 +1,15 @@
 """Resumable uploads: each is a folder with a file that is as long as the upload's offset.
 
-    uploads/<id>/about.json   what was told of the upload; replaced whole, never overwritten
-    uploads/<id>/video        its bytes. The size is the offset: there is no other record of it
-    uploads/<id>/unchecked    while bytes with a checksum come in: the offset to go back to
-    uploads/<id>/sha256       the digest's state so far: see running_hash.py
-    uploads/boot              the start of the machine since when the files are known to be whole
+    <root>/<id>/about.json   what is known of the upload; replaced whole, never overwritten
+    <root>/<id>/video        its bytes. The size is the offset: there is no other record of it
+    <root>/<id>/unchecked    while bytes with a checksum arrive: the offset to return to
+    <root>/<id>/sha256       the state of its digest: see hashing.py
+    <root>/boot              the start of the machine since which the files are known to be whole
 
-Whoever writes to an upload, uses or removes it holds the lock of its folder; who comes later has the one
-before stop (`app.storage.takeover`). An upload that was used keeps its folder for a while, without the bytes,
-so that a client that missed the answer learns what became of it.
+There are two roots: uploads/ for clients, and fetches/ for videos that the courier fetches. A process that
+writes to an upload, uses or removes it holds the lock of its folder; a later one asks it to stop
+(`app.storage.locks`). A used upload keeps its folder for a while, without the bytes, so that a client that
+missed the answer can find out what happened to it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import orjson
@@ -27,41 +28,40 @@ import orjson
 from app.errors import ChecksumMismatch, TooManyUploads, UploadGone, UploadLocked, UploadNotFound
 from app.failpoints import fail_point
 from app.storage.allocation import allocate, bytes_before_hole
-from app.storage.checksum import Checksum
-from app.storage.data_folder import JOB_ID, DataFolder, new_job_id
+from app.storage.data_folder import JOB_ID, new_job_id
 from app.storage.durable import atomic_write, fsync_folder
-from app.storage.running_hash import RunningHash, running_hash
+from app.storage.hashing import Checksum, RunningHash, running_hash
+from app.storage.locks import TakeoverWatcher, remove_unheld, take_over
 from app.storage.space import SpaceLedger
-from app.storage.spool import remove_unowned
-from app.storage.takeover import BellWatcher, take_folder
 from app.storage.upload_writer import SYNC_BYTES, UploadWriter
 
-HOLD_SECONDS = 10.0  # that who has to stop is given to make its bytes durable
-_LEFTOVER_SECONDS = 60.0  # a folder without a record is given to get one
+HOLD_SECONDS = 10.0  # for a request that has to stop to make its bytes durable
+_LEFTOVER_SECONDS = 60.0  # before a folder without a record is removed
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What was told of an upload."""
+    """What is known of an upload."""
 
-    length_bytes: int | None  # None: not told yet
-    metadata: str = ""  # Upload-Metadata as received
-    concat: str = ""  # Upload-Concat as received
+    owner: str
+    length_bytes: int | None  # None: unknown yet
+    is_part: bool = False  # of an upload that it is to be joined into
     parts: tuple[str, ...] = ()  # ids of the uploads that this one is joined from
+    notes: Mapping[str, str] = field(default_factory=dict)  # of its protocol, kept verbatim
     job_id: str | None = None  # the job that its bytes went into
     final_id: str | None = None  # the upload that its bytes went into
 
 
 @dataclass(frozen=True, slots=True)
 class UploadFacts:
-    """How an upload stands."""
+    """The state of an upload."""
 
     id: str
     about: About
     offset_bytes: int
-    is_spent: bool  # its bytes went elsewhere
+    is_spent: bool  # its bytes have become a job's or another upload's
     expires_at: float  # Unix seconds
 
     @property
@@ -71,49 +71,50 @@ class UploadFacts:
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    keep_seconds: float  # an upload is kept so long after its last byte
-    max_open: int  # uploads at a time that are not used yet
+    keep_seconds: float  # how long an upload is kept after its last byte
+    max_open: int = 2**31  # of one owner, that have not been used yet
 
 
 class Uploads:
-    """The resumable uploads of one data folder. Safe to use from many threads and processes at once."""
+    """The resumable uploads below `root`. Safe to use from many threads and processes at once."""
 
     def __init__(
         self,
-        folder: DataFolder,
+        root: Path,
         space: SpaceLedger,
         limits: UploadLimits,
         *,
         clock: Callable[[], float] = time.time,
         boot_id: Callable[[], str] = _BOOT_ID.read_text,
     ) -> None:
-        self._folder = folder
+        self._root = root
         self._space = space
         self._limits = limits
         self._clock = clock
         self._boot_id = boot_id
-        self._watcher = BellWatcher()
+        self._watcher = TakeoverWatcher()
 
     # ---- a new one
 
-    def check_count(self) -> None:
-        """Raise TooManyUploads if there may be no more."""
+    def check_count(self, *, owner: str) -> None:
+        """Raise TooManyUploads if the owner may have no more."""
         limit = self._limits.max_open
-        if sum((folder / "video").exists() for folder in self._folders()) >= limit:
+        is_open = [folder for folder in self.folders() if (folder / "video").exists()]
+        if len(is_open) >= limit and sum(_is_of(folder, owner) for folder in is_open) >= limit:
             raise TooManyUploads(f"{limit} uploads are open.", {"limit": limit, "retry_after_seconds": 60})
 
     def create(self, about: About, *, key: str) -> str:
-        """Make an empty upload and return its id; it, and room for its length, are there after a power cut.
+        """Create an empty upload and return its id. It survives a power failure, as does its disk space.
 
-        `key` names the promise of disk space made at admission, which ends with this. Raises TooManyUploads,
+        `key` names the promise of disk space made at admission; this replaces it. Raises TooManyUploads,
         InsufficientStorage.
         """
-        self.check_count()
+        self.check_count(owner=about.owner)
         self._space.release(key)
         upload_id = new_job_id()
-        folder = self._folder.upload(upload_id)
+        folder = self._path(upload_id)
         folder.mkdir(mode=0o700)
-        descriptor = take_folder(folder, folder / "about.json", seconds=HOLD_SECONDS)
+        descriptor = take_over(folder, folder / "about.json", seconds=HOLD_SECONDS)
         try:
             held = HeldUpload(upload_id, folder, self._space, self._watcher, self._limits.keep_seconds)
             held.begin(about)
@@ -122,46 +123,49 @@ class Uploads:
             raise
         finally:
             os.close(descriptor)
-        fsync_folder(self._folder.uploads)
+        fsync_folder(self._root)
         fail_point("upload_created")
         return upload_id
 
     @contextmanager
     def hold_new(self, upload_id: str, about: About) -> Iterator[HeldUpload]:
-        """Yield the upload `upload_id`, which is made if it is not there: see `hold`."""
-        folder = self._folder.upload(upload_id)
+        """Yield the upload `upload_id`, created if there is none: see `hold`."""
+        folder = self._path(upload_id)
         folder.mkdir(mode=0o700, exist_ok=True)
         with self._locked(upload_id) as held:
-            if not (folder / "about.json").exists():
+            if (folder / "about.json").exists():
+                if held.facts().about.owner != about.owner:
+                    raise _not_found(upload_id)
+            else:
                 with self._space.disk_full_told(0):
                     _write_about(folder, about)
-                fsync_folder(self._folder.uploads)
+                fsync_folder(self._root)
             yield held
 
     # ---- one that is there
 
-    def look(self, upload_id: str) -> UploadFacts:
-        """Return how the upload stands, while somebody may be writing to it.
+    def look(self, upload_id: str, *, owner: str) -> UploadFacts:
+        """Return the state of an upload that may be written to meanwhile.
 
         Raises UploadNotFound, UploadGone if it has expired.
         """
-        return self._living(_read_facts(self._path(upload_id), self._limits.keep_seconds))
+        return self._living(_read_facts(self._path(upload_id), self._limits.keep_seconds), owner)
 
     @contextmanager
-    def hold(self, upload_id: str) -> Iterator[HeldUpload]:
-        """Yield the upload for this caller alone, until the block ends; whoever else had it has stopped.
+    def hold(self, upload_id: str, *, owner: str) -> Iterator[HeldUpload]:
+        """Yield the upload, locked until the block ends. A request that had it has been stopped.
 
-        Raises UploadNotFound, UploadGone if it has expired, UploadLocked if the other one did not stop.
+        Raises UploadNotFound, UploadGone if it has expired, UploadLocked if the other request did not stop.
         """
         with self._locked(upload_id) as held:
-            self._living(held.facts())
+            self._living(held.facts(), owner)
             yield held
 
     @contextmanager
     def _locked(self, upload_id: str, *, seconds: float = HOLD_SECONDS) -> Iterator[HeldUpload]:
         folder = self._path(upload_id)
         try:
-            descriptor = take_folder(folder, folder / "about.json", seconds=seconds)
+            descriptor = take_over(folder, folder / "about.json", seconds=seconds)
         except FileNotFoundError as error:
             raise _not_found(upload_id) from error
         except TimeoutError as error:
@@ -175,30 +179,34 @@ class Uploads:
         finally:
             os.close(descriptor)
 
-    def _living(self, facts: UploadFacts) -> UploadFacts:
+    def _living(self, facts: UploadFacts, owner: str) -> UploadFacts:
+        if facts.about.owner != owner:
+            raise _not_found(facts.id)
         if facts.expires_at <= self._clock():
             raise UploadGone("The upload has expired; start again.")
         return facts
 
     def _path(self, upload_id: str) -> Path:
-        try:
-            return self._folder.upload(upload_id)
-        except ValueError as error:
-            raise _not_found(upload_id) from error
+        if not JOB_ID.fullmatch(upload_id):  # it may come from a URL
+            raise _not_found(upload_id)
+        return self._root / upload_id
 
-    def _folders(self) -> Iterator[Path]:
-        return (folder for folder in self._folder.uploads.iterdir() if JOB_ID.fullmatch(folder.name))
+    def folders(self) -> list[Path]:
+        """Return the folders of all uploads. Each has its upload's id for a name."""
+        return [folder for folder in self._root.iterdir() if JOB_ID.fullmatch(folder.name)]
+
+    def remove(self, upload_id: str) -> None:
+        """Remove the upload, whoever owns it; absent is fine."""
+        with suppress(UploadNotFound), self._locked(upload_id) as held:
+            held.remove()
 
     # ---- clearing up
 
     def remove_expired(self) -> int:
-        """Remove the uploads whose time is over, and what crashes left; return how many.
-
-        None that is in use is touched.
-        """
+        """Remove expired uploads and what crashes left, unless they are in use; return how many."""
         return sum(
-            remove_unowned(folder, is_leftover=lambda: self._is_over(folder))  # noqa: B023 - asked at once
-            for folder in [*self._folders()]
+            remove_unheld(folder, is_leftover=lambda: self._is_over(folder))  # noqa: B023 - called at once
+            for folder in self.folders()
             if self._is_over(folder)
         )
 
@@ -211,16 +219,15 @@ class Uploads:
             return False
 
     def recover(self) -> int:
-        """Make every upload's offset true again: at the start of the HTTP side, before it serves.
+        """Correct the uploads' offsets when a program starts; return how many uploads were cut.
 
-        After a start of the machine a file may count bytes that never reached the disk: it is cut before
-        them. Promises of disk space are made anew. What another process is at work on is left alone. Return
-        how many uploads were cut.
+        After a power failure the size of a file may include bytes that never reached the disk: the file is
+        cut before them. Promises of disk space are renewed. Uploads that another process uses are skipped.
         """
-        record, boot_id = self._folder.uploads / "boot", self._boot_id().strip()
+        record, boot_id = self._root / "boot", self._boot_id().strip()
         is_same_boot = record.exists() and record.read_text() == boot_id
         cut = 0
-        for folder in [*self._folders()]:
+        for folder in self.folders():
             with suppress(UploadNotFound, UploadLocked), self._locked(folder.name, seconds=0) as held:
                 cut += 0 if is_same_boot else held.cut_at_hole()
                 held.renew_promise()
@@ -234,7 +241,7 @@ class HeldUpload:
     """An upload while its lock is held. Made by `Uploads.hold`."""
 
     def __init__(
-        self, upload_id: str, folder: Path, space: SpaceLedger, watcher: BellWatcher, keep_seconds: float
+        self, upload_id: str, folder: Path, space: SpaceLedger, watcher: TakeoverWatcher, keep_seconds: float
     ) -> None:
         self.id = upload_id
         self.video = folder / "video"
@@ -244,11 +251,11 @@ class HeldUpload:
         self._keep_seconds = keep_seconds
 
     def facts(self) -> UploadFacts:
-        """How the upload stands. What an earlier writer that was killed has left may not be durable yet."""
+        """Return the upload's state. Bytes left by a killed request may not be durable yet."""
         return _read_facts(self._folder, self._keep_seconds)
 
     def settle(self) -> UploadFacts:
-        """How the upload stands, when all that counts is durable."""
+        """Make all bytes durable; return the upload's state."""
         with (
             suppress(FileNotFoundError),
             self._space.disk_full_told(0),
@@ -258,7 +265,7 @@ class HeldUpload:
         return self.facts()
 
     def begin(self, about: About) -> None:
-        """Make the empty file and take the room for its length. Raises InsufficientStorage."""
+        """Create the empty file and allocate its length. Raises InsufficientStorage."""
         length = about.length_bytes or 0
         self._space.reserve(self._promise, length, seconds=self._keep_seconds)
         with (
@@ -272,16 +279,13 @@ class HeldUpload:
             self._space.release(self._promise)
 
     def tell(self, **changes: object) -> None:
-        """Record what is now known of the upload, durably: members of `About`."""
+        """Change members of `About`, durably."""
         about = replace(self.facts().about, **changes)  # type: ignore[arg-type]
         with self._space.disk_full_told(0):
             _write_about(self._folder, about)
 
     def take_length(self, length_bytes: int) -> None:
-        """Record the length of an upload that had none, and take the room for it.
-
-        Raises InsufficientStorage.
-        """
+        """Record the length of an upload that had none, and allocate it. Raises InsufficientStorage."""
         missing = length_bytes - self.facts().offset_bytes
         self._space.reserve(self._promise, missing, seconds=self._keep_seconds)
         with self._space.disk_full_told(missing), _opened(self.video, os.O_WRONLY) as descriptor:
@@ -290,20 +294,40 @@ class HeldUpload:
             self._space.release(self._promise)
         self.tell(length_bytes=length_bytes)
 
-    def append(
-        self, pieces: Iterable[bytes], checksum: Checksum | None, *, on_ring: Callable[[], None]
-    ) -> None:
-        """Append the bytes, which may end early: those that came are durable, and count, even if this raises.
+    def start_over(self, length_bytes: int | None) -> None:
+        """Drop all bytes, durably, and allocate the new length if it is known. InsufficientStorage."""
+        with self._space.disk_full_told(length_bytes or 0):
+            with _opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+                os.fsync(descriptor)
+            self._hash_record.unlink(missing_ok=True)
+            self.tell(length_bytes=None)
+        if length_bytes is not None:
+            self.take_length(length_bytes)
 
-        With a `checksum` they count all together or not at all. `on_ring` is called, in another thread, when
-        somebody else wants the upload: it should make `pieces` end. Raises what `pieces` raises,
-        ChecksumMismatch, InsufficientStorage.
+    def link_to(self, target: Path) -> None:
+        """Give the file a second name, durably: a crash then loses neither the upload nor its user."""
+        target.unlink(missing_ok=True)
+        os.link(self.video, target)
+        fsync_folder(target.parent)
+
+    def append(
+        self,
+        pieces: Iterable[bytes],
+        checksum: Checksum | None = None,
+        *,
+        on_takeover: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Append the bytes. They may end early: those that arrived are durable and count even if this raises.
+
+        With a `checksum` all of them count or none. `on_takeover` is called in another thread when another
+        request wants the upload: it should make `pieces` end. Raises what `pieces` raises, ChecksumMismatch,
+        InsufficientStorage.
         """
         start = self.settle().offset_bytes
         if checksum is not None:
             self._note_unchecked(start)
         running = running_hash(self._hash_record, start)
-        with self._watcher.watch(self._folder / "about.json", on_ring):
+        with self._watcher.watch(self._folder / "about.json", on_takeover):
             if checksum is None:
                 self._write(pieces, start, running, may_save=True)
             else:
@@ -317,7 +341,7 @@ class HeldUpload:
         *,
         may_save: bool,
     ) -> None:
-        """`may_save`: what is durable will not be taken back, so the digest's state may be kept."""
+        """`may_save`: durable bytes will not be dropped again, so the digest's state may be saved."""
         needed = self.facts().about.length_bytes or start + SYNC_BYTES
         with self._space.disk_full_told(needed), _opened(self.video, _APPEND) as descriptor:
             promise = self._on_sync(descriptor)
@@ -360,7 +384,7 @@ class HeldUpload:
             _save(running)
 
     def sha256(self) -> str | None:
-        """Hex digest of all bytes; None if it was not kept up with, and there are many."""
+        """Return the hex digest of all bytes; None if too many of them would have to be read for it."""
         size = self.facts().offset_bytes
         running = running_hash(self._hash_record, size)
         if running is None:
@@ -382,13 +406,13 @@ class HeldUpload:
         fsync_folder(self._folder)
 
     def undo_unchecked(self) -> None:
-        """Drop bytes whose checksum was never compared, if there are such."""
+        """Drop bytes whose checksum was never compared."""
         with suppress(FileNotFoundError):
             self._cut(int((self._folder / "unchecked").read_text()))
             self._forget_unchecked()
 
     def cut_at_hole(self) -> bool:
-        """Drop what lies behind bytes that were never written; True if there was any."""
+        """Drop everything after the first byte that was never written; return whether there was any."""
         with suppress(FileNotFoundError):
             with _opened(self.video, os.O_RDONLY) as descriptor:
                 size, end = os.fstat(descriptor).st_size, bytes_before_hole(descriptor)
@@ -398,7 +422,7 @@ class HeldUpload:
         return False
 
     def _cut(self, size_bytes: int) -> None:
-        """Shorten the file; the room for the rest goes with it and is taken anew, if it is still there."""
+        """Shorten the file, and allocate the rest again if there is still room."""
         with _opened(self.video, os.O_WRONLY) as descriptor:
             if os.fstat(descriptor).st_size > size_bytes:
                 os.ftruncate(descriptor, size_bytes)
@@ -407,7 +431,7 @@ class HeldUpload:
             os.fsync(descriptor)
 
     def spend(self, *, job_id: str | None = None, final_id: str | None = None) -> None:
-        """Record what the bytes have become, and drop this name of theirs."""
+        """Record what the bytes have become, and remove the upload's name of their file."""
         self.tell(job_id=job_id, final_id=final_id)
         fail_point("upload_spent")
         self.drop_bytes()
@@ -417,19 +441,19 @@ class HeldUpload:
         self._space.release(self._promise)
 
     def remove(self) -> None:
-        """Remove the upload with all that is in it."""
+        """Remove the upload and everything in its folder."""
         shutil.rmtree(self._folder)
         fsync_folder(self._folder.parent)
         self._space.release(self._promise)
 
-    # ---- the promise of disk space, where the file system cannot take it ahead
+    # ---- the promise of disk space, where the file system cannot allocate it
 
     @property
     def _promise(self) -> str:
         return f"upload {self.id}"
 
     def renew_promise(self) -> None:
-        """Promise the room that is still to come, unless the file has it already."""
+        """Promise the space that the upload still needs, unless it is allocated."""
         with suppress(FileNotFoundError), _opened(self.video, os.O_RDONLY) as descriptor:
             self._on_sync(descriptor)(os.fstat(descriptor).st_size)
 
@@ -454,7 +478,7 @@ def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
 
 
 def _save(running: RunningHash) -> None:
-    """An upload goes on where there is no room for this: without its digest, at worst."""
+    """Save the state if the disk has room. An upload continues without it; at worst it has no digest."""
     with suppress(OSError):
         running.save()
 
@@ -474,14 +498,14 @@ def _write_about(folder: Path, about: About) -> None:
 
 
 def _read_facts(folder: Path, keep_seconds: float) -> UploadFacts:
-    """The video may change, or go, while this looks: what it says held at one moment."""
+    """The video may change or vanish meanwhile: the result was true at one moment."""
     try:
         record, told_at = (folder / "about.json").read_bytes(), (folder / "about.json").stat().st_mtime
     except FileNotFoundError as error:
         raise _not_found(folder.name) from error
     members = orjson.loads(record)
-    told = {field.name: members[field.name] for field in fields(About) if field.name in members}
-    about = About(**(told | {"parts": tuple(members["parts"])}))  # another version may have told more
+    known = {member.name: members[member.name] for member in fields(About) if member.name in members}
+    about = About(**(known | {"parts": tuple(members["parts"])}))  # another version may have written more
     size, written_at = 0, 0.0
     with suppress(FileNotFoundError):  # used, or not joined yet
         video = (folder / "video").stat()
@@ -495,6 +519,13 @@ def _unchecked_from(folder: Path, size_bytes: int) -> int:
     with suppress(FileNotFoundError):
         return int((folder / "unchecked").read_text())
     return size_bytes
+
+
+def _is_of(folder: Path, owner: str) -> bool:
+    try:
+        return bool(orjson.loads((folder / "about.json").read_bytes())["owner"] == owner)
+    except FileNotFoundError:  # removed meanwhile
+        return False
 
 
 def _not_found(upload_id: str) -> UploadNotFound:

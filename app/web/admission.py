@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from urllib.parse import parse_qsl, urlsplit
 
-from werkzeug.datastructures import Headers
+from flask import g
 from werkzeug.http import parse_options_header
 
 from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
-from app.jobs.job import Callback, Job, JobRequest, Priority
+from app.jobs.job import Callback, Job, JobRequest, Priority, VideoSource
 from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
+from app.web.head import Query, RequestHead
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
 from app.web.sources import JSON_BODY_BYTES
 
 PROMISE_SECONDS = 60.0  # from admission until the upload's own reservation
-_ENCODING = {"Content-": "Transfer-"}  # what HTTP calls them
 _KEY = re.compile(r'"(?P<quoted>[ !#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
 _ACCEPTED_TYPES = ("video/*", "application/octet-stream", "multipart/form-data", "application/json")
 
@@ -30,19 +28,6 @@ class BodyKind(StrEnum):
     RAW = "raw"
     MULTIPART = "multipart"
     NAMED = "named"  # JSON that names the video
-
-
-@dataclass(frozen=True, slots=True)
-class UploadHead:
-    """What a request says of itself before its body."""
-
-    query: tuple[tuple[str, str], ...]
-    content_type: str | None
-    content_length: int | None
-    chunked: bool
-    idempotency_key: str | None
-    headers: Headers  # those that say what the body's digest is are among them
-    waits: bool  # for the answer: see Preference
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +42,7 @@ class Admission:
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
-def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
+def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
     """Check an upload by its head alone and promise it disk space under `key`, the request's id.
 
     `body_folder` names the folder in which nginx writes the body by itself, if it does. Raises the
@@ -75,44 +60,27 @@ def admit(head: UploadHead, service: Service, *, key: str, body_folder: str = ""
     return admission
 
 
-def examine(head: UploadHead, service: Service, *, key: str) -> Admission:
-    """What `admit` tells, of an upload that has come already: it asks for no room and refuses no queue."""
+def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
+    """Return what `admit` returns, for an upload that has arrived: promise no space, refuse no queue."""
     options = parse_options(head.query)
-    own_key = _parse_key(head.idempotency_key)
-    request = _job_request(options, service, request_id=key, idempotency_key=own_key, waits=head.waits)
-    body_kind, boundary = _body_kind(head.content_type)
+    request = _job_request(
+        options,
+        service,
+        request_id=key,
+        idempotency_key=_parse_key(head.headers.get("Idempotency-Key")),
+        waits=parse_prefer(head.headers.get("Prefer")).wait_seconds != 0,
+    )
+    body_kind, boundary = _body_kind(head.headers.get("Content-Type"))
     digests = expected_digests(head.headers)
     is_raw = body_kind is BodyKind.RAW  # a form's length and digests are not its video's
-    earlier = service.store.attach(
-        request,
-        None,
-        size_bytes=head.content_length if is_raw else None,
-        stated_sha256=stated_sha256(digests) if is_raw else None,
+    claimed = VideoSource(
+        head.content_length if is_raw else None, stated_sha256(digests) if is_raw else None, None
     )
+    earlier = service.store.attach(request, claimed, is_read=False)
     return Admission(options, request, body_kind, boundary, digests, earlier)
 
 
-def upload_head(query: Iterable[tuple[str, str]], headers: Headers, *, prefix: str) -> UploadHead:
-    """The head of a request. `prefix` is that of Length and Encoding: nginx asks with names of its own."""
-    length = headers.get(f"{prefix}Length", "")
-    return UploadHead(
-        tuple(query),
-        headers.get("Content-Type") or None,
-        int(length) if length.isascii() and length.isdigit() else None,
-        "chunked" in headers.get(f"{_ENCODING.get(prefix, prefix)}Encoding", "").lower(),
-        headers.get("Idempotency-Key"),
-        headers,
-        parse_prefer(headers.get("Prefer")).wait_seconds != 0,
-    )
-
-
-def upload_head_of_nginx(headers: Headers) -> UploadHead:
-    """The head of the request about which nginx asks: its own has neither the address nor the length."""
-    query = urlsplit(headers.get("Framebox-Upload-Uri", "")).query
-    return upload_head(parse_qsl(query, keep_blank_values=True), headers, prefix="Framebox-Upload-")
-
-
-def queued_request(query: Iterable[tuple[str, str]], service: Service, *, request_id: str) -> JobRequest:
+def queued_request(query: Query, service: Service, *, request_id: str) -> JobRequest:
     """The request for a job that nobody waits for, of a query string's pairs.
 
     Raises InvalidOption, EngineUnavailable.
@@ -126,10 +94,11 @@ def _job_request(
     options: RequestOptions, service: Service, *, request_id: str, idempotency_key: str | None, waits: bool
 ) -> JobRequest:
     """Who waits for the answer is served first, unless the request says otherwise."""
-    models = service.store.engine_status().models
+    models = service.heartbeats.engine().models
     model = check_model(options.detection, models, service.limits.default_model)
     usual = Priority.INTERACTIVE if waits else Priority.BATCH
     return JobRequest(
+        owner=g.owner,
         request_id=request_id,
         model=model,
         options=options.detection,
@@ -194,10 +163,10 @@ def _limit_bytes(body_kind: BodyKind, limits: WebLimits) -> int:
     return JSON_BODY_BYTES if body_kind is BodyKind.NAMED else limits.max_upload_bytes
 
 
-def _check_length(head: UploadHead, limit_bytes: int) -> None:
+def _check_length(head: RequestHead, limit_bytes: int) -> None:
     if head.content_length is not None and head.content_length > limit_bytes:
         raise body_too_large(limit_bytes)
-    if not head.chunked and not head.content_length:
+    if not head.is_chunked and not head.content_length:
         raise EmptyBody("The request has no body; send the video.")
 
 
@@ -208,5 +177,5 @@ def body_too_large(limit_bytes: int) -> BodyTooLarge:
 def check_queue(service: Service) -> None:
     """Raise TooManyJobs if there may be no more."""
     limit = service.limits.max_active_jobs
-    if service.store.active_count() >= limit:
+    if service.store.active_count(owner=g.owner) >= limit:
         raise TooManyJobs(f"{limit} jobs are queued or running.", {"limit": limit, "retry_after_seconds": 30})

@@ -11,6 +11,7 @@ from flask import Flask, Response, g, request
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app.errors import NotReady
+from app.jobs.job import OWNER
 from app.metrics import Metrics
 from app.web.detections import DetectionViews
 from app.web.events import EventViews
@@ -94,7 +95,7 @@ def _views(service: Service) -> dict[str, Callable[..., Response]]:
 
 def _begin() -> None:
     """Name the request: by nginx's id, which it sets itself, or by our own."""
-    g.times = RequestTimes()
+    g.times, g.owner = RequestTimes(), OWNER
     request.environ["wsgi.input"] = TimedBody(request.environ["wsgi.input"], g.times)
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from flask import Response, request
+from flask import Response, g, request
 
 from app.errors import JobNotFound
 from app.jobs.job import Job
@@ -26,20 +26,20 @@ class EventViews:
 
     def stream(self, job_id: str) -> Response:
         """The report whenever it changes. 204 to a client that has already seen the job's end."""
-        job = self._service.store.get(job_id)
+        job = self._service.store.get(job_id, owner=g.owner)
         seen = request.headers.get("Last-Event-ID")
         if job.state.is_final and seen == event_id(job):
             return Response(status=204)
-        response = Response(self._events(job_id, seen), mimetype="text/event-stream")
+        response = Response(self._events(job, seen), mimetype="text/event-stream")
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Accel-Buffering"] = "no"
         return response
 
-    def _events(self, job_id: str, seen: str | None) -> Iterator[bytes]:
+    def _events(self, watched: Job, seen: str | None) -> Iterator[bytes]:
         """Yield events until the job has ended or the stream is old. `seen`: the last event's id."""
         yield b"retry: %d\n\n" % RETRY_MILLISECONDS
         end = time.monotonic() + STREAM_SECONDS
-        with self._service.watcher.watch(job_id) as watch:
+        with self._service.watcher.watch(watched.id, owner=watched.owner) as watch:
             while time.monotonic() < end and not self._service.stopping.is_set():
                 try:
                     job = self._next_change(watch, min(end, time.monotonic() + self._ping_seconds))

@@ -19,8 +19,8 @@ from app.pipeline.frame_times import FrameTimes
 from app.pipeline.options import RENDERINGS, Rendering
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
+from app.storage.locks import held_folder
 from app.storage.space import SpaceLedger
-from app.storage.spool import held_folder
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class FormMaker:
         try:
             return self._found(job, rendering) or self._in_turn(job, rendering)
         except FileNotFoundError:
-            self._store.get(job.id)
+            self._store.get(job.id, owner=job.owner)
             raise
 
     def _found(self, job: Job, rendering: Rendering) -> Form | None:

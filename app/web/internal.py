@@ -13,11 +13,12 @@ from flask import Response, g, request
 
 from app.errors import FrameboxError, MethodNotAllowed
 from app.storage.bodies import folder_name
-from app.web.admission import admit, upload_head_of_nginx
+from app.web.admission import admit
 from app.web.cors import cors_headers
+from app.web.head import head_in
 from app.web.service import Service
 from app.web.tus import VERSION
-from app.web.upload_head import admit_upload_body, head_of_nginx
+from app.web.upload_admission import admit_upload_body
 
 
 class InternalViews:
@@ -25,23 +26,24 @@ class InternalViews:
         self._service = service
 
     def admit(self) -> Response:
-        head = upload_head_of_nginx(request.headers)
+        head = head_in(request.headers)
         try:
-            _check_method(request.headers.get("Framebox-Upload-Method", "POST"))
+            if head.method != "POST":  # with or without a body
+                raise MethodNotAllowed(f"{head.method[:20]} is not possible here.", {"allowed": ["POST"]})
             spooled = request.headers.get("Framebox-Upload-Spooled", "")
             body_folder = folder_name(g.request_id) if spooled else ""
             admission = admit(head, self._service, key=g.request_id, body_folder=body_folder)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             return _refusal(error)
-        if admission.earlier is not None and not head.chunked:  # nginx would read a chunked body first
+        if admission.earlier is not None and not head.is_chunked:  # nginx would read a chunked body first
             return Response(status=403, headers={"Framebox-Earlier-Job": admission.earlier.id})
         return Response(status=204)
 
     def admit_upload_body(self) -> Response:
         """The same for ``/v1/uploads``: may this part of a resumable upload be sent?"""
         try:
-            admit_upload_body(head_of_nginx(request.headers), self._service, key=g.request_id)
+            admit_upload_body(head_in(request.headers), self._service, key=g.request_id)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             response = _refusal(error)
@@ -50,12 +52,6 @@ class InternalViews:
             response.headers.update(cors_headers(origin, allowed, is_preflight=False))
             return response
         return Response(status=204)
-
-
-def _check_method(method: str) -> None:
-    """Any other method has no business here, with or without a body."""
-    if method != "POST":
-        raise MethodNotAllowed(f"{method[:20]} is not possible here.", {"allowed": ["POST"]})
 
 
 def _refusal(error: FrameboxError) -> Response:

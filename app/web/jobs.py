@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from urllib.parse import urlencode
 
-from flask import Response, request
+from flask import Response, g, request
 
 from app.errors import Busy
 from app.jobs.job import JobState
@@ -28,7 +28,7 @@ class JobViews:
     def list(self) -> Response:
         """A page of jobs, newest first, and the address of the next one."""
         limit, state, cursor = _page_of_query()
-        jobs = self._service.store.list(state=state, limit=limit + 1, before=cursor)
+        jobs = self._service.store.list(owner=g.owner, state=state, limit=limit + 1, before=cursor)
         page, now = jobs[:limit], time.time()
         following = None
         if len(jobs) > limit:
@@ -37,24 +37,24 @@ class JobViews:
         return json_response(JobList(jobs=[public_report(job, now=now) for job in page], next=following))
 
     def report(self, job_id: str) -> Response:
-        job = self._service.store.get(job_id)
+        job = self._service.store.get(job_id, owner=g.owner)
         return json_response(public_report(job, now=time.time()), headers=job_headers(job))
 
     def remove(self, job_id: str) -> Response:
         """Cancel an active job, 202; forget one that has ended, with its files, 204."""
-        job = self._service.store.get(job_id)
+        job = self._service.store.get(job_id, owner=g.owner)
         if job.state.is_final:
-            self._service.store.delete(job_id)
+            self._service.store.delete(job_id, owner=g.owner)
             self._service.folder.remove_job(job_id)
             return Response(status=204)
-        job = self._service.store.request_cancel(job_id)
+        job = self._service.store.request_cancel(job_id, owner=g.owner)
         if job.state is JobState.CANCELLED:  # it had not begun: no engine clears up after it
             self._service.folder.remove_inputs(job_id)
         return json_response(public_report(job, now=time.time()), 202, job_headers(job))
 
     def result(self, job_id: str) -> Response:
         rendering = _rendering_of_query()
-        job = self._service.store.get(job_id)
+        job = self._service.store.get(job_id, owner=g.owner)
         if rendering.is_document:
             return send_end(job, rendering, self._service)
         with self._service.form_places.take() as has_place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from flask import Response, render_template
+from flask import Response, g, render_template
 
 from app.errors import FrameboxError
 from app.jobs.report import public_report
@@ -43,9 +43,9 @@ class PageViews:
         return _page("errors.html", errors=error_entries())
 
     def dashboard(self) -> Response:
-        now = time.time()
-        jobs = [public_report(job, now=now) for job in self._service.store.list(limit=DASHBOARD_JOBS)]
-        counts = {state.value: count for state, count in self._service.store.counts().items()}
+        now, store = time.time(), self._service.store
+        jobs = [public_report(job, now=now) for job in store.list(owner=g.owner, limit=DASHBOARD_JOBS)]
+        counts = {state.value: count for state, count in store.counts(owner=g.owner).items()}
         return _page("dashboard.html", jobs=jobs, counts=counts)
 
 

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus
 from app.errors import NotReady
 from app.jobs.engine_status import SILENT_SECONDS, EngineStatus, HostStatus, why_not_ready
+from app.jobs.queue import JobQueue
 from app.web.options import usable_models
 from app.web.results import json_response
 from app.web.schemas import (
@@ -39,8 +40,8 @@ class ProbeViews:
 
     def ready(self) -> Response:
         """200 if a job posted now would be run; else a problem document that tells why not."""
-        engine, available = self._service.store.engine_status(), self._service.space.available_bytes()
-        courier_age = _heartbeat_age(self._service.store.courier_heartbeat_at())
+        engine, available = self._service.heartbeats.engine(), self._service.space.available_bytes()
+        courier_age = _heartbeat_age(self._service.heartbeats.courier_at())
         checks = ReadinessChecks(
             engine=EngineCheck(ready=engine.ready, heartbeat_age_seconds=_heartbeat_age(engine.heartbeat_at)),
             # It is no reason to turn uploads away: what needs the courier waits for it.
@@ -73,7 +74,7 @@ class ProbeViews:
         return Response(body, content_type=CONTENT_TYPE_LATEST)
 
     def models(self) -> Response:
-        models = self._service.store.engine_status().models
+        models = self._service.heartbeats.engine().models
         return json_response(
             ModelList(
                 default=self._service.limits.default_model,
@@ -107,14 +108,14 @@ class _InstanceCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         jobs = GaugeMetricFamily("framebox_jobs", "Jobs that are kept, by state.", labels=["state"])
-        for state, count in self._service.store.counts().items():
+        for state, count in JobQueue(self._service.database).counts().items():
             jobs.add_metric([state], count)
         yield jobs
-        engine = self._service.store.engine_status()
+        engine = self._service.heartbeats.engine()
         is_ready = why_not_ready(engine, now=time.time()) is None
         yield _gauge("framebox_engine_ready", "1 while the engine takes jobs.", float(is_ready))
         yield from _host_gauges(engine.hosts)
-        age = _heartbeat_age(self._service.store.courier_heartbeat_at())
+        age = _heartbeat_age(self._service.heartbeats.courier_at())
         is_alive = age is not None and age <= SILENT_SECONDS
         yield _gauge("framebox_courier_ready", "1 while the courier lives.", float(is_alive))
         available = self._service.space.available_bytes()

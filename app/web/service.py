@@ -6,15 +6,16 @@ import threading
 from dataclasses import dataclass, field
 
 from app.egress.addresses import AddressRules
+from app.jobs.database import Database
+from app.jobs.heartbeats import Heartbeats
+from app.jobs.intake import Intake
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
 from app.metrics import Metrics
 from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 from app.storage.follower import BodyFollower
-from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
-from app.storage.spool import Spool
 from app.storage.uploads import Uploads
 from app.web.forms import FormMaker
 from app.web.pace import PaceKeeper
@@ -42,13 +43,14 @@ class Service:
     """The collaborators of all views of one HTTP worker."""
 
     folder: DataFolder
+    database: Database
     store: JobStore
+    heartbeats: Heartbeats
+    intake: Intake
     watcher: JobWatcher
-    spool: Spool
     bodies: BodyFolders
     follower: BodyFollower
     space: SpaceLedger
-    ingest: Ingest
     uploads: Uploads
     forms: FormMaker
     metrics: Metrics

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 import orjson
 
 from app.egress.targets import TargetRefused, parse_target
 from app.errors import InvalidSource, MalformedBody
-from app.jobs.intake import accept_ingested, accept_named
-from app.jobs.job import Job, JobRequest, SourceKind, VideoSource
-from app.jobs.resumed import accept_resumed
-from app.storage.uploads import HeldUpload
+from app.jobs.job import Job, JobRequest, SourceKind
 from app.web.service import Service
-from app.web.tus import NAME_KEYS, metadata_text, parse_metadata
+from app.web.tus import NAME_KEYS, metadata_of, metadata_text
 
 JSON_BODY_BYTES = 64 * 1024  # of a body at most: an address, however long its signature, is far below
 _LONGEST_VALUE = 8192  # characters
@@ -52,74 +46,25 @@ def parse_source(body: bytes, kinds: Sequence[SourceKind]) -> NamedSource:
     return NamedSource(SourceKind(name), value)
 
 
-class NamedVideos:
-    """Makes jobs of videos that a request names: one method a kind."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._accept_kind: dict[SourceKind, Callable[[str, JobRequest], Job]] = {
-            SourceKind.PATH: self._accept_path,
-            SourceKind.UPLOAD: self._accept_upload,
-            SourceKind.URL: self._accept_url,
-        }
-
-    @property
-    def kinds(self) -> tuple[SourceKind, ...]:
-        return tuple(self._accept_kind)
-
-    def accept(self, source: NamedSource, request: JobRequest) -> Job:
-        """Return the job of `source`, durable; the one that an equal request had, if it had one."""
-        return self._accept_kind[source.kind](source.value, request)
-
-    def _accept_path(self, path: str, request: JobRequest) -> Job:
-        service = self._service
-        return accept_ingested(
-            path,
-            ingest=service.ingest,
-            spool=service.spool,
-            folder=service.folder,
-            store=service.store,
-            request=request,
-        )
-
-    def _accept_url(self, url: str, request: JobRequest) -> Job:
-        service = self._service
-        try:
-            target = parse_target(url, service.limits.addresses)
-        except TargetRefused as refusal:
-            told = {"parameter": SourceKind.URL, "allowed": refusal.allowed}
-            raise InvalidSource(f"url: {refusal.reason}.", told) from refusal
-        name = PurePosixPath(unquote(target.resource.partition("?")[0])).name or None
-        source = VideoSource(
-            size_bytes=None,
-            sha256=None,
-            name=name and name[:255],
-            kind=SourceKind.URL,
-            address=target.shown,
-            received_bytes=0,
-            address_sha256=hashlib.sha256(url.encode()).hexdigest(),
-            url=url,
-        )
-        return accept_named(
-            source, spool=service.spool, folder=service.folder, store=service.store, request=request
-        )
-
-    def _accept_upload(self, upload_id: str, request: JobRequest) -> Job:
-        with self._service.uploads.hold(upload_id) as held:
-            return accept_upload(held, request, self._service)
-
-
-def accept_upload(held: HeldUpload, request: JobRequest, service: Service) -> Job:
-    """Make a whole upload, held by the caller, the video of a job: see `accept_resumed`."""
-    metadata = parse_metadata(held.facts().about.metadata)
-    return accept_resumed(
-        held,
-        spool=service.spool,
-        folder=service.folder,
-        store=service.store,
-        request=request,
-        video_name=metadata_text(metadata, *NAME_KEYS),
-    )
+def accept_named(body: bytes, request: JobRequest, service: Service) -> Job:
+    """Return the job of the video that the JSON `body` names. Raises what is wrong with the body or video."""
+    source = parse_source(body, [*SourceKind])
+    intake = service.intake
+    match source.kind:
+        case SourceKind.PATH:
+            return intake.from_path(request, source.value)
+        case SourceKind.URL:
+            try:
+                target = parse_target(source.value, service.limits.addresses)
+            except TargetRefused as refusal:
+                raise InvalidSource(
+                    f"url: {refusal.reason}.", {"parameter": SourceKind.URL, "allowed": refusal.allowed}
+                ) from refusal
+            return intake.from_url(request, source.value, target)
+        case SourceKind.UPLOAD:
+            with service.uploads.hold(source.value, owner=request.owner) as held:
+                name = metadata_text(metadata_of(held.facts()), *NAME_KEYS)
+                return intake.from_upload(request, held, name)
 
 
 def _listed(kinds: Sequence[SourceKind]) -> str:

@@ -26,8 +26,8 @@ from app.errors import (
     UploadGone,
     UploadIsFinal,
 )
-from app.storage.checksum import ALGORITHMS, Checksum
 from app.storage.data_folder import JOB_ID
+from app.storage.hashing import ALGORITHMS, Checksum
 from app.storage.uploads import UploadFacts
 
 VERSION = "1.0.0"
@@ -66,9 +66,9 @@ class Creation:
 
     length_bytes: int | None  # None: told later, or the sum of the parts
     metadata: dict[str, bytes]
-    metadata_header: str  # as received; empty if there was none
-    concat_header: str = ""  # as received
-    parts: tuple[str, ...] = ()  # ids of the uploads that are to be joined; of a final one
+    kept_headers: dict[str, str]  # those that a HEAD is to be answered with, as received
+    is_part: bool = False
+    parts: tuple[str, ...] = ()  # ids of the uploads that are to be joined
     body: Patch | None = None  # the first bytes, if they come along
 
 
@@ -90,15 +90,17 @@ def parse_creation(headers: Headers, *, limit_bytes: int, body_bytes: int | None
     concat = headers.get("Upload-Concat", "").strip()
     metadata_header = headers.get("Upload-Metadata", "").strip()
     metadata = parse_metadata(metadata_header)
+    sent = {"Upload-Metadata": metadata_header, "Upload-Concat": concat}
+    kept = {name: value for name, value in sent.items() if value}
     if concat.startswith("final"):
-        return Creation(None, metadata, metadata_header, concat, _parse_final(concat, headers, body_bytes))
+        return Creation(None, metadata, kept, parts=_parse_final(concat, headers, body_bytes))
     if concat not in ("", "partial"):
         raise _invalid("Upload-Concat", "partial, or final; and the addresses of the parts")
     length = _creation_length(headers)
     if length is not None and length > limit_bytes:
         raise too_long(limit_bytes)
     body = _first_bytes(headers, body_bytes, limit_bytes if length is None else length)
-    return Creation(length, metadata, metadata_header, concat, body=body)
+    return Creation(length, metadata, kept, is_part=bool(concat), body=body)
 
 
 def parse_patch(headers: Headers, *, body_bytes: int | None) -> Patch:
@@ -160,6 +162,11 @@ def parse_metadata(header: str) -> dict[str, bytes]:
             raise _invalid("Upload-Metadata", allowed)
         metadata[key] = _base64("Upload-Metadata", value, allowed)
     return metadata
+
+
+def metadata_of(upload: UploadFacts) -> dict[str, bytes]:
+    """Return the metadata that an upload was created with."""
+    return parse_metadata(upload.about.notes.get("Upload-Metadata", ""))
 
 
 def metadata_text(metadata: Mapping[str, bytes], *keys: str) -> str | None:

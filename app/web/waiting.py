@@ -39,7 +39,7 @@ def wait_for_end(
     Raises JobNotFound if it is deleted meanwhile.
     """
     deadline = float("inf") if seconds is None else time.monotonic() + seconds
-    with watcher.watch(job.id) as watch:
+    with watcher.watch(job.id, owner=job.owner) as watch:
         while not job.state.is_final:
             left = deadline - time.monotonic()
             if left <= 0 or is_abandoned():

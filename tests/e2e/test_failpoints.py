@@ -45,9 +45,7 @@ OF_UPLOADS = {
     "upload_spent",
 }
 OF_THE_COURIER = {  # tests/integration/test_courier.py
-    "fetch_synced",
-    "fetch_durable",
-    "fetch_renamed",
+    "fetch_linked",
     "fetch_completed",
     "delivery_begun",
     "delivery_answered",

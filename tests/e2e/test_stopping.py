@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 from instance import CHECKOUT, Instance, repeat_clip
+from stores import Stores
 
-from app.jobs.job import JobState
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, JobState
 from app.storage.data_folder import DataFolder
 
 STOP_SECONDS = 3.0
@@ -51,9 +51,12 @@ def test_progress_shows_in_the_first_segment_and_a_stop_gives_it_up_in_time(tmp_
     assert not [line for line in told if "SIGKILL" in str(line.get("detail"))], (
         "the supervisor has to kill nothing"
     )
-    store = JobStore(DataFolder(instance.data).database)
-    assert (store.get(job_id).state, store.get(job_id).deaths) == (JobState.QUEUED, 0)
-    store.close()
+    store = Stores(DataFolder(instance.data).database)
+    assert (store.get(job_id, owner=OWNER).state, store.get(job_id, owner=OWNER).deaths) == (
+        JobState.QUEUED,
+        0,
+    )
+    store.database.close()
 
 
 def _progress(instance: Instance, job_id: str) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 from sample_reports import SANDBOX, VIDEO, completeness, finished_report, model_report, ready_model
+from stores import Stores
 
 from app import errors
 from app.jobs.job import Job, JobState, Progress
 from app.jobs.source import open_video
-from app.jobs.store import JobStore
 from app.settings import load_settings
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
@@ -40,39 +40,39 @@ class DoubleEngine:
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._ingest = Ingest(load_settings().ingest)
-        self._store = JobStore(folder.database, Wakeups(folder.wakeups))
-        self._store.create()
-        self._epoch = self._store.begin_epoch(pid=os.getpid())
+        self._store = Stores(folder.database, Wakeups(folder.wakeups))
+        self._store.database.create()
+        self._epoch = self._store.queue.begin_epoch(pid=os.getpid())
 
     def run(self) -> None:
         while True:
             self._beat()
-            job = self._store.claim(self._epoch)
+            job = self._store.queue.claim(self._epoch)
             if job is not None:
                 self._work(job)
             else:
                 time.sleep(0.01)
 
     def _beat(self) -> None:
-        self._store.report_engine(self._epoch, ready=True, models=MODELS, sandbox=SANDBOX)
+        self._store.heartbeats.report_engine(self._epoch, ready=True, models=MODELS, sandbox=SANDBOX)
 
     def _work(self, job: Job) -> None:
         try:
             with open_video(job, self._folder, self._ingest) as video:
                 text = video.path.read_bytes().rstrip(b" ")
         except errors.FrameboxError as fault:
-            self._store.finish(job.id, self._epoch, JobState.FAILED, problem=fault.to_problem())
+            self._store.queue.finish(job.id, self._epoch, JobState.FAILED, problem=fault.to_problem())
             return
         is_order = len(text) < LONGEST_ORDER_BYTES and text.startswith(b'{"')  # random bytes may start with {
         orders: dict[str, Any] = orjson.loads(text) if is_order else {}
         frames = orders.get("frames", 3)
         for step in range(orders.get("steps", 0)):
-            self._store.update(job.id, self._epoch, Progress(step, frames, step, None))
+            self._store.queue.update(job.id, self._epoch, Progress(step, frames, step, None))
         if not self._hold(job, orders):
             return
         if "problem" in orders:
             problem = PROBLEMS[orders["problem"]].to_problem()
-            self._store.finish(job.id, self._epoch, JobState.FAILED, problem=problem)
+            self._store.queue.finish(job.id, self._epoch, JobState.FAILED, problem=problem)
             return
         self._finish(job, frames, complete=orders.get("complete", True))
 
@@ -80,8 +80,8 @@ class DoubleEngine:
         """Wait for the order to go on; False if the job was cancelled meanwhile."""
         while "hold" in orders and not Path(orders["hold"]).exists():
             self._beat()
-            if job.id in self._store.cancel_requests(self._epoch):
-                self._store.finish(job.id, self._epoch, JobState.CANCELLED)
+            if job.id in self._store.queue.cancel_requests(self._epoch):
+                self._store.queue.finish(job.id, self._epoch, JobState.CANCELLED)
                 return False
             time.sleep(0.01)
         return True
@@ -95,7 +95,7 @@ class DoubleEngine:
                 digest.update(line)
                 file.write(line)
             size_bytes = file.tell()
-        self._store.finish(
+        self._store.queue.finish(
             job.id,
             self._epoch,
             JobState.SUCCEEDED,

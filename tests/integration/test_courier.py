@@ -29,7 +29,7 @@ SIGNING = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
 TOKEN = "X-Amz-Signature=5ecre7"  # noqa: S105 - for nothing
 ORDERS = b'{"frames": 4}' + b" " * 3000
 # The places of app/failpoints.py that the courier passes.
-FETCHING = ("fetch_synced", "fetch_durable", "fetch_renamed", "fetch_completed")
+FETCHING = ("chunk_received", "chunk_durable", "fetch_linked", "fetch_completed")
 DELIVERING = ("delivery_begun", "delivery_answered")
 
 

@@ -18,15 +18,16 @@ import trustme
 from origin import Exchange, Origin, Request, running_origin
 from sample_reports import model_report
 from standardwebhooks import Webhook
+from stores import Stores
 
 from app.courier.deliverer import Deliverer
 from app.courier.retry import MOST_ATTEMPTS
 from app.egress.addresses import Address, AddressRules
 from app.egress.connection import Outbound, Patience, make_trust
 from app.jobs.deliveries import DeliveryStore
-from app.jobs.job import Callback, Delivery, DeliveryState, JobRequest, JobState, VideoSource
+from app.jobs.job import OWNER, Callback, Delivery, DeliveryState, JobRequest, JobState, VideoSource
+from app.jobs.queue import HOLD_SECONDS
 from app.jobs.retention import Retention, RetentionLimits
-from app.jobs.store import HOLD_SECONDS, JobStore
 from app.metrics import Metrics
 from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
@@ -56,10 +57,10 @@ class Setup:
     def __init__(self, root: Path, authority: trustme.CA) -> None:
         self.data = DataFolder(root)
         self.data.create()
-        self.store = JobStore(self.data.database)
-        self.store.create()
-        self.deliveries = DeliveryStore(self.store)
-        self.epoch = self.store.begin_epoch(pid=1)
+        self.store = Stores(self.data.database)
+        self.store.database.create()
+        self.deliveries = DeliveryStore(self.store.database)
+        self.epoch = self.store.queue.begin_epoch(pid=1)
         self._authority_file = root / "ca.pem"
         authority.cert_pem.write_to_path(str(self._authority_file))
 
@@ -86,15 +87,17 @@ class Setup:
         for url in urls:
             callback = Callback(url, url.partition("?")[0])
             request = JobRequest(
-                "r", "none", DetectionOptions(), model_sha256="1", callback=callback, may_attach=True
+                OWNER, "r", "none", DetectionOptions(), model_sha256="1", callback=callback, may_attach=True
             )
             job_id = self.store.add(job_id, request, source).id
         return job_id
 
     def end(self, state: JobState = JobState.SUCCEEDED) -> None:
-        job = self.store.claim(self.epoch)
+        job = self.store.queue.claim(self.epoch)
         assert job is not None
-        self.store.finish(job.id, self.epoch, state, report=DetectionReport(model=model_report(sha256="1")))
+        self.store.queue.finish(
+            job.id, self.epoch, state, report=DetectionReport(model=model_report(sha256="1"))
+        )
 
     def ended(self, *urls: str) -> str:
         job_id = self.add(*urls)
@@ -110,11 +113,11 @@ class Setup:
 
     def retention(self, limits: RetentionLimits, *, now: float) -> Retention:
         space = SpaceLedger(self.data.space_ledger, self.data.root, min_free_bytes=0)
-        uploads = Uploads(self.data, space, UploadLimits(keep_seconds=60.0, max_open=1))
-        return Retention(self.data, self.store, limits, uploads, clock=lambda: now)
+        uploads = Uploads(self.data.uploads, space, UploadLimits(keep_seconds=60.0, max_open=1))
+        return Retention(self.data, self.store.queue, limits, uploads, clock=lambda: now)
 
     def state(self, job_id: str) -> Delivery:
-        (delivery,) = self.store.get(job_id).deliveries
+        (delivery,) = self.store.get(job_id, owner=OWNER).deliveries
         return delivery
 
 
@@ -122,7 +125,7 @@ class Setup:
 def setup(tmp_path: Path, authority: trustme.CA) -> Iterator[Setup]:
     setup = Setup(tmp_path / "data", authority)
     yield setup
-    setup.store.close()
+    setup.store.database.close()
 
 
 def signature(secret: str, request: Request) -> str:
@@ -169,7 +172,7 @@ def test_every_end_is_told(setup: Setup, receiver: Origin, state: JobState) -> N
 
 
 def test_the_cancelling_of_a_job_that_never_began_is_told(setup: Setup, receiver: Origin) -> None:
-    setup.store.request_cancel(setup.add(f"{receiver.url}/hook"))
+    setup.store.request_cancel(setup.add(f"{receiver.url}/hook"), owner=OWNER)
     setup.deliver(setup.deliverer())
     assert json.loads(receiver.requests[0].body)["state"] == "cancelled"
 
@@ -325,22 +328,22 @@ def test_a_job_is_kept_until_its_end_is_told(setup: Setup, receiver: Origin) -> 
     setup.deliver(setup.deliverer())
     assert setup.state(job_id).state is DeliveryState.DELIVERED
     assert retention.remove_old() == 1
-    assert not setup.store.ids()
+    assert not setup.store.queue.ids()
 
 
 def test_a_job_whose_end_nobody_delivers_is_not_kept_for_ever(setup: Setup) -> None:
     job_id = setup.ended("https://hooks.example/hook")
-    with setup.store.transaction() as connection:
+    with setup.store.database.transaction() as connection:
         connection.execute("UPDATE jobs SET finished_at = finished_at - ?", (HOLD_SECONDS + 60,))
     limits = RetentionLimits(keep_seconds=60.0, keep_free_bytes=0)
     assert setup.retention(limits, now=time.time()).remove_old() == 1
-    assert job_id not in setup.store.ids()
+    assert job_id not in setup.store.queue.ids()
 
 
 def test_a_deleted_jobs_end_is_not_told(setup: Setup, receiver: Origin) -> None:
     job_id = setup.ended(f"{receiver.url}/hook")
     due = setup.deliveries.due(10, now=FOREVER)
-    setup.store.delete(job_id)
+    setup.store.delete(job_id, owner=OWNER)
     setup.deliverer().deliver(due[0])
     assert not receiver.requests
     assert setup.deliveries.due(10, now=FOREVER) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import ssl
 import threading
@@ -15,20 +16,23 @@ from pathlib import Path
 import pytest
 import trustme
 from origin import Exchange, Origin, Video, running_origin
+from stores import Stores
 
 from app.courier import fetcher as fetcher_module
 from app.courier.fetcher import Fetcher, FetchLimits
 from app.egress.addresses import Address, AddressRules
 from app.egress.connection import Outbound, Patience, make_trust
+from app.egress.targets import parse_target
 from app.jobs.fetches import FetchStore
-from app.jobs.intake import accept_named
-from app.jobs.job import Job, JobRequest, JobState, SourceKind, VideoSource, Waiting
-from app.jobs.store import JobStore
+from app.jobs.intake import Intake
+from app.jobs.job import OWNER, Job, JobRequest, JobState, Waiting
 from app.metrics import Metrics
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
+from app.storage.uploads import UploadLimits, Uploads
 
 CONTENT = random.Random(1).randbytes(3_000_000)
 LIMITS = FetchLimits(10_000_000, failures=3, first_pause_seconds=0.001, longest_pause_seconds=0.01)
@@ -52,9 +56,9 @@ class Setup:
     def __init__(self, root: Path, authority: trustme.CA) -> None:
         self.data = DataFolder(root)
         self.data.create()
-        self.store = JobStore(self.data.database)
-        self.store.create()
-        self.fetches = FetchStore(self.store)
+        self.store = Stores(self.data.database)
+        self.store.database.create()
+        self.fetches = FetchStore(self.store.database)
         self.names: dict[str, Sequence[str]] = {"store.example": ["127.0.0.1"]}
         self.free_bytes = 10**12
         self.space = SpaceLedger(
@@ -73,7 +77,7 @@ class Setup:
         return Fetcher(
             data=self.data,
             fetches=self.fetches,
-            space=self.space,
+            uploads=self.uploads(),
             outbound=Outbound(
                 AddressRules(allowed),
                 make_trust(self._authority_file),
@@ -85,30 +89,23 @@ class Setup:
             stop=self.stop,
         )
 
+    def uploads(self, boot: str = "1") -> Uploads:
+        return Uploads(self.data.fetches, self.space, UploadLimits(3600.0), boot_id=lambda: boot)
+
     def _look_up(self, name: str, _port: int) -> Sequence[Address]:
         if name not in self.names:
             raise OSError("no such name")
         return [ip_address(address) for address in self.names[name]]
 
     def add(self, url: str) -> str:
-        source = VideoSource(
-            None,
-            None,
-            None,
-            SourceKind.URL,
-            url.partition("?")[0],
-            received_bytes=0,
-            url=url,
-            address_sha256="1",
-        )
-        request = JobRequest("request", "none", DetectionOptions())
-        spool = Spool(self.data, self.space)
-        return accept_named(source, spool=spool, folder=self.data, store=self.store, request=request).id
+        request = JobRequest(OWNER, "request", "none", DetectionOptions())
+        intake = Intake(self.data, self.store, Spool(self.data, self.space), Ingest(()))
+        return intake.from_url(request, url, parse_target(url, AddressRules(["store.example"]))).id
 
     def fetch(self, url: str, limits: FetchLimits = LIMITS, **options: object) -> Job:
         job_id = self.add(url)
         self.fetcher(limits, **options).fetch(job_id)  # type: ignore[arg-type]
-        return self.store.get(job_id)
+        return self.store.get(job_id, owner=OWNER)
 
     def video(self, job: Job) -> bytes:
         return self.data.video(job.id).read_bytes()
@@ -118,7 +115,7 @@ class Setup:
 def setup(tmp_path: Path, authority: trustme.CA) -> Iterator[Setup]:
     setup = Setup(tmp_path / "data", authority)
     yield setup
-    setup.store.close()
+    setup.store.database.close()
 
 
 def assert_fetched(setup: Setup, job: Job, content: bytes) -> None:
@@ -128,7 +125,7 @@ def assert_fetched(setup: Setup, job: Job, content: bytes) -> None:
     assert job.source.sha256 == hashlib.sha256(content).hexdigest()
     assert [path.name for path in setup.data.job(job.id).iterdir()] == ["video"]
     assert setup.fetches.get(job.id) is None
-    assert setup.store.claim(setup.store.begin_epoch(pid=1)) is not None
+    assert setup.store.queue.claim(setup.store.queue.begin_epoch(pid=1)) is not None
 
 
 def assert_failed(setup: Setup, job: Job, code: str) -> None:
@@ -137,7 +134,7 @@ def assert_failed(setup: Setup, job: Job, code: str) -> None:
     assert job.problem["code"] == code
     assert not [*setup.data.job(job.id).iterdir()]
     assert SECRET not in str(job)
-    (urls,) = setup.store.reading().execute("SELECT count(*) FROM fetches").fetchone()
+    (urls,) = setup.store.database.read("SELECT count(*) FROM fetches").fetchone()
     assert urls == 0
     assert setup.space.available_bytes() == setup.free_bytes
 
@@ -351,7 +348,7 @@ def test_nobody_asks_a_name_that_leads_to_a_private_address(setup: Setup, origin
         fetcher = setup.fetcher(allowed=["store.example"])
         job_id = setup.add(f"https://public.example:8443/v?{SECRET}")
         fetcher.fetch(job_id)
-        job = setup.store.get(job_id)
+        job = setup.store.get(job_id, owner=OWNER)
         assert_failed(setup, job, "source_refused")
         assert "private" in str(job.problem)
     assert not origin.requests
@@ -372,7 +369,7 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(setup: Setup, ori
 
     fetcher._outbound._lookup = rebinding
     fetcher.fetch(job_id)
-    assert_fetched(setup, setup.store.get(job_id), CONTENT)
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
     assert looked_up == ["store.example"]
 
 
@@ -393,7 +390,7 @@ def test_no_proxy_or_password_is_taken_from_the_environment(
 def test_a_cancelled_fetch_stops_and_leaves_nothing(
     setup: Setup, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetcher_module, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(fetcher_module, "PROGRESS_SECONDS", 0.0)
     reached, go_on = threading.Event(), threading.Event()
 
     def halting(exchange: Exchange) -> None:
@@ -409,36 +406,64 @@ def test_a_cancelled_fetch_stops_and_leaves_nothing(
     thread.start()
     try:
         assert reached.wait(20)
-        assert setup.store.request_cancel(job_id).state is JobState.CANCELLED
+        assert setup.store.request_cancel(job_id, owner=OWNER).state is JobState.CANCELLED
         setup.data.remove_inputs(job_id)
     finally:
         go_on.set()
         thread.join(20)
-    assert setup.store.get(job_id).state is JobState.CANCELLED
+    assert setup.store.get(job_id, owner=OWNER).state is JobState.CANCELLED
     assert not [*setup.data.job(job_id).iterdir()]
     assert setup.fetches.wanted(10) == []
 
 
-def test_what_is_durable_counts_after_a_restart_and_nothing_else(
-    setup: Setup, origin: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bytes beyond what was recorded, as a power cut may leave them, are fetched again."""
-    video = Video(CONTENT)
+def interrupt(setup: Setup, origin: Origin, video: Video) -> str:
+    """Begin a fetch, and end the process after 1.5 MB. Return the job's id."""
     origin.script.append(video.cut(1_500_000))
     origin.usual = lambda exchange: setup.stop.set() or exchange.send(503)
     job_id = setup.add(f"{origin.url}/v")
     setup.fetcher().fetch(job_id)
-    fetch = setup.fetches.get(job_id)
-    assert fetch is not None
-    assert 0 < fetch.received_bytes <= 1_500_000
-    assert setup.store.get(job_id).waiting is Waiting.SOURCE
-    with setup.data.partial_video(job_id).open("ab") as file:
-        file.write(b"garbage")
+    assert setup.store.get(job_id, owner=OWNER).waiting is Waiting.SOURCE
     setup.stop.clear()
     origin.usual = video.serve
+    return job_id
+
+
+def test_what_has_arrived_counts_after_a_restart(setup: Setup, origin: Origin) -> None:
+    job_id = interrupt(setup, origin, Video(CONTENT))
+    fetcher = setup.fetcher()
+    fetcher.recover()
+    fetcher.fetch(job_id)
+    assert origin.requests[-1].headers["range"] == "bytes=1500000-"
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
+
+
+def test_what_a_power_failure_lost_is_fetched_again(setup: Setup, origin: Origin) -> None:
+    setup.uploads().recover()
+    job_id = interrupt(setup, origin, Video(CONTENT))
+    video = setup.data.fetches / job_id / "video"
+    os.truncate(video, 1_048_576)
+    os.truncate(video, 1_500_000)  # the new size reached the disk, the bytes did not
+    setup.uploads(boot="2").recover()
     setup.fetcher().fetch(job_id)
-    assert origin.requests[-1].headers["range"] == f"bytes={fetch.received_bytes}-"
-    assert_fetched(setup, setup.store.get(job_id), CONTENT)
+    assert origin.requests[-1].headers["range"] == "bytes=1048576-"
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
+
+
+def test_a_restarted_fetch_hashes_nothing_again(
+    setup: Setup, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.storage.hashing.CATCH_UP_BYTES", 0)  # then it would have no digest
+    job_id = interrupt(setup, origin, Video(CONTENT))
+    setup.fetcher().fetch(job_id)
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
+
+
+def test_what_was_fetched_for_a_cancelled_job_is_removed(setup: Setup, origin: Origin) -> None:
+    job_id = interrupt(setup, origin, Video(CONTENT))
+    wanted = interrupt(setup, origin, Video(CONTENT))
+    setup.store.request_cancel(job_id, owner=OWNER)
+    setup.fetcher().remove_unwanted(())
+    assert [folder.name for folder in setup.uploads().folders()] == [wanted]
 
 
 def test_a_video_that_was_in_place_before_its_record_needs_no_second_request(
@@ -453,7 +478,7 @@ def test_a_video_that_was_in_place_before_its_record_needs_no_second_request(
     setup.fetches.complete = complete  # type: ignore[method-assign]
     setup.fetcher().fetch(job_id)
     assert len(origin.requests) == 1
-    assert_fetched(setup, setup.store.get(job_id), CONTENT)
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
 
 
 def _die(*_: object) -> bool:
@@ -470,12 +495,12 @@ def test_a_full_disk_makes_the_fetch_wait_and_room_lets_it_go_on(
     thread = threading.Thread(target=setup.fetcher().fetch, args=(job_id,), name="fetch")
     thread.start()
     deadline = time.monotonic() + 20
-    while setup.store.get(job_id).waiting is not Waiting.DISK_SPACE:
+    while setup.store.get(job_id, owner=OWNER).waiting is not Waiting.DISK_SPACE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     setup.free_bytes = 10**12
     thread.join(20)
-    assert_fetched(setup, setup.store.get(job_id), CONTENT)
+    assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
 
 
 def test_a_job_that_has_waited_too_long_for_its_video_fails(setup: Setup, origin: Origin) -> None:

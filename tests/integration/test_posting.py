@@ -25,7 +25,7 @@ from web_instance import WebInstance, running_instance
 
 from app.jobs.watcher import POLL_SECONDS
 from app.settings import Settings
-from app.storage.spool import held_folder
+from app.storage.locks import held_folder
 
 VIDEO = {"Content-Type": "video/mp4"}
 ASYNC = VIDEO | {"Prefer": "respond-async"}

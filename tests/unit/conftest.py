@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import Stores
 
-from app.jobs.job import Job, JobState, Progress, VideoSource
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, Job, JobState, Progress, VideoSource
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder, new_job_id
 from app.wakeups import Wakeups
@@ -29,6 +29,7 @@ def make_job() -> Callable[..., Job]:
     def make(**fields: Any) -> Job:
         plain = Job(
             id=new_job_id(),
+            owner=OWNER,
             state=JobState.RUNNING,
             request_id="request",
             model="none",
@@ -53,8 +54,8 @@ def wakeups(folder: DataFolder) -> Wakeups:
 
 
 @pytest.fixture
-def store(folder: DataFolder, wakeups: Wakeups) -> JobStore:
+def store(folder: DataFolder, wakeups: Wakeups) -> Stores:
     """A store without jobs."""
-    store = JobStore(folder.database, wakeups)
-    store.create()
+    store = Stores(folder.database, wakeups)
+    store.database.create()
     return store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.storage.data_folder import DataFolder, new_job_id
-from app.storage.spool import held_folder
+from app.storage.locks import held_folder
 from app.web.forms import remove_forms_cut_short
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stores import Stores
 
-from app.jobs.store import JobStore
 from app.programs.health import Address, ask_web, look_up_engine, reachable, wait_for_instance
 from app.storage.data_folder import DataFolder
 
@@ -20,27 +20,27 @@ def data(tmp_path: Path) -> DataFolder:
 
 def test_no_engine_is_told_from_one_that_loads_and_one_that_is_ready(data: DataFolder) -> None:
     assert look_up_engine(data) == (False, "the engine has not started yet")
-    store = JobStore(data.database)
-    store.create()
-    epoch = store.begin_epoch(pid=1)
+    store = Stores(data.database)
+    store.database.create()
+    epoch = store.queue.begin_epoch(pid=1)
     assert look_up_engine(data) == (False, "the engine is starting or stopping")
-    store.report_engine(epoch, ready=True)
+    store.heartbeats.report_engine(epoch, ready=True)
     assert look_up_engine(data)[0] is True
-    store.close()
+    store.database.close()
 
 
 def test_an_engine_that_has_been_silent_is_not_healthy(
     data: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = JobStore(data.database)
-    store.create()
-    store.report_engine(store.begin_epoch(pid=1), ready=True)
-    heartbeat = store.engine_status().heartbeat_at
+    store = Stores(data.database)
+    store.database.create()
+    store.heartbeats.report_engine(store.queue.begin_epoch(pid=1), ready=True)
+    heartbeat = store.heartbeats.engine().heartbeat_at
     monkeypatch.setattr("time.time", lambda: heartbeat + 60)
     healthy, answer = look_up_engine(data)
     assert not healthy
     assert answer == "the engine is not running: last heard from 60 seconds ago"
-    store.close()
+    store.database.close()
 
 
 def test_a_database_that_is_no_database_is_no_healthy_engine(data: DataFolder) -> None:

@@ -9,6 +9,7 @@ from sample_reports import SHA256, VIDEO, finished_report, model_report
 
 from app.errors import DamagedVideo
 from app.jobs.job import (
+    OWNER,
     Delivery,
     DeliveryState,
     Estimate,
@@ -25,6 +26,7 @@ from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
 
 JOB = Job(
+    owner=OWNER,
     id="a" * 32,
     state=JobState.RUNNING,
     request_id="r",

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from app.storage.digests import ParallelHash, file_digests
+from app.storage.hashing import ParallelHash, file_digests
 
 MIB = 1024 * 1024
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stores import Stores
 
 from app.engine.turns import PATIENCE_SECONDS, Patience
-from app.jobs.job import Job, JobRequest, VideoSource
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, Job, JobRequest, VideoSource
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
@@ -65,17 +65,17 @@ def test_a_stream_of_other_jobs_does_not_starve_a_model_without_room(
     tmp_path: Path, clock: Clock, patience: Patience
 ) -> None:
     """As the engine claims: one place is free again and again, while another job keeps the model in use."""
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.create()
-    epoch = store.begin_epoch(pid=1)
+    store = Stores(tmp_path / "jobs.sqlite3")
+    store.database.create()
+    epoch = store.queue.begin_epoch(pid=1)
 
     def add(model: str) -> str:
-        request = JobRequest("request", model, DetectionOptions())
+        request = JobRequest(OWNER, "request", model, DetectionOptions())
         return store.add(new_job_id(), request, VideoSource(1, "0" * 64, None)).id
 
     def claim(crowded: set[str]) -> Job | None:
-        patience.note(store.queued_models(crowded | patience.models))
-        job = store.claim(epoch, without_models=crowded, only_model=patience.overdue())
+        patience.note(store.queue.queued_models(crowded | patience.models))
+        job = store.queue.claim(epoch, without_models=crowded, only_model=patience.overdue())
         if job is not None:
             patience.begun(job.model)
         return job
@@ -89,7 +89,7 @@ def test_a_stream_of_other_jobs_does_not_starve_a_model_without_room(
         overtaking += 1
         clock.seconds += PATIENCE_SECONDS / 4
     assert overtaking == 4
-    assert store.queued_models({"large", "small", "other"}) == {"large", "small"}
+    assert store.queue.queued_models({"large", "small", "other"}) == {"large", "small"}
     job = claim(set())  # "small" has come to be unused
     assert job is not None
     assert job.id == large

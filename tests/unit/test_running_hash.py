@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rehashes import PySha256
 
-import app.storage.running_hash as running_hash_module
-from app.storage.running_hash import RunningHash, running_hash
+import app.storage.hashing as running_hash_module
+from app.storage.hashing import RunningHash, running_hash
 
 
 @pytest.fixture(autouse=True)

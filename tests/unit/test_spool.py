@@ -11,14 +11,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from stores import Stores
 
 from app.errors import InsufficientStorage
-from app.jobs.intake import accept_job, remove_leftovers
-from app.jobs.job import JobRequest, JobState
-from app.jobs.store import JobStore
+from app.jobs.intake import Intake
+from app.jobs.job import OWNER, Job, JobRequest, JobState
+from app.jobs.retention import remove_leftovers
 from app.pipeline.options import DetectionOptions
 from app.storage import spool as spool_module
 from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool, Upload
 
@@ -36,25 +38,24 @@ def spool(folder: DataFolder, space: SpaceLedger) -> Spool:
     return Spool(folder, space)
 
 
-def _accept(upload: Upload, spool: Spool, folder: DataFolder, store: JobStore) -> None:
-    accept_job(
-        upload,
-        spool=spool,
-        folder=folder,
-        store=store,
-        request=JobRequest(request_id="request", model="people", options=DetectionOptions()),
-        video_name="clip.mp4",
-    )
+def _accept(
+    spool: Spool, folder: DataFolder, store: Stores, *pieces: bytes, expected_bytes: int | None = None
+) -> Job:
+    def receive(upload: Upload) -> str:
+        for piece in pieces:
+            upload.write(piece)
+        return "clip.mp4"
+
+    request = JobRequest(owner=OWNER, request_id="request", model="people", options=DetectionOptions())
+    intake = Intake(folder, store, spool, Ingest(()))
+    return intake.from_stream(request, receive, expected_bytes=expected_bytes or sum(map(len, pieces)))
 
 
 def test_an_accepted_upload_is_the_jobs_video_with_its_size_and_digest(folder, spool, store):
-    job_id, data = new_job_id(), os.urandom(3 * MIB + 17)
-    with spool.receive(job_id, key="k", expected_bytes=len(data)) as upload:
-        for start in range(0, len(data), MIB):
-            upload.write(data[start : start + MIB])
-        _accept(upload, spool, folder, store)
-    job = store.get(job_id)
-    assert folder.video(job_id).read_bytes() == data
+    data = os.urandom(3 * MIB + 17)
+    pieces = [data[start : start + MIB] for start in range(0, len(data), MIB)]
+    job = store.get(_accept(spool, folder, store, *pieces).id, owner=OWNER)
+    assert folder.video(job.id).read_bytes() == data
     assert job.state is JobState.QUEUED
     assert job.source.size_bytes == len(data)
     assert job.source.sha256 == hashlib.sha256(data).hexdigest()
@@ -74,7 +75,7 @@ def test_an_upload_that_fails_leaves_nothing(folder, spool, space, store):
         break_off()
     assert not [*folder.incoming.iterdir()]
     assert not [*folder.jobs.iterdir()]
-    assert not store.ids()
+    assert not store.queue.ids()
     assert abs(space.available_bytes() - before) < 5 * MIB
 
 
@@ -86,11 +87,8 @@ def test_disk_space_of_a_known_length_is_taken_before_the_first_byte(folder, spo
 
 
 def test_space_beyond_the_video_is_given_back(folder, spool, store):
-    job_id = new_job_id()
-    with spool.receive(job_id, key="k", expected_bytes=8 * MIB) as upload:
-        upload.write(b"y" * MIB)
-        _accept(upload, spool, folder, store)
-    status = folder.video(job_id).stat()
+    job = _accept(spool, folder, store, b"y" * MIB, expected_bytes=8 * MIB)
+    status = folder.video(job.id).stat()
     assert status.st_size == MIB
     assert status.st_blocks * 512 < 2 * MIB
 
@@ -132,13 +130,9 @@ def test_a_full_disk_during_a_write_is_told_as_such(spool, monkeypatch):
 
 def test_short_writes_are_completed(spool, folder, store, monkeypatch):
     real_write = os.write
-    job_id = new_job_id()
-    with spool.receive(job_id, key="k", expected_bytes=None) as upload:
-        monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:7]))
-        upload.write(b"0123456789" * 5)
-        monkeypatch.undo()
-        _accept(upload, spool, folder, store)
-    assert folder.video(job_id).read_bytes() == b"0123456789" * 5
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:7]))
+    job = _accept(spool, folder, store, b"0123456789" * 5)
+    assert folder.video(job.id).read_bytes() == b"0123456789" * 5
 
 
 def test_a_file_system_without_allocation_keeps_the_promise_up(folder, spool, space, monkeypatch):
@@ -153,16 +147,14 @@ def test_a_file_system_without_allocation_keeps_the_promise_up(folder, spool, sp
 
 
 def test_the_clean_up_takes_leftovers_and_leaves_uploads_under_way(folder, spool, store):
-    abandoned, orphan, accepted = (new_job_id() for _ in range(3))
+    abandoned, orphan = new_job_id(), new_job_id()
     (folder.incoming / abandoned).mkdir()
     (folder.incoming / abandoned / "video").write_bytes(b"half")
     (folder.jobs / orphan).mkdir()
-    with spool.receive(accepted, key="a", expected_bytes=None) as upload:
-        upload.write(b"whole")
-        _accept(upload, spool, folder, store)
+    accepted = _accept(spool, folder, store, b"whole").id
     with spool.receive(new_job_id(), key="b", expected_bytes=None) as upload:
         upload.write(b"under way")
-        assert remove_leftovers(folder, spool, store) == 2
+        assert remove_leftovers(folder, spool, store.queue) == 2
         assert [entry.name for entry in folder.incoming.iterdir()] == [upload.job_id]
         assert [entry.name for entry in folder.jobs.iterdir()] == [accepted]
 
@@ -193,9 +185,9 @@ def test_a_published_upload_without_a_record_is_no_leftover_while_its_receiver_l
         upload.write(b"video")
         upload.finish()
         spool.publish(upload)
-        assert remove_leftovers(folder, spool, store) == 0
+        assert remove_leftovers(folder, spool, store.queue) == 0
         assert folder.video(upload.job_id).exists()
-    assert remove_leftovers(folder, spool, store) == 1
+    assert remove_leftovers(folder, spool, store.queue) == 1
     assert not folder.job(upload.job_id).exists()
 
 
@@ -205,13 +197,8 @@ def test_a_record_that_cannot_be_written_leaves_no_folder(folder, spool, store, 
 
     monkeypatch.setattr(store, "add", broken)
 
-    def receive() -> None:
-        with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
-            upload.write(b"video")
-            _accept(upload, spool, folder, store)
-
     with pytest.raises(RuntimeError, match="gone"):
-        receive()
+        _accept(spool, folder, store, b"video")
     assert not [*folder.jobs.iterdir()]
     assert not [*folder.incoming.iterdir()]
 
@@ -221,6 +208,7 @@ def test_what_a_killed_process_was_receiving_is_a_leftover(folder, spool, store)
 import os, sys
 from pathlib import Path
 from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 folder = DataFolder(Path(sys.argv[1]))
@@ -234,8 +222,8 @@ with Spool(folder, space).receive(new_job_id(), key="k", expected_bytes=None) as
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"receiving\n"
-        assert remove_leftovers(folder, spool, store) == 0
+        assert remove_leftovers(folder, spool, store.queue) == 0
         process.kill()
         process.wait(timeout=10)
-    assert remove_leftovers(folder, spool, store) == 1
+    assert remove_leftovers(folder, spool, store.queue) == 1
     assert not [*folder.incoming.iterdir()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from stores import Stores
 
 from app.engine.turns import (
     ALONE_SECONDS,
@@ -17,123 +18,126 @@ from app.engine.turns import (
     why_failed,
 )
 from app.errors import InternalError, ModelFault
-from app.jobs.job import Job, JobRequest, VideoSource
-from app.jobs.store import JobStore
+from app.jobs.job import OWNER, Job, JobRequest, VideoSource
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
 
-def add(store: JobStore) -> str:
-    request = JobRequest(request_id="request", model="none", options=DetectionOptions())
+def add(store: Stores) -> str:
+    request = JobRequest(owner=OWNER, request_id="request", model="none", options=DetectionOptions())
     return store.add(new_job_id(), request, VideoSource(1, "ab" * 32, "clip.mp4")).id
 
 
-def claim_all(store: JobStore, epoch: int) -> list[str]:
+def claim_all(store: Stores, epoch: int) -> list[str]:
     claimed = []
-    while (job := store.claim(epoch)) is not None:
+    while (job := store.queue.claim(epoch)) is not None:
         claimed.append(job.id)
     return claimed
 
 
-def begin(store: JobStore, **parts: str) -> int:
+def begin(store: Stores, **parts: str) -> int:
     """The next engine, which finds `parts` and comes to be ready."""
-    epoch = store.begin_epoch(pid=1, part_traces=parts)
-    store.report_engine(epoch, ready=True)
+    epoch = store.queue.begin_epoch(pid=1, part_traces=parts)
+    store.heartbeats.report_engine(epoch, ready=True)
     return epoch
 
 
-def die(store: JobStore, job_id: str, *, parts: str = "", times: int = 1) -> None:
+def die(store: Stores, job_id: str, *, parts: str = "", times: int = 1) -> None:
     """Let engines take the job up and die."""
     for _ in range(times):
-        claim_all(store, store.engine_status().epoch)
+        claim_all(store, store.heartbeats.engine().epoch)
         begin(store, **{job_id: parts})
 
 
-def test_deaths_in_a_row_are_counted_until_a_part_is_made(store: JobStore) -> None:
+def test_deaths_in_a_row_are_counted_until_a_part_is_made(store: Stores) -> None:
     begin(store)
     job_id = add(store)
     die(store, job_id, times=3)
-    assert store.get(job_id).deaths == 3
+    assert store.get(job_id, owner=OWNER).deaths == 3
     die(store, job_id, parts="two")
-    assert store.get(job_id).deaths == 0
+    assert store.get(job_id, owner=OWNER).deaths == 0
     die(store, job_id, parts="two")
-    assert store.get(job_id).deaths == 1
+    assert store.get(job_id, owner=OWNER).deaths == 1
 
 
-def test_an_engine_that_said_that_it_stops_did_not_die(store: JobStore) -> None:
+def test_an_engine_that_said_that_it_stops_did_not_die(store: Stores) -> None:
     epoch = begin(store)
     job_id = add(store)
     for _ in range(3):
         claim_all(store, epoch)
-        store.report_engine(epoch, ready=False)
+        store.heartbeats.report_engine(epoch, ready=False)
         epoch = begin(store, **{job_id: ""})
-    assert store.get(job_id).deaths == 0
+    assert store.get(job_id, owner=OWNER).deaths == 0
 
 
-def test_only_jobs_that_were_running_are_counted(store: JobStore) -> None:
+def test_only_jobs_that_were_running_are_counted(store: Stores) -> None:
     epoch = begin(store)
     running, queued = add(store), add(store)
-    store.claim(epoch)
-    assert store.running() == {running}
+    store.queue.claim(epoch)
+    assert store.queue.running() == {running}
     begin(store, **{running: "", queued: ""})
-    assert (store.get(running).deaths, store.get(queued).deaths) == (1, 0)
+    assert (store.get(running, owner=OWNER).deaths, store.get(queued, owner=OWNER).deaths) == (1, 0)
 
 
-def test_suspected_jobs_are_claimed_apart(store: JobStore) -> None:
+def test_suspected_jobs_are_claimed_apart(store: Stores) -> None:
     begin(store)
     suspect = add(store)
-    assert not store.has_queued(deaths=SUSPECT_DEATHS)
+    assert not store.queue.has_queued(deaths=SUSPECT_DEATHS)
     die(store, suspect, times=SUSPECT_DEATHS)
     other = add(store)
-    assert store.has_queued(deaths=SUSPECT_DEATHS)
-    epoch = store.engine_status().epoch
-    claimed = store.claim(epoch, deaths=UNSUSPECTED)
+    assert store.queue.has_queued(deaths=SUSPECT_DEATHS)
+    epoch = store.heartbeats.engine().epoch
+    claimed = store.queue.claim(epoch, deaths=UNSUSPECTED)
     assert claimed is not None
     assert claimed.id == other
-    assert store.claim(epoch, deaths=UNSUSPECTED) is None
-    claimed = store.claim(epoch, deaths=SUSPECTED)
+    assert store.queue.claim(epoch, deaths=UNSUSPECTED) is None
+    claimed = store.queue.claim(epoch, deaths=SUSPECTED)
     assert claimed is not None
     assert (claimed.id, claimed.deaths) == (suspect, SUSPECT_DEATHS)
-    assert not store.has_queued(deaths=SUSPECT_DEATHS)
+    assert not store.queue.has_queued(deaths=SUSPECT_DEATHS)
 
 
-def test_a_job_at_which_too_many_engines_died_ends(store: JobStore) -> None:
+def test_a_job_at_which_too_many_engines_died_ends(store: Stores) -> None:
     begin(store)
     job_id = add(store)
     die(store, job_id, times=4)
-    assert why_failed(store.get(job_id), most_deaths=5, call_seconds=300) is None
+    assert why_failed(store.get(job_id, owner=OWNER), most_deaths=5, call_seconds=300) is None
     die(store, job_id)
-    reason = why_failed(store.get(job_id), most_deaths=5, call_seconds=300)
+    reason = why_failed(store.get(job_id, owner=OWNER), most_deaths=5, call_seconds=300)
     assert isinstance(reason, InternalError)
     assert "died 5 times in a row" in reason.detail
 
 
-def test_the_deaths_of_hosts_count_as_those_of_engines(store: JobStore) -> None:
+def test_the_deaths_of_hosts_count_as_those_of_engines(store: Stores) -> None:
     epoch = begin(store)
     job_id, other = add(store), add(store)
     claim_all(store, epoch)
     verdicts = []
     for _ in range(3):
-        (job,) = store.count_deaths(epoch, {job_id: ""}, hung=None)
+        (job,) = store.queue.count_deaths(epoch, {job_id: ""}, hung=None)
         verdicts.append(verdict_on(job, most_deaths=3))
     assert verdicts == [Verdict.GO_ON, Verdict.ALONE, Verdict.FAIL]
-    (job,) = store.count_deaths(epoch, {job_id: "a part"}, hung=None)
-    assert (job.deaths, store.get(other).deaths) == (0, 0)
+    (job,) = store.queue.count_deaths(epoch, {job_id: "a part"}, hung=None)
+    assert (job.deaths, store.get(other, owner=OWNER).deaths) == (0, 0)
 
 
-def test_a_job_at_which_a_model_hangs_again_and_again_ends(store: JobStore) -> None:
+def test_a_job_at_which_a_model_hangs_again_and_again_ends(store: Stores) -> None:
     """Its deaths are not counted then: the reason is known."""
     epoch = begin(store)
     job_id, other = add(store), add(store)
     claim_all(store, epoch)
     for _ in range(MOST_HANGS):
-        assert why_failed(store.get(job_id), most_deaths=8, call_seconds=300) is None
-        store.count_deaths(epoch, {job_id: "", other: ""}, hung=job_id)
-    reason = why_failed(store.get(job_id), most_deaths=8, call_seconds=300)
+        assert why_failed(store.get(job_id, owner=OWNER), most_deaths=8, call_seconds=300) is None
+        store.queue.count_deaths(epoch, {job_id: "", other: ""}, hung=job_id)
+    reason = why_failed(store.get(job_id, owner=OWNER), most_deaths=8, call_seconds=300)
     assert isinstance(reason, ModelFault)
     assert reason.detail == "Model 'none' gave no answer within 300 seconds, 2 times."
-    assert verdict_on(store.get(job_id), most_deaths=8) is Verdict.FAIL
-    assert (store.get(job_id).deaths, store.get(other).deaths, store.get(other).hangs) == (0, 0, 0)
+    assert verdict_on(store.get(job_id, owner=OWNER), most_deaths=8) is Verdict.FAIL
+    assert (
+        store.get(job_id, owner=OWNER).deaths,
+        store.get(other, owner=OWNER).deaths,
+        store.get(other, owner=OWNER).hangs,
+    ) == (0, 0, 0)
 
 
 class Parts:
@@ -154,11 +158,11 @@ class Clock:
 
 
 @pytest.fixture
-def suspected(store: JobStore) -> Job:
+def suspected(store: Stores) -> Job:
     begin(store)
     job_id = add(store)
     die(store, job_id, times=SUSPECT_DEATHS)
-    return store.get(job_id)
+    return store.get(job_id, owner=OWNER)
 
 
 def test_a_suspected_job_runs_alone_until_it_makes_a_part(suspected: Job) -> None:
@@ -186,7 +190,7 @@ def test_a_slow_suspected_job_keeps_others_waiting_for_a_while_only(suspected: J
     assert not suspects.is_one_at_work()
 
 
-def test_a_job_that_is_not_suspected_keeps_nobody_waiting(store: JobStore) -> None:
+def test_a_job_that_is_not_suspected_keeps_nobody_waiting(store: Stores) -> None:
     suspects = Suspects(Parts(), clock=Clock())
-    suspects.begin(store.get(add(store)))
+    suspects.begin(store.get(add(store), owner=OWNER))
     assert not suspects.is_one_at_work()

@@ -21,6 +21,7 @@ from app.errors import (
     UploadGone,
     UploadIsFinal,
 )
+from app.jobs.job import OWNER
 from app.storage.uploads import About, UploadFacts
 from app.web.tus import (
     CHUNK_TYPE,
@@ -41,7 +42,7 @@ SHA1 = b64encode(hashlib.sha1(b"x", usedforsecurity=False).digest()).decode()
 
 
 def facts(offset: int = 0, length: int | None = 100, **about: Any) -> UploadFacts:
-    told = About(length, **about)
+    told = About(OWNER, length, **about)
     return UploadFacts(ID, told, offset, (told.job_id or told.final_id) is not None, 0.0)
 
 

@@ -30,13 +30,14 @@ from sample_reports import (
     ready_model,
     refused_model,
 )
+from stores import Stores
 
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
+from app.jobs.database import Database
 from app.jobs.engine_status import HostStatus
-from app.jobs.job import JobState, Progress
+from app.jobs.job import OWNER, JobState, Progress
 from app.jobs.report import JobReport, Problem
-from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
 from app.programs.web import create_app
@@ -96,15 +97,15 @@ def client(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def store(app: Flask) -> JobStore:
-    store: JobStore = app.extensions["framebox"].store
-    return store
+def store(app: Flask) -> Stores:
+    database: Database = app.extensions["framebox"].database
+    return Stores(database)
 
 
 @pytest.fixture
-def epoch(store: JobStore) -> int:
-    epoch = store.begin_epoch(pid=os.getpid())
-    store.report_engine(epoch, ready=True, models=MODELS, sandbox=SANDBOX)
+def epoch(store: Stores) -> int:
+    epoch = store.queue.begin_epoch(pid=os.getpid())
+    store.heartbeats.report_engine(epoch, ready=True, models=MODELS, sandbox=SANDBOX)
     return epoch
 
 
@@ -114,14 +115,14 @@ def _post(client: FlaskClient) -> str:
     return str(answer.json["id"])
 
 
-def _finish(folder: DataFolder, store: JobStore, epoch: int) -> str:
-    job = store.claim(epoch)
+def _finish(folder: DataFolder, store: Stores, epoch: int) -> str:
+    job = store.queue.claim(epoch)
     assert job is not None
     folder.document(job.id).write_bytes(PAIRS)
     folder.pts(job.id).write_bytes(struct.pack("<2q", 126000, 129600))
     digest = hashlib.sha256(PAIRS).hexdigest()
     report = finished_report(len(PAIRS), digest, model=model_report("hog-people", "cat", "person"))
-    store.finish(job.id, epoch, JobState.SUCCEEDED, report=report)
+    store.queue.finish(job.id, epoch, JobState.SUCCEEDED, report=report)
     return job.id
 
 
@@ -249,19 +250,19 @@ def test_models_are_listed_with_their_facts_as_soon_as_they_are_known(client: Fl
     ]
 
 
-def test_a_model_that_was_unloaded_keeps_its_facts(client: FlaskClient, store: JobStore, epoch: int):
+def test_a_model_that_was_unloaded_keeps_its_facts(client: FlaskClient, store: Stores, epoch: int):
     unloaded = MODELS[0].model_copy(update={"state": ModelState.UNLOADED})
-    store.report_engine(epoch, ready=True, models=[unloaded])
+    store.heartbeats.report_engine(epoch, ready=True, models=[unloaded])
     (model,) = client.get("/v1/models").json["models"]
     assert (model["loaded"], model["state"], model["labels"]) == (False, "unloaded", ["person"])
 
 
 def test_a_waiting_post_answers_with_the_document(client: FlaskClient, folder, store, epoch):
     def work() -> None:
-        while not store.counts()[JobState.QUEUED]:
+        while not store.counts(owner=OWNER)[JobState.QUEUED]:
             pass
         _finish(folder, store, epoch)
-        store.close()
+        store.database.close()
 
     engine = threading.Thread(target=work, name="engine")
     engine.start()
@@ -289,11 +290,11 @@ def test_waiting_for_a_body_and_for_a_job_is_not_counted_as_serving(
     configure_logging("web", "INFO")
 
     def work() -> None:
-        while not store.counts()[JobState.QUEUED]:
+        while not store.counts(owner=OWNER)[JobState.QUEUED]:
             pass
         time.sleep(WAIT_SECONDS)
         _finish(folder, store, epoch)
-        store.close()
+        store.database.close()
 
     engine = threading.Thread(target=work, name="engine")
     engine.start()
@@ -385,22 +386,22 @@ def test_a_form_tells_the_labels_of_the_model_that_ran_and_not_of_those_that_the
 ):
     job_id = _post(client)
     _finish(folder, store, epoch)
-    store.report_engine(epoch, ready=True, models=[ready_model("another", "dog")])
+    store.heartbeats.report_engine(epoch, ready=True, models=[ready_model("another", "dog")])
     coco = client.get(f"/v1/jobs/{job_id}/result?format=coco")
     assert coco.status_code == 200
     assert coco.json["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
     assert [annotation["category_id"] for annotation in coco.json["annotations"]] == [2]
 
 
-def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: JobStore, epoch: int):
+def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: Stores, epoch: int):
     _post(client)
-    job = store.claim(epoch)
+    job = store.queue.claim(epoch)
     assert job is not None
-    store.update(job.id, epoch, Progress(600, 1394, 7, 14, frames_missing=100))
+    store.queue.update(job.id, epoch, Progress(600, 1394, 7, 14, frames_missing=100))
     page = client.get("/").text
     assert "600 of 1394 frames, 100 missing" in page
     assert "incomplete" not in page
-    store.finish(
+    store.queue.finish(
         job.id,
         epoch,
         JobState.SUCCEEDED,
@@ -448,9 +449,9 @@ def test_a_result_that_is_not_there_yet_is_a_conflict(client: FlaskClient):
 
 def test_a_failed_job_answers_with_its_problem(client: FlaskClient, store, epoch):
     job_id = _post(client)
-    assert store.claim(epoch) is not None
+    assert store.queue.claim(epoch) is not None
     problem = NoVideoStream("There is no video stream in the file.").to_problem()
-    store.finish(job_id, epoch, JobState.FAILED, problem=problem)
+    store.queue.finish(job_id, epoch, JobState.FAILED, problem=problem)
     answer = client.get(f"/v1/jobs/{job_id}/result")
     assert (answer.status_code, answer.json["code"]) == (422, "no_video_stream")
     assert answer.mimetype == "application/problem+json"
@@ -470,7 +471,7 @@ def test_deleting_cancels_a_queued_job_and_then_forgets_it(client: FlaskClient, 
 
 def test_deleting_asks_a_running_job_to_stop(client: FlaskClient, store, epoch):
     job_id = _post(client)
-    store.claim(epoch)
+    store.queue.claim(epoch)
     for _ in range(2):
         answer = client.delete(f"/v1/jobs/{job_id}")
         assert (answer.status_code, answer.json["state"], answer.json["cancel_requested"]) == (
@@ -563,7 +564,7 @@ def test_a_forged_request_id_is_replaced(client: FlaskClient):
     assert len(answer.headers["X-Request-ID"]) == 32
 
 
-def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoch: int, app: Flask):
+def test_readiness_tells_every_reason(client: FlaskClient, store: Stores, epoch: int, app: Flask):
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json["checks"]["sandbox"] == {
@@ -581,10 +582,10 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: JobStore, epoc
         ({"hosts": [HOST]}, "the default model is loading"),
         ({"models": [refused_model("hog-people")]}, "the default model cannot be loaded: It is broken."),
     ):
-        store.report_engine(epoch, ready=False, **told)
+        store.heartbeats.report_engine(epoch, ready=False, **told)
         (found,) = client.get("/readyz").json["reasons"]
         assert found.startswith(reason)
-    with store._transaction() as connection:
+    with store.database.transaction() as connection:
         connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
     app.extensions["framebox"].stopping.set()
     answer = client.get("/readyz")
@@ -606,17 +607,17 @@ def test_a_full_disk_and_an_engine_that_never_ran_are_told_as_such(tmp_path: Pat
 
 
 def test_a_probe_leaves_no_line_in_the_log_whatever_it_says(
-    client: FlaskClient, store: JobStore, epoch: int, capfd: pytest.CaptureFixture[str]
+    client: FlaskClient, store: Stores, epoch: int, capfd: pytest.CaptureFixture[str]
 ):
     configure_logging("web", "INFO")
     for is_ready, status in ((True, 200), (False, 503)):
-        store.report_engine(epoch, ready=is_ready)
+        store.heartbeats.report_engine(epoch, ready=is_ready)
         assert client.get("/readyz").status_code == status
     assert capfd.readouterr().out == ""
 
 
-def test_metrics_have_what_each_host_reports(client: FlaskClient, store: JobStore, epoch: int):
-    store.report_engine(epoch, ready=True, hosts=[HOST])
+def test_metrics_have_what_each_host_reports(client: FlaskClient, store: Stores, epoch: int):
+    store.heartbeats.report_engine(epoch, ready=True, hosts=[HOST])
     text = client.get("/metrics").text
     told = HOST.model_dump(exclude={"device", "pid"})
     for name, value in told.items():

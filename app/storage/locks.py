@@ -1,0 +1,172 @@
+"""Locks (flock) on files and folders. The kernel drops a lock when the process that holds it dies.
+
+A lock on a folder says who uses it: a folder whose lock is free belongs to no process. A later request may
+take an upload over from the one that holds its lock: it sets the time stamp of a file in the folder. The
+holder may be waiting for bytes that never come, so one thread of its process watches the time stamps of all
+that it holds (`TakeoverWatcher`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_RETRY_SECONDS = 0.02  # between two tries to get a lock
+_LOOK_SECONDS = 0.05  # between two looks at the time stamps; each costs microseconds
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock the open file; false if another holds its lock. The lock lasts until the file is closed."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, deadline: float, on_retry: Callable[[], None] = lambda: None) -> bool:
+    """Lock the open file; false if that was not possible before `deadline`, in monotonic seconds."""
+    while not try_lock(descriptor):
+        if time.monotonic() >= deadline:
+            return False
+        on_retry()
+        time.sleep(_RETRY_SECONDS)
+    return True
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _check_same(descriptor: int, folder: Path) -> None:
+    """Raise FileNotFoundError if the folder that was opened has been moved or removed since."""
+    if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+        raise FileNotFoundError(folder.name)
+
+
+@contextmanager
+def held_folder(folder: Path, *, deadline: float) -> Iterator[bool]:
+    """Hold the lock of `folder`; yield false if that was not possible before `deadline`.
+
+    `deadline` is in monotonic seconds. Raises FileNotFoundError.
+    """
+    descriptor = _open_folder(folder)
+    try:
+        is_held = _lock(descriptor, deadline)
+        _check_same(descriptor, folder)
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create `folder` and hold its lock until the block ends, even if the block renames it."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            descriptor = _open_folder(folder)
+        except FileNotFoundError:  # a clean-up was faster
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_unheld(folder: Path, *, is_leftover: Callable[[], bool] = lambda: True) -> bool:
+    """Remove `folder` if no process holds its lock and `is_leftover` says so; return whether it was removed.
+
+    `is_leftover` is called while no other process can take the lock.
+    """
+    try:
+        with held_folder(folder, deadline=0) as is_held:
+            if is_held and is_leftover():
+                shutil.rmtree(folder)
+                return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def take_over(folder: Path, call: Path, *, seconds: float) -> int:
+    """Return a descriptor that holds the lock of `folder` until it is closed.
+
+    A process that holds it is asked to stop, by the time stamp of the file `call`. Raises FileNotFoundError
+    if the folder is gone, TimeoutError if the lock was not free within `seconds`.
+    """
+
+    def touch() -> None:
+        with suppress(FileNotFoundError):
+            os.utime(call)
+
+    descriptor = _open_folder(folder)
+    try:
+        if not _lock(descriptor, time.monotonic() + seconds, touch):
+            raise TimeoutError("the lock's holder did not stop")  # noqa: TRY301 - the lock goes with it
+        _check_same(descriptor, folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@dataclass(eq=False, slots=True)
+class _Watched:
+    call: Path
+    seen_ns: int  # the time stamp so far
+    on_takeover: Callable[[], None]
+    was_called: bool = False
+
+    def look(self) -> None:
+        with suppress(FileNotFoundError):
+            if not self.was_called and self.call.stat().st_mtime_ns != self.seen_ns:
+                self.was_called = True
+                self.on_takeover()
+
+
+class TakeoverWatcher:
+    """Notifies this process's lock holders of takeovers. The thread starts with the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._watched: set[_Watched] = set()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watch(self, call: Path, on_takeover: Callable[[], None]) -> Iterator[None]:
+        """Until the block ends, call `on_takeover` in another thread, once, if the file `call` is touched.
+
+        `on_takeover` must not wait. The block must not change the file itself.
+        """
+        watched = _Watched(call, call.stat().st_mtime_ns, on_takeover)
+        with self._lock:
+            self._watched.add(watched)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="takeover-watcher", daemon=True)
+                self._thread.start()
+            self._lock.notify_all()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched.discard(watched)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._watched)
+                for watched in self._watched:
+                    watched.look()
+            time.sleep(_LOOK_SECONDS)
