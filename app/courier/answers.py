@@ -1,4 +1,4 @@
-"""What a server's answer to a request for a video, or for the rest of one, means. No input or output here."""
+"""What a server's answer to a request for a video, or for the rest of one, means. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 from app.errors import FrameboxError, SourceRefused
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same request may go well in a while
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same request may succeed later
 _LONGEST_VALIDATOR = 1024  # characters
 
 
@@ -19,16 +19,14 @@ class Verdict(StrEnum):
 
     FROM_START = "from_start"  # its body is the whole video
     GOES_ON = "goes_on"  # its body is what is missing
-    CHANGED = "changed"  # it is about another video than what is there: start over
+    CHANGED = "changed"  # it belongs to another video than the bytes received: start over
     LATER = "later"  # ask again
-    ENDLESS = (
-        "endless"  # it does not tell its body's end: its head was cut, or a part could pass for the whole
-    )
+    ENDLESS = "endless"  # it has no length: its head was cut off, or a part could pass for the whole
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What is there already, and what its server said of it."""
+    """What has been received already, and what its server said about it."""
 
     size_bytes: int
     expected_bytes: int | None
@@ -36,7 +34,7 @@ class Received:
     modified: str | None
 
     def headers(self) -> dict[str, str]:
-        """What to ask with: for the rest, where its server can tell that it is the same video's."""
+        """Return the headers to ask with: only for the rest, if the server can tell that it is the same video."""
         headers = {"Accept-Encoding": "identity"}
         validator = strong(self.etag) or self.modified
         if self.size_bytes and validator:
@@ -49,18 +47,18 @@ class SourceAnswer:
     """A status and the headers that matter."""
 
     verdict: Verdict
-    expected_bytes: int | None  # of the whole video; None: its end will show
+    expected_bytes: int | None  # of the whole video; None: unknown until its end
     etag: str | None
     modified: str | None
 
 
 def strong(etag: str | None) -> str | None:
-    """An entity tag that promises equal bytes; a weak one does not."""
+    """Return the entity tag if it promises equal bytes; None for a weak one."""
     return etag if etag and not etag.startswith("W/") else None
 
 
 def judge(status: int, headers: Mapping[str, str], asked: Received) -> SourceAnswer:
-    """What an answer to `asked.headers()` means. Raises SourceRefused where there is no use in asking again.
+    """Judge an answer to `asked.headers()`. Raises SourceRefused if asking again is of no use.
 
     `headers` ignores case.
     """
@@ -84,7 +82,7 @@ def judge(status: int, headers: Mapping[str, str], asked: Received) -> SourceAns
 
 
 def refusal(status: int) -> FrameboxError:
-    """What a status that is no use means for the job."""
+    """Return the error that ends the job of a video whose server answers `status`."""
     told = {"source_status": status}
     if 300 <= status < 400:
         return SourceRefused("The video's server redirects, and redirects are not followed.", told)

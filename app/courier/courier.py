@@ -1,7 +1,7 @@
-"""The courier's loop: what is to be fetched or delivered is given a thread each, a few at a time.
+"""The courier's loop: each fetch and each delivery gets a thread, a few at a time.
 
-One a data folder: whoever makes it holds the folder's courier lock. All that it knows is in the database and
-on disk, so that it may end at any moment; the next one goes on.
+There is one courier a data folder; its process holds the folder's courier lock. All of its state is in the
+database and on disk, so if it dies, the next one resumes its work.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from app.jobs.heartbeats import Heartbeats
 from app.storage.space import is_disk_full
 from app.wakeups import Listener, Program, Wakeups
 
-TICK_SECONDS = 1.0  # for what is due by time alone; for the rest it is woken
+TICK_SECONDS = 1.0  # for work that is due at some time; for new work it is woken
 HEARTBEAT_SECONDS = 1.0
 NO_ROOM_SECONDS = 5.0
 DELIVERIES_AT_ONCE = 8  # of which DeliveryStore gives one receiver half
-STOP_SECONDS = 20.0  # an attempt under way has so long to end; it is made again otherwise
+STOP_SECONDS = 20.0  # for attempts under way to end; one that does not is made again later
 
 _Threads = dict[str, threading.Thread]  # by job, or by delivery
 
@@ -48,7 +48,7 @@ class Courier:
         stop: threading.Event,
         wakeups: Wakeups,
     ) -> None:
-        """`deliverer` is None where there is no secret to sign with: then callbacks wait."""
+        """`deliverer` is None if there is no secret to sign with: then callbacks wait."""
         self._database = database
         self._heartbeats = Heartbeats(database)
         self._fetches = FetchStore(database)
@@ -73,7 +73,9 @@ class Courier:
                 while not self._stop.is_set():
                     self._tick()
                     self._listener.wait(TICK_SECONDS)
-                self._join()
+            deadline = time.monotonic() + STOP_SECONDS
+            for thread in (*self._fetching.values(), *self._delivering.values()):
+                thread.join(max(0.0, deadline - time.monotonic()))
         finally:
             self._database.close()
 
@@ -88,35 +90,31 @@ class Courier:
 
     def _tick(self) -> None:
         try:
-            self._beat()
-            self._forget_ended()
+            if time.monotonic() >= self._next_heartbeat:
+                self._heartbeats.report_courier()
+                self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+            while self._ended:  # before the database is asked what to begin, so that it shows their ends
+                key = self._ended.popleft()
+                self._fetching.pop(key, None)
+                self._delivering.pop(key, None)
             self._fetcher.remove_unwanted(self._fetching.keys())
-            self._start_fetches()
-            self._start_deliveries()
+            self._start_due()
         except sqlite3.Error as error:
             if not is_disk_full(error):
                 raise
             _log.warning("no room on disk for the courier's records", exc_info=True)
             self._stop.wait(NO_ROOM_SECONDS)
 
-    def _beat(self) -> None:
-        if time.monotonic() >= self._next_heartbeat:
-            self._heartbeats.report_courier()
-            self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-
-    def _start_fetches(self) -> None:
-        if len(self._fetching) >= self._fetches_at_once:
-            return
-        for job_id in self._fetches.wanted(2 * self._fetches_at_once):
-            if len(self._fetching) < self._fetches_at_once:
-                self._start(self._fetching, job_id, job_id, partial(self._fetcher.fetch, job_id))
-
-    def _start_deliveries(self) -> None:
-        if self._deliverer is None or len(self._delivering) >= DELIVERIES_AT_ONCE:
-            return
-        for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
-            if len(self._delivering) < DELIVERIES_AT_ONCE:
-                self._start(self._delivering, due.id, due.job_id, partial(self._deliverer.deliver, due))
+    def _start_due(self) -> None:
+        if len(self._fetching) < self._fetches_at_once:
+            for job_id in self._fetches.wanted(2 * self._fetches_at_once):
+                if len(self._fetching) < self._fetches_at_once:
+                    self._start(self._fetching, job_id, job_id, partial(self._fetcher.fetch, job_id))
+        if self._deliverer is not None and len(self._delivering) < DELIVERIES_AT_ONCE:
+            for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
+                if len(self._delivering) < DELIVERIES_AT_ONCE:
+                    deliver = partial(self._deliverer.deliver, due)
+                    self._start(self._delivering, due.id, due.job_id, deliver)
 
     def _start(self, under_way: _Threads, key: str, job_id: str, work: Callable[[], None]) -> None:
         if key in under_way:
@@ -127,7 +125,7 @@ class Courier:
         thread.start()
 
     def _work(self, key: str, job_id: str, work: Callable[[], None]) -> None:
-        """One thread's work. A fault of ours is logged, and the work is taken up again after a pause."""
+        """Do one thread's work. An internal error is logged, and the work is tried again after a pause."""
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
                 work()
@@ -138,16 +136,3 @@ class Courier:
                 self._database.close()
                 self._ended.append(key)
                 self._look_again()  # there is a free place
-
-    def _forget_ended(self) -> None:
-        """Before the database is asked what to begin: what has just ended is then there as it ended."""
-        while self._ended:
-            key = self._ended.popleft()
-            self._fetching.pop(key, None)
-            self._delivering.pop(key, None)
-
-    def _join(self) -> None:
-        """Fetches stop by themselves, at the next piece; deliveries end with their attempt."""
-        deadline = time.monotonic() + STOP_SECONDS
-        for thread in (*self._fetching.values(), *self._delivering.values()):
-            thread.join(max(0.0, deadline - time.monotonic()))

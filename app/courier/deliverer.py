@@ -1,4 +1,4 @@
-"""Tells one server that a job has ended: its report, signed as the Standard Webhooks specification has it."""
+"""Delivers a job's end to one server: the report, signed as the Standard Webhooks specification says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class Deliverer:
-    """Makes attempts, each call one. Safe to use from many threads."""
+    """Makes one attempt a call. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Deliverer:
         secrets: Sequence[str],
         metrics: Metrics,
     ) -> None:
-        """`secrets`: each signs, so that receivers may change from one to the next; as whsec_ and base64."""
+        """All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next."""
         self._store = store
         self._deliveries = deliveries
         self._outbound = outbound
@@ -43,13 +43,13 @@ class Deliverer:
         self._metrics = metrics
 
     def deliver(self, due: DueDelivery) -> None:
-        """Make one attempt and write down how it went; give up after the last, or where there is no use."""
+        """Make one attempt and record the outcome; give up after the last, or if no attempt can succeed."""
         try:
             body = callback_body(self._store.get(due.job_id, owner=due.owner))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
-        if due.attempts >= MOST_ATTEMPTS:  # the last one was counted, and this process did not outlive it
-            self._give_up(due, None, "nobody knows how the last attempt went")
+        if due.attempts >= MOST_ATTEMPTS:  # this process died during the last one
+            self._give_up(due, None, "the outcome of the last attempt is unknown")
             return
         attempts = due.attempts + 1
         next_at = time.time() + delivery_pause_seconds(attempts)
@@ -67,7 +67,7 @@ class Deliverer:
         target = parse_target(due.url, self._outbound.rules)
         headers = {"Content-Type": "application/json", **self._signature(due.id, body)}
         with self._outbound.request("POST", target, headers=headers, body=body) as response:
-            # The body of the answer is nobody's concern: the connection is closed on it.
+            # The body of the answer is not read: the connection is closed.
             status, wish = response.status, retry_after_seconds(response.headers.get("Retry-After"))
         fail_point("delivery_answered")
         if 200 <= status < 300:
@@ -75,14 +75,14 @@ class Deliverer:
             self._metrics.deliveries.labels("delivered").inc()
             _log.info("callback delivered", status=status, attempts=due.attempts + 1)
         elif status == HTTPStatus.GONE:
-            self._give_up(due, status, "the receiver wants no more")
+            self._give_up(due, status, "the receiver wants no more callbacks")
         else:
             self._fail(
                 due, status, "the answer was not a success", max(next_at, time.time() + wish), is_last=is_last
             )
 
     def _signature(self, delivery_id: str, body: bytes) -> dict[str, str]:
-        """The three headers. Every secret's signature is there; one that fits is enough for a receiver."""
+        """Return the three headers, with the signatures of all secrets; a receiver checks for one of them."""
         now = datetime.now(UTC)
         signatures = [signer.sign(delivery_id, now, body.decode()) for signer in self._signers]
         return {

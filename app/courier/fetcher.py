@@ -49,12 +49,12 @@ MOST_RETRY_AFTER_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """How much, how long and how often."""
+    """The limits of one fetch."""
 
-    max_bytes: int  # a video
+    max_bytes: int  # of a video
     max_seconds: float = 86_400.0  # from the job's acceptance to the last byte
-    failures: int = 12  # in a row, none of which brought the fetch further than it ever was: some 5 minutes
-    changes: int = 3  # times that the video may change under way
+    failures: int = 12  # in a row without progress: some 5 minutes
+    changes: int = 3  # of the video during the fetch
     first_pause_seconds: float = 0.2  # after a failure; doubled with each in a row
     longest_pause_seconds: float = 60.0
 
@@ -64,11 +64,11 @@ class _NotWanted(Exception):
 
 
 class _Stopped(Exception):
-    """This process is to end; the next one goes on."""
+    """This process stops; the next one resumes the fetch."""
 
 
 class _TryLater(Exception):
-    """The server is there, and cannot answer now."""
+    """The server cannot answer now."""
 
     def __init__(self, status: int, seconds: float) -> None:
         super().__init__(status, seconds)
@@ -102,7 +102,7 @@ class _Run:
 
 
 class Fetcher:
-    """Fetches videos, each call one. Safe to use from many threads."""
+    """Fetches one video a call. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Fetcher:
         except TargetRefused as refusal:  # the rules have changed since it was accepted
             raise _refused(refusal) from refusal
 
-    # ---- one go after the other
+    # ---- one request after the other
 
     def _go(self, run: _Run) -> None:
         """Try once; wait before the next try. Raises the error that ends the fetch."""
@@ -221,7 +221,7 @@ class Fetcher:
             self._receive(run, response)
 
     def _begin(self, run: _Run, answer: SourceAnswer) -> None:
-        """Take an answer that starts with the first byte; drop what there is from an earlier one."""
+        """Accept an answer that starts with the first byte; drop the bytes of an earlier one."""
         if run.size_bytes and (answer.etag, answer.expected_bytes) != (run.etag, run.expected_bytes):
             self._count_change(run)
         if answer.expected_bytes == 0:
@@ -232,7 +232,7 @@ class Fetcher:
     def _start_over(
         self, run: _Run, expected_bytes: int | None, etag: str | None, modified: str | None
     ) -> None:
-        """Drop the bytes, and then record what comes in their place."""
+        """Drop the bytes, then record what is to come in their place."""
         run.size_bytes, run.expected_bytes, run.etag, run.modified = 0, expected_bytes, etag, modified
         run.held.start_over(expected_bytes)
         if not self._fetches.begin(
@@ -254,7 +254,7 @@ class Fetcher:
             raise Unreachable("it sent less than it said")
 
     def _checked_pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
-        """Yield the body as it comes, while it fits and is wanted; note the progress now and then."""
+        """Yield the body while it fits and is wanted; record the progress now and then."""
         noted_at = time.monotonic()
         for piece in self._pieces(response):
             coming = run.size_bytes + len(piece)
@@ -270,7 +270,7 @@ class Fetcher:
                 noted_at = time.monotonic()
 
     def _pieces(self, response: HTTPResponse) -> Iterator[bytes]:
-        """Yield the body as it comes. Raises Unreachable if it breaks off or is too slow, _Stopped."""
+        """Yield the body. Raises Unreachable if it breaks off or is too slow, _Stopped."""
         began, received = time.monotonic(), 0
         while piece := read_piece(response, READ_BYTES):
             yield piece
@@ -289,7 +289,7 @@ class Fetcher:
     # ---- when to give up
 
     def _count_failure(self, run: _Run, fault: str, status: int | None, least_seconds: float) -> None:
-        """Wait before the next try; the longer, the more tries in a row brought nothing new."""
+        """Wait before the next try, longer with each try in a row that brought nothing new."""
         run.last_fault, run.last_status = fault, status
         if run.size_bytes > run.farthest_bytes:
             run.farthest_bytes, run.failures = run.size_bytes, 0

@@ -17,13 +17,13 @@ MOST_RETRY_AFTER_SECONDS = 86_400.0
 def delivery_pause_seconds(
     attempts: int, *, jitter: Callable[[float, float], float] = random.uniform
 ) -> float:
-    """How long after the attempt number `attempts`, 1 the first, comes the next: ×4 each time, ± a fifth."""
+    """Return the pause after the attempt number `attempts`, from 1: ×4 each time, ± a fifth."""
     pause: float = min(FIRST_PAUSE_SECONDS * 4 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
     return pause * jitter(0.8, 1.2)
 
 
 def retry_after_seconds(header: str | None, *, clock: Callable[[], float] = time.time) -> float:
-    """The seconds that a Retry-After header asks for, as a number or a date; 0 for what makes no sense."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 if it is not valid."""
     text = (header or "").strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:9])

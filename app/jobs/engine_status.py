@@ -1,4 +1,4 @@
-"""What the engine says of itself, as the store keeps it and the web side reads it."""
+"""What the engine reports of itself, and whether that means that it is ready."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HostStatus(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What the engine last said of itself."""
+    """What the engine last reported of itself."""
 
     epoch: int
     pid: int

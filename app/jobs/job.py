@@ -28,26 +28,26 @@ class JobState(StrEnum):
 
 
 class Priority(StrEnum):
-    """Who is served first. No class starves: see `app/engine/turns.py`."""
+    """Which jobs start first. No class starves: see `app/engine/turns.py`."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
 
 
 class Waiting(StrEnum):
-    """Why a queued job is not taken up, beyond that others are before it."""
+    """Why a queued job does not start, other than that others are before it."""
 
     DISK_SPACE = "disk_space"
     SOURCE = "source"  # its video is being fetched
-    MODEL_MEMORY = "model_memory"  # models in use hold the room that its model needs
+    MODEL_MEMORY = "model_memory"  # models in use hold the memory that its model needs
 
 
 class SourceKind(StrEnum):
-    """How a video is given. Also the names of a JSON body's members."""
+    """How a video arrives. Also the names of a JSON body's members."""
 
-    UPLOAD = "upload"  # it was sent, and lies in the job's folder until the job ends
+    UPLOAD = "upload"  # it was sent, and is in the job's folder until the job ends
     PATH = "path"  # it is a file of an ingest folder, and is read there
-    URL = "url"  # it is fetched from another server, and then lies in the job's folder
+    URL = "url"  # it is fetched from another server into the job's folder
 
 
 def content_key_of(sha256: str) -> str:
@@ -58,19 +58,19 @@ def content_key_of(sha256: str) -> str:
 class VideoSource:
     """A job's video."""
 
-    size_bytes: int | None  # None: not known before it is fetched
-    sha256: str | None  # hex, of the bytes received; None: nobody has read them all
-    name: str | None  # the client's file name, as given, at most 255 characters; for display alone
+    size_bytes: int | None  # None: unknown before it is fetched
+    sha256: str | None  # hex, of the bytes received; None: not computed
+    name: str | None  # the client's file name, as given, at most 255 characters; for display only
     kind: SourceKind = SourceKind.UPLOAD
     address: str | None = None  # of what was not uploaded, as given; of a URL without its query
-    identity: FileIdentity | None = None  # of a file that is read where it lies
-    received_bytes: int | None = None  # of what is fetched, so far and for good
+    identity: FileIdentity | None = None  # of a file in an ingest folder
+    received_bytes: int | None = None  # of a video that is fetched, so far
     address_sha256: str | None = None  # hex, of a whole URL
     url: str | None = field(default=None, repr=False, compare=False)  # whole; None when read from the store
 
     @property
     def claim(self) -> str | None:
-        """What a request says that its video is: what it names, or the digest of what it sent."""
+        """How a request identifies its video: the address that it names, or the digest of what it sent."""
         return self.sha256 if self.address is None else f"{self.kind} {self.address_sha256 or self.address}"
 
     @property
@@ -93,45 +93,45 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """Where a job's end is to be told."""
+    """The address to which a job's end is delivered."""
 
     url: str = field(repr=False)  # whole
-    shown: str  # without the query, in which secrets are
+    shown: str  # without the query, which may hold secrets
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How far the telling of a job's end is, to one server. Times are Unix seconds."""
+    """The delivery of a job's end to one address. Times are Unix seconds."""
 
     id: str  # the same for every attempt: the header webhook-id
     shown: str  # the address without its query
     state: DeliveryState
     attempts: int
-    last_status: int | None  # what the server answered, if it did
+    last_status: int | None  # of the last answer, if there was one
     last_error: str | None
-    next_at: float | None  # of the next attempt; None before the job's end, and when there will be none
+    next_at: float | None  # when the next attempt is due; None before the job's end, and after the last one
     delivered_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of the segments whose parts are on disk; `frames_reached` counts the others too."""
+    """The progress in segments whose parts are on disk; `frames_reached` counts the others too."""
 
     frames_done: int = 0  # analysed
     frames_total: int | None = None  # frames to analyse; None until the index is whole
     segments_done: int = 0
     segments_total: int | None = None
-    frames_missing: int = 0  # that could not be analysed; frames_total counts them too
+    frames_missing: int = 0  # could not be analysed; frames_total counts them too
     frames_reached: int = 0  # settled, or analysed in unfinished segments; written once a second by itself
 
     @property
     def frames_settled(self) -> int:
-        """Frames with which nothing is left to do."""
+        """Frames that need no more work."""
         return self.frames_done + self.frames_missing
 
     @property
     def frames_in_progress(self) -> int:
-        """Frames that are analysed in unfinished segments: never more than are left of the total."""
+        """Frames analysed in unfinished segments, never more than are left of the total."""
         in_progress = self.frames_reached - self.frames_settled  # less than 0: a segment has ended since
         left = in_progress if self.frames_total is None else self.frames_total - self.frames_settled
         return max(0, min(in_progress, left))
@@ -139,7 +139,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the engine last thought of a running job's end."""
+    """The engine's last estimate for a running job."""
 
     seconds_left: float
     made_at: float  # Unix seconds
@@ -147,7 +147,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How far a running job is between two segments, as the engine writes once a second."""
+    """The progress of a running job between two segments, as the engine writes it once a second."""
 
     frames_reached: int  # settled, or analysed in unfinished segments
     frames_total: int | None  # None: not known yet
@@ -172,18 +172,18 @@ class Job:
     progress: Progress
     cancel_requested: bool
     problem: Problem | None  # why it failed
-    report: DetectionReport | None  # a running job's knows more and more
+    report: DetectionReport | None  # of a running job: filled in as more is known
     priority: Priority = Priority.BATCH
     waiting: Waiting | None = None
     estimate: Estimate | None = None  # of this run's end
-    deaths: int = 0  # engines and hosts that died in a row while they ran it, and it got no further
-    hangs: int = 0  # how often a model gave no answer at it
+    deaths: int = 0  # of engines and hosts in a row while they ran it, without a new part
+    hangs: int = 0  # how often a model timed out on it
     deliveries: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What is asked for, but for the video: what makes two requests the same, and how it is to be run."""
+    """Everything that a request asks for except the video."""
 
     owner: str
     request_id: str
@@ -191,6 +191,6 @@ class JobRequest:
     options: DetectionOptions
     priority: Priority = Priority.BATCH
     idempotency_key: str | None = None
-    model_sha256: str | None = None  # of the model that the engine has now; None: not known
-    may_attach: bool = False  # an equal job's answer will do
+    model_sha256: str | None = None  # of the model that the engine has now; None: unknown
+    may_attach: bool = False  # the answer of an equal job may be returned
     callback: Callback | None = None

@@ -18,11 +18,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from app import errors
-from app.jobs.job import Delivery, DeliveryState, Job, JobState, Priority, SourceKind, Waiting
+from app.jobs.job import DeliveryState, Job, JobState, Priority, SourceKind, Waiting
 from app.pipeline.report import Completeness, DocumentReport, ModelReport, VideoReport, is_absent
 
-_STALE_SECONDS = 5.0  # an engine tells every second; one that does not is gone, and the job stands still
+_STALE_SECONDS = 5.0  # the engine reports every second; if it does not, it is gone and the job stands still
 
 
 def _rfc3339(time: datetime) -> str:
@@ -41,9 +40,9 @@ class _Report(BaseModel):
 
 
 class ProgressReport(_Report):
-    """How far a job is."""
+    """The progress of a job."""
 
-    frames_done: int = Field(description="frames that are analysed: they are in the answer")
+    frames_done: int = Field(description="frames that are analysed and in the answer")
     frames_missing: int = Field(description="frames found to be missing so far: see completeness")
     frames_in_progress: int = Field(
         description="frames of a running job that are analysed in unfinished segments: they are done once "
@@ -61,29 +60,29 @@ class ProgressReport(_Report):
 
 
 class SourceReport(_Report):
-    """Where the video comes from."""
+    """The source of the video."""
 
     kind: SourceKind = Field(description="how the video was given")
     name: str | None = Field(description="the client's file name, of a form")
     address: str | None = Field(
         description="of a video that was not uploaded: its path, or its URL without the query"
     )
-    bytes: int | None = Field(description="null while the video is being fetched, and its size is not known")
-    sha256: Sha256 | None = Field(description="null where the video is read where it lies, or not yet there")
+    bytes: int | None = Field(description="null while the video is being fetched and its size is unknown")
+    sha256: Sha256 | None = Field(description="null for a video that is read in place, or has not arrived")
     received_bytes: int | None = Field(description="of a video that is fetched from a URL, so far")
 
 
 class CallbackReport(_Report):
-    """How far the telling of a job's end is."""
+    """The delivery of a job's end to one address."""
 
     id: str = Field(description="the header webhook-id, the same in every attempt")
     address: str = Field(description="without the query")
-    state: DeliveryState = Field(description="whether the end has been told")
+    state: DeliveryState = Field(description="whether the end has been delivered")
     attempts: int = Field(description="made so far")
-    last_status: int | None = Field(description="what the receiver answered last, if it did")
+    last_status: int | None = Field(description="the status of the last answer, if there was one")
     last_error: str | None = Field(description="what went wrong in the last attempt")
     next_attempt_at: Timestamp | None = Field(description="null before the job's end, and if there is none")
-    delivered_at: Timestamp | None = Field(description="when the receiver took it")
+    delivered_at: Timestamp | None = Field(description="when the receiver accepted it")
 
 
 class Links(_Report):
@@ -99,9 +98,9 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    type: str = Field(description="address of what /docs/errors says of the code")
+    type: str = Field(description="address of the code's entry in /docs/errors")
     title: str = Field(description="the code in words")
-    status: int = Field(description="the HTTP status, as an answer has it or would have it")
+    status: int = Field(description="the HTTP status of an answer with this problem")
     code: str = Field(description="stable; see /docs/errors")
     detail: str = Field(description="what is wrong here, in words")
     request_id: str | None = Field(
@@ -126,17 +125,17 @@ class Problem(BaseModel):
 
 
 class JobReport(_Report):
-    """A job: where it stands, what its video is, whether its answer is complete."""
+    """A job: its state, its video, and whether its answer is complete."""
 
     id: JobId = Field(description="of the job")
     state: JobState = Field(description="queued → running → succeeded, failed or cancelled")
     created_at: Timestamp = Field(description="when the job was accepted")
-    started_at: Timestamp | None = Field(description="when it was first taken up")
+    started_at: Timestamp | None = Field(description="when it first started to run")
     finished_at: Timestamp | None = Field(description="when it ended")
-    cancel_requested: bool = Field(description="its end was asked for")
+    cancel_requested: bool = Field(description="its cancellation was requested")
     priority: Priority = Field(description="who is served first")
-    waiting: Waiting | None = Field(description="why a queued job is not taken up")
-    progress: ProgressReport = Field(description="how far it is")
+    waiting: Waiting | None = Field(description="why a queued job does not start")
+    progress: ProgressReport = Field(description="its progress")
     options: dict[str, Any] = Field(description="the options that were given, and the model that runs")
     source: SourceReport = Field(description="where the video comes from")
     video: VideoReport | None = Field(description="null until it is open")
@@ -145,7 +144,7 @@ class JobReport(_Report):
     document: DocumentReport | None = Field(description="the answer's pairs; null until they are written")
     problem: Problem | None = Field(description="why the job failed")
     callbacks: tuple[CallbackReport, ...] = Field(
-        description="where the job's end is told, and how far that is"
+        description="where the job's end is delivered, and how that went"
     )
     links: Links = Field(description="its addresses")
 
@@ -179,8 +178,20 @@ def public_report(job: Job, *, now: float) -> JobReport:
         model=None if found is None else found.model,
         completeness=None if found is None else found.completeness,
         document=None if found is None else found.document,
-        problem=_problem(job.problem),
-        callbacks=tuple(map(_callback, job.deliveries)),
+        problem=None if job.problem is None else Problem.model_validate(job.problem),
+        callbacks=tuple(
+            CallbackReport(
+                id=delivery.id,
+                address=delivery.shown,
+                state=delivery.state,
+                attempts=delivery.attempts,
+                last_status=delivery.last_status,
+                last_error=delivery.last_error,
+                next_attempt_at=_time_if_any(delivery.next_at),
+                delivered_at=_time_if_any(delivery.delivered_at),
+            )
+            for delivery in job.deliveries
+        ),
         links=job_links(job),
     )
 
@@ -198,7 +209,7 @@ def job_links(job: Job) -> Links:
 
 
 def event_id(job: Job) -> str:
-    """A text that differs whenever the job's progress or state does; the same in every process."""
+    """Return a text that changes with the job's progress or state; the same in every process."""
     progress = job.progress
     cancelling = "c" if job.cancel_requested else ""
     waiting = f"-{job.waiting}" if job.waiting else ""
@@ -210,55 +221,31 @@ def event_id(job: Job) -> str:
     return f"{state}{received}-{progress.segments_done}-{frames}"
 
 
-def _callback(delivery: Delivery) -> CallbackReport:
-    return CallbackReport(
-        id=delivery.id,
-        address=delivery.shown,
-        state=delivery.state,
-        attempts=delivery.attempts,
-        last_status=delivery.last_status,
-        last_error=delivery.last_error,
-        next_attempt_at=_time_if_any(delivery.next_at),
-        delivered_at=_time_if_any(delivery.delivered_at),
-    )
-
-
 def _progress(job: Job, now: float) -> ProgressReport:
-    progress = job.progress
+    progress, in_progress, estimate = job.progress, _frames_in_progress(job), job.estimate
+    fraction = seconds_left = None
+    if job.state is JobState.SUCCEEDED:
+        fraction = 1.0
+    elif progress.frames_total:
+        fraction = round(min(1.0, (progress.frames_settled + in_progress) / progress.frames_total), 4)
+    if job.state is JobState.RUNNING and estimate is not None:
+        age = max(0.0, now - estimate.made_at)
+        seconds_left = None if age > _STALE_SECONDS else round(max(0.0, estimate.seconds_left - age), 1)
     return ProgressReport(
         frames_done=progress.frames_done,
         frames_missing=progress.frames_missing,
-        frames_in_progress=_frames_in_progress(job),
+        frames_in_progress=in_progress,
         frames_total=progress.frames_total,
         segments_done=progress.segments_done,
         segments_total=progress.segments_total,
-        fraction=_fraction(job),
-        seconds_left=_seconds_left(job, now),
+        fraction=fraction,
+        seconds_left=seconds_left,
     )
-
-
-def _fraction(job: Job) -> float | None:
-    if job.state is JobState.SUCCEEDED:
-        return 1.0
-    total = job.progress.frames_total
-    reached = job.progress.frames_settled + _frames_in_progress(job)
-    return round(min(1.0, reached / total), 4) if total else None
 
 
 def _frames_in_progress(job: Job) -> int:
     """Return 0 for a job that does not run: its next run begins unfinished segments anew."""
     return job.progress.frames_in_progress if job.state is JobState.RUNNING else 0
-
-
-def _seconds_left(job: Job, now: float) -> float | None:
-    if job.state is not JobState.RUNNING or job.estimate is None:
-        return None
-    age = max(0.0, now - job.estimate.made_at)
-    return None if age > _STALE_SECONDS else round(max(0.0, job.estimate.seconds_left - age), 1)
-
-
-def _problem(found: errors.Problem | None) -> Problem | None:
-    return None if found is None else Problem.model_validate(found)
 
 
 def _time(unix_seconds: float) -> datetime:

@@ -1,4 +1,4 @@
-"""A job's video, opened where it lies: in the job's folder, or in an ingest folder."""
+"""Opening a job's video: in the job's folder, or in an ingest folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.storage.ingest import Ingest, IngestFile
 
 @dataclass(frozen=True, slots=True)
 class OpenVideo:
-    """The video while its job runs. Open `path` in this process alone."""
+    """The video while its job runs. `path` is valid in this process only."""
 
     path: Path
     file: IngestFile | None = None
 
     def check_unchanged(self) -> None:
-        """Raise SourceChanged if somebody has written to the file; what lies in a job's folder is ours."""
+        """Raise SourceChanged if the file was written to. A file in a job's folder never is."""
         if self.file is not None:
             self.file.check_unchanged()
 
@@ -30,9 +30,9 @@ class OpenVideo:
 def open_video(job: Job, data: DataFolder, ingest: Ingest) -> Iterator[OpenVideo]:
     """Yield the video of `job`.
 
-    A file of an ingest folder is opened once: renamed, replaced or deleted, it stays the same one while the
-    job runs. Raises SourceChanged if it is no longer what was accepted, also in place of whatever fault the
-    block runs into because of that; SourceNotFound if it is gone.
+    A file of an ingest folder is opened once, so it stays the same while the job runs even if it is renamed,
+    replaced or deleted. Raises SourceNotFound, and SourceChanged if its content is no longer what was
+    accepted, also in place of an error of the block that this caused.
     """
     if job.source.kind is not SourceKind.PATH or job.source.address is None:
         yield OpenVideo(data.video(job.id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -17,7 +17,7 @@ from app.wakeups import Listener, Program, Wakeups
 
 _log = structlog.get_logger()
 
-POLL_SECONDS = 1.0  # an answer whose wake-up was lost is that much late at most; a look costs microseconds
+POLL_SECONDS = 1.0  # the longest delay of an answer whose wake-up was lost; a look costs microseconds
 
 
 class JobWatch:
@@ -31,7 +31,7 @@ class JobWatch:
         self._fresh = False
 
     def next_change(self, timeout_seconds: float) -> Job | None:
-        """Return the job once it is other than what the last call returned; None if time ran out first.
+        """Return the job once it differs from what the last call returned; None after the timeout.
 
         The first call returns the job as it is. Raises JobNotFound once the job is gone.
         """
@@ -44,7 +44,7 @@ class JobWatch:
             return self._job
 
     def show(self, job: Job | None) -> None:
-        """Take what the store holds now; wakes the caller if that is news."""
+        """Take the job as it is now; wake the caller if it has changed."""
         with self._changed:
             if job is None or job != self._job:
                 self._job, self._fresh = job, True
@@ -52,10 +52,10 @@ class JobWatch:
 
 
 class JobWatcher:
-    """Tells those who wait of their jobs' changes, whichever process made them.
+    """Notifies waiting callers of changes to their jobs, whichever process made them.
 
-    The thread starts with the first who waits. While somebody does, it looks at the database's version when
-    it is woken, and reads the jobs waited for when that has changed.
+    Its thread starts with the first caller. While callers wait, it checks the database's version whenever it
+    is woken, and reads their jobs if the version has changed.
     """
 
     def __init__(self, database: Database, wakeups: Wakeups, *, poll_seconds: float = POLL_SECONDS) -> None:
@@ -72,12 +72,14 @@ class JobWatcher:
 
     @contextmanager
     def watch(self, job_id: str, *, owner: str) -> Iterator[JobWatch]:
-        """Yield a view of the job that follows it until the block ends."""
+        """Yield a view that follows the job until the block ends."""
         watch = JobWatch(job_id, owner)
         with self._lock:
             self._watches.add(watch)
             self._news = True
-            self._ensure_thread()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="job-watcher", daemon=True)
+                self._thread.start()
             self._call_thread()
         try:
             yield watch
@@ -86,17 +88,12 @@ class JobWatcher:
                 self._watches.discard(watch)
 
     def close(self) -> None:
-        """Stop the thread; who still waits runs into their deadline."""
+        """Stop the thread. Callers that still wait run into their timeout."""
         with self._lock:
             self._closing = True
             self._call_thread()
         if self._thread is not None:
             self._thread.join(timeout=10)
-
-    def _ensure_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="job-watcher", daemon=True)
-            self._thread.start()
 
     def _call_thread(self) -> None:
         self._lock.notify_all()
@@ -108,35 +105,30 @@ class JobWatcher:
             with self._wakeups.listen(Program.WEB) as listener:
                 with self._lock:
                     self._listener = listener
-                self._follow(listener)
+                version: int | None = None
+                while True:
+                    with self._lock:
+                        self._lock.wait_for(lambda: self._watches or self._closing)
+                        if self._closing:
+                            return
+                        news, self._news = self._news, False
+                        watches = [*self._watches]
+                    version = self._look(watches, None if news else version)
+                    listener.wait(self._poll_seconds)
         finally:
             self._database.close()
 
-    def _follow(self, listener: Listener) -> None:
-        version: int | None = None
-        while (watches := self._wait_for_watches()) is not None:
-            version = self._look(watches, version)
-            listener.wait(self._poll_seconds)
-
-    def _wait_for_watches(self) -> tuple[list[JobWatch], bool] | None:
-        with self._lock:
-            self._lock.wait_for(lambda: self._watches or self._closing)
-            if self._closing:
-                return None
-            news, self._news = self._news, False
-            return [*self._watches], news
-
-    def _look(self, watched: tuple[list[JobWatch], bool], last_version: int | None) -> int | None:
-        watches, news = watched
+    def _look(self, watches: Sequence[JobWatch], last_version: int | None) -> int | None:
+        """Show the watches their jobs, unless the database is of `last_version`; return its version."""
         try:
             version = self._database.version()
-            if news or version != last_version:
+            if version != last_version:
                 for owner in {watch.owner for watch in watches}:
                     own = [watch for watch in watches if watch.owner == owner]
                     jobs = self._store.find({watch.job_id for watch in own}, owner=owner)
                     for watch in own:
                         watch.show(jobs.get(watch.job_id))
-        except sqlite3.Error:  # a busy or full disk passes; whoever waits has a deadline
+        except sqlite3.Error:  # a busy or full disk passes; every caller has a timeout
             _log.exception("job watcher could not read the store")
             return None
         return version

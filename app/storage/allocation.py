@@ -1,4 +1,4 @@
-"""Disk space of a file apart from its size: taken ahead, given back from the front."""
+"""The disk space of a file, independent of its size: allocated ahead, freed from the front."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def allocate(descriptor: int, size_bytes: int) -> bool:
-    """Take the disk space of the file's first `size_bytes`; its size stays. False where that cannot be done.
+    """Allocate the file's first `size_bytes` without changing its size. False if the file system cannot.
 
-    Raises OSError if there is not so much.
+    Raises OSError if the disk has not enough space.
     """
     return size_bytes == 0 or _fallocate(descriptor, _KEEP_SIZE, 0, size_bytes)
 
 
 def give_back_front(descriptor: int, size_bytes: int) -> bool:
-    """Give back the space of the file's first `size_bytes`, which then read as zeros; False if impossible."""
+    """Free the space of the file's first `size_bytes`, which then read as zeros. False if impossible."""
     return size_bytes == 0 or _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, 0, size_bytes)
 
 
 def bytes_before_hole(descriptor: int) -> int:
-    """How many bytes from the start have been written; the size where the file system knows of no holes."""
+    """Return how many bytes from the start were written: the size if the file system has no holes."""
     if not os.fstat(descriptor).st_size:
         return 0
     return os.lseek(descriptor, 0, os.SEEK_HOLE)

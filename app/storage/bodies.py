@@ -1,11 +1,11 @@
-"""Bodies that nginx writes to disk by itself: where they lie, which one a request may name, what nginx left.
+"""Bodies that nginx writes to disk: where they are, which one a request may name, what a killed nginx left.
 
-``bodies/<xx>/<ten digits>``: nginx numbers its files as it likes, but the folder has the first two digits of
-the request's id. So a request can only ever name a file among the few of its own folder, and a promise of
-disk space knows where its bytes arrive.
+``bodies/<xx>/<ten digits>``: nginx chooses the number, but the folder has the first two digits of the
+request's id. So a request can only name one of the few files in its own folder, and a promise of disk space
+knows where its bytes arrive.
 
-nginx holds a file open for writing as long as its request lives, and removes it at the request's end unless
-the application has moved it away. A file that nobody has open for writing was left by a killed nginx.
+nginx holds a file open for writing during its request, and removes it at the request's end unless the
+application has moved it away. A file that no process has open for writing was left by a killed nginx.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from app.storage.durable import start_write_back
 from app.storage.hashing import file_digests
 from app.storage.locks import try_lock
 
-SETTLED_SECONDS = 10.0  # between a file's creation and the moment it counts as open: microseconds, in truth
+SETTLED_SECONDS = 10.0  # a younger file may not be open for writing yet: nginx takes microseconds
 FOLDER_NAMES = tuple(f"{number:02x}" for number in range(256))
-NO_BODY_FOLDER = "none"  # empty files of requests whose bodies nginx gave up: a killed one leaves them too
+NO_BODY_FOLDER = "none"  # empty files of requests whose bodies nginx gave up; left when it is killed
 _NOTE_SUFFIX = ".sha256"
 _LONGEST_NOTE_BYTES = 200
 _NOTE_SECONDS = 0.005  # between two looks at a note
-_FOLLOWER_SECONDS = 10.0  # a follower that is slower than this and the next hangs
+_FOLLOWER_SECONDS = 10.0  # a follower that is slower than this and the next counts as hanging
 _FOLLOWER_BYTES_PER_SECOND = 50_000_000
 _FILE_NAME = re.compile(r"[0-9]{10}")
 
 
 class BodyFault(Exception):
-    """What was named is no body of this request. A fault of ours or a forgery; the text is for the log."""
+    """The named file is not this request's body. A bug or a forgery; the text is for the log."""
 
 
 @dataclass
 class SpooledBody:
-    """A whole body, open for reading. Its file has no other user but the nginx that wrote it."""
+    """A whole body, open for reading. Only the nginx that wrote it also uses its file."""
 
     path: Path
     descriptor: int
@@ -58,9 +58,9 @@ class SpooledBody:
         return self.digests(("sha256",))["sha256"].hex()
 
     def digests(self, algorithms: Sequence[str]) -> dict[str, bytes]:
-        """The digests that are known, by hashlib's names, `algorithms` among them; one pass finds them all.
+        """Return the known digests, at least `algorithms` (hashlib's names), computed in one pass.
 
-        SHA-256 is found with any other: it will be asked for.
+        SHA-256 is computed with any other: it will be needed.
         """
         missing = {*algorithms, "sha256"} - self._known.keys() if algorithms else set()
         if missing == {"sha256"} and (followed := self._followed_digest()):
@@ -70,7 +70,7 @@ class SpooledBody:
         return self._known
 
     def _followed_digest(self) -> bytes | None:
-        """The SHA-256 that the follower found while nginx wrote; None if none did."""
+        """Return the SHA-256 that the follower computed while nginx wrote; None if there is none."""
         if self.note is None:
             return None
         deadline = time.monotonic() + _FOLLOWER_SECONDS + self.size_bytes / _FOLLOWER_BYTES_PER_SECOND
@@ -84,11 +84,11 @@ class SpooledBody:
         return None
 
     def start_write_back(self) -> None:
-        """Let the kernel begin to write the file to disk: a later fsync has less to wait for."""
+        """Start writing the file to disk, so that a later fsync has less to wait for."""
         start_write_back(self.descriptor)
 
     def move_to(self, target: Path) -> None:
-        """Take the file from nginx, which does not mind. Raises IncompleteBody if it is there no more."""
+        """Move the file away from nginx. Raises IncompleteBody if it is gone."""
         try:
             self.path.rename(target)
         except FileNotFoundError as error:
@@ -104,7 +104,7 @@ class BodyFolders:
         self._root = folder.bodies
 
     def paths(self, name: str) -> list[Path]:
-        """The bodies in the folder of that name."""
+        """Return the bodies in the folder of that name."""
         return [path for path, _status in self._files(name) if _FILE_NAME.fullmatch(path.name)]
 
     def sizes(self, name: str) -> list[int]:
@@ -130,11 +130,11 @@ class BodyFolders:
             yield SpooledBody(expected / name, descriptor, expected_bytes, note)
 
     def remove_leftovers(self) -> int:
-        """Remove what a killed nginx left, never a body under way; return how many files."""
+        """Remove what a killed nginx left, never a body that is arriving; return how many files."""
         return sum(_remove_unless_written(path, status) for path, status in [*self._all_files()])
 
     def remove_all(self) -> None:
-        """Remove every body. The caller knows that no nginx of this data folder lives."""
+        """Remove every body. The caller knows that no nginx of this data folder is alive."""
         for path, _status in self._all_files():
             path.unlink(missing_ok=True)
 
@@ -152,12 +152,12 @@ class BodyFolders:
 
 
 def note_of(body: Path) -> Path:
-    """Where the follower of `body` writes down its digest."""
+    """Return where the follower of `body` records its digest."""
     return body.with_name(f"{body.name}{_NOTE_SUFFIX}")
 
 
 def note_text(status: os.stat_result, size_bytes: int, digest: hashlib._Hash) -> bytes:
-    """What the follower writes down of a body: its digest, and which file's and of how many bytes it is."""
+    """Return the follower's record of a body: its digest, the file's identity and its size."""
     return digest.hexdigest().encode() + b" " + _identity(status, size_bytes)
 
 
@@ -166,7 +166,7 @@ def _identity(status: os.stat_result, size_bytes: int) -> bytes:
 
 
 def folder_name(request_id: str) -> str:
-    """The name of the folder in which nginx writes the body of the request with that id."""
+    """Return the name of the folder in which nginx writes the body of the request with that id."""
     return request_id[:2]
 
 
@@ -180,7 +180,7 @@ def closing_descriptor(descriptor: int) -> Iterator[int]:
 
 
 def _open_file(folder: Path, name: str) -> int:
-    """No link is followed, neither the file nor its folder."""
+    """Open the file without following links, neither of the file nor of its folder."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with closing_descriptor(os.open(folder, flags | os.O_DIRECTORY)) as directory:
@@ -192,7 +192,7 @@ def _open_file(folder: Path, name: str) -> int:
 
 
 def _gone() -> IncompleteBody:
-    return IncompleteBody("The client went before its body was taken up.")
+    return IncompleteBody("The client went away before its body was taken up.")
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _check_own(status: os.stat_result, expected_bytes: int) -> None:
 
 
 def _remove_unless_written(path: Path, status: os.stat_result) -> bool:
-    """The kernel grants a read lease only on a file that no process has open for writing, in no container."""
+    """The kernel grants a read lease only on a file that no process, in any container, is writing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,18 +1,18 @@
-"""Where everything lies in the data folder. One place decides names; everyone else asks it.
+"""The layout of the data folder. All names are decided here.
 
 <root>/
   framebox.sqlite3          the jobs' records
   locks/<program>.lock      held (flock) by the one serve, engine, web, nginx of this folder
   incoming/<id>/video       an upload under way; its folder becomes the job's by one rename
-  bodies/<xx>/<digits>      a body that nginx writes to disk by itself: see bodies.py
+  bodies/<xx>/<digits>      a body that nginx writes to disk: see bodies.py
   uploads/<id>/             a resumable upload: see uploads.py
   fetches/<id>/             a video that is being fetched: the same, with the id of its job
   jobs/<id>/video           the spooled video, whole
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.pairs    the document; result.<rendering>, with its .sha256: the same otherwise
   jobs/<id>/result.pts      the time stamps of the document's frames
-  profiles/                 what was measured of models
-  ballast                   room for the records on a full disk
+  profiles/                 measurements of models
+  ballast                   space in reserve for the records on a full disk
   run/                      sockets, pids, rendered configuration, metrics; emptied at every start
 """
 
@@ -71,22 +71,22 @@ class DataFolder:
 
     @property
     def web_socket(self) -> Path:
-        """gunicorn's unix socket; nginx alone talks to it. At most 107 bytes long."""
+        """gunicorn's unix socket; only nginx uses it. At most 107 bytes long."""
         return self.run / "web.sock"
 
     @property
     def nginx_socket(self) -> Path:
-        """nginx' unix socket, for requests that it makes to itself. No longer than gunicorn's."""
+        """nginx's unix socket, for requests that it makes to itself. No longer than gunicorn's."""
         return self.run / "own.sock"
 
     @property
     def metrics(self) -> Path:
-        """Holds a folder of counters for each program: its PROMETHEUS_MULTIPROC_DIR."""
+        """A folder of counters for each program, its PROMETHEUS_MULTIPROC_DIR."""
         return self.run / "metrics"
 
     @property
     def wakeups(self) -> Path:
-        """Through which the programs wake each other: see app/wakeups.py."""
+        """Where the programs wake each other: see app/wakeups.py."""
         return self.run / "wakeups"
 
     @property
@@ -103,29 +103,29 @@ class DataFolder:
 
     @property
     def nginx(self) -> Path:
-        """What nginx writes for itself: its pid, its temporary files. Its configuration is nginx.conf."""
+        """nginx's pid and temporary files. Its configuration is nginx.conf, beside."""
         return self.run / "nginx"
 
     @property
     def profiles(self) -> Path:
-        """What was measured of models; kept from start to start."""
+        """Measurements of models, kept from start to start."""
         return self.root / "profiles"
 
     @property
     def model_attempts(self) -> Path:
-        """Which models are being loaded; forgotten when the instance is started anew."""
+        """Which models are being loaded; forgotten when the instance starts."""
         return self.run / "models"
 
     def lock(self, program: str) -> Path:
-        """The file that the processes of `program` hold a lock on: serve, engine, web or nginx."""
+        """The lock file of `program`: serve, engine, web, nginx or courier."""
         return self.locks / f"{program}.lock"
 
     def starts(self, program: str) -> Path:
-        """What `program` remembers of its starts, to wait between them when it crashes again and again."""
+        """The starts of `program`, so that it waits between them if it crashes again and again."""
         return self.run / f"{program}.starts"
 
     def create(self) -> None:
-        """Make the folders that are missing, readable by this user alone."""
+        """Create the folders that are missing, readable by this user only."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (
             self.incoming,
@@ -142,7 +142,7 @@ class DataFolder:
         fsync_folder(self.root)
 
     def empty_run(self) -> None:
-        """Leave nothing of an earlier start in `run`. The caller knows that no program of it lives."""
+        """Remove `run` of an earlier start. The caller knows that none of its programs is alive."""
         if self.run.exists():
             shutil.rmtree(self.run)
 
@@ -174,13 +174,13 @@ class DataFolder:
             shutil.rmtree(folder)
 
     def remove_inputs(self, job_id: str) -> None:
-        """Remove what only a job under way needs, its parts and its video; absent is fine."""
+        """Remove what an ended job no longer needs, its parts and its video; absent is fine."""
         self.remove_parts(job_id)
         fail_point("parts_removed")
         self.video(job_id).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
-        """Remove the job's folder with all that is in it; absent is fine."""
+        """Remove the job's folder and everything in it; absent is fine."""
         folder = self.job(job_id)
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Writes that survive a power cut: whole and on disk, or absent."""
+"""Writes that survive a power failure: whole and on disk, or absent."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def fsync_folder(folder: Path) -> None:
 
 
 def start_write_back(descriptor: int, offset: int = 0, size_bytes: int = 0) -> None:
-    """Let the kernel begin to write the file's dirty pages of that range, 0 bytes meaning to its end.
+    """Start writing the file's dirty pages in that range to disk; `size_bytes` of 0 means to its end.
 
-    A hint: nothing is waited for, and nothing is promised.
+    A hint: it neither waits nor guarantees anything.
     """
     _sync_file_range(descriptor, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
 
 
 def wait_for_write_back(descriptor: int, end: int) -> None:
-    """Wait until the file's pages before `end` that are on their way to disk have left memory's dirty pages.
+    """Wait until the file's pages before `end` whose write-back was started are no longer dirty.
 
-    It bounds memory, and promises nothing: a fault shows at the next fsync.
+    It bounds memory and guarantees nothing: an error shows at the next fsync.
     """
     if end:
         _sync_file_range(descriptor, 0, end, _SYNC_FILE_RANGE_WAIT_BEFORE)
@@ -54,7 +54,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of `path` left. The caller knows that none is at work."""
+    """Remove what killed writers of `path` left. The caller knows that no writer is at work."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ def remove_unfinished(path: Path) -> None:
 def atomic_write(path: Path, *, durable_name: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` only if the block succeeds: whole and durable, or absent.
 
-    Without `durable_name` a power cut may leave what was at `path` before, until the folder is synced.
+    Without `durable_name` a power failure may leave what was at `path` before, until the folder is synced.
     Two writers may race (a retried segment): the last to finish wins, and neither is seen half done.
     The file is buffered, so that a short write near a full disk raises OSError instead of passing.
     """

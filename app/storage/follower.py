@@ -1,11 +1,11 @@
-"""Follows the bodies that nginx writes: hashes them from the page cache, and starts their write-back.
+"""Follows the bodies that nginx writes: hashes them from the page cache and starts their write-back.
 
-So a video of 100 GB is never read for its digest alone, and what is left to do after its last byte is little.
+So a video of 100 GB is never read only for its digest, and little is left to do after its last byte.
 
-One thread of one HTTP worker follows; a lock (flock) says which: should it die, another takes over. Beside
-each body that it follows lies a note, ``<digits>.sha256``, locked until the digest is in it. Whoever takes a
-body opens the note first, moves the body away, which tells the follower that it is whole, and waits for the
-lock. A note that is unlocked without the body's digest, or none, means: nobody followed; read it yourself.
+One thread of one HTTP worker follows. A lock decides which; if it dies, another takes over. Beside each
+followed body is a note, ``<digits>.sha256``, which is locked until the digest is in it. A request that takes
+a body opens the note first, moves the body away, which shows the follower that it is whole, and waits for the
+lock. A missing note, or an unlocked one without the body's digest, means that the request must hash it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class _Followed:
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def close(self) -> None:
-        """The note goes, and with its descriptor the lock; who has it open may still read it."""
+        """Remove the note and its lock. A request that has the note open can still read it."""
         note_of(self.path).unlink(missing_ok=True)
         os.close(self.note)
         os.close(self.descriptor)
 
 
 class BodyFollower:
-    """Hashes growing bodies. `folders` tells the names of the folders in which there may be some."""
+    """Hashes growing bodies. `folders` returns the names of the folders in which there may be some."""
 
     def __init__(self, bodies: BodyFolders, folders: Callable[[], Iterable[str]], lock: Path) -> None:
         self._bodies = bodies
@@ -66,7 +66,7 @@ class BodyFollower:
         self._buffer = bytearray(_READ_BYTES)
 
     def start(self) -> threading.Thread:
-        """Follow until `stop`, or as long as this process lives; stand by while another's follower does."""
+        """Follow until `stop` or the end of the process; stand by while another process's follower works."""
         thread = threading.Thread(target=self._run, name="body-follower", daemon=True)
         thread.start()
         return thread
@@ -81,7 +81,7 @@ class BodyFollower:
             self._begin(path)
 
     def step(self) -> bool:
-        """Hash some of each body that is followed; False if there was nothing new."""
+        """Hash some of each followed body; false if there was nothing new."""
         present = self._present({path.parent.name for path in self._followed})
         advanced = [self._advance(body) for body in list(self._followed.values())]
         for path in self._followed.keys() - present:
@@ -124,9 +124,9 @@ class BodyFollower:
         try:
             note = os.open(note_of(path), os.O_RDWR | os.O_CREAT | flags, 0o600)
         except OSError:
-            os.close(descriptor)  # there is no room for one
+            os.close(descriptor)  # no room for a note
             return
-        if not try_lock(note):  # whoever waits for it has it: it goes on without
+        if not try_lock(note):  # a request waits for it, and will hash the body itself
             os.close(note)
             os.close(descriptor)
             return
@@ -147,7 +147,7 @@ class BodyFollower:
         return body.offset > began
 
     def _end(self, body: _Followed) -> None:
-        """The body is gone with its client, or whole and taken."""
+        """Record the digest of a body that was taken; one that is gone with its client needs none."""
         try:
             if os.fstat(body.descriptor).st_nlink:
                 while self._advance(body):

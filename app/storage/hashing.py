@@ -67,9 +67,9 @@ def file_digests(descriptor: int, algorithms: Iterable[str]) -> dict[str, bytes]
 
 
 class ParallelHash:
-    """SHA-256 of bytes that pass: by a thread of its own once they are many, beside whoever writes them.
+    """SHA-256 of passing bytes, computed in a thread of its own once they are many.
 
-    One thread uses it. `close` it, or the thread stays.
+    For use by one thread. `close` it, or its thread stays.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class ParallelHash:
         self._thread: threading.Thread | None = None
 
     def update(self, piece: bytes | memoryview) -> None:
-        """Take in `piece`, which must not change after this."""
+        """Hash `piece`, which must not change afterwards."""
         if self._thread is not None:
             self._pieces.put(piece, timeout=_WAIT_SECONDS)
             return
@@ -95,7 +95,7 @@ class ParallelHash:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        """End the thread, if there is one, once it has hashed what it was given."""
+        """End the thread, if there is one, once it has hashed all pieces."""
         if self._thread is not None:
             self._pieces.put(None, timeout=_WAIT_SECONDS)
             self._thread.join(timeout=_WAIT_SECONDS)

@@ -1,9 +1,9 @@
-"""The administrator's ingest folders: files that are read where they lie, and nothing outside of them.
+"""The administrator's ingest folders: files that are read in place, and nothing outside these folders.
 
-A path is never handed on: the file is opened once, beneath its folder, and is its descriptor from then on.
+A path is never passed on: the file is opened once, beneath its folder, and from then on is its descriptor.
 The kernel resolves the path (openat2 with RESOLVE_BENEATH), so that no symbolic link, no ``..`` and no rename
-in between leads out of the folder. Where the kernel cannot (before Linux 5.6, or where a filter forbids the
-call), the path is walked folder by folder, and then no symbolic link is followed at all.
+in between leads out of the folder. If the kernel cannot (before Linux 5.6, or if a filter forbids the call),
+the path is walked folder by folder, and no symbolic link is followed at all.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _OpenHow(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells that a file is still the one it was.
+    """What shows whether a file is still the same.
 
-    A device's number is not in it: a restart of the machine or a new mount may change it, and only it.
+    The device number is not included: a restart of the machine or a new mount may change it.
     """
 
     inode: int
@@ -52,18 +52,18 @@ class FileIdentity:
 
 @dataclass(frozen=True, slots=True)
 class IngestFile:
-    """An open file of an ingest folder. `path` leads to this very file, whatever becomes of its name."""
+    """An open file of an ingest folder. `path` leads to this file even if it is renamed."""
 
     descriptor: int
     identity: FileIdentity
 
     @property
     def path(self) -> Path:
-        """For this process alone, and while the file is open."""
+        """Valid in this process only, and while the file is open."""
         return Path(f"/proc/{os.getpid()}/fd/{self.descriptor}")
 
     def check_unchanged(self, expected: FileIdentity | None = None) -> None:
-        """Raise SourceChanged if the file is not what it was, when it was opened or as `expected`."""
+        """Raise SourceChanged if the file is not as `expected`, or as it was when it was opened."""
         if FileIdentity.of(self.descriptor) != (expected or self.identity):
             raise SourceChanged("The file has changed since its job was accepted.")
 
@@ -100,7 +100,7 @@ class Ingest:
         raise SourceNotFound("path: no readable regular file is there.", {"parameter": "path"})
 
     def _places(self, path: str) -> Iterator[tuple[Path, PurePosixPath]]:
-        """Where to look, without a look at the disk: each folder, and the path from there."""
+        """Yield where to look: each folder, and the path from there. Does not access the disk."""
         if not path or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH_BYTES:
             return
         wanted = PurePosixPath(path)
@@ -111,7 +111,7 @@ class Ingest:
 
 
 def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
-    """A descriptor to read the regular file with; None if there is none, or none that may be read."""
+    """Return a descriptor to read the regular file with; None if there is no readable one."""
     try:
         root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -127,7 +127,7 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
 
 
 def _open_regular(root: int, inside: PurePosixPath) -> int | None:
-    """Look before opening: to open a FIFO waits for its writer, and to open a device may do something."""
+    """Check the type first: opening a FIFO waits for its writer, and opening a device may have effects."""
     found = _resolve(root, inside)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
@@ -138,7 +138,7 @@ def _open_regular(root: int, inside: PurePosixPath) -> int | None:
 
 
 def _resolve(root: int, inside: PurePosixPath) -> int:
-    """An O_PATH descriptor of `inside`, which is beneath `root`. Raises OSError."""
+    """Return an O_PATH descriptor of `inside`, which is beneath `root`. Raises OSError."""
     for _ in range(_TRIES):
         try:
             return _openat2(root, str(inside))
@@ -168,7 +168,7 @@ def _openat2(root: int, inside: str) -> int:
 
 
 def walk_beneath(root: int, inside: PurePosixPath) -> int:
-    """An O_PATH descriptor of `inside`, reached from `root` name by name. A link on the way is an OSError."""
+    """Return an O_PATH descriptor of `inside`, walked from `root` name by name. A link raises OSError."""
     current = os.dup(root)
     for names_left, name in zip(range(len(inside.parts) - 1, -1, -1), inside.parts, strict=True):
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECTORY if names_left else 0)

@@ -1,12 +1,12 @@
 """Joining uploads that were sent in parallel into one.
 
-The first part's file becomes the whole's by a rename, and the others are appended to it by the kernel
-(copy_file_range), a step at a time; what is durable in the whole is given back in the part. On a file
-system that shares blocks between files (XFS, btrfs) an append at a block's start writes nothing; on others,
-such as ext4, all parts but the first are written a second time. Room is needed for one step.
+The first part's file becomes the final upload's by a rename. The kernel appends the others to it
+(copy_file_range), a step at a time, and the space of bytes that are durable there is freed in the part. On a
+file system that shares blocks between files (XFS, btrfs) an append at a block's start writes nothing; on
+others, such as ext4, all parts but the first are written a second time. Space is needed for one step.
 
-The whole's id is made from those of its parts in their order. So a request that is sent again finds the
-upload that it made, and goes on where a crash has stopped it: the whole's size says how far it came.
+The final upload's id is made from those of its parts in their order. So a repeated request finds the upload
+that it made and continues where a crash stopped it: the size of the file says how far it came.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class NotAPart(Exception):
 
 
 def joined_id(parts: Sequence[str]) -> str:
-    """The id of the upload that `parts` are joined to, in this order: as hard to guess as theirs."""
+    """Return the id of the upload that `parts` are joined to, in this order; as hard to guess as theirs."""
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
 def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_bytes: int) -> UploadFacts:
-    """Make one upload of the finished uploads `about.parts`, in this order; return it, whole and durable.
+    """Join the finished uploads `about.parts`, in this order; return the result, whole and durable.
 
-    The parts stay known, without their bytes. Called again it does what is left to do. Raises UploadNotFound,
+    The parts stay known, without their bytes. A repeated call does what is left to do. Raises UploadNotFound,
     UploadUnfinished, UploadGone if a part was used for something else, NotAPart, BodyTooLarge if together
     they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
     """
@@ -67,7 +67,7 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
 
 
 def _length(part: UploadFacts, final_id: str) -> int:
-    """The part's length, if it may be joined."""
+    """Return the part's length, if it may be joined."""
     if not part.about.is_part:
         raise NotAPart(part.id)
     if part.about.final_id not in (None, final_id):
@@ -86,7 +86,7 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
     if not final.video.exists() and not parts[0].video.exists():
         final.remove()
         raise UploadGone("The parts have been used, and what they were joined to is gone.")
-    for part in parts:  # from here on they are good for nothing else
+    for part in parts:  # from here on they cannot be used for anything else
         if part.facts().about.final_id is None:
             part.tell(final_id=final.id)
     fail_point("parts_claimed")
@@ -109,7 +109,7 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
 
 
 def _append(source: Path, destination: Path, start: int, length: int) -> None:
-    """Append what `destination` lacks of the `length` bytes of `source`, which belong at `start`."""
+    """Append the bytes of `source` that `destination` lacks; its `length` bytes belong at `start`."""
     if not source.exists() or not length:
         return
     reading = os.open(source, os.O_RDWR | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
-"""What was measured of models, kept so that it is measured once; and which models were never done loading.
+"""Measurements of models, made once and kept; and which models never finished loading.
 
-A batch size that changed from one start to the next could change the last digit of a box, and a job that goes
-on from its parts would begin anew. So what was measured stays, until the model, its device or the software
-that runs it is another.
+A batch size that changed from one start to the next could change the last digit of a box, and a resumed job
+would have to start over. So a measurement stays until the model, its device or the software that runs it
+changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Profile = TypeVar("Profile")
 class ProfileStore(Generic[Profile]):
     """One JSON file a model and device in `folder`, and one a model being loaded in `attempts_folder`.
 
-    `runtime` names all else that decides what is measured: versions, numbers of threads.
+    `runtime` names everything else that influences a measurement: versions, numbers of threads.
     """
 
     def __init__(self, folder: Path, attempts_folder: Path, *, runtime: str) -> None:
@@ -33,7 +33,7 @@ class ProfileStore(Generic[Profile]):
         self._runtime = runtime
 
     def read(self, fingerprint: str, device: str) -> Profile | None:
-        """Return what was measured, or None. A file that cannot be read counts as none."""
+        """Return the measurement; None if there is none that can be read."""
         try:
             found = orjson.loads(self._path(fingerprint, device).read_bytes())
         except (OSError, orjson.JSONDecodeError):
@@ -41,7 +41,7 @@ class ProfileStore(Generic[Profile]):
         return cast("Profile", found["profile"])
 
     def write(self, fingerprint: str, device: str, profile: Profile) -> None:
-        """Keep a measurement; on a full disk it is made again at the next start."""
+        """Keep a measurement. On a full disk it is made again at the next start."""
         known: dict[str, Any] = {"device": device, "runtime": self._runtime, "profile": profile}
         with _unless_disk_full():
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -49,21 +49,21 @@ class ProfileStore(Generic[Profile]):
                 file.write(orjson.dumps(known))
 
     def unfinished_attempts(self, name: str) -> int:
-        """Return how many attempts to load `name` have not come to an end since one last did.
+        """Return how many attempts to load `name` in a row ended with their process.
 
-        They ended with their process: a crash, a hang that was ended, or a lack of memory.
+        Reasons are a crash, a timeout, or a lack of memory.
         """
         return _count_of(self._mark(name))
 
     def begin_attempt(self, name: str) -> None:
-        """Note that `name` is being loaded."""
+        """Record that `name` is being loaded."""
         mark = self._mark(name)
         with _unless_disk_full():
             self._attempts_folder.mkdir(mode=0o700, exist_ok=True)
             mark.write_text(str(_count_of(mark) + 1), encoding="ascii")
 
     def end_attempt(self, name: str) -> None:
-        """Note that an attempt came to an end, whether it succeeded or not: none counts any more."""
+        """Record that an attempt ended, whether it succeeded or not: earlier ones no longer count."""
         self._mark(name).unlink(missing_ok=True)
 
     def _mark(self, name: str) -> Path:

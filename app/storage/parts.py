@@ -1,11 +1,11 @@
-"""Parts: the finished segments of a job, one file each. A part that reads back whole is its completion.
+"""Parts: the finished segments of a job, one file each. A segment is done if its part reads back whole.
 
     body    the records of its frames, joined by ",\\n"; nothing before, nothing after
     pts     the time stamp of each record's frame, in the records' order: int64, little-endian
     footer  one JSON object: what the segment's run found (counts, undecodable stretches)
     tail    fixed size: lengths of the three, CRC-32 of all of them, a magic number
 
-Body and pts are sections of their own so that the kernel can join those of all parts without parsing them.
+Body and pts are separate sections so that the kernel can join those of all parts without parsing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READ_BYTES = 1024 * 1024
 
 
 class TornPart(Exception):
-    """The file is no whole part: cut short, altered, or something else."""
+    """The file is not a whole part: it was cut short or altered, or is something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Part:
 
 
 class PartWriter:
-    """Takes the records of one segment in order; see `PartStore.write`."""
+    """Writes the records of one segment in order; see `PartStore.write`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -119,7 +119,7 @@ class PartStore:
         self._folder = folder
 
     def create(self) -> None:
-        """Make the folder if it is missing and drop what writers left unfinished."""
+        """Create the folder if it is missing and remove what writers left unfinished."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink()
@@ -128,7 +128,7 @@ class PartStore:
     def write(self, number: int) -> Iterator[PartWriter]:
         """Yield a writer; part `number` is whole once the block has ended, or absent.
 
-        A power cut may take the name of a part from it that is seconds old: its segment is then run again.
+        A power failure may undo a part that is seconds old: its segment then runs again.
         ValueError if the block ends without `PartWriter.finish`.
         """
         with atomic_write(self._path(number), durable_name=False) as file:
@@ -146,9 +146,9 @@ class PartStore:
             return None
 
     def trace(self) -> str:
-        """A text that differs once a part has been made, also in place of another; empty while none is.
+        """Return a text that changes with each part that is made or replaced; empty if there is none.
 
-        Takes microseconds a part: they are not read.
+        Takes microseconds a part: parts are not read.
         """
         times = []
         for path in self._folder.glob("*.part"):

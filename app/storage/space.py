@@ -1,12 +1,12 @@
 """Promises of disk space, so that no two uploads are promised the same bytes.
 
-A promise bridges the time between an upload's admission and the moment its space is taken on disk. It is
-kept in a small SQLite file which all HTTP workers share, and which may be lost: promises end by themselves.
+A promise covers the time between an upload's admission and the allocation of its space on disk. Promises are
+in a small SQLite file that all HTTP workers share. It may be lost: promises expire by themselves.
 
-The space of a body that nginx writes by itself is never taken at once, and nginx tells nobody when its
-client goes. Such a promise therefore names the folder in which the body's file grows: it holds while there is
-a file, less what has been written. A folder may have more promises than files, some of them of clients that
-have gone; then the largest ones hold, so that too much is kept free rather than too little.
+The space of a body that nginx writes is never allocated, and nginx does not report when its client goes away.
+Such a promise therefore names the folder in which the body's file grows: it lasts while there is a file,
+less what has been written. A folder may have more promises than files, some of them from clients that have
+gone; then the largest ones count, so that too much is kept free rather than too little.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _DATABASE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLIT
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write on the file system of `folder`."""
+    """Return how many bytes this user may still write to the file system of `folder`."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that a file, or a database, could not grow."""
+    """Return whether `error` means that a file, or a database, could not grow."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) in _DATABASE_FULL
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Ballast:
-    """Room on the disk that is held back, so that on a full one there is some to write down just that."""
+    """Disk space held in reserve, so that even on a full disk the state of jobs can be recorded."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
         self._size_bytes = size_bytes
 
     def take(self) -> bool:
-        """Hold the room back; False if the disk has not as much again."""
+        """Reserve the space; false if the disk has not twice as much."""
         if self._path.exists():
             return True
         if free_bytes(self._path.parent) < 2 * self._size_bytes:
@@ -62,7 +62,7 @@ class Ballast:
         return True
 
     def give(self) -> bool:
-        """Give the room free; False if there was none held back."""
+        """Free the space; false if none was reserved."""
         try:
             self._path.unlink()
         except FileNotFoundError:
@@ -91,15 +91,15 @@ class SpaceLedger:
         self._clock = clock
 
     def available_bytes(self) -> int:
-        """Bytes that may still be promised; negative when the disk is fuller than it should be."""
+        """Return how many bytes may still be promised; negative if the disk is fuller than it should be."""
         with self._transaction() as connection:
             return self._available(connection, but_for="")
 
     def reserve(self, key: str, size_bytes: int, *, seconds: float, body_folder: str = "") -> None:
-        """Promise `size_bytes` to `key` for `seconds`, in place of what it was promised before.
+        """Promise `size_bytes` to `key` for `seconds`, instead of what it was promised before.
 
-        With the name of a `body_folder` it holds on while a file in there may be the body's.
-        Raises InsufficientStorage if the disk would be left with less than its minimum.
+        With a `body_folder` the promise also lasts while a file in that folder may be the body's.
+        Raises InsufficientStorage if less than the minimum would be left.
         """
         with self.disk_full_told(size_bytes), self._transaction() as connection:
             available = self._available(connection, but_for=key)
@@ -129,7 +129,7 @@ class SpaceLedger:
             ) from error
 
     def body_folders(self) -> list[str]:
-        """The names of the folders in which bodies arrive, or are about to."""
+        """Return the names of the folders in which bodies arrive, or soon will."""
         with closing(sqlite3.connect(self._database, timeout=30, isolation_level=None)) as connection:
             try:
                 rows = connection.execute(
@@ -140,7 +140,7 @@ class SpaceLedger:
                 return []  # nothing was ever promised
 
     def release(self, key: str) -> None:
-        """Take back what was promised to `key`, if anything was."""
+        """Withdraw what was promised to `key`, if anything was."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
 
@@ -160,7 +160,7 @@ class SpaceLedger:
         return self._measure(self._folder) - int(promised) - coming - self._min_free_bytes
 
     def _coming_bytes(self, connection: sqlite3.Connection, body_folder: str, but_for: str) -> int:
-        """What the bodies in `body_folder` may still grow by, at most; forgets promises that are nobody's."""
+        """Return by how much the bodies in `body_folder` may still grow; forget promises without a file."""
         sizes = sorted(self._body_sizes(body_folder))
         rows = connection.execute(
             "SELECT key, size_bytes, expires_at < ? FROM space_promises WHERE body_folder = ? AND key <> ? "

@@ -1,8 +1,7 @@
-"""The spool: uploads on their way to disk, one write a byte, hashed as they pass.
+"""The spool: uploads on their way to disk, each byte written once and hashed as it passes.
 
-An upload lies in ``incoming/<job id>/`` until it is whole and durable; then its folder becomes the job's by
-one rename. Who receives an upload holds a lock (flock) on its folder, which the kernel drops when the
-process dies: a folder whose lock can be had belongs to nobody.
+An upload is in ``incoming/<job id>/`` until it is whole and durable; then its folder becomes the job's by one
+rename. The process that receives an upload holds the lock of its folder (`app.storage.locks`).
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _PROMISE_SECONDS = 900.0  # an upload renews its promise with every SYNC_BYTES
 
 @dataclass(slots=True)
 class Upload:
-    """An upload under way. Its bytes are written as they come; `finish` makes them durable."""
+    """An upload that is arriving. Its bytes are written as they come; `finish` makes them durable."""
 
     job_id: str
     key: str  # of its promise in the SpaceLedger
-    expected_bytes: int | None  # None: the client did not say
+    expected_bytes: int | None  # None: unknown
     _descriptor: int
     _space: SpaceLedger
     size_bytes: int = 0
@@ -47,11 +46,11 @@ class Upload:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        """Give back what it holds but for its file."""
+        """Release everything but the file."""
         self._hash.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data`, which must not change after this. InsufficientStorage where there is no room."""
+        """Append `data`, which must not change afterwards. Raises InsufficientStorage."""
         self._hash.update(data)
         rest = memoryview(data)
         with self._disk_full_told():
@@ -62,7 +61,7 @@ class Upload:
             self._sync()
 
     def finish(self) -> None:
-        """Make the bytes durable and give back what was allocated beyond them."""
+        """Make the bytes durable and free the space that was allocated beyond them."""
         fail_point("upload_received")
         with self._disk_full_told():
             if self._allocated and self.size_bytes != self.expected_bytes:
@@ -70,9 +69,9 @@ class Upload:
             os.fsync(self._descriptor)
 
     def reserve(self) -> None:
-        """Take the disk space of an upload of known length; the promise for it ends with that.
+        """Allocate the disk space of an upload of known length, which replaces the promise for it.
 
-        Where the file system cannot, or the length is not known, the promise itself is kept up.
+        If the file system cannot, or the length is unknown, the promise is renewed instead.
         Raises InsufficientStorage.
         """
         self._promise()
@@ -83,7 +82,7 @@ class Upload:
             self._space.release(self.key)
 
     def _sync(self) -> None:
-        """Bound the dirty pages. Where the room is not taken yet, only bytes on disk are counted."""
+        """Bound the dirty pages. Where no space is allocated, only bytes on disk count."""
         if self._allocated:
             wait_for_write_back(self._descriptor, self._synced_bytes)
             start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
@@ -102,7 +101,7 @@ class Upload:
 
 
 class ReceivedUpload(Protocol):
-    """An upload that is whole, in its folder in ``incoming/``: what `app.jobs.intake` makes a job of."""
+    """A whole upload in its folder in ``incoming/``, from which `app.jobs.intake` makes a job."""
 
     @property
     def job_id(self) -> str: ...
@@ -119,7 +118,7 @@ class ReceivedUpload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TakenBody:
-    """A body that nginx wrote, taken into its upload's folder."""
+    """A body that nginx wrote, moved into its upload's folder."""
 
     job_id: str
     body: SpooledBody
@@ -147,7 +146,7 @@ class Spool:
 
     @contextmanager
     def receive(self, job_id: str, *, key: str, expected_bytes: int | None) -> Iterator[Upload]:
-        """Yield an empty upload; what the block has not handed to `publish` is removed at its end.
+        """Yield an empty upload. Unless the block publishes it, it is removed at the block's end.
 
         `key` names the promise of disk space made at admission. `expected_bytes` may be a little too
         large (a multipart envelope) but not too small. Raises InsufficientStorage.
@@ -171,14 +170,14 @@ class Spool:
 
     @contextmanager
     def take(self, job_id: str, *, key: str, body: SpooledBody) -> Iterator[TakenBody]:
-        """Yield an upload whose bytes nginx has written; what the block has not published is removed then.
+        """Yield an upload whose bytes nginx has written. Unless the block publishes it, it is removed.
 
-        Raises IncompleteBody if nginx has removed it.
+        Raises IncompleteBody if nginx has removed the file.
         """
         arriving = self._folder.incoming / job_id
         with new_folder(arriving):
             try:
-                self._space.release(key)  # its bytes are on disk, and soon not where the promise looks
+                self._space.release(key)  # its bytes are on disk, and soon elsewhere than the promise says
                 body.move_to(arriving / "video")
                 fail_point("body_moved")
                 body.start_write_back()
@@ -187,7 +186,7 @@ class Spool:
                 shutil.rmtree(arriving, ignore_errors=True)
 
     def publish(self, upload: ReceivedUpload) -> None:
-        """Make a finished upload the video of its job, durably. The job's record does not exist yet."""
+        """Make a finished upload the video of its job, durably. The job has no record yet."""
         arriving, job_folder = self._folder.incoming / upload.job_id, self._folder.job(upload.job_id)
         fsync_folder(arriving)
         fail_point("upload_durable")
@@ -197,9 +196,9 @@ class Spool:
 
     @contextmanager
     def empty_job(self, job_id: str) -> Iterator[None]:
-        """Make the folder of a job whose video comes from elsewhere, durably; hold it until the block ends.
+        """Create the folder of a job whose video comes from elsewhere, durably; hold it until the block ends.
 
-        Write the job's record in the block: after it a folder without a record is a leftover.
+        The block must write the job's record: afterwards a folder without one is a leftover.
         """
         arriving = self._folder.incoming / job_id
         with new_folder(arriving):
@@ -208,5 +207,5 @@ class Spool:
             yield
 
     def remove_leftovers(self) -> int:
-        """Remove uploads whose receiver died. Return how many. Uploads under way are left alone."""
+        """Remove uploads whose receiver died, not those that are arriving; return how many."""
         return sum(remove_unheld(folder) for folder in self._folder.incoming.iterdir() if folder.is_dir())

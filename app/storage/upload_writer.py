@@ -1,9 +1,8 @@
-"""Appending to a file so that a power cut leaves what was written, from the start and without gaps.
+"""Appending to a file so that a power failure leaves what was written, from the start and without gaps.
 
-A file system may make a file's new size durable before the bytes that it counts. Where whole blocks are
-missing it knows of them as holes (`bytes_before_hole`); of a block that was begun earlier it does not. So a
-write ends at the end of a block, and the rest of a block that an earlier request began is made durable before
-anything else.
+A file system may make a file's new size durable before its bytes. Whole blocks that are missing then are
+holes (`bytes_before_hole`), but a block that was begun earlier cannot be told from a written one. So a write
+ends at the end of a block, and the rest of a block that an earlier request began is made durable first.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ SYNC_BYTES = 64 * 1024 * 1024  # dirty pages that an upload leaves at most
 class UploadWriter:
     """Appends to the file `descriptor`, which has O_APPEND and is `size_bytes` long.
 
-    `on_sync` is called with the size whenever so much is durable.
+    `on_sync` is called with the size that has become durable.
     """
 
     def __init__(self, descriptor: int, size_bytes: int, on_sync: Callable[[int], None]) -> None:
-        self.size_bytes = size_bytes  # with what is still held back
+        self.size_bytes = size_bytes  # with bytes that are still held back
         self._descriptor = descriptor
         self._on_sync = on_sync
         self._begun = -size_bytes % BLOCK_BYTES  # bytes missing in the last block
@@ -34,29 +33,26 @@ class UploadWriter:
         self.size_bytes += len(data)
         view = memoryview(data)
         if self._begun:
-            view = self._end_block(view)
+            end = min(self._begun, len(view))
+            self._put(view[:end])
+            self._begun -= end
+            os.fdatasync(self._descriptor)
+            view = view[end:]
         held_next = (len(self._held) + len(view)) % BLOCK_BYTES
         if len(self._held) + len(view) < BLOCK_BYTES:
             self._held += view
             return
-        held, self._held = self._held, b""  # where the disk is full, `finish` must not write it once more
+        held, self._held = self._held, b""  # if the disk is full, `finish` must not write it again
         self._put(held, view[: len(view) - held_next])
         self._held = bytes(view[len(view) - held_next :])
         if self._unsynced_bytes >= SYNC_BYTES:
             self._sync()
 
     def finish(self) -> None:
-        """Make all of it durable. Raises OSError."""
+        """Make all bytes durable. Raises OSError."""
         held, self._held = self._held, b""
         self._put(held)
         self._sync()
-
-    def _end_block(self, view: memoryview) -> memoryview:
-        end = min(self._begun, len(view))
-        self._put(view[:end])
-        self._begun -= end
-        os.fdatasync(self._descriptor)
-        return view[end:]
 
     def _put(self, *pieces: bytes | memoryview) -> None:
         rest = [memoryview(piece) for piece in pieces if len(piece)]
