@@ -34,7 +34,7 @@ class Received:
     modified: str | None
 
     def headers(self) -> dict[str, str]:
-        """Return the headers to ask with: only for the rest, if the server can tell whether it is the same."""
+        """Return the headers to ask with: only for the rest, if the server can tell it is the same."""
         headers = {"Accept-Encoding": "identity"}
         validator = strong(self.etag) or self.modified
         if self.size_bytes and validator:
