@@ -74,7 +74,7 @@ class FrameCount:
                 continue
             if kind is not Message.FRAMES:
                 raise DecoderProtocolError("an answer to another question")
-            stamps = list(unpack_frames(payload))
+            stamps = unpack_frames(payload)
             fresh, known = stamps[known:], max(0, known - len(stamps))
             self._frames += len(fresh)
             if fresh:
