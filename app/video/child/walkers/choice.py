@@ -13,9 +13,9 @@ from app.video.child.walkers.matroska import MatroskaWalker
 from app.video.child.walkers.mpegps import MpegPsWalker
 from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.child.walkers.ogg import OggWalker
-from app.video.child.walkers.walker import Note, StrideWalker, Walker
+from app.video.child.walkers.walker import Note, Walker
 
-_WALKERS: dict[str, type[StrideWalker]] = {
+_WALKERS: dict[str, type[Walker]] = {
     "asf": AsfWalker,
     "avi": AviWalker,
     "flv": FlvWalker,

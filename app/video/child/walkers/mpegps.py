@@ -1,4 +1,4 @@
-"""MPEG program streams: packs, system headers and PES packets, one behind the other.
+"""MPEG program streams: consecutive packs, system headers and PES packets.
 
 Sources: ISO/IEC 13818-1, 2.5.3 (MPEG-2); ISO/IEC 11172-1, 2.4.3 (MPEG-1).
 """
@@ -10,7 +10,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from app.video.child.walkers.walker import MAPPED_BYTES, Note, StrideWalker, map_block
+from app.video.child.walkers.walker import MAPPED_BYTES, Note, Walker, map_block
 
 _START = b"\0\0\1"
 _END_CODE = b"\0\0\1\xb9"
@@ -24,7 +24,7 @@ _MAX_PADDING_BYTES = 4096  # zeros between packs: two sectors
 _NO_PACKET = "bytes that are no pack and no packet"
 
 
-class MpegPsWalker(StrideWalker):
+class MpegPsWalker(Walker):
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._is_lost = not self._is_element(0)
@@ -68,7 +68,7 @@ class MpegPsWalker(StrideWalker):
         self._elements += whole
 
     def _read_other(self) -> None:
-        """Move over what may stand between packets: an end code, zeros. Lose the chain at anything else."""
+        """Move over an end code or zeros between packets. Lose the chain at anything else."""
         at = self._at
         data = self._window.load(at)
         if data.startswith(_END_CODE):

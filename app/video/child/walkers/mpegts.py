@@ -1,14 +1,13 @@
 """MPEG transport streams: packets of one size, and a continuity counter a PID.
 
 Source: ISO/IEC 13818-1, 2.4.3.2, 2.4.3.3 and 2.4.3.6. Packets of 192 bytes (M2TS: a time stamp of 4 bytes,
-then the packet) and of 204 (16 bytes of error correction behind it) are read as FFmpeg's libavformat/mpegts.c
-does.
+then the packet) and of 204 (16 bytes of error correction after it) are read as in FFmpeg's
+libavformat/mpegts.c. A loss of 16 packets of a PID, or a multiple of 16, does not change its counter and is
+not seen.
 
-A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it should be and is not seen.
-
-Where whole streams of one multiplexer are joined, as segments of a playlist, counters begin again: the first
-packet of the file comes once more, and each PID goes on as it began. That is no loss, unless the time of the
-video leaps ahead, as where a segment is missing.
+Where whole streams of one multiplexer are joined, such as the segments of a playlist, counters start again:
+the first packet of the file comes once more, and each PID goes on as it began. That is no loss, unless the
+time of the video leaps ahead, as it does if a segment is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from app.video.child.walkers.walker import BLOCK_BYTES, Note, StrideWalker, map_block
+from app.video.child.walkers.walker import BLOCK_BYTES, Note, Walker, map_block
 
 _SYNC = 0x47
 _BYTES = 188
@@ -49,8 +48,8 @@ _Heads = npt.NDArray[np.uint32]
 _Rows = npt.NDArray[np.intp]
 
 
-class MpegTsWalker(StrideWalker):
-    """Checks sync bytes of all packets, and the counters of `pids` (of all if None)."""
+class MpegTsWalker(Walker):
+    """Check the sync bytes of all packets, and the counters of `pids` (of all if None)."""
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note, pids: frozenset[int] | None) -> None:
         super().__init__(descriptor, file_bytes, note)
@@ -167,7 +166,9 @@ class MpegTsWalker(StrideWalker):
                 joints += [here] if here in self._repeated_at else []
                 self._check_time(pid, positions[(pids == pid) & (heads & _START != 0)], here)
             elif not self._may_jump(here, head):
-                self._note(here, _describe(pid, head_before & 15, head & 15))
+                step = f"jumps from {head_before & 15} to {head & 15}"
+                step = f"stays at {head & 15}" if not (head ^ head_before) & 15 else step
+                self._note(here, f"packets are missing: the continuity counter of PID {pid} {step}")
         for joint in joints:  # a counter may go on by chance
             is_behind = positions >= joint
             is_next = is_behind & np.append(True, is_first[1:] | ~is_behind[:-1]) & (heads & _START != 0)
@@ -210,7 +211,7 @@ class MpegTsWalker(StrideWalker):
         return is_joint and not (head ^ int(self._first_heads[pid])) & (_START | 15)
 
     def _check_time(self, pid: int, starts: npt.NDArray[np.int64], here: int) -> None:
-        """Note it if a stream begins anew at `here` and the PID's time leaps ahead. Asked of video alone."""
+        """Note it if a stream begins again at `here` and the time leaps ahead. Only video is checked."""
         last_two = [*self._starts[:, pid].tolist(), *starts[starts < here].tolist()][-2:]
         heads = [_payload(self._packet(start)) for start in (*last_two, here)]
         if heads[2][:3] != b"\0\0\1" or heads[2][3] not in _VIDEO_STREAMS:
@@ -225,7 +226,7 @@ class MpegTsWalker(StrideWalker):
             self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
     def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
-        """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
+        """Whether the packet at `here` repeats the one at `earlier`: only the clock may differ (2.4.3.3)."""
         both = head & head_before
         if (head ^ head_before) & 15 or not both & _HAS_PAYLOAD:
             return False
@@ -259,14 +260,13 @@ class MpegTsWalker(StrideWalker):
 def _packet_size(data: bytes) -> int:
     """Return the size whose multiples are most often a sync byte."""
     is_sync = np.frombuffer(data, np.uint8) == _SYNC
-    return max(_SIZES, key=lambda size: _best_phase(is_sync, size))
 
+    def best_share(size: int) -> float:
+        rows = len(is_sync) // size
+        shares = is_sync[: rows * size].reshape(rows, size).mean(axis=0) if rows else np.zeros(1)
+        return float(shares.max())
 
-def _best_phase(is_sync: npt.NDArray[np.bool_], size: int) -> float:
-    rows = len(is_sync) // size
-    if not rows:
-        return 0.0
-    return float(is_sync[: rows * size].reshape(rows, size).mean(axis=0).max())
+    return max(_SIZES, key=best_share)
 
 
 def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | None:
@@ -296,13 +296,8 @@ def _payload(packet: bytes) -> bytes:
     return packet[5 + packet[4] :] if packet[3] & _HAS_FIELD else packet[4:]
 
 
-def _describe(pid: int, before: int, counter: int) -> str:
-    step = f"stays at {before}" if counter == before else f"jumps from {before} to {counter}"
-    return f"packets are missing: the continuity counter of PID {pid} {step}"
-
-
 def _decoding_time(packet: bytes) -> int | None:
-    """Return when a PES packet's picture is decoded, in ticks of 90 kHz (2.4.3.7); None if nothing tells."""
+    """Return when a PES packet's picture is decoded, in ticks of 90 kHz (2.4.3.7); None if not declared."""
     if len(packet) < 19 or not packet[7] >> 7:
         return None
     at = 14 if packet[7] >> 6 == 3 else 9
