@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from app.errors import InternalError
@@ -86,9 +85,7 @@ class DecoderPool:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:
@@ -135,11 +132,7 @@ class DecoderPool:
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
     ) -> IndexSession:
-        """Open `video` and return the session that yields its segments.
-
-        Raises UnsupportedVideo, NoVideoStream, EncryptedVideo, NothingDecodable, VideoOverLimit,
-        UnusableVideo, DecodingCancelled; also during the iteration.
-        """
+        """Open `video` and return the session that yields its segments, as FrameSource.index says."""
         return IndexSession(
             self._source_of(video),
             limits=self._limits,
@@ -157,10 +150,9 @@ class DecoderPool:
         batch_size: int,
         cancelled: Cancelled,
     ) -> DecodeSession:
-        """Return the session that yields the wanted frames of `segment`, (width, height) = `frame_size`.
+        """Return the session that yields the wanted frames of `segment`, as FrameSource.decode says.
 
-        Batches hold `batch_size` frames, or as many as let two batches fit in the ring. Raises VideoOverLimit
-        if not even two frames fit; during the iteration, DecodingCancelled and InternalError.
+        Batches hold `batch_size` frames, or as many as let two batches fit in the ring.
         """
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
