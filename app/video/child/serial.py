@@ -41,7 +41,7 @@ class SerialDecoder:
         self._entry = entry
         self._skipped = frozenset(skipped)
         self._pending: deque[VideoFrame] = deque()
-        self._packets = 0  # taken since the entry
+        self._packets = 0  # read since the entry
         self._has_ended = False
         self.position = 0  # frames read since the entry
         self.on_refusal: Callable[[], None] = lambda: None  # called when the decoder refuses a packet
@@ -63,20 +63,16 @@ class SerialDecoder:
         while not self._pending:
             if self._has_ended:
                 return None
-            self._feed()
+            packet = self._read_packet()
+            self._has_ended = packet is None
+            if packet is not None:
+                self._packets += 1
+                self._channel.show_fed(self._packets)
+                if self._entry.ordinal + self._packets - 1 in self._skipped:
+                    continue
+            self._decode(packet)
         self.position += 1
         return self._pending.popleft()
-
-    def _feed(self) -> None:
-        packet = self._read_packet()
-        if packet is None:
-            self._has_ended = True
-        else:
-            self._packets += 1
-            self._channel.show_fed(self._packets)
-            if self._entry.ordinal + self._packets - 1 in self._skipped:
-                return
-        self._decode(packet)
 
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
         try:
@@ -98,7 +94,7 @@ class _StampOrder:
         self._pts_faults = self._dts_faults = 0
 
     def stamp_of(self, frame: VideoFrame) -> int | None:
-        """Take the next frame as it comes out of a decoder."""
+        """Return the stamp of the next frame of a decoder."""
         if frame.dts is not None:
             self._dts_faults += self._last_dts is not None and frame.dts <= self._last_dts
             self._last_dts = frame.dts

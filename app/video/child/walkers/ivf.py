@@ -17,7 +17,7 @@ _UNKNOWN = (0, 0xFFFFFFFF)  # in place of a count
 
 
 class IvfWalker(Walker):
-    """Checks that frames fill the file. Nothing marks where one begins: the first break is the last note."""
+    """Check that frames fill the file. Nothing marks where one begins: the first break ends the check."""
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)

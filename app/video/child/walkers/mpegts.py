@@ -25,7 +25,7 @@ _SYNC = 0x47
 _BYTES = 188
 _STAMP_BYTES = 4  # before a packet of M2TS
 _SIZES = (_BYTES, _STAMP_BYTES + _BYTES, 204)
-_SYNCS_IN_A_ROW = 5  # that make a transport stream of bytes
+_SYNCS_IN_A_ROW = 5  # that prove that bytes are a transport stream
 _PIDS = 8192
 _NULL_PID = 0x1FFF
 _ERROR = 1 << 23  # transport_error_indicator; in a head, the first 32 bits of a packet
@@ -35,8 +35,8 @@ _SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
 _WRAPS = (1 << 32) - 15  # from a counter of 15 to one of 0
-_MARKED_TOGETHER = 8192  # packets; of so many one note tells that the receiver marked some
-_BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: fewer make calls dear, more leave the processor's cache
+_MARKED_TOGETHER = 8192  # packets; one note for the marked ones among so many
+_BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: with fewer, calls cost more; more do not fit in the cache
 
 _NOTHING = np.zeros(0, np.uint8)
 
@@ -95,7 +95,11 @@ class MpegTsWalker(Walker):
             is_packet = heads >> 24 == _SYNC
             whole = count if is_packet.all() else int(is_packet.argmin())
             first = first[first < whole]
-            self._note_marked(heads[:whole])
+            marked = np.flatnonzero(heads[:whole] & _ERROR)
+            _, runs, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
+            for row, marks in zip(marked[runs].tolist(), counts.tolist(), strict=True):
+                place = self._at + row * self._size
+                self._note(place, f"packets marked as damaged by the receiver: {marks}")
         if whole:
             self._check_starts(heads[first], first)
             self._check_counters(heads[:whole], first)
@@ -106,13 +110,6 @@ class MpegTsWalker(Walker):
         else:
             self._at += whole * self._size
         self._block = _NOTHING  # not mapped for longer
-
-    def _note_marked(self, heads: _Heads) -> None:
-        marked = np.flatnonzero(heads & _ERROR)
-        _, first, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
-        for row, count in zip(marked[first].tolist(), counts.tolist(), strict=True):
-            place = self._at + row * self._size
-            self._note(place, f"packets marked as damaged by the receiver: {count}")
 
     def _check_starts(self, heads: _Heads, rows: _Rows) -> None:
         """Note packets that should begin a PES packet, of a PID that has such, and do not (2.4.3.6).
