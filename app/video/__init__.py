@@ -1,9 +1,9 @@
-"""File to frames: index, segments, and the decoder process that alone opens a video.
+"""File to frames: index, segments, and the decoder process, which is the only one that opens a video.
 
-``child/``     Runs only in the locked-down decoder process: FFmpeg (``av``) and all that parses a video.
-``protocol/``  What the two sides say to each other, and the memory that they share. No ``av``, no parser.
-``source.py``  What the pipeline sees of all this: a FrameSource. ``decoder.py`` holds the one there is.
+``child/``     Runs only in the sandboxed decoder process: FFmpeg (``av``) and everything that parses a video.
+``protocol/``  The messages between the two sides, and the memory that they share. No ``av``, no parser.
+``source.py``  What the pipeline sees of all this: a FrameSource, implemented in ``decoder.py``.
 
-The other modules here are the host's side. They start decoder processes and check all that these say; they
+The other modules are the host's side. They start decoder processes and check everything that these send; they
 load neither ``child/`` nor ``av``. Imports: ``protocol`` < ``child``, and ``protocol`` < the host's side.
 """

@@ -1,4 +1,4 @@
-"""The clock of a video's frames: regular or not, and how many frames a gap on it lacks. Pure.
+"""The clock of a video's frames: whether it is regular, and how many frames are missing in a gap. Pure.
 
 A container rounds time stamps to its ticks, so a regular clock's steps differ by a tick or two: 33, 33, 34
 milliseconds at 30 frames a second.
@@ -13,19 +13,19 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-_SHARE = 50  # a step is regular within a 50th of itself, and a clock with one odd step in 50
+_SHARE = 50  # a step may vary by a 50th of itself, and one step in 50 may be odd
 _LEAST_TOLERANCE = 2  # ticks
 _LEAST_STEPS = 8  # before a clock is trusted
 _LEAST_STEPS_AS_CLAIMED = 3  # where they agree with what the container claims
-_AGREEING = Fraction(3, 4)  # of a video's first steps, for the claim to hold from the first frame on
+_AGREEING = Fraction(3, 4)  # of a video's first steps, to confirm the claim from the first frame on
 
 Steps = npt.NDArray[np.int64]
 
 
 class FrameClock:
-    """Learns the step from one frame to the next, in ticks, from the steps themselves, taken in order.
+    """Learn the step from one frame to the next, in ticks, from the steps themselves, in order.
 
-    `nominal_step` is what the container claims. Where the steps agree with it, it is used: it is exact.
+    `nominal_step` is what the container claims. If the steps agree with it, it is used, as it is exact.
     """
 
     def __init__(self, nominal_step: Fraction | None) -> None:
@@ -33,8 +33,8 @@ class FrameClock:
         self._regular = 0  # steps
         self._ticks = 0  # all regular steps together
         self._is_confirmed = False  # the claim, by the first steps
-        self._surplus = Fraction(0)  # frames that damage has put in, by the clock: a later gap takes them up
-        self._odd_by_themselves = 0  # steps of which no damage is known
+        self._surplus = Fraction(0)  # frames that damage seems to have added: a later gap cancels them
+        self._odd_undamaged = 0  # odd steps without known damage
         self.odd_steps = 0
         self.smallest: int | None = None  # of all steps, regular or not
         self.largest: int | None = None
@@ -62,37 +62,37 @@ class FrameClock:
         return int(np.argmax(is_odd)) if bool(is_odd.any()) else len(steps)
 
     def add_regular(self, steps: Steps) -> None:
-        """Take the next steps, which are regular."""
+        """Add the next steps, which are regular."""
         if len(steps):
             self._regular += len(steps)
             self._ticks += int(steps.sum())
             self._note_extremes(int(steps.min()), int(steps.max()))
 
     def confirm_claim(self, stamps: Iterable[int | None]) -> None:
-        """Hold to the container's claim from the first frame on if most of its first `stamps` agree."""
+        """Use the container's claim from the first frame on if most of the first `stamps` agree with it."""
         steps = np.diff(np.unique([stamp for stamp in stamps if stamp is not None]))
         if self._nominal is not None and len(steps) >= _LEAST_STEPS:
             is_as_claimed = np.abs(steps - float(self._nominal)) <= self._tolerance(self._nominal)
             self._is_confirmed = float(is_as_claimed.mean()) >= _AGREEING
 
     def add_odd(self, step: int, *, is_damaged: bool = False) -> None:
-        """Take the next step, which is not regular. Until the clock is trusted, learning begins anew."""
-        self.odd_steps += self._regular > 0  # else it is the container's claim that is wrong
-        self._odd_by_themselves += self._regular > 0 and not is_damaged
+        """Add the next step, which is not regular. Until the clock is trusted, learning starts again."""
+        self.odd_steps += self._regular > 0  # else the container's claim is wrong
+        self._odd_undamaged += self._regular > 0 and not is_damaged
         self._note_extremes(step, step)
         if self._regular < _LEAST_STEPS and not self._is_confirmed:
             self._nominal = None
             self._regular, self._ticks = (1, step) if step > 0 else (0, 0)
 
     def missing_in(self, gap: int) -> int | None:
-        """Take the next step, at damaged data, and return how many frames it lacks.
+        """Add the next step, at damaged data, and return how many frames are missing in it.
 
-        None if the clock cannot tell: the gap is no whole number of steps, or the clock is not regular.
+        None if the clock cannot tell: the gap is not a whole number of steps, or the clock is not regular.
         """
         step = self._step
         least = _LEAST_STEPS_AS_CLAIMED if step == self._nominal else _LEAST_STEPS
         is_learnt = self._is_confirmed or self._regular >= least
-        if step is None or not is_learnt or self._odd_by_themselves * _SHARE > self._regular:
+        if step is None or not is_learnt or self._odd_undamaged * _SHARE > self._regular:
             return None
         exact = gap / step - self._surplus
         count = round(exact)
@@ -123,12 +123,12 @@ class FrameClock:
 
 
 def likely_stamp(before: int, stamps: Sequence[int | None], step: int) -> int:
-    """Return the time stamp of the first of `stamps`: of frames in the order shown, near damaged data.
+    """Return the likely time stamp of the first of `stamps`, of frames in display order near damaged data.
 
-    `before` is the stamp of the frame before them, `step` ticks from one frame to the next. Damage moves
-    stamps, and takes some away. Those in the longest ascending row are taken to be right, and a frame of
-    another one to follow a step behind the frame before it. If the row has less than half of the stamps, it
-    is the clock that has jumped.
+    `before` is the stamp of the frame before them, `step` the ticks from one frame to the next. Damage
+    changes stamps, and removes some. Those in the longest ascending row are assumed to be right, and any
+    other frame to follow one step after the frame before it. If the row has less than half of the stamps, the
+    clock has jumped.
     """
     row = _longest_ascending(before, stamps)
     known = sum(stamp is not None for stamp in stamps)

@@ -1,4 +1,4 @@
-"""Which frames evidence of lost data is likely to concern. Pure."""
+"""The frames that evidence of lost data is likely to concern. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from app.video.protocol.evidence import MAX_REORDER, Evidence
 
 _KEPT = 100  # entries in a report
-_REMEMBERED = 16 * MAX_REORDER  # places behind those numbered last; a gap that shows later is near them
+_REMEMBERED = 16 * MAX_REORDER  # places before those numbered last: later gaps may be near them
 
 
 @dataclass(frozen=True, slots=True)
 class DamagedPlace:
-    """Evidence as it is reported. None where it is not known."""
+    """Evidence as it is reported. Unknown fields are None."""
 
     position: int | None  # bytes into the file
     seconds: float | None  # the container's time stamp of the last frame before it
@@ -32,26 +32,26 @@ class EvidenceList:
     """Evidence in the order of its places, and which frames it concerns."""
 
     def __init__(self) -> None:
-        self._recent: list[Evidence] = []  # of places near or beyond the frames that were numbered last
-        self._unlocated = 0  # index of the first of them whose frames are not known yet
+        self._recent: list[Evidence] = []  # at places near or after the frames numbered last
+        self._unlocated = 0  # index of the first one whose frames are not known yet
         self._located: list[tuple[int, DamagedPlace]] = []  # (place, what is reported), the first few
         self.total = 0
         self.last_place = -1
 
     def add(self, evidence: Evidence) -> None:
-        """Take the next evidence. What is not later than the last is known already: a pass was repeated."""
+        """Add evidence, unless it is known from an earlier pass: it is known if it is not after the last."""
         if evidence.place > self.last_place:
             self.last_place = evidence.place
             self._recent.append(evidence)
             self.total += 1
 
     def is_near(self, first_place: int, last_place: int) -> bool:
-        """Whether a packet that was lost near those places has left evidence: decoders reorder frames."""
+        """Whether there is evidence of lost data near those places: decoders reorder frames."""
         at = self._index_of(first_place - MAX_REORDER)
         return at < len(self._recent) and self._recent[at].place <= last_place + MAX_REORDER + 1
 
     def locate(self, end: int | None, frames: NumberedFrames) -> None:
-        """Find the frames that evidence before place `end` concerns, among those numbered last. None: all."""
+        """Find the frames concerned by evidence before place `end`, among those numbered last. None: all."""
         upto = len(self._recent) if end is None else self._index_of(end)
         for evidence in self._recent[self._unlocated : upto]:
             if len(self._located) < _KEPT:
@@ -63,7 +63,7 @@ class EvidenceList:
             self._unlocated -= passed
 
     def forget_from(self, place: int) -> None:
-        """Drop evidence at `place` or later: another pass begins there."""
+        """Drop evidence at `place` or later, because another pass begins there."""
         self.total -= len(self._recent) - self._index_of(place)
         del self._recent[self._index_of(place) :]
         self._unlocated = min(self._unlocated, len(self._recent))
@@ -84,7 +84,7 @@ class EvidenceList:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberedFrames:
-    """Frames of which ids and places are known."""
+    """Frames whose ids and places are known."""
 
     frame_ids: npt.NDArray[np.int64]  # (n,) ascending
     places: npt.NDArray[np.int64]  # (n,)
@@ -94,7 +94,7 @@ class NumberedFrames:
     def followed_by(
         self, frame_ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64], pts: npt.NDArray[np.int64]
     ) -> NumberedFrames:
-        """Return those frames, with the last of these before them: evidence may lie between."""
+        """Return those frames, after the last of these: evidence may be between them."""
         last = slice(-6 * MAX_REORDER, None)
         return NumberedFrames(
             np.concatenate((self.frame_ids[last], frame_ids)),
@@ -104,7 +104,7 @@ class NumberedFrames:
         )
 
     def around(self, evidence: Evidence) -> DamagedPlace:
-        """Return what is to be reported: the frames next to the evidence, in the container's order."""
+        """Return the report on evidence: the frames next to it in the container's order."""
         order = np.argsort(self.places, kind="stable")
         at = int(np.searchsorted(self.places[order], evidence.place))
         neighbours = self.frame_ids[order[max(0, at - 1) : at + 1]]

@@ -1,25 +1,24 @@
-"""One segment's frames: from a child that may die to batches that do not show it.
+"""Decode the frames of one segment in batches, even if decoder children die.
 
-When a child dies, the segment goes on with a new one, of one thread, from the first batch that was not
-delivered. A packet at which two children died is left out. After a few of those, decoding goes on at the
-next entry of the segment; what lies between is reported. Every step leaves less to decode, so it ends.
+When a child dies, a new one with a single thread continues from the first batch that was not delivered. A
+packet at which two children died is left out. After a few such packets, decoding continues at the segment's
+next entry, and the frames between are reported. Every step leaves less to decode, so it ends.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from app.video.deaths import Deaths
 from app.video.faults import error_of, memory_reason
-from app.video.process import ChildDied, ChildProcess
+from app.video.process import ChildDied, ChildProcess, ChildSource
 from app.video.protocol.messages import (
     BatchMessage,
     Command,
@@ -31,13 +30,12 @@ from app.video.protocol.messages import (
     Message,
     unpack_statuses,
 )
-from app.video.protocol.packets import Entry
 from app.video.segments import FrameRange, Segment
 from app.video.source import Cancelled, DecodeOutcome, FrameBatch
 
-_MAX_DEATHS = 12  # of children, a segment
+_MAX_DEATHS = 12  # of children per segment
 _MAX_SKIPPED = 3  # packets left out, from one entry
-_SECONDS_A_PACKET = 4.0  # that a decoder may take on average, a very large picture on a busy machine
+_SECONDS_A_PACKET = 4.0  # that a decoder may take on average: a very large picture on a busy machine
 _PACKETS_READ_A_SECOND = 500
 
 REASONS = {
@@ -49,28 +47,6 @@ REASONS = {
     FrameStatus.SKIPPED: "the data crashed or stalled the decoder",
 }
 _HAS_PICTURE = (FrameStatus.DECODED, FrameStatus.CORRUPT)
-
-
-class ChildSource(Protocol):
-    """Where a session gets its children, ready to be told what to do."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """The address space that a child may take."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """FFmpeg's of a child that is asked for without saying how many."""
-        ...
-
-    @property
-    def large_turn(self) -> threading.Semaphore:
-        """Held by who indexes a video whose index takes much memory."""
-        ...
-
-    def acquire(self, *, threads: int | None, cancelled: Cancelled) -> ChildProcess: ...
-    def give_back(self, child: ChildProcess) -> None: ...
 
 
 class DecodeSession:
@@ -89,7 +65,7 @@ class DecodeSession:
         slot_count: int,
         cancelled: Cancelled,
     ) -> None:
-        self.batch_size = batch_size  # frames a batch: what was asked for, or what fits in the ring
+        self.batch_size = batch_size  # frames per batch: as requested, or as many as fit in the ring
         self.slot_count = slot_count
         self._source = source
         self._segment = segment
@@ -101,16 +77,14 @@ class DecodeSession:
         self._statuses = np.zeros(segment.frame_count, dtype=np.uint8)
         self._next_rank = 0  # the first frame that is neither delivered nor given up
         self._deaths = Deaths()
-        self._has_starved = False  # a child ended for want of memory
+        self._has_starved = False  # a child ran out of memory
         self._outcome: DecodeOutcome | None = None
         self._batches = self._decode_segment()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[FrameBatch]:
@@ -118,13 +92,13 @@ class DecodeSession:
 
     @property
     def outcome(self) -> DecodeOutcome:
-        """What became of the segment's frames. ValueError before the iteration is through."""
+        """What happened to the segment's frames. ValueError before the end of the iteration."""
         if self._outcome is None:
             raise ValueError("the segment is not decoded yet")
         return self._outcome
 
     def close(self) -> None:
-        """End the session; its child serves another one, if it is done and all batches are released."""
+        """End the session. If it is done and all batches are released, its child can serve another one."""
         self._batches.close()
         child, self._child = self._child, None
         if child is None:
@@ -135,75 +109,58 @@ class DecodeSession:
             child.close()
 
     def _decode_segment(self) -> Generator[FrameBatch, None, None]:
-        request = self._request_from(0, skipped=self._segment.skipped)
+        segment = self._segment
+        request = self._request_from(0, skipped=segment.skipped)
         while request is not None:
-            asked = request
             try:
-                yield from self._attempt(asked)
-                request = self._after_success(asked)
+                yield from self._attempt(request)
             except (ChildDied, DecoderProtocolError):
-                request = self._after_death(asked)
+                request = self._after_death(request)
+            else:
+                end = request.entry.ordinal + request.packet_count
+                is_last = end >= segment.entry.ordinal + segment.packet_count
+                request = None if is_last else self._pass_over(end)
         self._outcome = self._settle()
 
     # -- one request to one child
 
     def _attempt(self, request: DecodeRequest) -> Iterator[FrameBatch]:
-        child = self._child_for(request)
+        if self._child is None:
+            # Frames that are counted must be counted as they were when the video was indexed.
+            threads = 1 if request.frames_before is not None else self._deaths.threads
+            self._child = self._source.acquire(threads, self._cancelled)
+            self._child.pin_pictures()
+        child = self._child
         child.send(Command.DECODE, request.pack())
-        deadline = _Deadline(request)
+        packets = request.packet_count
+        to_read = request.entry.ordinal + packets
+        # What the request may take, without the time in which the consumer works on a batch.
+        left_seconds = 120 + packets * _SECONDS_A_PACKET + to_read / _PACKETS_READ_A_SECOND
         while True:
             if len(self._held) >= self.slot_count:
                 raise RuntimeError("every batch is still held: release one before asking for the next")
             started = time.monotonic()
-            kind, payload = child.receive(self._cancelled, deadline=started + deadline.left_seconds)
-            deadline.left_seconds -= time.monotonic() - started
+            kind, payload = child.receive(self._cancelled, deadline=started + left_seconds)
+            left_seconds -= time.monotonic() - started
             if kind is Message.BATCH:
                 yield self._batch(child, request, BatchMessage.unpack(payload))
             elif kind is Message.SEGMENT_END:
                 self._take_statuses(request, unpack_statuses(payload, len(request.pts)))
                 return
             elif kind is Message.FAULT:
-                self._refuse(Fault.unpack(payload))
+                fault = Fault.unpack(payload)
+                if fault.code is FaultCode.ENTRY_NOT_FOUND:
+                    raise ChildDied("does not find the entry")
+                if fault.code is FaultCode.OUT_OF_MEMORY:
+                    self._has_starved = True
+                    raise ChildDied("needs more memory than it may take")
+                raise error_of(fault, memory_bytes=self._source.memory_bytes)
             else:
                 raise DecoderProtocolError("an answer to another question")
 
-    def _child_for(self, request: DecodeRequest) -> ChildProcess:
-        if self._child is None:
-            # Frames that are counted must be counted as they were when the video was indexed.
-            threads = 1 if request.frames_before is not None else self._deaths.threads
-            self._child = self._source.acquire(threads=threads, cancelled=self._cancelled)
-            self._child.pin_pictures()
-        return self._child
-
-    def _refuse(self, fault: Fault) -> None:
-        if fault.code is FaultCode.ENTRY_NOT_FOUND:
-            raise ChildDied("does not find the place to begin")
-        if fault.code is FaultCode.OUT_OF_MEMORY:
-            self._has_starved = True
-            raise ChildDied("needs more memory than it may take")
-        raise error_of(fault, memory_bytes=self._source.memory_bytes)
-
     def _batch(self, child: ChildProcess, request: DecodeRequest, message: BatchMessage) -> FrameBatch:
-        self._check_batch(request, message)
-        ranks = np.array(message.ranks)
-        size = request.batch_size * request.frame_bytes
-        slot = child.pictures[message.slot * size : (message.slot + 1) * size]
-        shape = (request.batch_size, request.height, request.width, 3)
-        frames = slot.reshape(shape)[: len(ranks)]
-        self._held.add(message.slot)
-        self._statuses[ranks] = FrameStatus.DECODED
-        self._next_rank = int(ranks[-1]) + 1
-        return FrameBatch(
-            frame_ids=self._frame_ids[ranks],
-            pts=self._segment.pts[ranks],
-            frames=frames,
-            source_size=(message.source_width, message.source_height),
-            on_release=lambda: self._release(child, message.slot),
-        )
-
-    def _check_batch(self, request: DecodeRequest, message: BatchMessage) -> None:
         ranks = np.array(message.ranks, dtype=np.int64)
-        is_fair = (
+        is_as_requested = (
             0 <= message.slot < self.slot_count
             and message.slot not in self._held
             and len(ranks) <= request.batch_size
@@ -212,18 +169,29 @@ class DecodeSession:
             and bool((np.diff(ranks) > 0).all())
             and bool(request.wanted[ranks].all())
         )
-        if not is_fair:
-            raise DecoderProtocolError("a batch that was not asked for")
+        if not is_as_requested:
+            raise DecoderProtocolError("a batch that was not requested")
         if request.frames_before is None and not np.array_equal(request.pts[ranks], message.pts):
-            raise DecoderProtocolError("frames of another time")
+            raise DecoderProtocolError("frames with other time stamps")
+        size = request.batch_size * request.frame_bytes
+        slot = child.pictures[message.slot * size : (message.slot + 1) * size]
+        shape = (request.batch_size, request.height, request.width, 3)
+        self._held.add(message.slot)
+        self._statuses[ranks] = FrameStatus.DECODED
+        self._next_rank = int(ranks[-1]) + 1
+        return FrameBatch(
+            frame_ids=self._frame_ids[ranks],
+            pts=self._segment.pts[ranks],
+            frames=slot.reshape(shape)[: len(ranks)],
+            source_size=(message.source_width, message.source_height),
+            on_release=lambda: self._release(child, message.slot),
+        )
 
     def _release(self, child: ChildProcess, slot: int) -> None:
         self._held.discard(slot)
         if child is self._child:
-            try:
+            with suppress(ChildDied):  # the session notices when it asks for the next batch
                 child.send(Command.RELEASE, slot.to_bytes(4, "little"))
-            except ChildDied:
-                return  # the session notices when it asks for the next batch
 
     def _take_statuses(self, request: DecodeRequest, statuses: npt.NDArray[np.uint8]) -> None:
         delivered = np.isin(self._statuses, _HAS_PICTURE)
@@ -233,23 +201,24 @@ class DecodeSession:
         open_frames = request.wanted & (~delivered | (statuses == FrameStatus.CORRUPT))
         self._statuses[open_frames] = statuses[open_frames]
 
-    # -- what to ask for
+    # -- the next request
 
     def _request_from(
         self, first_rank: int, *, skipped: tuple[int, ...], at_least: int = -1, packets_end: int | None = None
     ) -> DecodeRequest | None:
-        """Ask for the wanted frames from `first_rank` on; None if there are none.
+        """Return the request for the wanted frames from `first_rank` on; None if there are none.
 
-        Decoding enters at packet `at_least` or later, and ends before packet `packets_end`.
+        Decoding starts at packet `at_least` or later, and ends before packet `packets_end`.
         """
         segment = self._segment
         wanted = segment.wanted.copy()
         wanted[:first_rank] = False
-        if not wanted.any():
+        entries = [(segment.entry, 0), *segment.later_entries]
+        usable = [(entry, first) for entry, first in entries if entry.ordinal >= at_least]
+        if not wanted.any() or not usable:
             return None
-        entry = self._entry_for(int(np.argmax(wanted)), at_least)
-        if entry is None:
-            return None
+        rank = int(np.argmax(wanted))
+        entry = [entry for entry, first in usable if first <= rank or entry is usable[0][0]][-1]
         end = segment.entry.ordinal + segment.packet_count
         end = end if packets_end is None else min(end, packets_end)
         width, height = self._frame_size
@@ -266,46 +235,28 @@ class DecodeSession:
             skipped=skipped,
         )
 
-    def _entry_for(self, rank: int, at_least: int) -> Entry | None:
-        entries = [(self._segment.entry, 0), *self._segment.later_entries]
-        usable = [(entry, first) for entry, first in entries if entry.ordinal >= at_least]
-        if not usable:
-            return None
-        return [entry for entry, first in usable if first <= rank or entry is usable[0][0]][-1]
-
-    def _after_success(self, request: DecodeRequest) -> DecodeRequest | None:
-        end = request.entry.ordinal + request.packet_count
-        if end >= self._segment.entry.ordinal + self._segment.packet_count:
-            return None
-        return self._pass_over(end)
-
     def _after_death(self, request: DecodeRequest) -> DecodeRequest | None:
         child, self._child = self._child, None
-        if child is None:  # none could be had
+        if child is None:  # none could be started
             self._deaths.wait_after_failed_start(self._cancelled)
             return request
-        poison = self._deaths.bury(child, request.entry.ordinal)
+        first = request.entry.ordinal
+        poison = self._deaths.bury(child, first)
         self._held.clear()
         if self._deaths.total > _MAX_DEATHS:
             return None
-        if poison is None:
-            return self._request_from(
-                self._next_rank, skipped=request.skipped, at_least=request.entry.ordinal
-            )
-        return self._without(request, poison)
-
-    def _without(self, request: DecodeRequest, poison: int) -> DecodeRequest | None:
-        if poison < request.entry.ordinal or self._segment.frames_before is not None:
-            return self._pass_over(request.entry.ordinal + 1)
-        if len(request.skipped) < _MAX_SKIPPED:
-            skipped = (*request.skipped, poison)
-            return self._request_from(self._next_rank, skipped=skipped, at_least=request.entry.ordinal)
-        return self._request_from(
-            self._next_rank, skipped=request.skipped, at_least=request.entry.ordinal, packets_end=poison
-        )
+        skipped, packets_end = request.skipped, None
+        if poison is not None:
+            if poison < first or self._segment.frames_before is not None:
+                return self._pass_over(first + 1)
+            if len(skipped) < _MAX_SKIPPED:
+                skipped = (*skipped, poison)
+            else:
+                packets_end = poison
+        return self._request_from(self._next_rank, skipped=skipped, at_least=first, packets_end=packets_end)
 
     def _pass_over(self, at_least: int) -> DecodeRequest | None:
-        """Give up what is undelivered before the next entry at or after packet `at_least`."""
+        """Give up the undelivered frames before the next entry at or after packet `at_least`."""
         for entry, first_rank in self._segment.later_entries:
             if entry.ordinal >= at_least:
                 self._give_up(first_rank)
@@ -330,7 +281,8 @@ class DecodeSession:
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
         corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
-        doubtful = segment.wanted & has_picture & ~corrupt & _follow(segment, missing | corrupt)
+        after_damage = _are_after_damage(segment, missing | corrupt)
+        doubtful = segment.wanted & has_picture & ~corrupt & after_damage
         return DecodeOutcome(
             frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
@@ -340,10 +292,10 @@ class DecodeSession:
         )
 
 
-def _follow(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return which frames are decoded after a damaged or lost one and before a clean keyframe, (n,) bool.
+def _are_after_damage(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which frames are decoded after a damaged or lost frame and before a clean keyframe, (n,) bool.
 
-    Their pictures are built on what the decoder put in its place.
+    Their pictures are built on what the decoder put in place of that frame.
     """
     found = np.zeros(len(damaged), dtype=np.bool_)
     order, clean = segment.packet_offsets, segment.clean_offsets
@@ -355,15 +307,6 @@ def _follow(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.
         found |= (order > start) & (order < end)
         found[: np.argmax(order == end)] |= order[: np.argmax(order == end)] > end  # its leading pictures
     return found
-
-
-class _Deadline:
-    """The time that a request may take, waits for the consumer aside."""
-
-    def __init__(self, request: DecodeRequest) -> None:
-        packets = request.packet_count
-        to_read = request.entry.ordinal + packets
-        self.left_seconds = 120 + packets * _SECONDS_A_PACKET + to_read / _PACKETS_READ_A_SECOND
 
 
 def _ranges(

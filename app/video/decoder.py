@@ -1,4 +1,4 @@
-"""Videos to segments, and segments to frames, by decoder children that cannot hurt.
+"""Videos to segments, and segments to frames, by sandboxed decoder children.
 
     with DecoderPool(limits=VideoLimits(), …) as pool:
         with pool.index(video, segment_frames=300, sampling=Sampling(), cancelled=stop.is_set) as index:
@@ -8,8 +8,8 @@
                 use(batch.frame_ids, batch.frames)
                 batch.release()
 
-A child that crashes or hangs is started anew; what it had delivered stays delivered, and the caller does
-not notice. What kills a decoder every time is left out, and reported.
+A child that crashes or hangs is replaced; what it delivered stays delivered, and the caller does not notice.
+Data that kills every decoder is left out, and reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from app.errors import InternalError
@@ -29,7 +28,7 @@ from app.video.decode_session import DecodeSession
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
 from app.video.launch import PRELOADED, run_child
-from app.video.process import ChildDied, ChildProcess, ChildSettings, FileKey, Pin, key_of
+from app.video.process import ChildDied, ChildProcess, ChildSettings, ChildSource, Pin, key_of
 from app.video.protocol import ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Ready
@@ -40,14 +39,17 @@ from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
 from app.video.source import Cancelled
 
+_MAX_SLOTS = 16
+_REVISION = 2  # grows when frames, their order or their pixels change
+
 
 class DecoderPool:
-    """The FrameSource whose children decode: their server process, and those of them that wait for work.
+    """The FrameSource that decodes in child processes: the fork server, and the children that wait for work.
 
-    `threads` are FFmpeg's a child; `memory_bytes` its address space, its ring of `ring_bytes` apart. A child
-    that shows nothing for `stall_seconds` is ended. At most `idle_children` that have decoded wait for
-    further segments of their video, and `ready_children` for a video. `pin` is given the ring of each child
-    that decodes. All methods may be called from several threads.
+    Each child has `threads` of FFmpeg, `memory_bytes` of address space, and a ring of `ring_bytes` besides. A
+    child that makes no progress for `stall_seconds` is ended. At most `idle_children` that have decoded wait
+    for further segments of their video, and `ready_children` for a video. `pin` is called with the ring of
+    each child that decodes. All methods may be called from several threads.
     """
 
     def __init__(
@@ -71,27 +73,25 @@ class DecoderPool:
             limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, pin, child_main
         )
         self._context: ForkServerContext | None = None
-        self._start_lock = threading.Lock()  # multiprocessing's bookkeeping of children is no thread's own
+        self._start_lock = threading.Lock()  # multiprocessing's list of children is shared between threads
         self._idle_children = idle_children
         self._idle: list[ChildProcess] = []
         self._idle_lock = threading.Lock()
         self._ready = ReadyChildren(ready_children, self._new_child)
-        self._trial: Ready | None = None  # what the first child said of itself
-        self.large_turn = threading.BoundedSemaphore()
+        self._trial: Ready | None = None  # what the first child reported about itself
+        self._large_turn = threading.BoundedSemaphore()
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:
-        """Start the server process, and prove with one child that the lock-down can be had.
+        """Start the server process, and prove with one child that the sandbox works.
 
-        Raises InternalError if a required one cannot.
+        Raises InternalError if it is required and does not.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
@@ -105,7 +105,7 @@ class DecoderPool:
         self._ready.start()
 
     def close(self) -> None:
-        """End the waiting children. Sessions that are still open end their own."""
+        """End the waiting children. Open sessions end their own."""
         self._ready.close()
         with self._idle_lock:
             idle, self._idle = self._idle, []
@@ -114,17 +114,17 @@ class DecoderPool:
 
     @property
     def sandbox(self) -> SandboxStatus | None:
-        """What locks the children down. None before `start`."""
+        """Which parts of the sandbox are in force in the children. None before `start`."""
         return None if self._trial is None else SandboxStatus(**asdict(self._trial.lock_down))
 
     @property
     def memory_bytes(self) -> int:
-        """The address space that a child may take, its ring apart."""
+        """The address space that a child may take, without its ring."""
         return self._settings.memory_bytes
 
     @property
     def identity(self) -> str:
-        """All of the decoder that may decide a picture or how frames are batched; changes when that may."""
+        """Names all about the decoder that may change a picture or how frames are batched."""
         if self._trial is None:
             raise RuntimeError("the pool is not started")
         return f"{_REVISION} {self._trial.ffmpeg_versions} threads={self.threads} ring={self._ring_bytes}"
@@ -132,13 +132,9 @@ class DecoderPool:
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
     ) -> IndexSession:
-        """Open `video` and return the session that yields its segments.
-
-        Raises UnsupportedVideo, NoVideoStream, EncryptedVideo, NothingDecodable, VideoOverLimit,
-        UnusableVideo, DecodingCancelled; also while it is iterated over.
-        """
+        """Open `video` and return the session that yields its segments, as FrameSource.index says."""
         return IndexSession(
-            _Source(self, video),
+            self._source_of(video),
             limits=self._limits,
             segment_frames=segment_frames,
             sampling=sampling or Sampling(),
@@ -154,15 +150,14 @@ class DecoderPool:
         batch_size: int,
         cancelled: Cancelled,
     ) -> DecodeSession:
-        """Return the session that yields the wanted frames of `segment`, (width, height) = `frame_size`.
+        """Return the session that yields the wanted frames of `segment`, as FrameSource.decode says.
 
-        Batches hold `batch_size` frames, or as many as let two batches into the ring. Raises VideoOverLimit
-        if not even two frames fit; while it is iterated over, DecodingCancelled and InternalError.
+        Batches hold `batch_size` frames, or as many as let two batches fit in the ring.
         """
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
         return DecodeSession(
-            _Source(self, video),
+            self._source_of(video),
             segment,
             frame_size=frame_size,
             batch_size=fitting,
@@ -180,31 +175,32 @@ class DecoderPool:
 
     # -- children, for the sessions
 
+    def _source_of(self, video: Path) -> ChildSource:
+        def acquire(threads: int | None, cancelled: Cancelled) -> ChildProcess:
+            return self.acquire(video, threads=threads, cancelled=cancelled)
+
+        return ChildSource(acquire, self.give_back, self.memory_bytes, self.threads, self._large_turn)
+
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
-        """Return a child of `video`: one that waits for more of it or for any, or a new one.
+        """Return a child of `video`: one that waits for more of it or for any video, or a new one.
 
         Raises ChildDied, DecodingCancelled.
         """
-        threads = threads or self.threads
-        if (idle := self._take_idle(key_of(video.stat()), threads)) is not None:
-            return idle
+        threads, key = threads or self.threads, key_of(video.stat())
+        with self._idle_lock:
+            for place, child in reversed(list(enumerate(self._idle))):
+                if child.file_key == key and child.threads == threads:
+                    return self._idle.pop(place)
         while (ready := self._ready.take()) is not None:
             with suppress(ChildDied):  # it was killed just now
                 return _with_video(ready, video, threads)
         return _with_video(self._new_child(cancelled), video, threads)
 
-    def _take_idle(self, key: FileKey, threads: int) -> ChildProcess | None:
-        with self._idle_lock:
-            for place, child in reversed(list(enumerate(self._idle))):
-                if child.file_key == key and child.threads == threads:
-                    del self._idle[place]
-                    return child
-        return None
-
     def give_back(self, child: ChildProcess) -> None:
-        """Let the child wait for further segments. Of many that have decoded, those longest idle go.
+        """Let the child wait for further segments of its video.
 
-        Of those that have only indexed there is one a job, until it decodes or the video is forgotten.
+        If too many children that have decoded wait, those that are idle longest end. Each job has at most
+        one child that has only indexed, until that decodes or the video is forgotten.
         """
         surplus = [child]
         if not child.has_unread and self._context is not None and self._idle_children:
@@ -216,9 +212,9 @@ class DecoderPool:
             old.close()
 
     def forget(self, video: Path) -> None:
-        """End the children that wait for more of `video`: they hold it open, and with it its disk space.
+        """End the children that wait for more of `video`: they keep it open, and so its disk space in use.
 
-        It may be gone already.
+        The file may be gone already.
         """
         with self._idle_lock:
             forgotten = [child for child in self._idle if child.video == video]
@@ -241,31 +237,10 @@ class DecoderPool:
 
 
 def _with_video(child: ChildProcess, video: Path, threads: int) -> ChildProcess:
-    """Return `child`, which has been given `video`. Raises ChildDied, or OSError if there is no video."""
+    """Give `child` its video, and return it. Raises ChildDied, or OSError if there is no video."""
     try:
         child.give_video(video, threads=threads)
     except BaseException:
         child.close()
         raise
     return child
-
-
-_MAX_SLOTS = 16
-_REVISION = 2  # grows when frames, their order or their pixels change
-
-
-class _Source:
-    """The pool's children of one video."""
-
-    def __init__(self, pool: DecoderPool, video: Path) -> None:
-        self._pool = pool
-        self._video = video
-        self.memory_bytes = pool.memory_bytes
-        self.threads = pool.threads
-        self.large_turn = pool.large_turn
-
-    def acquire(self, *, threads: int | None, cancelled: Callable[[], bool]) -> ChildProcess:
-        return self._pool.acquire(self._video, threads=threads, cancelled=cancelled)
-
-    def give_back(self, child: ChildProcess) -> None:
-        self._pool.give_back(child)

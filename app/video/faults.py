@@ -1,4 +1,4 @@
-"""What a child reports as a reason to refuse a video, as the error that the caller is told."""
+"""Turn a child's reason to refuse a video into the error for the caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.errors import (
 )
 from app.video.protocol.messages import Fault, FaultCode
 
-# What the list of containers is called in the error that refuses others.
+# The list of containers in the error that refuses others.
 _CONTAINERS = (
     "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, raw H.264, HEVC or AV1, "
     "animated GIF and PNG, and others that docs/frames.md lists"
@@ -26,10 +26,7 @@ _PLAIN_FAULTS: dict[FaultCode, tuple[type[FrameboxError], str]] = {
 
 
 def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
-    """Return the error for the caller; no names or paths of ours are in it.
-
-    `memory_bytes` is what the child might take.
-    """
+    """Return the error for the caller. `memory_bytes` is the limit of the child's address space."""
     match fault.code:
         case FaultCode.UNSUPPORTED_CODEC:
             return UnsupportedCodec(
@@ -53,7 +50,7 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
 
 
 def slow_opening(limit_seconds: int, seconds: int) -> VideoOverLimit:
-    """Return the error for a container that takes so much processor time to open."""
+    """Return the error for a container that takes too much processor time to open."""
     return VideoOverLimit(
         f"Opening the video takes more than {limit_seconds} seconds of processor time, as very many tags do.",
         {"limit": "max_opening_seconds", "limit_value": limit_seconds, "value": seconds},
@@ -61,12 +58,12 @@ def slow_opening(limit_seconds: int, seconds: int) -> VideoOverLimit:
 
 
 def memory_reason(memory_bytes: int) -> str:
-    """Why a frame could not be decoded for want of memory, for the report."""
+    """Return, for the report, why a frame could not be decoded without more memory."""
     return f"the decoder needs more memory than FRAMEBOX_DECODER_MEMORY_BYTES={memory_bytes}"
 
 
 def over_limit(name: str, limit: int, value: int) -> VideoOverLimit:
-    """Return the error for a limit, named as its setting, and the value that passed it."""
+    """Return the error for a value over a limit. `name` is the limit's setting."""
     return VideoOverLimit(
         f"The video's {name.removeprefix('max_').replace('_', ' ')}, {value}, is over the limit of {limit}.",
         {"limit": name, "limit_value": limit, "value": value},

@@ -1,4 +1,4 @@
-"""Counting frames by decoding them, past packets that kill decoders."""
+"""Count frames by decoding them, and leave out packets that kill decoders."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
-from app.video.decode_session import ChildSource
 from app.video.faults import error_of
-from app.video.process import ChildDied, ChildProcess
+from app.video.process import ChildDied, ChildProcess, ChildSource
 from app.video.protocol.messages import (
     Command,
     CountRequest,
@@ -27,19 +26,19 @@ _MAX_DEATHS = 12
 
 
 class FrameCount:
-    """One count, from an entry to the video's end. A child that dies is followed by one that goes on."""
+    """One count, from an entry to the video's end. If a child dies, another one goes on."""
 
     def __init__(
         self, source: ChildSource, entry: Entry, evidence: EvidenceList, cancelled: Cancelled
     ) -> None:
         self._source = source
         self._entry = entry
-        self._evidence = evidence  # gets what is seen, with the place of the frame that comes next
+        self._evidence = evidence  # added to, with the place of the frame that comes next
         self._cancelled = cancelled
         self.next_place: Callable[[], int] = lambda: entry.ordinal
         self._child: ChildProcess | None = None
         self._deaths = Deaths()
-        self._frames = 0  # given out
+        self._frames = 0  # yielded
         self.skipped: tuple[int, ...] = ()  # packets that kill decoders
         self.end = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)
 
@@ -52,14 +51,20 @@ class FrameCount:
         """Yield the time stamps of the frames as they come; `end` is set after the last."""
         while self._deaths.total <= _MAX_DEATHS:
             try:
-                yield from self._count()
+                yield from self._attempt()
             except (ChildDied, DecoderProtocolError):
-                self._bury()
+                child, self._child = self._child, None
+                if child is None:
+                    self._deaths.wait_after_failed_start(self._cancelled)
+                    continue
+                poison = self._deaths.bury(child, self._entry.ordinal)
+                if poison is not None and poison >= self._entry.ordinal:
+                    self.skipped = (*self.skipped, poison)
             else:
                 return
 
-    def _count(self) -> Iterator[list[int | None]]:
-        self._child = self._source.acquire(threads=1, cancelled=self._cancelled)
+    def _attempt(self) -> Iterator[list[int | None]]:
+        self._child = self._source.acquire(1, self._cancelled)
         self._child.send(Command.COUNT, CountRequest(self._entry, self.skipped).pack())
         known = self._frames
         while True:
@@ -74,17 +79,8 @@ class FrameCount:
                 continue
             if kind is not Message.FRAMES:
                 raise DecoderProtocolError("an answer to another question")
-            stamps = list(unpack_frames(payload))
+            stamps = unpack_frames(payload)
             fresh, known = stamps[known:], max(0, known - len(stamps))
             self._frames += len(fresh)
             if fresh:
                 yield fresh
-
-    def _bury(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            self._deaths.wait_after_failed_start(self._cancelled)
-            return
-        poison = self._deaths.bury(child, self._entry.ordinal)
-        if poison is not None and poison >= self._entry.ordinal:
-            self.skipped = (*self.skipped, poison)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from types import TracebackType
 from typing import Self
 
 from app.errors import UnusableVideo
 from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
-from app.video.decode_session import ChildSource
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
 from app.video.index_summary import IndexSummary
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
-from app.video.process import ChildDied, ChildProcess
+from app.video.process import ChildDied, ChildProcess, ChildSource
 from app.video.protocol.evidence import MAX_REORDER
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.kinds import Proof
@@ -39,9 +37,9 @@ from app.video.source import Cancelled, DecodingCancelled
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1
-# Beyond so many packets the first segments are decoded long before the index ends, by other children.
+# With more packets, other children decode the first segments long before the index ends.
 _MOST_PACKETS_TO_DECODE_AFTER = 10_000
-# Containers whose frames have time stamps of their own. In others they follow from the frames' numbers.
+# Containers that store the time stamps of frames. In others they follow from the frames' numbers.
 _STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
 _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
 
@@ -49,7 +47,7 @@ _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame ra
 class IndexSession:
     """An iterator over a video's segments; closed by `with`. Not shared between threads.
 
-    `facts` are known once it is made; making it raises the errors of a video that cannot be used.
+    The constructor gets `facts`, and raises the errors of a video that cannot be used.
     """
 
     def __init__(
@@ -66,23 +64,25 @@ class IndexSession:
         self._cancelled = cancelled
         self._segment_frames = segment_frames
         self._child: ChildProcess | None = None
-        self._packets = 0  # records taken
-        self._child_packets = 0  # of these, given by the present child
+        self._packets = 0  # records received
+        self._child_packets = 0  # of these, from the current child
         self._deaths = Deaths()
         self._end: IndexEnd | None = None
-        self._is_counted = False  # frames were counted, for their time stamps do not tell them apart
+        self._is_counted = False  # frames were counted, because their time stamps do not tell them apart
         self._notes: list[str] = []
         self._summary: IndexSummary | None = None
         self._evidence = EvidenceList()
-        self._has_turn = False  # of large indexes, of which there is one at a time
-        found = self._begin()
+        self._has_turn = False  # to make a large index: one is made at a time
+        found = self._open_video()
         self.facts: VideoFacts = found.facts
         self._enumerates_frames = found.enumerates_frames
+        rate, time_base = self.facts.frame_rate, self.facts.time_base
+        self._ticks_a_frame = None if rate is None else 1 / (rate * time_base)
         self._numbering = SegmentNumbering(
             sampling,
-            found.facts.time_base,
+            time_base,
             evidence=self._evidence,
-            nominal_step=_ticks_a_frame(found.facts),
+            nominal_step=self._ticks_a_frame,
             max_frames=limits.max_frames,
         )
         self._planner = SegmentPlanner(
@@ -93,9 +93,7 @@ class IndexSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Segment]:
@@ -103,7 +101,7 @@ class IndexSession:
 
     @property
     def summary(self) -> IndexSummary:
-        """What the whole pass has shown. ValueError before the iteration is through."""
+        """What the whole pass has found. ValueError before the end of the iteration."""
         if self._summary is None:
             raise ValueError("the video is not indexed yet")
         return self._summary
@@ -117,23 +115,27 @@ class IndexSession:
             self._has_turn = False
             self._source.large_turn.release()
 
-    def _begin(self) -> FoundVideo:
+    def _open_video(self) -> FoundVideo:
         try:
             while True:
                 try:
                     return self._start_child()
                 except (ChildDied, DecoderProtocolError) as error:
-                    self._bury(error)
+                    if not self._may_try_again():
+                        raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
         except BaseException:
             self.close()
             raise
 
     def _start_child(self) -> FoundVideo:
-        self._child = self._source.acquire(threads=1, cancelled=self._cancelled)
+        self._child = self._source.acquire(1, self._cancelled)
         self._child.send(Command.INDEX)
         kind, payload = self._child.receive(self._cancelled)
         if kind is Message.LARGE:
-            self._wait_for_turn()
+            while not self._has_turn:  # a session whose child died still has its turn
+                self._has_turn = self._source.large_turn.acquire(timeout=_POLL_SECONDS)
+                if self._cancelled():
+                    raise DecodingCancelled
             self._child.send(Command.OPEN)
             kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
@@ -145,20 +147,8 @@ class IndexSession:
             raise DecoderProtocolError("an index without facts")
         return unpack_facts(payload)
 
-    def _wait_for_turn(self) -> None:
-        """Return once no other large index is at work. A session whose child died has its turn still."""
-        while not self._has_turn:
-            self._has_turn = self._source.large_turn.acquire(timeout=_POLL_SECONDS)
-            if self._cancelled():
-                raise DecodingCancelled
-
-    def _bury(self, error: Exception) -> None:
-        """Raises UnusableVideo if the video has killed too many children."""
-        if not self._may_try_again():
-            raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
-
     def _may_try_again(self) -> bool:
-        """Close the child that died, or wait if there was none to be had."""
+        """Close the child that died, or wait if none could be started. False after too many deaths."""
         child, self._child = self._child, None
         if child is None:
             self._deaths.wait_after_failed_start(self._cancelled)
@@ -186,37 +176,32 @@ class IndexSession:
                 last_segments.append(segment)  # noqa: PERF402 - those before a fault count
         except UnusableTimestamps as error:
             unusable = error
-        else:
-            self._give_child_back()  # before they are known, so that it decodes them
-        for segment in last_segments:
-            yield self._within_limits(segment)
-        if unusable is not None:
-            raise unusable
-
-    def _give_child_back(self) -> None:
-        """Let the child decode what it has indexed, if it would be asked to."""
         child = self._child
         if (
-            child is not None
+            unusable is None
+            and child is not None
             and child.threads == self._source.threads
             and self._packets <= _MOST_PACKETS_TO_DECODE_AFTER
             and not self._has_turn
         ):
             self._child = None
-            self._source.give_back(child)
+            self._source.give_back(child)  # before the segments are known, so that it decodes them
+        for segment in last_segments:
+            yield self._within_limits(segment)
+        if unusable is not None:
+            raise unusable
 
     def _plan_by_count(self, entry: Entry, leading: tuple[int, ...]) -> Iterator[Segment]:
         self.close()
         self._evidence.forget_from(entry.ordinal)
         count = FrameCount(self._source, entry, self._evidence, self._cancelled)
+        ticks_a_frame = self._ticks_a_frame or _USUAL_FRAME_SECONDS / self.facts.time_base
         numberer = SerialNumbering(
             self._numbering,
             entry,
             segment_frames=self._segment_frames,
             leading=leading,
-            ticks_a_frame=max(
-                1, round(_ticks_a_frame(self.facts) or _USUAL_FRAME_SECONDS / self.facts.time_base)
-            ),
+            ticks_a_frame=max(1, round(ticks_a_frame)),
         )
         count.next_place = lambda: numberer.next_place
         try:
@@ -231,7 +216,7 @@ class IndexSession:
         self._is_counted = True
 
     def _next_packets(self) -> list[PacketRecord]:
-        """Return the next records, none at the end. A child that dies is followed by one that reads on."""
+        """Return the next records, none at the end. If a child dies, another one reads on."""
         while True:
             try:
                 return self._receive_packets()
@@ -242,7 +227,7 @@ class IndexSession:
                     return []
 
     def _receive_packets(self) -> list[PacketRecord]:
-        assert self._child is not None  # noqa: S101 - between `_begin` and `close`
+        assert self._child is not None  # noqa: S101 - between `_open_video` and `close`
         kind, payload = self._child.receive(self._cancelled)
         while kind is Message.EVIDENCE:
             self._take_evidence(payload)
@@ -263,7 +248,7 @@ class IndexSession:
         return fresh
 
     def _take_evidence(self, payload: bytes) -> None:
-        """Raises DecoderProtocolError for places that no packet can have: evidence would pile up for them."""
+        """Raise DecoderProtocolError for places that no packet can have: such evidence would pile up."""
         evidence = unpack_evidence(payload)
         if evidence.place > self._child_packets + MOST_UNSENT_PACKETS:
             raise DecoderProtocolError("evidence from beyond the packets")
@@ -287,16 +272,18 @@ class IndexSession:
 
     def _summarise(self) -> IndexSummary:
         numbering, end = self._numbering, self._end
-        assert end is not None  # noqa: S101 - the pass is through
+        assert end is not None  # noqa: S101 - after the pass
         numbering.finish()
-        self._note_what_was_found(end)
+        # Frames of which data is there, but neither a picture nor an id.
+        without_id = max(self._planner.hidden_by_damage, end.lost if self._is_counted else 0)
+        self._note_findings(end, without_id)
         is_unbroken = (
             self.facts.container in _STAMPS_EVERY_FRAME
             and not self._is_counted
             and numbering.clock.is_unbroken
             and not numbering.lost.total
         )
-        # Between frames of an unbroken clock none is missing; at either end some may be.
+        # No frame is missing between frames of an unbroken clock, but some may be at either end.
         safe = range(MAX_REORDER + 1, self._packets - MAX_REORDER) if is_unbroken else range(0)
         return IndexSummary(
             frames_indexed=numbering.frames,
@@ -306,7 +293,7 @@ class IndexSession:
             duration_seconds=numbering.duration_seconds,
             variable_frame_rate=numbering.clock.is_variable,
             truncated=end.truncated or end.gave_up,
-            frames_without_id=self._without_id(end),
+            frames_without_id=without_id,
             notes=tuple(self._notes),
             lost=numbering.lost,
             damage=self._evidence.report(safe),
@@ -316,16 +303,12 @@ class IndexSession:
             proof=Proof.TABLE if self._enumerates_frames else Proof.CLOCK if is_unbroken else Proof.NONE,
         )
 
-    def _without_id(self, end: IndexEnd) -> int:
-        """Frames of which data is there, and neither a picture nor an id."""
-        return max(self._planner.hidden_by_damage, end.lost if self._is_counted else 0)
-
-    def _note_what_was_found(self, end: IndexEnd) -> None:
+    def _note_findings(self, end: IndexEnd, without_id: int) -> None:
         if end.read_errors:
             self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
         if end.lost and not self._is_counted:
             self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
-        if without_id := self._without_id(end):
+        if without_id:
             self._notes.append(f"no picture came of the data of {without_id} frames, which have no ids")
         if end.claimed_seconds is not None:
             self._notes.append(
@@ -336,7 +319,3 @@ class IndexSession:
                 f"from frame {self._numbering.unsure_from} on, ids may differ from those in the intact video:"
                 " frames are missing, and the clock does not tell how many"
             )
-
-
-def _ticks_a_frame(facts: VideoFacts) -> Fraction | None:
-    return None if facts.frame_rate is None else 1 / (facts.frame_rate * facts.time_base)

@@ -1,4 +1,4 @@
-"""What is known of a video once its index is whole."""
+"""What is known about a video after its index is complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.video.segments import FrameRanges
 
 @dataclass(frozen=True, slots=True)
 class IndexSummary:
-    """What a finished pass over the packets has shown."""
+    """The result of a complete pass over the packets."""
 
     frames_indexed: int  # displayable frames that the container tells of
     frames_wanted: int  # of these, asked for by the sampling

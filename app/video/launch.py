@@ -1,12 +1,11 @@
-"""Where a child process begins: the one module on this side that names the child's code."""
+"""Where a child process begins: the only module outside `child/` that imports its code."""
 
 from __future__ import annotations
 
 from app.video.protocol.plan import ChildPlan
 
-# What the server process loads before it forks children: they start within milliseconds, and can import
-# nothing once they are locked down. With the first comes every module of av; the last two would otherwise be
-# looked for and loaded by every child.
+# What the fork server loads in advance: children start within milliseconds, and cannot import anything once
+# they are locked down. The first loads every module of av; without the last two, each child would load them.
 PRELOADED = [
     "app.video.child.main",
     "app.video.launch",
@@ -16,9 +15,9 @@ PRELOADED = [
 
 
 def run_child(plan: ChildPlan) -> None:
-    """Be a decoder child, to the process's end."""
-    # Imported here, and not above, because this runs in the child: a process that only starts children must
-    # load neither av nor a parser.
+    """Be a decoder child until the process ends."""
+    # Imported here because this runs in the child: a process that only starts children must load neither av
+    # nor a parser.
     from app.video.child.main import serve  # noqa: PLC0415
 
     serve(plan)

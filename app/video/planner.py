@@ -1,9 +1,9 @@
-"""Segment planning: packets in, segments out. Pure, and streaming: nothing is kept but the open segment.
+"""Segment planning: packets in, segments out. Pure and streaming: it keeps only the open segment.
 
-A *run* is a keyframe and the packets up to the next one. Frames are identified by their time stamps, so
-a run may begin a segment if its keyframe can be decoded without what came before, and if every earlier
-packet is shown before it. Pictures that follow the keyframe in the file but are shown before it (the
-leading pictures of an open GOP) belong to the segment before, which reads on to get them.
+A *run* is a keyframe and the packets up to the next one. Frames are identified by their time stamps, so a run
+may begin a segment if its keyframe decodes without earlier packets, and if every earlier packet is shown
+before it. Pictures that follow the keyframe in the file but are shown before it (the leading pictures of an
+open GOP) belong to the segment before, which reads on to get them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from app.video.segments import FrameRanges, Segment
 _LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must stay small
 _PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
 _LOST_FRAMES_A_BLOCK = 65536
+_MAX_LATER_ENTRIES = 16
 
 
 class UnusableTimestamps(Exception):
-    """From `entry` on, the packets do not tell how to cut; the segments given out before stand.
+    """The packets from `entry` on do not show where to cut; segments before it are valid.
 
-    Frames must then be counted as they come out of a decoder.
+    Frames must then be counted as a decoder returns them.
     """
 
     def __init__(self, entry: Entry, leading: tuple[int, ...], reason: str) -> None:
@@ -47,7 +48,7 @@ class _Run:
     pts: list[int] = field(default_factory=list)  # of the frames shown, in the container's order
     places: list[int] = field(default_factory=list)  # of the packets that hold them
     packet_count: int = 0
-    last_leading: int = 0  # packets from the key to the last one shown before it, itself included
+    last_leading: int = 0  # packets from the key to the last one shown before it, both included
     missing_pts: bool = False
 
     def add(self, packet: PacketRecord, *, is_shown: bool) -> None:
@@ -65,11 +66,11 @@ class _Run:
             self.last_leading = self.packet_count
 
     def leading(self) -> _Run:
-        """The run up to the last frame that is shown before its keyframe, with such frames only."""
+        """Return the run up to the last frame that is shown before its keyframe, with only such frames."""
         return self._part(lambda pts, key: pts < key, self.last_leading)
 
     def without_leading(self) -> _Run:
-        """The whole run, with the frames that are shown from its keyframe on."""
+        """Return the whole run, with only the frames that are shown from its keyframe on."""
         return self._part(lambda pts, key: pts >= key, self.packet_count)
 
     def _part(self, belongs: Callable[[int, int], bool], packet_count: int) -> _Run:
@@ -79,10 +80,10 @@ class _Run:
 
 
 class SegmentNumbering:
-    """Gives consecutive runs of frames their numbers, ids and sampling.
+    """Give consecutive runs of frames their numbers, ids and sampling.
 
-    Where frames are missing from a regular clock and there is evidence that data was lost, the missing ones
-    have ids too: later frames keep those that they have in the intact video.
+    If frames are missing from a regular clock and there is evidence of lost data, the missing frames get ids
+    too: later frames keep the ids that they have in the intact video.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class SegmentNumbering:
         self._sampling = sampling
         self._time_base = time_base
         self._max_frames = max_frames
-        self._previous: tuple[int, int] | None = None  # (pts, place) of the last frame, lost ones included
+        self._previous: tuple[int, int] | None = None  # (pts, place) of the last frame, even a lost one
         self._start_pts: int | None = None
         none = np.array([], dtype=np.int64)
         self._latest = NumberedFrames(none, none, none, time_base)
@@ -109,7 +110,7 @@ class SegmentNumbering:
         self.frames = 0
         self.frames_wanted = 0  # lost ones included
         self.lost = FrameRanges("the data is missing from the file")  # wanted frames that are in no segment
-        # The first frame whose id may be too low: frames were lost before it, and no clock tells how many.
+        # The first frame whose id may be too low: frames were lost before it, and no clock says how many.
         self.unsure_from: int | None = None
 
     def number(
@@ -151,19 +152,19 @@ class SegmentNumbering:
             None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
         self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
-        # Frames before the next segment's keyframe may come with packets behind it: a later call knows all.
+        # Packets after the next segment's keyframe may hold frames from before it: a later call knows all.
         self._evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
         self.segments += 1
         return segment
 
     def finish(self) -> None:
-        """Take note that no frame follows: what evidence is left lies behind the last one."""
+        """Locate the remaining evidence: no frame follows."""
         self._evidence.locate(None, self._latest)
 
     def _stretches(self, pts: PtsArray, places: PtsArray) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of the stretches of frames between which none is missing.
 
-        The ids of the missing ones have been given away when the next stretch is yielded.
+        When a stretch is yielded, the missing frames before it have their ids already.
         """
         first = 0
         for rank in self._odd_steps(pts):
@@ -180,12 +181,12 @@ class SegmentNumbering:
                 continue
             if rank > first:
                 yield first, rank
-            self._lose(missing, gap)
+            self._number_lost(missing, gap)
             first = rank
         yield first, len(pts)
 
     def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
-        """Yield the frames before which the step is odd; the clock has taken the regular steps then."""
+        """Yield the frames before which the step is odd, once the clock has taken the regular steps."""
         offset = 0 if self._previous is not None else 1
         before = [] if self._previous is None else [self._previous[0]]
         steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
@@ -199,8 +200,8 @@ class SegmentNumbering:
             yield at + offset
             at += 1
 
-    def _lose(self, count: int, gap: int) -> None:
-        """Give ids to lost frames, as many as fit into the gap, a block at a time."""
+    def _number_lost(self, count: int, gap: int) -> None:
+        """Give ids to lost frames, spread evenly over the gap, a block at a time."""
         assert self._previous is not None  # noqa: S101 - a gap is behind a frame
         before, place = self._previous
         for first in range(0, count, _LOST_FRAMES_A_BLOCK):
@@ -225,7 +226,7 @@ class SegmentNumbering:
         return wanted
 
     def is_damage_near(self, place: int) -> bool:
-        """Whether there is evidence of lost data near that place."""
+        """Whether there is evidence of lost data near `place`."""
         return self._evidence.is_near(place, place)
 
     @property
@@ -235,7 +236,7 @@ class SegmentNumbering:
 
     @property
     def duration_seconds(self) -> float | None:
-        """From the first frame's time stamp to the end of the last, taken to last as the smallest step."""
+        """From the first frame's time stamp to the end of the last, which is as long as the smallest step."""
         if self._start_pts is None or self._previous is None:
             return None
         ticks = self._previous[0] - self._start_pts + max(self.clock.smallest or 0, 0)
@@ -243,7 +244,7 @@ class SegmentNumbering:
 
 
 class _PresentationOrder:
-    """Checks that a decoder which holds back MAX_REORDER frames can show frames in the order of their pts."""
+    """Check that a decoder that holds back MAX_REORDER frames can show frames in the order of their pts."""
 
     def __init__(self) -> None:
         self._greatest: list[int] = []  # heap of the greatest pts so far, one more than may be held back
@@ -251,7 +252,7 @@ class _PresentationOrder:
         self._earlier_since = 0  # frames since the latest one, all of them shown before it
 
     def allows(self, pts: int) -> bool:
-        """Take the next frame in decoding order; False if it, or one before it, is shown out of turn."""
+        """Add the next frame in decoding order. False if it or an earlier one is shown out of order."""
         if pts > self._latest:
             self._latest, self._earlier_since = pts, 0
         else:
@@ -266,15 +267,15 @@ class _PresentationOrder:
 
 
 class SegmentPlanner:
-    """Cuts a stream of packets into segments of at least `segment_frames` frames (the last may be shorter).
+    """Cut a stream of packets into segments of at least `segment_frames` frames (the last may be shorter).
 
-    A run that may begin a segment is a *joint*: frames before it are shown before it. From joint to joint,
-    frames are checked and told apart without regard to where segments are cut, so the ids, and the place from
-    which frames have to be counted, depend on the packets alone.
+    A run that may begin a segment is a *joint*: frames before it are shown before it. Between joints, frames
+    are checked and identified independently of where segments are cut, so the ids, and the place from which
+    frames have to be counted, depend only on the packets.
 
-    `first_shown_pts` is the time stamp of the first frame that a decoder put out: pictures before it that
-    need frames from before the file are no frames of this video. Raises UnusableTimestamps from `feed` or
-    `finish`.
+    `first_shown_pts` is the time stamp of the first frame that a decoder returned: earlier pictures need
+    frames from before the file, and are not frames of this video. `feed` and `finish` raise
+    UnusableTimestamps.
     """
 
     def __init__(
@@ -287,7 +288,7 @@ class SegmentPlanner:
         self._runs: list[_Run] = []  # of the open segment; the last one still grows
         self._joint = 0  # index of the run at the latest joint
         self._floor: int | None = None  # pts of the latest joint; frames of later runs are shown after it
-        self._frames = 0  # in the open segment, its growing run aside
+        self._frames = 0  # in the open segment, without its growing run
         self._frames_from_joint = 0
         self._greatest: int | None = None  # pts of all closed runs
         self._order = _PresentationOrder()
@@ -295,10 +296,10 @@ class SegmentPlanner:
         self.hidden_by_damage = 0  # frames that are not shown because their time stamps are displaced
         self._joint_leading: tuple[int, ...] = ()  # pts of its leading pictures
         self._first_clean_pts: int | None = None
-        self.leading_frames = 0  # shown before the first clean keyframe: they may need what the file lacks
+        self.leading_frames = 0  # shown before the first clean keyframe: they may need data the file lacks
 
     def feed(self, packets: Iterable[PacketRecord]) -> Iterator[Segment]:
-        """Take the next packets and yield the segments that they complete, in order."""
+        """Add the next packets and yield the segments that they complete, in order."""
         for packet in packets:
             self._ahead.append(packet)
             if len(self._ahead) > _PACKETS_AHEAD:
@@ -347,32 +348,36 @@ class SegmentPlanner:
         )
 
     def _close_run(self) -> Iterator[Segment]:
-        run = self._runs[-1]
+        run, key = self._runs[-1], self._runs[-1].key
         if run.missing_pts:
             yield from self._give_up("frames without time stamps")
         if self._floor is not None and run.pts and min(run.pts) < self._floor:
             yield from self._give_up("time stamps that run backward")
-        if run.key.flags & PacketFlag.CLEAN and self._first_clean_pts is None:
-            self._first_clean_pts = run.key.pts
-        self._greatest, greatest_before = (
-            max([*run.pts, *_known(self._greatest)], default=None),
-            self._greatest,
+        is_clean = bool(key.flags & PacketFlag.CLEAN)
+        if is_clean and self._first_clean_pts is None:
+            self._first_clean_pts = key.pts
+        is_joint = (  # decoding can enter at the keyframe, and everything before it is shown before it
+            is_clean
+            and run is not self._runs[0]
+            and key.pts is not None
+            and (self._greatest is None or self._greatest < key.pts)
+            and any(pts >= key.pts for pts in run.pts)
         )
-        if run is not self._runs[0] and _is_joint(run, greatest_before):
-            yield from self._take_joint(run)
+        known = [] if self._greatest is None else [self._greatest]
+        self._greatest = max([*run.pts, *known], default=None)
+        if is_joint:
+            leading = run.leading()
+            if _has_equal([*self._runs[self._joint : -1], leading], self._floor):
+                yield from self._give_up("frames that share a time stamp")
+            self._joint = len(self._runs) - 1
+            self._joint_leading = tuple(leading.pts)
+            if self._frames + len(leading.pts) >= self._segment_frames:
+                yield from self._cut_at_joint()
+            self._floor = key.pts
+            self._frames_from_joint = 0
         shown = len(self._runs[-1].pts)  # without what a cut has given to the segment before
         self._frames += shown
         self._frames_from_joint += shown
-
-    def _take_joint(self, run: _Run) -> Iterator[Segment]:
-        if _has_equal([*self._runs[self._joint : -1], run.leading()], self._floor):
-            yield from self._give_up("frames that share a time stamp")
-        self._joint = len(self._runs) - 1
-        self._joint_leading = tuple(run.leading().pts)
-        if self._frames + len(run.leading().pts) >= self._segment_frames:
-            yield from self._cut_at_joint()
-        self._floor = run.key.pts
-        self._frames_from_joint = 0
 
     def _cut_at_joint(self) -> Iterator[Segment]:
         earlier, later = self._runs[: self._joint], self._runs[self._joint :]
@@ -383,7 +388,7 @@ class SegmentPlanner:
         self._frames = sum(len(run.pts) for run in later[:-1])
 
     def _segment_of(self, runs: list[_Run], leading: list[_Run]) -> Iterator[Segment]:
-        """Yield the segment of `runs` and of the leading pictures of the run after them, if it has frames."""
+        """Yield the segment of `runs` and the leading pictures of the next run, if it has frames."""
         pts = np.array([pts for run in [*runs, *leading] for pts in run.pts], dtype=np.int64)
         places = np.array([place for run in [*runs, *leading] for place in run.places], dtype=np.int64)
         if not len(pts):
@@ -402,36 +407,21 @@ class SegmentPlanner:
         )
 
     def _give_up(self, reason: str) -> Iterator[Segment]:
-        """Yield what lies before the latest joint, and raise UnusableTimestamps for all from there on."""
+        """Yield the segment before the latest joint, and raise UnusableTimestamps for what follows."""
         entry = self._runs[self._joint].key.entry
         if self._joint:
             yield from self._cut_at_joint()
         raise UnusableTimestamps(entry, self._joint_leading, reason)
 
 
-def _known(value: int | None) -> list[int]:
-    return [] if value is None else [value]
-
-
-def _is_joint(run: _Run, greatest_before: int | None) -> bool:
-    """Whether decoding can enter at the run's keyframe, and everything before it is shown before it."""
-    key = run.key
-    if not key.flags & PacketFlag.CLEAN or key.pts is None:
-        return False
-    return (greatest_before is None or greatest_before < key.pts) and any(pts >= key.pts for pts in run.pts)
-
-
 def _has_equal(runs: Iterable[_Run], floor: int | None) -> bool:
-    """Whether frames of `runs` from `floor` on share a time stamp."""
+    """Whether any frames of `runs`, from `floor` on, share a time stamp."""
     pts = [pts for run in runs for pts in run.pts if floor is None or pts >= floor]
     return len(set(pts)) != len(pts)
 
 
-_MAX_LATER_ENTRIES = 16
-
-
 def _later_entries(runs: Sequence[_Run], pts: PtsArray) -> tuple[tuple[Entry, int], ...]:
-    """The clean keyframes after the first: where decoding can enter, and from which frame on it is whole."""
+    """Return the clean keyframes after the first, each with the first frame that is whole from there on."""
     latest: int | None = None
     entries: list[tuple[Entry, int]] = []
     for number, run in enumerate(runs):
@@ -445,7 +435,7 @@ def _later_entries(runs: Sequence[_Run], pts: PtsArray) -> tuple[tuple[Entry, in
 
 
 class SerialNumbering:
-    """Cuts frames that are counted as they come out of a decoder into segments of `segment_frames`."""
+    """Cut frames that are counted as a decoder returns them into segments of `segment_frames`."""
 
     def __init__(
         self,
@@ -459,16 +449,16 @@ class SerialNumbering:
         self._numbering = numbering
         self._entry = entry
         self._segment_frames = segment_frames
-        self._leading = set(leading)  # frames of the segment before: if they decode, they come out first
+        self._leading = set(leading)  # frames of the segment before: if they decode, they come first
         self._ticks_a_frame = ticks_a_frame
         self._frames_before = 0
         self._last_pts: int | None = None
-        self._ahead: deque[int | None] = deque()  # stamps: those to come tell which are right
+        self._ahead: deque[int | None] = deque()  # stamps: later ones show which are right
         self._pts: list[int] = []
 
     @property
     def next_place(self) -> int:
-        """The place of the frame that comes next: its number among all that came out, from the entry on."""
+        """The place of the frame that comes next: its number among all frames from the entry on."""
         return self._place + len(self._ahead)
 
     @property
@@ -477,31 +467,42 @@ class SerialNumbering:
         return self._entry.ordinal + self._frames_before + len(self._pts)
 
     def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
-        """Take the time stamps of the next frames and return the segments that they completed."""
+        """Add the time stamps of the next frames and return the segments that they completed."""
         segments = []
         for stamp in stamps:
-            if self._is_leading(stamp):
+            if stamp in self._leading:
                 self._frames_before += 1
                 continue
+            self._leading = set()
             self._ahead.append(stamp)
             if len(self._ahead) > _PACKETS_AHEAD:
                 segments += self._take(skipped)
         return segments
 
     def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Return what is left as segments."""
+        """Return the last segments."""
         segments = []
         while self._ahead:
             segments += self._take(skipped)
         return segments + ([self._cut(skipped)] if self._pts else [])
 
     def _take(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Take the next frame, and return the segment that it completes."""
-        if self._last_pts is None and not self._numbering.frames:
+        """Move the next frame from `_ahead` to the open segment, and return the segment if that is full.
+
+        Frames without a time stamp, or with a damaged one, follow at the container's rate.
+        """
+        last, stamp = self._last_pts, self._ahead[0]
+        is_first = last is None and not self._numbering.frames
+        if is_first:
             self._numbering.clock.confirm_claim(self._ahead)
-        self._last_pts = self._pts_of(self._ahead[0])
+        if last is not None and self._numbering.is_damage_near(self._place):
+            stamp = likely_stamp(last, tuple(self._ahead), self._ticks_a_frame)
+        elif stamp is None:
+            self._numbering.start_is_made_up |= is_first
+            stamp = 0 if last is None else last + self._ticks_a_frame
+        self._last_pts = stamp
         self._ahead.popleft()
-        self._pts.append(self._last_pts)
+        self._pts.append(stamp)
         return [self._cut(skipped)] if len(self._pts) == self._segment_frames else []
 
     def _cut(self, skipped: tuple[int, ...]) -> Segment:
@@ -519,20 +520,3 @@ class SerialNumbering:
         self._frames_before += len(pts)
         self._pts = []
         return segment
-
-    def _is_leading(self, stamp: int | None) -> bool:
-        if stamp in self._leading:
-            return True
-        self._leading = set()
-        return False
-
-    def _pts_of(self, stamp: int | None) -> int:
-        """Frames without a time stamp follow at the container's rate, and so do those of a damaged one."""
-        last = self._last_pts
-        if last is not None and self._numbering.is_damage_near(self._place):
-            return likely_stamp(last, tuple(self._ahead), self._ticks_a_frame)
-        if stamp is not None:
-            return stamp
-        if last is None and not self._numbering.frames:
-            self._numbering.start_is_made_up = True
-        return 0 if last is None else last + self._ticks_a_frame

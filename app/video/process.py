@@ -1,4 +1,4 @@
-"""A decoder child, seen from the host: started, spoken to with deadlines, and ended for sure."""
+"""A decoder child as its host sees it: started, sent commands with deadlines, and always ended."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan, Descriptor
-from app.video.source import DecodingCancelled
+from app.video.source import Cancelled, DecodingCancelled
 
-_POLL_SECONDS = 0.1  # how often a wait looks for cancellation and for signs of life
+_POLL_SECONDS = 0.1  # how often a wait checks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
 _END_SECONDS = 10.0  # for a killed child to be gone
-_PARENT_IS_GONE = 255  # what multiprocessing takes for an exit status where the child's server has died
+_PARENT_IS_GONE = 255  # the exit status that multiprocessing reports if the child's server has died
 
 # Keeps memory, (ring_bytes,) uint8, in RAM for a GPU to read, for as long as it or a view of it lives.
 Pin = Callable[[npt.NDArray[np.uint8]], None]
 
 
 class ChildDied(Exception):
-    """The child ended, or was ended because it stood still."""
+    """The child ended, or was ended because it stalled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSettings:
-    """How children are made and watched."""
+    """How children are started and watched."""
 
     limits: VideoLimits
-    memory_bytes: int  # address space of a child, its ring apart
+    memory_bytes: int  # address space of a child, without its ring
     ring_bytes: int
     stall_seconds: float
     require_sandbox: bool
@@ -53,7 +53,7 @@ class ChildSettings:
 
 @contextmanager
 def _faults_that_pass() -> Iterator[None]:
-    """Raise ChildDied for want of descriptors or memory, or of the server process. A missing video stays."""
+    """Raise ChildDied if descriptors, memory or the server process are missing. A missing video stays."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
@@ -66,28 +66,23 @@ FileKey = tuple[int, int, int, int]
 
 
 def key_of(status: os.stat_result) -> FileKey:
-    """Tell one state of one file from all others."""
+    """Return what identifies one state of one file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _owned_by(owner: ExitStack, descriptor: int) -> int:
-    owner.callback(os.close, descriptor)
-    return descriptor
-
-
 class ChildProcess:
-    """One decoder child, for one video. Not shared between threads, `kill` apart.
+    """One decoder child, for one video. Not shared between threads, except `kill`.
 
-    Making it raises ChildDied where it cannot be started now.
+    The constructor raises ChildDied if it cannot be started now.
     """
 
     def __init__(
         self, context: ForkServerContext, settings: ChildSettings, *, start_lock: threading.Lock
     ) -> None:
-        self.video: Path | None = None  # before it is given one
+        self.video: Path | None = None  # until it is given one
         self.file_key: FileKey | None = None
         self.threads = 0
-        self.has_decoded = False  # it has been asked to
+        self.has_decoded = False  # has been asked to
         self._stall_seconds = settings.stall_seconds
         self._max_opening_seconds = settings.limits.max_opening_seconds
         self._buffer = bytearray()
@@ -96,7 +91,7 @@ class ChildProcess:
         self._start_lock = start_lock
         with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
-            _owned_by(given, ring_descriptor)
+            given.callback(os.close, ring_descriptor)
             own, childs = socket.socketpair()
             given.enter_context(childs)
             kept.enter_context(own)
@@ -127,45 +122,46 @@ class ChildProcess:
         return self.memory[ring.HEADER_BYTES :]
 
     def pin_pictures(self) -> None:
-        """Have the ring pinned, if rings are. Not for one that only indexes: it uses next to none of it."""
+        """Pin the ring if rings are pinned. Call it only for a child that decodes: others hardly use it."""
         pin, self._pin = self._pin, None
         if pin is not None:
             pin(self.memory)
 
     @property
     def packets_fed(self) -> int:
-        """How many packets of the current request the child says it has given to the decoder."""
+        """How many packets of the current request the decoder has got, according to the child."""
         return int(ring.counters(self.memory)[ring.FED_COUNTER])
 
     def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
-        """Return what the child says of itself.
+        """Return what the child reports about itself.
 
-        Raises ChildDied, also where a required lock-down cannot be had.
+        Raises ChildDied, also if a required part of the sandbox is not available.
         """
         kind, payload = self.receive(cancelled)
         if kind is not Message.READY:
-            raise DecoderProtocolError("the child did not say that it is ready")
+            raise DecoderProtocolError("the child did not report that it is ready")
         return Ready.unpack(payload)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the child lives, as far as is known, and says nothing, as it should before it is asked."""
+        """Whether the child seems alive and has sent nothing, as it should before its first command."""
         return not _poll(self._channel.fileno(), select.POLLIN, 0)
 
     def give_video(self, video: Path, *, threads: int) -> None:
-        """Have the child open `video` and no other from now on, with so many threads of FFmpeg's.
+        """Give the child its only video, for FFmpeg to decode with `threads` threads.
 
-        Raises ChildDied if it is gone, and OSError if the video cannot be opened.
+        Raises ChildDied if the child is gone, and OSError if the video cannot be opened.
         """
         command = messages.pack(Command.VIDEO, messages.pack_threads(threads))
         with ExitStack() as given, _faults_that_pass():
-            descriptor = _owned_by(given, os.open(video, os.O_RDONLY | os.O_CLOEXEC))
+            descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
+            given.callback(os.close, descriptor)
             self.file_key = key_of(os.fstat(descriptor))
             socket.send_fds(self._channel, [command], [descriptor])
         self.video, self.threads = video, threads
 
     def send(self, command: Command, payload: bytes = b"") -> None:
-        """Raises ChildDied if the child is gone or does not read."""
+        """Send a command. Raises ChildDied if the child is gone or does not read."""
         self.has_decoded = self.has_decoded or command is Command.DECODE
         data = memoryview(messages.pack(command, payload))
         deadline = time.monotonic() + self._stall_seconds
@@ -173,10 +169,8 @@ class ChildProcess:
             try:
                 data = data[self._channel.send(data) :]
             except BlockingIOError:
-                if (
-                    not _poll(self._channel.fileno(), select.POLLOUT, _POLL_SECONDS)
-                    and time.monotonic() > deadline
-                ):
+                can_send = _poll(self._channel.fileno(), select.POLLOUT, _POLL_SECONDS)
+                if not can_send and time.monotonic() > deadline:
                     raise ChildDied("does not read its commands") from None
             except OSError as error:
                 self._has_ended = True
@@ -187,7 +181,7 @@ class ChildProcess:
     ) -> tuple[Message, bytes]:
         """Return the child's next message.
 
-        Raises ChildDied if it ends, shows nothing for the stall time, or passes `deadline` (of
+        Raises ChildDied if it ends, makes no progress for the stall time, or passes `deadline` (of
         time.monotonic); VideoOverLimit if opening the video takes too much processor time;
         DecoderProtocolError; DecodingCancelled.
         """
@@ -196,13 +190,18 @@ class ChildProcess:
         while True:
             if cancelled():
                 raise DecodingCancelled
-            if (message := self._take_message()) is not None:
-                return message
+            if len(self._buffer) >= messages.HEAD.size:
+                kind, length = messages.head_of(self._buffer)
+                end = messages.HEAD.size + length
+                if len(self._buffer) >= end:
+                    payload = bytes(self._buffer[messages.HEAD.size : end])
+                    del self._buffer[:end]
+                    return kind, payload
             now = time.monotonic()
             if (shown := self._signs_of_life()) != signs:
                 signs, last_sign = shown, now
             if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
-                raise ChildDied("stood still")
+                raise ChildDied("stalled")
             self._check_opening()
             if _poll(self._channel.fileno(), select.POLLIN, _POLL_SECONDS):
                 self._read_more()
@@ -211,12 +210,13 @@ class ChildProcess:
         return tuple(map(int, ring.counters(self.memory)))
 
     def _check_opening(self) -> None:
-        """A retry would take as long: what opens too slowly is refused, not taken for a child that hangs."""
+        """Raise VideoOverLimit if the child takes too long to open the video: a retry would take as long."""
         begun = int(ring.counters(self.memory)[ring.OPENING_COUNTER])
         if not begun or self.pid is None:
             return
+        clock = ~self.pid << 3 | 2  # of its processor time, as clock_getcpuclockid of the C library makes it
         try:
-            spent = (time.clock_gettime_ns(_processor_clock(self.pid)) - begun) // 1_000_000_000
+            spent = (time.clock_gettime_ns(clock) - begun) // 1_000_000_000
         except OSError:
             return  # it has ended
         if spent >= self._max_opening_seconds:
@@ -232,33 +232,22 @@ class ChildProcess:
             raise ChildDied("ended")
         self._buffer += piece
 
-    def _take_message(self) -> tuple[Message, bytes] | None:
-        size = messages.HEAD.size
-        if len(self._buffer) < size:
-            return None
-        kind, length = messages.head_of(self._buffer)
-        if len(self._buffer) < size + length:
-            return None
-        payload = bytes(self._buffer[size : size + length])
-        del self._buffer[: size + length]
-        return kind, payload
-
     @property
     def has_unread(self) -> bool:
         return bool(self._buffer)
 
     def kill(self) -> None:
-        """End the child now, whatever it does. The ring's memory stays while somebody holds a view of it."""
+        """End the child now. The ring's memory stays as long as there is a view of it."""
         self._process.kill()
 
     def was_killed_by_others(self) -> bool:
-        """Whether the child ended of a SIGKILL, or with its parent: neither is a fault of its video's."""
+        """Whether a SIGKILL or the end of its parent ended the child: neither is the video's fault."""
         if not self._has_ended:
             return False
         return self._wait_for_exit(_REAP_SECONDS) in (-signal.SIGKILL, _PARENT_IS_GONE)
 
     def close(self) -> None:
-        """Kill the child and return when it is gone."""
+        """Kill the child and wait until it is gone."""
         self.kill()
         exit_code = self._wait_for_exit(_END_SECONDS)
         self._channel.close()
@@ -267,20 +256,26 @@ class ChildProcess:
                 self._process.close()
 
     def _wait_for_exit(self, seconds: float) -> int | None:
-        """Return the child's exit status; None if it is not gone by then.
+        """Return the child's exit status; None if it has not ended within `seconds`.
 
-        Whoever starts a child has multiprocessing look at all others too, and two threads that read one exit
-        status hinder each other: one of them may even read from a descriptor that was closed and given to
-        something else meanwhile, and then waits for ever. So it is read under the lock of those who start.
+        When a child is started, multiprocessing also checks all others, and two threads must not read one
+        exit status: one of them may read from a descriptor that was closed and reused meanwhile, and then
+        waits for ever. So it is read under the lock that guards the starts.
         """
         _poll(self._process.sentinel, select.POLLIN, seconds)
         with self._start_lock:
             return self._process.exitcode
 
 
-def _processor_clock(pid: int) -> int:
-    """The clock of a process's processor time, as clock_getcpuclockid of the C library makes it on Linux."""
-    return ~pid << 3 | 2
+@dataclass(frozen=True, slots=True)
+class ChildSource:
+    """Where a session gets the children of its video, ready for commands."""
+
+    acquire: Callable[[int | None, Cancelled], ChildProcess]  # with so many threads; None: as many as usual
+    give_back: Callable[[ChildProcess], None]
+    memory_bytes: int  # address space that a child may take
+    threads: int  # of FFmpeg, as many as usual
+    large_turn: threading.Semaphore  # held while a video is indexed whose index takes much memory
 
 
 def _poll(descriptor: int, event: int, seconds: float) -> bool:

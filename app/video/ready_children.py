@@ -1,4 +1,4 @@
-"""Children that were forked and locked down ahead of need: who wants one does not wait for that."""
+"""Children that are forked and locked down in advance, so that no work waits for that."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from app.video.source import Cancelled, DecodingCancelled
 
 
 class ReadyChildren:
-    """Up to `count` children without a video, made by a thread of its own from `start` to `close`.
+    """Up to `count` children without a video, started by a thread from `start` to `close`.
 
-    `make` is called in that thread; where it raises ChildDied, it is called again after a pause.
+    The thread calls `make`; if that raises ChildDied, the thread calls it again after a pause.
     """
 
     def __init__(self, count: int, make: Callable[[Cancelled], ChildProcess]) -> None:
@@ -31,7 +31,7 @@ class ReadyChildren:
             self._thread.start()
 
     def close(self) -> None:
-        """End the thread and the children that nobody took."""
+        """End the thread and the children that were not taken."""
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
@@ -41,10 +41,7 @@ class ReadyChildren:
             child.close()
 
     def take(self) -> ChildProcess | None:
-        """Return the one that has waited longest, None if there is none now. Another one is made for it.
-
-        Those that were killed meanwhile are passed over.
-        """
+        """Return the living child that has waited longest, None if there is none. It will be replaced."""
         while (child := self._pop()) is not None:
             if child.is_waiting:
                 return child
@@ -61,7 +58,11 @@ class ReadyChildren:
 
     def _fill(self) -> None:
         failures = 0
-        while self._is_wanted(pause_seconds(failures)):
+        while not self._closing.wait(pause_seconds(failures)):
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing.is_set() or len(self._children) < self._count)
+            if self._closing.is_set():
+                return
             try:
                 child = self._make(self._closing.is_set)
             except (ChildDied, DecoderProtocolError):
@@ -72,11 +73,3 @@ class ReadyChildren:
                 failures = 0
                 with self._changed:
                     self._children.append(child)
-
-    def _is_wanted(self, pause: float) -> bool:
-        """Return True once there is room for one more, after `pause` seconds, or False at the end."""
-        if self._closing.wait(pause):
-            return False
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing.is_set() or len(self._children) < self._count)
-        return not self._closing.is_set()

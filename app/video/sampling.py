@@ -41,25 +41,21 @@ class Sampling:
         start_pts: int,
         time_base: Fraction,
     ) -> BoolArray:
-        """Return which of the frames `first_frame_id` … with time stamps `pts` (n,) are wanted, (n,) bool.
+        """Return which of the frames from `first_frame_id` on, with stamps `pts` (n,), are wanted, (n,) bool.
 
-        `previous_pts` is that of the frame before them, None if there is none; `start_pts` that of the
-        video's first frame. The answer for a frame does not depend on how the video is cut.
+        `previous_pts` is the stamp of the frame before them, None if there is none; `start_pts` is that of
+        the video's first frame. The answer for a frame does not depend on how the video is cut.
         """
-        mask = self._in_range(pts, start_pts, time_base)
-        if self.stride is not None:
-            ids = np.arange(first_frame_id, first_frame_id + len(pts))
-            mask &= ids % self.stride == 0
-        if self.fps is not None:
-            mask &= self._opens_a_period(pts, previous_pts, start_pts, time_base)
-        return mask
-
-    def _in_range(self, pts: PtsArray, start_pts: int, time_base: Fraction) -> BoolArray:
         mask = np.ones(len(pts), dtype=np.bool_)
         if self.start_seconds is not None:
             mask &= pts >= _first_tick_at(self.start_seconds, start_pts, time_base)
         if self.end_seconds is not None:
             mask &= pts < _first_tick_at(self.end_seconds, start_pts, time_base)
+        if self.stride is not None:
+            ids = np.arange(first_frame_id, first_frame_id + len(pts))
+            mask &= ids % self.stride == 0
+        if self.fps is not None:
+            mask &= self._opens_a_period(pts, previous_pts, start_pts, time_base)
         return mask
 
     def _opens_a_period(

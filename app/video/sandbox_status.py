@@ -1,4 +1,4 @@
-"""Which parts of the decoder processes' lock-down are in force. Imports no codec: web workers read it too."""
+"""Which parts of the decoder processes' sandbox are in force. Imports no codec: web workers use it, too."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ RANGES_KEPT = 1000  # in a report
 
 
 class FrameRanges:
-    """Ids of frames, in ascending order: how many, and the first ranges of them."""
+    """Ids of frames, in ascending order: their number, and the first ranges."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -36,7 +36,7 @@ class FrameRanges:
         self.total = 0  # frames
 
     def add(self, frame_ids: npt.NDArray[np.int64]) -> None:
-        """Take further ids, (n,) ascending, all greater than those before."""
+        """Add ids, (n,) ascending, all greater than those before."""
         if not len(frame_ids):
             return
         self.total += len(frame_ids)
@@ -58,34 +58,34 @@ class FrameRanges:
 class Segment:
     """Frames of a video, in presentation order, from id `first_frame_id` on. Lost frames are in no segment.
 
-    Decoding feeds `packet_count` packets from `entry` on and keeps the frames whose time stamps are in
-    `pts`: a keyframe's leading pictures belong to the segment before it, which reads that far.
-    Plain data, so that it can be sent to other processes and machines.
+    Decoding feeds `packet_count` packets from `entry` on and keeps the frames whose time stamps are in `pts`:
+    a keyframe's leading pictures belong to the segment before it, which reads that far. Segments are plain
+    data, to be sent to other processes and machines.
     """
 
     number: int  # 0-based, in presentation order, without gaps
     first_frame_id: int
     pts: npt.NDArray[np.int64]  # (n,) ticks of VideoFacts.time_base; ascending unless `frames_before` is set
-    wanted: npt.NDArray[np.bool_]  # (n,) the frames to be delivered
+    wanted: npt.NDArray[np.bool_]  # (n,) the frames to deliver
     entry: Entry
     packet_count: int
-    # Further packets at which decoding can enter, in order, thinned to a few: (entry, rank of the first
-    # frame that is whole from there). What is not wanted or cannot be decoded is passed over with them.
+    # Some of the later packets at which decoding can enter, in order: (entry, rank of the first frame that
+    # is whole from there). They are used to skip frames that are not wanted or cannot be decoded.
     later_entries: tuple[tuple[Entry, int], ...] = ()
-    # Set where time stamps do not tell frames apart: frames are then counted, not matched. It is the
-    # number of frames that come out of the decoder between `entry` and the segment's first. Such
-    # segments of one `entry` are cheapest decoded in order, by one caller.
+    # Set if time stamps do not tell frames apart: frames are then counted. It is the number of frames that
+    # the decoder returns between `entry` and the segment's first. Such segments of one `entry` are cheapest
+    # decoded in order, by one caller.
     frames_before: int | None = None
-    skipped: tuple[int, ...] = ()  # ordinals of packets that are not to be decoded: they crash decoders
+    skipped: tuple[int, ...] = ()  # ordinals of packets to leave out: they crash decoders
     lost_before: tuple[tuple[int, int], ...] = ()  # (rank, how many frames were lost just before it)
-    # The order in which frames are decoded, as packets from `entry` on, (n,) int32, and at which of those
-    # packets are keyframes that need nothing from before. None where frames are counted.
+    # The order in which frames are decoded, as packets from `entry` on, (n,) int32, and which of those
+    # packets are keyframes that need no earlier packet. None if frames are counted.
     packet_offsets: npt.NDArray[np.int32] | None = None
     clean_offsets: npt.NDArray[np.int32] | None = None
 
     @property
     def frame_ids(self) -> npt.NDArray[np.int64]:
-        """(n,) ascending; made anew at each call, so that a long video's segments stay small."""
+        """(n,) ascending. Computed at each call, so that a long video's segments stay small."""
         ids = np.arange(self.first_frame_id, self.first_frame_id + len(self.pts), dtype=np.int64)
         for rank, count in self.lost_before:
             ids[rank:] += count

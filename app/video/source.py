@@ -1,15 +1,15 @@
-"""What the pipeline needs of a decoder: a video's index, and the frames of its segments.
+"""What the pipeline needs from a decoder: a video's index, and the frames of its segments.
 
 `app.video.decoder.DecoderPool` is the FrameSource that decodes on the CPU, in sandboxed processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +24,18 @@ Cancelled = Callable[[], bool]
 
 
 class DecodingCancelled(Exception):
-    """The caller's `cancelled` said so."""
+    """The caller's `cancelled` returned True."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeOutcome:
-    """What became of the wanted frames of a segment."""
+    """What happened to the wanted frames of a segment."""
 
     frames_wanted: int
     frames_decoded: int
     undecodable: tuple[FrameRange, ...]  # ascending
-    corrupt: tuple[FrameRange, ...]  # decoded, but marked by the decoder as built on damaged data
-    doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt one and before a keyframe
+    corrupt: tuple[FrameRange, ...]  # decoded, but from damaged data according to the decoder
+    doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt frame and before a keyframe
 
     @property
     def corrupt_count(self) -> int:
@@ -43,7 +43,7 @@ class DecodeOutcome:
 
 
 class FrameBatch:
-    """Consecutive decoded frames, of one source size, in memory that is the consumer's until `release`."""
+    """Decoded frames, in order and of one source size, in memory that the consumer holds until `release`."""
 
     def __init__(
         self,
@@ -63,33 +63,27 @@ class FrameBatch:
         return len(self.frame_ids)
 
     def release(self) -> None:
-        """Give the memory back to the decoder; `frames` must not be read any more. Twice is fine."""
+        """Give the memory back to the decoder. Do not read `frames` afterwards. May be called twice."""
         on_release, self._on_release = self._on_release, None
         if on_release is not None:
             on_release()
 
 
-class Index(Protocol):
+class Index(Iterable[Segment], AbstractContextManager["Index"], Protocol):
     """One pass over a video: an iterator over its segments, in order; closed by `with`."""
 
     @property
     def facts(self) -> VideoFacts:
-        """What the container says of the video; known from the start."""
+        """What the container declares about the video; known from the start."""
         ...
 
     @property
     def summary(self) -> IndexSummary:
-        """What the whole pass has shown. ValueError before the iteration is through."""
+        """What the whole pass has found. ValueError before the end of the iteration."""
         ...
 
-    def __iter__(self) -> Iterator[Segment]: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
-
-class Frames(Protocol):
+class Frames(Iterable[FrameBatch], AbstractContextManager["Frames"], Protocol):
     """One segment being decoded: an iterator over the batches of its wanted frames; closed by `with`.
 
     Batches may be released in any order and from any thread.
@@ -97,14 +91,8 @@ class Frames(Protocol):
 
     @property
     def outcome(self) -> DecodeOutcome:
-        """What became of the segment's frames. ValueError before the iteration is through."""
+        """What happened to the segment's frames. ValueError before the end of the iteration."""
         ...
-
-    def __iter__(self) -> Iterator[FrameBatch]: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class FrameSource(Protocol):
@@ -112,19 +100,19 @@ class FrameSource(Protocol):
 
     @property
     def identity(self) -> str:
-        """All that may decide a picture or how frames are batched; changes when that may."""
+        """Names all that may change a picture or how frames are batched."""
         ...
 
     @property
     def sandbox(self) -> SandboxStatus | None:
-        """What locks down the processes that open videos; None before they were tried."""
+        """Which parts of the sandbox are in force in decoder processes. None before the first start."""
         ...
 
     def index(self, video: Path, *, segment_frames: int, sampling: Sampling, cancelled: Cancelled) -> Index:
-        """Open `video`, to be cut into segments of `segment_frames` frames or more (the last may be shorter).
+        """Open `video`, and cut it into segments of at least `segment_frames` frames (the last may be less).
 
         Raises UnsupportedVideo, UnsupportedCodec, NoVideoStream, EncryptedVideo, NothingDecodable,
-        VideoOverLimit, UnusableVideo, DecodingCancelled; also while the index is iterated over.
+        VideoOverLimit, UnusableVideo, DecodingCancelled; also during the iteration.
         """
         ...
 
@@ -139,11 +127,11 @@ class FrameSource(Protocol):
     ) -> Frames:
         """Decode the wanted frames of `segment`, upright, at (width, height) = `frame_size`.
 
-        Batches hold `batch_size` frames, or as many as have room. Raises VideoOverLimit if not even the
-        smallest ones have room; while the frames are iterated over, DecodingCancelled and InternalError.
+        Batches hold `batch_size` frames, or as many as fit. Raises VideoOverLimit if not even the smallest
+        batches fit; during the iteration, DecodingCancelled and InternalError.
         """
         ...
 
     def forget(self, video: Path) -> None:
-        """Let go of all that is held for `video`: no more of it will be asked for."""
+        """Release all resources of `video`: no more of it will be requested."""
         ...

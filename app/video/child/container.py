@@ -35,12 +35,16 @@ _PROBE_BYTES = 8 * 1024 * 1024
 _PROBE_MICROSECONDS = 10_000_000
 _MAX_READ_ERRORS = 1000
 _GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")  # SMPTE 360M: the packet that ends a stream
-_NEVER_WRITTEN = 0xFFFFFFFF  # a duration in IVF that was to be filled in, but went through a pipe
+_NEVER_WRITTEN = 0xFFFFFFFF  # a placeholder for the duration in IVF that was written to a pipe
 _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
+_STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+_NEAR_PACKETS = 64  # reading over so many costs no more than a seek
+_SEARCHED_PACKETS = 4096  # after a seek, for the entry
+_SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
 
 
 class VideoRefused(Exception):
-    """The video cannot be used; `fault` is for the host."""
+    """The video cannot be used. `fault` tells the host why."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -49,20 +53,9 @@ class VideoRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    descriptor: int  # of the video, with an open file description of its own: the offset is used
+    descriptor: int  # of the video; its offset moves, so nothing else may share it
     threads: int
     limits: VideoLimits
-
-
-def check_header(options: OpenOptions) -> Header:
-    """Return what the video's headers declare. Raises VideoRefused before FFmpeg sees a bomb."""
-    try:
-        header = read_header(options.descriptor, options.limits)
-    except HeaderOverLimit as over:
-        raise VideoRefused(over_limit(over.name, over.limit, over.value)) from over
-    if header.is_still_image:
-        raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
-    return header
 
 
 def open_container(options: OpenOptions) -> InputContainer:
@@ -80,7 +73,7 @@ def open_container(options: OpenOptions) -> InputContainer:
 
 
 def _says_too_many_streams(options: OpenOptions) -> bool:
-    """Whether a container that does not open has more streams than it may: FFmpeg's log alone tells."""
+    """Whether a container that does not open has too many streams: only FFmpeg's log shows it."""
     os.lseek(options.descriptor, 0, os.SEEK_SET)
     with (
         captured(av.logging.ERROR) as log,
@@ -106,16 +99,17 @@ def _av_options(options: OpenOptions) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StreamChoice:
-    """The video stream that is read, by its index, and the streams beside it."""
+    """The index of the video stream that is read, and the other streams."""
 
     index: int
     others: tuple[OtherStream, ...]
 
 
 def choose_stream(container: InputContainer, options: OpenOptions, header: Header) -> StreamChoice:
-    """Return the choice that ffmpeg makes. Of several candidates packets are read: open the container anew.
+    """Return the stream that ffmpeg would choose.
 
-    Raises VideoRefused if there is nothing to choose, or the chosen stream is encrypted.
+    To choose among several, this reads packets: open the container again afterwards. Raises VideoRefused if
+    there is no video stream, or the chosen one is encrypted.
     """
     limit = options.limits.max_streams
     if len(container.streams) > limit:
@@ -131,7 +125,7 @@ def choose_stream(container: InputContainer, options: OpenOptions, header: Heade
 
 
 def select_stream(container: InputContainer, index: int, limits: VideoLimits) -> VideoStream:
-    """Return the stream of that index; packets of the others are not read. Raises VideoRefused."""
+    """Return the stream at `index`, and have FFmpeg skip all others. Raises VideoRefused."""
     stream = container.streams[index] if index < len(container.streams) else None
     if not isinstance(stream, VideoStream):
         raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
@@ -152,56 +146,20 @@ def over_limit(name: str, limit: int, value: int) -> Fault:
 
 
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
-    """Raises VideoRefused if a picture of this size is over a limit."""
+    """Raise VideoRefused if a picture of this size exceeds a limit."""
     if width * height > limits.max_pixels:
         raise VideoRefused(over_limit("max_pixels", limits.max_pixels, width * height))
     if max(width, height) > limits.max_side:
         raise VideoRefused(over_limit("max_side", limits.max_side, max(width, height)))
 
 
-def prepare_decoder(stream: VideoStream, options: OpenOptions) -> None:
-    """Bound the stream's decoder. Must come before its first packet."""
-    context = stream.codec_context
-    context.options = {"max_pixels": str(options.limits.max_pixels)}
-    context.thread_count = options.threads
-    context.thread_type = ThreadType.FRAME if options.threads > 1 else ThreadType.NONE
-
-
 def has_room(byte_count: int) -> bool:
-    """Whether so much more memory can be had: FFmpeg calls a lack of it damage, or the end of the file."""
+    """Whether `byte_count` more bytes can be had: FFmpeg calls a lack of memory damage, or the file's end."""
     try:
         np.empty(byte_count, dtype=np.uint8)
     except MemoryError:
         return False
     return True
-
-
-def claimed_seconds(reader: PacketReader) -> float | None:
-    """The duration that the container claims for the video, or for all of its streams together."""
-    stream, container = reader.stream, reader.container
-    if stream.duration == _NEVER_WRITTEN:
-        return None
-    if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and container.duration >= 0:
-        return container.duration / av.time_base
-    return None
-
-
-def overlong_claim(reader: PacketReader, end_pts: int | None) -> float | None:
-    """The duration that the container claims for the video alone, if the last frame ends well before.
-
-    Containers count it from zero or from the first time stamp. Where there are sample tables, they decide.
-    """
-    stream, claimed = reader.stream, claimed_seconds(reader)
-    is_alone = len(reader.container.streams) == 1 and not reader.header.has_sample_tables
-    if claimed is None or not is_alone or end_pts is None or stream.time_base is None:
-        return None
-    end = float((end_pts - min(0, stream.start_time or 0)) * stream.time_base)
-    return claimed if claimed - end > max(2.0, claimed / 50) else None
-
-
-_STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
 
 
 class PacketReader:
@@ -216,7 +174,12 @@ class PacketReader:
         self._options = options
         self._channel = channel
         self._packets_read = 0
-        self.header = check_header(options)
+        try:
+            self.header = read_header(options.descriptor, options.limits)
+        except HeaderOverLimit as over:
+            raise VideoRefused(over_limit(over.name, over.limit, over.value)) from over
+        if self.header.is_still_image:
+            raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
         before_opening(self.header)
         container = self._open()
         self.choice = choose_stream(container, options, self.header)
@@ -231,37 +194,65 @@ class PacketReader:
 
     def _begin(self, container: InputContainer) -> None:
         self.container = container
-        self.stream = select_stream(container, self.choice.index, self._options.limits)
         self.container.flags &= ~_GENERATE_PTS
-        prepare_decoder(self.stream, self._options)
+        limits, threads = self._options.limits, self._options.threads
+        self.stream = select_stream(container, self.choice.index, limits)
+        context = self.stream.codec_context  # it must be bounded before the first packet
+        context.options = {"max_pixels": str(limits.max_pixels)}
+        context.thread_count = threads
+        context.thread_type = ThreadType.FRAME if threads > 1 else ThreadType.NONE
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)
         self._pushed_back: Packet[VideoStream] | None = None
-        self.ordinal: int | None = 0  # of the packet that `read` returns next; None if that is not known
-        self.read_errors = 0  # of this pass; a child that makes many passes meets the same ones each time
+        self.ordinal: int | None = 0  # of the packet that `read` returns next; None if unknown
+        self.read_errors = 0  # in this pass: each pass over a damaged file meets the same errors
         self.gave_up = False
 
     @property
     def splits_stream(self) -> bool:
-        """Whether FFmpeg finds the packets in the stream: the container does not bound them."""
+        """Whether FFmpeg splits the stream into packets, because the container does not."""
         return self.container.format.name in _STREAMS_TO_SPLIT
 
     @property
     def descriptor(self) -> int:
-        """The video's, for reading by position: its offset is the container's."""
+        """The video's descriptor, for reading by position. Its offset belongs to FFmpeg."""
         return self._options.descriptor
+
+    @property
+    def claimed_seconds(self) -> float | None:
+        """The duration that the container claims for the video, or for all of its streams together."""
+        stream, container = self.stream, self.container
+        if stream.duration == _NEVER_WRITTEN:
+            return None
+        if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
+            return float(stream.duration * stream.time_base)
+        if container.duration is not None and container.duration >= 0:
+            return container.duration / av.time_base
+        return None
+
+    def overlong_claim(self, end_pts: int | None) -> float | None:
+        """Return the claimed duration if the video is the only stream and ends well before it; else None.
+
+        Containers count it from zero or from the first time stamp. Sample tables are more exact.
+        """
+        stream, claimed = self.stream, self.claimed_seconds
+        is_only_stream = len(self.container.streams) == 1 and not self.header.has_sample_tables
+        if claimed is None or not is_only_stream or end_pts is None or stream.time_base is None:
+            return None
+        end = float((end_pts - min(0, stream.start_time or 0)) * stream.time_base)
+        return claimed if claimed - end > max(2.0, claimed / 50) else None
 
     def close(self) -> None:
         self.container.close()
 
     def reopen(self) -> None:
-        """Begin again at the video's start, with a fresh decoder. Raises VideoRefused."""
+        """Start again at the beginning of the video, with a new decoder. Raises VideoRefused."""
         self.close()
         del self.container, self.stream, self._packets
         gc.collect()  # streams and containers refer to each other: the old decoder's frames would stay
         self._begin(self._open())
 
     def read(self) -> Packet[VideoStream] | None:
-        """Return the next packet, or None at the end. Failing reads are tried again, so many times."""
+        """Return the next packet, or None at the end. A failing read is retried, up to a limit per pass."""
         packet = self._pushed_back or self._demux()
         self._pushed_back = None
         if packet is not None and self.ordinal is not None:
@@ -272,7 +263,7 @@ class PacketReader:
         while self.read_errors < _MAX_READ_ERRORS:
             try:
                 packet = next(self._packets)
-            except (StopIteration, IndexError):  # PyAV 18.1 trips at the end over streams that came up late
+            except (StopIteration, IndexError):  # PyAV 18.1 raises it at the end if streams were found late
                 return None
             except (av.FFmpegError, OSError):
                 if self._is_at_end_of_gxf():
@@ -287,15 +278,8 @@ class PacketReader:
         self.gave_up = True
         return None
 
-    @property
-    def _holds_joined_files(self) -> bool:
-        """Whether one Matroska file follows another: a seek may make FFmpeg stop where one ends."""
-        end = self.header.declared_bytes
-        is_matroska = self.container.format.name.startswith("matroska")
-        return is_matroska and end is not None and os.pread(self.descriptor, 4, end) == EBML_HEADER
-
     def _is_at_end_of_gxf(self) -> bool:
-        """Whether a GXF was read to its end mark: FFmpeg looks for a packet behind it, which fails."""
+        """Whether a GXF was read to its end mark: FFmpeg then fails to read the packet behind it."""
         end = self.header.file_bytes
         return (
             self.container.format.name == "gxf"
@@ -304,12 +288,18 @@ class PacketReader:
         )
 
     def move_to(self, entry: Entry) -> bool:
-        """Make `read` return the packet of `entry` next. False if the video does not hold it (any more)."""
+        """Make `read` return the packet of `entry` next. False if the video does not hold it."""
         if self.ordinal == entry.ordinal:
             return True
         if self._skip_forward(entry, at_most=_NEAR_PACKETS):
             return True
-        if entry.ordinal > _NEAR_PACKETS and not self._holds_joined_files and self._seek(entry):
+        end = self.header.declared_bytes
+        is_joined = (  # one Matroska file follows another: a seek may make FFmpeg stop where one ends
+            self.container.format.name.startswith("matroska")
+            and end is not None
+            and os.pread(self.descriptor, 4, end) == EBML_HEADER
+        )
+        if entry.ordinal > _NEAR_PACKETS and not is_joined and self._seek(entry):
             return True
         self.reopen()
         return self._skip_forward(entry, at_most=entry.ordinal)
@@ -323,8 +313,15 @@ class PacketReader:
         return True
 
     def _seek(self, entry: Entry) -> bool:
+        name = self.container.format.name
         try:
-            self._seek_near(entry)
+            if name in _SEEKS_BY_BYTE and entry.position is not None:
+                self.container.seek(entry.position, stream=self.stream, unsupported_byte_offset=True)
+            else:
+                stamp = entry.pts if "mov" in name or entry.dts is None else entry.dts
+                if stamp is None:
+                    return False
+                self.container.seek(stamp, stream=self.stream)
         except (av.FFmpegError, OSError, ValueError, OverflowError):
             return False
         self._packets = self.container.demux(self.stream)
@@ -335,31 +332,11 @@ class PacketReader:
             packet = self._demux()
             if packet is None:
                 return False
-            if _is_entry(packet, entry):
+            is_same = (packet.pts, packet.size) == (entry.pts, entry.size_bytes)
+            if is_same and (entry.position is None or packet.pos in (None, entry.position)):
                 self._pushed_back = packet
                 self.ordinal = entry.ordinal
                 return True
             if packet.dts is not None and entry.dts is not None and packet.dts > entry.dts:
                 return False
         return False
-
-    def _seek_near(self, entry: Entry) -> None:
-        name = self.container.format.name
-        if name in _SEEKS_BY_BYTE and entry.position is not None:
-            self.container.seek(entry.position, stream=self.stream, unsupported_byte_offset=True)
-            return
-        stamp = entry.pts if "mov" in name or entry.dts is None else entry.dts
-        if stamp is None:
-            raise ValueError("an entry without a time stamp")
-        self.container.seek(stamp, stream=self.stream)
-
-
-_NEAR_PACKETS = 64  # reading over so many is no dearer than a seek
-_SEARCHED_PACKETS = 4096  # after a seek, for the entry
-_SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
-
-
-def _is_entry(packet: Packet[VideoStream], entry: Entry) -> bool:
-    if packet.pts != entry.pts or packet.size != entry.size_bytes:
-        return False
-    return entry.position is None or packet.pos is None or packet.pos == entry.position

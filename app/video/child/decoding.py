@@ -1,7 +1,8 @@
-"""One stretch of a segment, from packets to pictures in the ring."""
+"""Decode one request: from packets to pictures in the ring."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -12,13 +13,12 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from app.video.child.channel import Channel
+from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader, has_room
 from app.video.child.fields import field_reader
 from app.video.child.keyframes import SEARCHED_BYTES, NalReader
 from app.video.child.picture import PictureMaker, displayed_size
 from app.video.child.serial import SerialDecoder
-from app.video.child.shared_pictures import SharedPictures
 from app.video.protocol.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
 
 _MOST_WAITING = 8  # frames
@@ -35,15 +35,14 @@ class Picture(NamedTuple):
 
 
 class BatchWriter:
-    """Fills slots of the ring with pictures and announces the full ones; waits for the host to free one."""
+    """Fill slots of the ring with pictures and announce the full ones; wait until the host frees a slot."""
 
     def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
         self._request = request
         shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
         self._ring = ring
-        size = request.slot_count * request.batch_size * request.frame_bytes
-        self._slots = ring.pixels[:size].reshape(shape)
+        self._slots = ring.pixels[: math.prod(shape)].reshape(shape)
         self._free = deque(range(request.slot_count))
         self._maker = PictureMaker(request.width, request.height)
         self._source = (0, 0)
@@ -51,18 +50,18 @@ class BatchWriter:
         self._ranks: list[int] = []
 
     def add(self, frame: VideoFrame, rank: int) -> None:
-        """Put the frame into the ring. A frame of another source size opens a new batch."""
+        """Draw the frame into the ring. A frame of another source size starts a new batch."""
         self._maker.draw(frame, self._next_place(displayed_size(frame)))
         self._take_place(rank)
 
     def draw(self, frame: VideoFrame) -> Picture:
-        """Return the frame as it would stand in the ring, in memory of its own."""
+        """Return the frame as it would be in the ring, in memory of its own."""
         pixels = np.empty((self._request.height, self._request.width, 3), dtype=np.uint8)
         self._maker.draw(frame, pixels)
         return Picture(pixels, displayed_size(frame))
 
     def add_picture(self, picture: Picture, rank: int) -> None:
-        """Put what `draw` returned into the ring."""
+        """Copy what `draw` returned into the ring."""
         np.copyto(self._next_place(picture.source_size), picture.pixels)
         self._take_place(rank)
 
@@ -84,7 +83,7 @@ class BatchWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Announce the open batch, if it holds anything."""
+        """Announce the open batch, unless it is empty."""
         if not self._ranks:
             return
         message = BatchMessage(self._free.popleft(), *self._source, tuple(self._pts), tuple(self._ranks))
@@ -95,46 +94,43 @@ class BatchWriter:
         kind, payload = self._channel.receive()
         if kind is not Command.RELEASE:
             raise EOFError
-        self._free.appendleft(int.from_bytes(payload, "little"))  # to be used next: its memory is there
+        self._free.appendleft(int.from_bytes(payload, "little"))  # used next: its pages exist already
 
     def wait_for_all(self) -> None:
-        """Return once the host has freed every slot: the next stretch may lay them out anew."""
+        """Return once the host has freed every slot: the next request may lay them out differently."""
         while len(self._free) < self._request.slot_count:
             self._wait_for_slot()
 
 
-class _Account:
-    """What became of a request's frames, and which of them are still to be delivered.
+class _Delivery:
+    """The status of each frame of a request, and which of them are still to be delivered.
 
-    Frames are delivered in the order of their ranks. Where the next one does not come when it should, a
-    few later ones wait for it: decoders put frames out in another order where damage or a bad writer has
-    made the time stamps wrong.
+    Frames are delivered in the order of their ranks. If the next one is late, a few later ones wait for it:
+    wrong time stamps, from damage or a bad writer, make decoders return frames in another order.
     """
 
     def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
         self._request = request
         self._writer = BatchWriter(channel, ring, request)
-        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks that are not delivered
+        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks, not delivered yet
         self._waiting: dict[int, Picture] = {}
         self._most_waiting = max(1, min(_MOST_WAITING, _WAITING_BYTES // request.frame_bytes))
         self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
         self.left = len(self._due)  # wanted frames that have not come
 
     def take(self, frame: VideoFrame, rank: int) -> None:
-        """Take note of a decoded frame, and deliver it if it is wanted."""
+        """Record a decoded frame, and deliver it if it is wanted."""
         if rank < 0 or self.statuses[rank] in _HAS_COME:
             return
         if not self._request.wanted[rank]:
             self.statuses[rank] = FrameStatus.DECODED
-        elif self._due and rank >= self._due[0]:
-            self.left -= 1
-            self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
-            self._deliver(frame, rank)
-        else:
+            return
+        if not self._due or rank < self._due[0]:
             self.statuses[rank] = FrameStatus.OUT_OF_ORDER
-
-    def _deliver(self, frame: VideoFrame, rank: int) -> None:
+            return
+        self.left -= 1
+        self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
         if rank == self._due[0] and not self._waiting:
             self._due.popleft()
             self._writer.add(frame, rank)
@@ -149,8 +145,8 @@ class _Account:
             pass  # given up: it came too late, or never
         self._writer.add_picture(self._waiting.pop(rank), rank)
 
-    def mark_absent(self, status: FrameStatus) -> None:
-        """Take note of why there is no data of the frames of which nothing was seen."""
+    def mark_unseen(self, status: FrameStatus) -> None:
+        """Set the status of the frames that were not seen."""
         self.statuses[self.statuses == FrameStatus.NOT_SEEN] = status
 
     def finish(self) -> None:
@@ -162,7 +158,7 @@ class _Account:
 
 
 class MatchingDecoder:
-    """Decodes one request whose frames are known by their time stamps."""
+    """Decode one request whose frames are identified by their time stamps."""
 
     def __init__(
         self, reader: PacketReader, channel: Channel, ring: SharedPictures, request: DecodeRequest
@@ -170,59 +166,57 @@ class MatchingDecoder:
         self._reader = reader
         self._channel = channel
         self._request = request
-        self._account = _Account(channel, ring, request)
+        self._delivery = _Delivery(channel, ring, request)
         self._leaves_out = False
         context = reader.stream.codec_context
         nals = NalReader(context.name, context.extradata)
         self._fields = field_reader(context.name, nals, context.extradata)
 
     def run(self) -> None:
-        if self._reader.move_to(self._request.entry):
+        request, count = self._request, 0
+        if self._reader.move_to(request.entry):
             self._reader.stream.codec_context.flush_buffers()
-            self._feed_all()
+            while count < request.packet_count and self._delivery.left:
+                packet = self._reader.read()
+                if packet is None:
+                    self._delivery.mark_unseen(self._unless_starved(FrameStatus.NO_PACKET))
+                    break
+                count += 1
+                self._channel.show_fed(count)
+                self._feed(packet, request.entry.ordinal + count - 1)
+            if self._delivery.left:
+                self._decode(None, -1)
         else:
-            self._account.mark_absent(FrameStatus.NO_PACKET)
-        self._pass_over_references_of_none(is_unwanted=False)
-        self._account.finish()
-
-    def _feed_all(self) -> None:
-        count = 0
-        while count < self._request.packet_count and self._account.left:
-            packet = self._reader.read()
-            if packet is None:
-                self._account.mark_absent(self._unless_starved(FrameStatus.NO_PACKET))
-                break
-            count += 1
-            self._channel.show_fed(count)
-            self._feed(packet, self._request.entry.ordinal + count - 1)
-        if self._account.left:
-            self._decode(None, -1)
+            self._delivery.mark_unseen(FrameStatus.NO_PACKET)
+        self._drop_unneeded(is_unwanted=False)
+        self._delivery.finish()
 
     def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
         rank = self._rank(packet.pts)
-        if not self._is_second_field(packet):  # which is treated as the first: a frame needs both
-            self._pass_over_references_of_none(is_unwanted=rank < 0 or not self._request.wanted[rank])
+        fields = self._fields
+        is_second_field = (
+            fields is not None
+            and (packet.is_keyframe or fields.may_see_fields)
+            and fields.is_second_field(
+                bytes(memoryview(packet)[:SEARCHED_BYTES]), packet.size, is_key=packet.is_keyframe
+            )
+        )
+        if not is_second_field:  # which is treated as the first: a frame needs both
+            self._drop_unneeded(is_unwanted=rank < 0 or not self._request.wanted[rank])
         if ordinal not in self._request.skipped:
             self._decode(packet, rank)
         elif rank >= 0:
-            self._account.statuses[rank] = FrameStatus.SKIPPED
+            self._delivery.statuses[rank] = FrameStatus.SKIPPED
 
-    def _is_second_field(self, packet: Packet[VideoStream]) -> bool:
-        fields = self._fields
-        if fields is None or not (packet.is_keyframe or fields.may_see_fields):
-            return False
-        head = bytes(memoryview(packet)[:SEARCHED_BYTES])
-        return fields.is_second_field(head, packet.size, is_key=packet.is_keyframe)
-
-    def _pass_over_references_of_none(self, *, is_unwanted: bool) -> None:
-        """Let the decoder leave out the next picture if it is unwanted and no other needs it."""
+    def _drop_unneeded(self, *, is_unwanted: bool) -> None:
+        """Let the decoder drop the next picture if it is unwanted and no other picture needs it."""
         if is_unwanted != self._leaves_out:
             self._leaves_out = is_unwanted
             self._reader.stream.codec_context.skip_frame = "NONREF" if is_unwanted else "DEFAULT"
 
     def _decode(self, packet: Packet[VideoStream] | None, rank: int) -> None:
         if rank >= 0:
-            self._account.statuses[rank] = FrameStatus.NOT_SHOWN
+            self._delivery.statuses[rank] = FrameStatus.NOT_SHOWN
         try:
             frames = self._reader.stream.codec_context.decode(packet)
         except MemoryError:
@@ -232,26 +226,23 @@ class MatchingDecoder:
             self._give_up(rank, self._unless_starved(FrameStatus.REJECTED))
             return
         for frame in frames:
-            self._account.take(frame, self._rank(frame.pts))
+            self._delivery.take(frame, self._rank(frame.pts))
 
     def _unless_starved(self, status: FrameStatus) -> FrameStatus:
-        """Return `status`, or OUT_OF_MEMORY where there is no room for one more picture."""
+        """Return `status`, or OUT_OF_MEMORY if there is no room for another picture."""
         context = self._reader.stream.codec_context
-        return (
-            status
-            if has_room(context.width * context.height * _MOST_BYTES_A_PIXEL)
-            else FrameStatus.OUT_OF_MEMORY
-        )
+        fits = has_room(context.width * context.height * _MOST_BYTES_A_PIXEL)
+        return status if fits else FrameStatus.OUT_OF_MEMORY
 
     def _give_up(self, rank: int, status: FrameStatus) -> None:
-        """Note why no frame came. Raises MemoryError where fewer threads may do with the memory there is."""
+        """Record why no frame came. Raises MemoryError if fewer threads may need less memory."""
         if status is FrameStatus.OUT_OF_MEMORY and self._reader.stream.codec_context.thread_count > 1:
             raise MemoryError
         if rank >= 0:
-            self._account.statuses[rank] = status
+            self._delivery.statuses[rank] = status
 
     def _rank(self, pts: int | None) -> int:
-        """The position of a time stamp among the request's frames; -1 if it is none of them."""
+        """Return the position of a time stamp among the request's frames; -1 if it is not one of them."""
         if pts is None:
             return -1
         rank = int(np.searchsorted(self._request.pts, pts))
@@ -259,22 +250,22 @@ class MatchingDecoder:
 
 
 class CountingDecoder:
-    """Decodes one request whose frames are known by their place in what comes out of the decoder."""
+    """Decode one request whose frames are identified by counting what the decoder returns."""
 
     def __init__(
         self, serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
     ) -> None:
         self._serial = serial
         self._request = request
-        self._account = _Account(channel, ring, request)
+        self._delivery = _Delivery(channel, ring, request)
 
     def run(self) -> None:
         before = self._request.frames_before or 0
-        while self._serial.position < before + len(self._request.pts) and self._account.left:
+        while self._serial.position < before + len(self._request.pts) and self._delivery.left:
             frame = self._serial.read()
             if frame is None:
                 break
             rank = self._serial.position - 1 - before
             if rank >= 0:
-                self._account.take(frame, rank)
-        self._account.finish()
+                self._delivery.take(frame, rank)
+        self._delivery.finish()

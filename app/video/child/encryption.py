@@ -1,7 +1,7 @@
-"""Whether the chosen video stream is encrypted, by what its container says of it.
+"""Whether the chosen video stream is encrypted, according to its container.
 
-A decoder conceals what it cannot read and may give grey pictures for every frame of an encrypted video,
-so this is asked before it decodes. Only the stream that is read counts: sound may be encrypted beside clear
+A decoder conceals what it cannot read, and may return grey pictures for every frame of an encrypted video, so
+this is checked before decoding. Only the stream that is read counts: sound may be encrypted beside clear
 video, and key data without a track that needs it proves nothing.
 
 Sources: ISO/IEC 14496-12 8.12 (`encv`); ISO/IEC 13818-1 2.4.3.2, 2.4.4 (scrambling, tables); Apple, MPEG-2
@@ -23,7 +23,7 @@ _SYNC = 0x47
 _PACKET_BYTES = 188
 _STRIDES = (188, 192, 204)  # plain, with a time stamp before each packet, with check bytes after it
 _WINDOW_BYTES = 1024 * 1024  # read at the beginning, in the middle and near the end
-_SYNC_RUN = 5  # packets in a row that tell the stride
+_SYNC_RUN = 5  # packets in a row that prove the stride
 _SAMPLE_AES_H264 = 0xDB  # stream_type
 _SAMPLE_AES_MARK = b"zavc"
 _MARKED_BY = (0x05, 0x0F)  # descriptors: registration, private data indicator
@@ -46,7 +46,7 @@ _ASF_ENCRYPTION = frozenset(
 
 
 def is_encrypted(stream: VideoStream, container: str, header: Header, descriptor: int) -> bool:
-    """Whether `stream`, of a container of FFmpeg's name `container`, is encrypted."""
+    """Whether `stream` is encrypted. `container` is FFmpeg's name."""
     if "enc_key_id" in stream.metadata:  # Matroska's ContentEncryption, as FFmpeg reports it
         return True
     if header.tracks:
@@ -80,7 +80,7 @@ class _TsPacket(NamedTuple):
 
 
 def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
-    """Whether a transport stream's tables call the stream encrypted, or nearly all of its packets are."""
+    """Whether a transport stream's tables declare the stream encrypted, or nearly all of its packets are."""
     scrambled = packets = 0
     tables = _Tables()
     for start in sorted({0, file_bytes // 2, max(0, file_bytes - _WINDOW_BYTES)}):
@@ -93,23 +93,19 @@ def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
 
 
 def _packets(data: bytes) -> Iterator[_TsPacket]:
-    """Yield the packets of a piece of a transport stream, from the first that lies in a row of packets."""
-    found = _first_packet(data)
-    if found is None:
-        return
-    start, stride = found
+    """Yield the packets of a piece of a transport stream, from the first of several in a row."""
+    start, stride = _first_packet(data)
     for at in range(start, len(data) - _PACKET_BYTES + 1, stride):
         sync, pid, control = struct.unpack_from(">BHB", data, at)
         if sync != _SYNC or pid & 0x8000:  # lost, or marked as damaged
             continue
-        begin = 4
-        if control & 0x20:
-            begin = 5 + data[at + 4]
+        begin = 5 + data[at + 4] if control & 0x20 else 4
         payload = data[at + begin : at + _PACKET_BYTES] if control & 0x10 else b""
         yield _TsPacket(pid & 0x1FFF, bool(pid & 0x4000), bool(control & 0xC0), payload)
 
 
-def _first_packet(data: bytes) -> tuple[int, int] | None:
+def _first_packet(data: bytes) -> tuple[int, int]:
+    """Return where the first of several packets in a row starts, and their stride; the end if none does."""
     at = data.find(_SYNC)
     while 0 <= at < 2 * _STRIDES[-1] * _SYNC_RUN:
         for stride in _STRIDES:
@@ -117,16 +113,16 @@ def _first_packet(data: bytes) -> tuple[int, int] | None:
             if row == bytes([_SYNC]) * _SYNC_RUN:
                 return at, stride
         at = data.find(_SYNC, at + 1)
-    return None
+    return len(data), _PACKET_BYTES
 
 
 class _Tables:
-    """Reads a transport stream's program tables: which streams they call encrypted."""
+    """Read from a transport stream's program tables which streams are encrypted."""
 
     def __init__(self) -> None:
         self.encrypted_pids: set[int] = set()
         self._map_pids: set[int] = {0}
-        self._sections: dict[int, bytes] = {}  # begun, by their PIDs
+        self._sections: dict[int, bytes] = {}  # incomplete ones, by PID
 
     def take(self, packet: _TsPacket) -> None:
         if packet.pid not in self._map_pids or packet.is_scrambled or not packet.payload:
@@ -151,18 +147,13 @@ class _Tables:
             at = 12 + (int.from_bytes(section[10:12], "big") & 0xFFF)
             while at + 5 <= len(section):
                 kind, pid, length = struct.unpack_from(">BHH", section, at)
-                descriptors = section[at + 5 : at + 5 + (length & 0xFFF)]
-                if kind == _SAMPLE_AES_H264 or _SAMPLE_AES_MARK in _marks(descriptors):
+                at, end = at + 5, at + 5 + (length & 0xFFF)
+                is_marked = kind == _SAMPLE_AES_H264
+                descriptors = section[at:end]
+                while len(descriptors) >= 2:
+                    is_mark = descriptors[0] in _MARKED_BY and descriptors[2:6] == _SAMPLE_AES_MARK
+                    is_marked |= is_mark
+                    descriptors = descriptors[2 + descriptors[1] :]
+                if is_marked:
                     self.encrypted_pids.add(pid & 0x1FFF)
-                at += 5 + (length & 0xFFF)
-
-
-def _marks(descriptors: bytes) -> list[bytes]:
-    marks = []
-    at = 0
-    while at + 2 <= len(descriptors):
-        tag, length = descriptors[at], descriptors[at + 1]
-        if tag in _MARKED_BY:
-            marks.append(descriptors[at + 2 : at + 6])
-        at += 2 + length
-    return marks
+                at = end

@@ -1,4 +1,4 @@
-"""What FFmpeg logs, for what it tells in no other way."""
+"""Capture FFmpeg's log, for facts that are available in no other way."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import av
 
 _LOG = logging.getLogger("libav")
-_LINES_KEPT = 64  # of the log, between two looks at it
+_LINES_KEPT = 64  # of the log, between two reads
 
-LogLine = tuple[int, str, str]  # level, who logs, text
+LogLine = tuple[int, str, str]  # level, name of the logger, text
 
 
 @contextmanager
 def captured(level: int) -> Iterator[list[LogLine]]:
-    """Yield the list of lines, of `level` or worse, that FFmpeg logs while the block runs, without bound."""
+    """Yield the list of lines that FFmpeg logs at `level` or worse while the block runs, without bound."""
     before = av.logging.get_level()
     av.logging.set_level(level)
     try:
@@ -28,7 +28,7 @@ def captured(level: int) -> Iterator[list[LogLine]]:
 
 
 class LogTail:
-    """Keeps the last warnings and errors that FFmpeg logs, from now on. One a process."""
+    """Keep the last warnings and errors that FFmpeg logs from now on. One per process."""
 
     def __init__(self) -> None:
         self._lines: deque[tuple[str, str]] = deque(maxlen=_LINES_KEPT)
@@ -40,8 +40,8 @@ class LogTail:
         av.logging.set_skip_repeated(False)
         av.logging.set_level(av.logging.WARNING)
 
-    def take(self, who: str) -> list[str]:
-        """Return what `who`, FFmpeg's name of a demuxer or codec, has logged since, and forget all lines."""
-        lines = [text for name, text in self._lines if name == f"libav.{who}"]
+    def take(self, source: str) -> list[str]:
+        """Return the new lines of `source`, FFmpeg's name of a demuxer or codec, and forget all lines."""
+        lines = [text for name, text in self._lines if name == f"libav.{source}"]
         self._lines.clear()
         return lines

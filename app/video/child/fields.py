@@ -1,4 +1,4 @@
-"""Which packets hold the second field of a frame: no frame comes of them, whatever their time stamps.
+"""Which packets hold the second field of a frame: no frame comes from them, whatever their time stamps.
 
 Sources: ITU-T H.264, 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header), 7.4.1.2.4 (the first unit of a
 picture); ITU-T H.262, 6.2.3 (picture header), 6.2.3.1 (picture coding extension).
@@ -6,6 +6,7 @@ picture); ITU-T H.262, 6.2.3 (picture header), 6.2.3.1 (picture coding extension
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -22,12 +23,12 @@ _WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 
 
 
 class _Sequence(NamedTuple):
-    """What a sequence parameter set says of fields and of frame numbers."""
+    """What a sequence parameter set declares about fields and frame numbers."""
 
     may_have_fields: bool
     frame_number_bits: int
     has_colour_planes: bool
-    may_leave_out_numbers: bool  # streams with layers of time, of which some were taken away
+    may_leave_out_numbers: bool  # streams with temporal layers, of which some were removed
 
 
 class _Field(NamedTuple):
@@ -36,15 +37,15 @@ class _Field(NamedTuple):
 
 
 class FieldReader(Protocol):
-    """Tells second fields, given the packets of one stream in their order."""
+    """Recognise second fields, given the packets of one stream in their order."""
 
     @property
     def may_see_fields(self) -> bool:
-        """Whether the stream may have fields at all, as far as it has told."""
+        """Whether the stream may have fields at all, as far as is known."""
         ...
 
     def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
-        """Whether the packet completes the frame that the one before has begun, and holds nothing else.
+        """Whether the packet completes the frame that the previous one began, and holds nothing else.
 
         `packet` may be the first part of a packet of `packet_bytes`, with the headers of its first picture.
         """
@@ -52,14 +53,14 @@ class FieldReader(Protocol):
 
 
 def field_reader(codec: str, nals: NalReader, extradata: bytes | None) -> FieldReader | None:
-    """Return the reader for FFmpeg's codec of that name; None if its fields have no packets of their own."""
+    """Return the reader for a codec of FFmpeg's; None if its fields never have their own packets."""
     if codec == "h264":
         return H264FieldReader(nals, extradata)
     return Mpeg2FieldReader() if codec == "mpeg2video" else None
 
 
 class Mpeg2FieldReader:
-    """Pairs fields as FFmpeg's decoder does: one completes the other, whatever their parity."""
+    """Pair fields as FFmpeg's decoder does: one completes the other, whatever their parity."""
 
     def __init__(self) -> None:
         self._has_first = False  # a field that waits for its second
@@ -71,33 +72,30 @@ class Mpeg2FieldReader:
     def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
         del packet_bytes, is_key
         begins_frame = has_field = False
-        for is_field in _mpeg2_pictures(packet):
-            has_field |= is_field
-            begins_frame |= not (is_field and self._has_first)
-            self._has_first = is_field and not self._has_first
+        at = packet.find(_EXTENSION)
+        while 0 <= at < len(packet) - _STRUCTURE_BYTE:
+            if packet[at + 4] >> 4 == _PICTURE_CODING:
+                is_field = packet[at + _STRUCTURE_BYTE] & 3 != _WHOLE_FRAME
+                has_field |= is_field
+                begins_frame |= not (is_field and self._has_first)
+                self._has_first = is_field and not self._has_first
+                if not is_field:
+                    break  # after a frame, the packet holds no other picture
+            at = packet.find(_EXTENSION, at + 4)
         return has_field and not begins_frame
-
-
-def _mpeg2_pictures(packet: bytes) -> Iterator[bool]:
-    """Yield, for each picture in the packet, whether it is one field. After a frame nothing is looked for."""
-    at = packet.find(_EXTENSION)
-    while 0 <= at < len(packet) - _STRUCTURE_BYTE:
-        if packet[at + 4] >> 4 == _PICTURE_CODING:
-            is_field = packet[at + _STRUCTURE_BYTE] & 3 != _WHOLE_FRAME
-            yield is_field
-            if not is_field:
-                return
-        at = packet.find(_EXTENSION, at + 4)
 
 
 class H264FieldReader:
     def __init__(self, nals: NalReader, extradata: bytes | None) -> None:
         self._nals = nals
         self._sequence: _Sequence | None = None
-        self._first: _Field | None = None  # of the packet before, if it held one field alone
+        self._first: _Field | None = None  # of the previous packet, if it held only one field
         self._reference_number: int | None = None  # frame_num of the last picture that others need
-        if extradata:
-            self._note_sequence(_extradata_units(extradata))
+        if extradata and extradata[0] != 1:
+            self._note_sequence(NalReader("h264", None).units(extradata, len(extradata)))
+        elif extradata and len(extradata) > 8:
+            length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
+            self._note_sequence([extradata[8 : 8 + length]])
 
     @property
     def may_see_fields(self) -> bool:
@@ -106,10 +104,17 @@ class H264FieldReader:
     def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
         if is_key:
             self._note_sequence(self._units(packet, packet_bytes))
-        if not self.may_see_fields:
+        sequence = self._sequence
+        if sequence is None or not sequence.may_have_fields:
             return False
-        units = self._units(packet, packet_bytes)
-        fields = {field for unit in units if (field := self._field_of(unit))}
+        fields: set[_Field] = set()
+        for unit in self._units(packet, packet_bytes):
+            if unit and unit[0] & 31 in _SLICES:
+                bits = _Bits(unit[1:_HEAD_BYTES])
+                with contextlib.suppress(EOFError):
+                    number = _read_frame_number(bits, sequence)
+                    if bits.number(1):
+                        fields.add(_Field(number, bool(bits.number(1))))
         first, self._first = self._first, None
         if len(fields) != 1:
             return False  # a frame, or both of its fields
@@ -120,9 +125,9 @@ class H264FieldReader:
         return False
 
     def missing_reference(self, packet: bytes) -> str | None:
-        """What tells that a picture which others need is missing before this packet: the numbers of frames.
+        """Return evidence, by frame numbers, that a picture that others need is missing before this packet.
 
-        Every such picture counts one on (7.4.3). Packets must come in order, after `is_second_field`.
+        Every such picture counts up by one (7.4.3). Packets must come in order, after `is_second_field`.
         """
         unit = next(
             (unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None
@@ -137,7 +142,7 @@ class H264FieldReader:
         if is_needed or unit[0] & 31 == _IDR:
             self._reference_number = number
         next_number = None if before is None else (before + 1) % (1 << self._sequence.frame_number_bits)
-        # After an operation that forgets all references, numbers begin at 0 again: this header does not tell.
+        # Numbers also start again at 0 after an operation that forgets all references: it is not read here.
         if before is None or number in (before, next_number, 0, 1):
             return None
         return f"pictures are missing: their numbers jump from {before} to {number}"
@@ -154,25 +159,9 @@ class H264FieldReader:
                     continue
                 return
 
-    def _field_of(self, unit: bytes) -> _Field | None:
-        if not unit or unit[0] & 31 not in _SLICES or self._sequence is None:
-            return None
-        try:
-            return _read_field(_Bits(unit[1:_HEAD_BYTES]), self._sequence)
-        except EOFError:
-            return None
-
-
-def _extradata_units(extradata: bytes) -> Iterator[bytes]:
-    if extradata[0] != 1:
-        yield from NalReader("h264", None).units(extradata, len(extradata))
-    elif len(extradata) > 8:
-        length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
-        yield extradata[8 : 8 + length]
-
 
 class _Bits:
-    """Reads bits of a NAL unit, the bytes that keep zeros apart left out. Raises EOFError at the end."""
+    """Read bits of a NAL unit without its emulation prevention bytes. Raises EOFError at the end."""
 
     def __init__(self, unit: bytes) -> None:
         payload = unit.replace(b"\0\0\3", b"\0\0")
@@ -188,7 +177,7 @@ class _Bits:
         return value
 
     def golomb(self) -> int:
-        """ue(v) of 9.1; se(v) has the same length."""
+        """Read ue(v) of 9.1; se(v) has the same length."""
         one = self._bits.find("1", self._at)
         if one < 0 or one - self._at > 32:
             raise EOFError
@@ -209,7 +198,14 @@ def _read_sequence(bits: _Bits) -> _Sequence:
     profile = bits.number(8)
     bits.number(16)
     bits.golomb()
-    has_colour_planes = profile in _WITH_CHROMA_FORMAT and _read_chroma_format(bits)
+    has_colour_planes = False
+    if profile in _WITH_CHROMA_FORMAT:
+        chroma_format = bits.golomb()
+        has_colour_planes = chroma_format == 3 and bool(bits.number(1))
+        bits.skip_golombs(2)
+        bits.number(1)
+        if bits.number(1):
+            _skip_scaling_lists(bits, 12 if chroma_format == 3 else 8)
     frame_number_bits = bits.golomb() + 4
     order_type = bits.golomb()
     if order_type == 0:
@@ -225,25 +221,14 @@ def _read_sequence(bits: _Bits) -> _Sequence:
     return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes, may_leave_out_numbers)
 
 
-def _read_chroma_format(bits: _Bits) -> bool:
-    """Read up to the scaling lists' end; return whether colour planes are coded apart."""
-    chroma_format = bits.golomb()
-    has_planes = chroma_format == 3 and bool(bits.number(1))
-    bits.skip_golombs(2)
-    bits.number(1)
-    if bits.number(1):
-        for place in range(12 if chroma_format == 3 else 8):
-            if bits.number(1):
-                _skip_scaling_list(bits, 16 if place < 6 else 64)
-    return has_planes
-
-
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
-    last = following = 8
-    for _ in range(size):
-        if following:
-            following = (last + bits.signed()) % 256
-        last = following or last
+def _skip_scaling_lists(bits: _Bits, count: int) -> None:
+    for number in range(count):
+        if bits.number(1):
+            last = following = 8
+            for _ in range(16 if number < 6 else 64):
+                if following:
+                    following = (last + bits.signed()) % 256
+                last = following or last
 
 
 def _read_frame_number(bits: _Bits, sequence: _Sequence) -> int:
@@ -251,10 +236,3 @@ def _read_frame_number(bits: _Bits, sequence: _Sequence) -> int:
     if sequence.has_colour_planes:
         bits.number(2)
     return bits.number(sequence.frame_number_bits)
-
-
-def _read_field(bits: _Bits, sequence: _Sequence) -> _Field | None:
-    frame_number = _read_frame_number(bits, sequence)
-    if not sequence.may_have_fields or not bits.number(1):
-        return None
-    return _Field(frame_number, bool(bits.number(1)))

@@ -1,8 +1,8 @@
-"""Before FFmpeg: what a container's headers declare, read with bounds.
+"""What a container's headers declare, read with bounds before FFmpeg sees the file.
 
-FFmpeg believes an MP4's sample counts and takes memory for them: 660 bytes can make it take 3 GB. Here the
-counts are added up first. What is damaged beyond reading is left to FFmpeg, which has limits of its own.
-Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI.
+FFmpeg believes an MP4's sample counts and allocates memory for them: 660 bytes can make it take 3 GB. This
+module adds the counts up first. Headers that are too damaged to read are left to FFmpeg, which has limits of
+its own. Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI.
 """
 
 from __future__ import annotations
@@ -25,38 +25,20 @@ _MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
 _MAX_INNER_BOXES = 200_000
 _MAX_DEPTH = 8
 _BLOCK_ENTRIES = 16384  # of a table, read at a time: tables of long videos take hundreds of megabytes
+_TABLE_HEAD_BYTES = {b"stsz": 12, b"stz2": 12, b"stco": 8, b"co64": 8, b"stts": 8, b"ctts": 8, b"stsc": 8}
 _STTS = np.dtype([("samples", ">u4"), ("ticks", ">u4")])
 _CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex"))
 _OF_TAGS = frozenset((b"udta", b"meta", b"ilst"))
 _ENCRYPTED_ENTRIES = frozenset((b"encv", b"drmi"))  # of Common Encryption, and of FairPlay before it
 _IMAGE_BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"))
 _MAX_DESCRIPTIONS = 1000  # looked at, of a track
-_FIRST_BOXES = frozenset(
-    (
-        b"jP  ",  # Motion JPEG 2000
-        b"udta",
-        b"ediw",
-        b"junk",
-        b"pict",
-        b"prfl",
-        b"ftyp",
-        b"moov",
-        b"mdat",
-        b"free",
-        b"skip",
-        b"wide",
-        b"pnot",
-        b"styp",
-        b"sidx",
-        b"moof",
-        b"uuid",
-        b"meta",
-    )
+_FIRST_BOXES = frozenset(  # "jP  " begins Motion JPEG 2000
+    b"jP  ,udta,ediw,junk,pict,prfl,ftyp,moov,mdat,free,skip,wide,pnot,styp,sidx,moof,uuid,meta".split(b",")
 )
 
 
 class HeaderOverLimit(Exception):
-    """A header declares more than a limit allows. `name` is the limit's."""
+    """A header declares more than the limit `name` allows."""
 
     def __init__(self, name: str, limit: int, value: int) -> None:
         super().__init__(name, limit, value)
@@ -73,7 +55,7 @@ class Box(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Where a table's entries lie; the box ends where it ends, whatever `entries` says."""
+    """Where a table's entries are. The box ends at `end`, whatever `entries` says."""
 
     start: int  # bytes into the file
     end: int
@@ -82,15 +64,15 @@ class Table(NamedTuple):
 
 @dataclass(slots=True)
 class Track:
-    """One track of an MP4, as far as it is counted."""
+    """What the limits and the index need to know of an MP4's track."""
 
     handler: bytes = b""
     samples: int = 0
-    sample_bytes: int = 0  # of each; 0 where a table tells
+    sample_bytes: int = 0  # of each; 0 if a table lists the sizes
     chunks: int = 0
     descriptions: int = 0
-    is_encrypted: bool = False  # by one of its descriptions at least
-    tables: dict[bytes, Table] = field(default_factory=dict)  # by their boxes' names
+    is_encrypted: bool = False  # according to at least one of its descriptions
+    tables: dict[bytes, Table] = field(default_factory=dict)  # by box name
     ticks: float = 0.0  # of all samples together
     is_tick_each: bool = False  # one entry of stts says that every sample lasts one tick
     ticks_a_second: int = 0
@@ -98,19 +80,17 @@ class Track:
     edits: list[int] = field(default_factory=list)  # elst: durations in the movie's ticks
 
     def counted(self, movie_ticks_a_second: int) -> int:
-        """Index entries that FFmpeg makes: one a sample and edit, or one a chunk of uncompressed sound."""
+        """Return how many index entries FFmpeg makes: one per sample and edit, or per chunk of raw sound."""
         if self.handler == b"soun" and self.is_tick_each:
             return self.chunks
         if len(self.edits) < 2:
             return self.samples
-        shown = sum(self._share(edit, movie_ticks_a_second, self.ticks) for edit in self.edits)
+        shown = 0.0  # how many times the whole track is shown, at most
+        for edit in self.edits:
+            has_share = edit and self.ticks and movie_ticks_a_second  # an edit without a duration shows all
+            share = edit / movie_ticks_a_second * self.ticks_a_second / self.ticks if has_share else 1.0
+            shown += min(1.0, share)
         return round(shown * self.samples) + len(self.edits)
-
-    def _share(self, edit: int, movie_ticks_a_second: int, ticks: float) -> float:
-        """How much of the track an edit shows, at most, in [0, 1]. One without a duration shows all."""
-        if not edit or not ticks or not movie_ticks_a_second:
-            return 1.0
-        return min(1.0, edit / movie_ticks_a_second * self.ticks_a_second / ticks)
 
 
 @dataclass(slots=True)
@@ -118,30 +98,30 @@ class Header:
     """What the headers of a file declare."""
 
     file_bytes: int
-    declared_bytes: int | None = None  # length of the whole, where the container tells it
+    declared_bytes: int | None = None  # length of the file, if the container declares it
     tracks: list[Track] = field(default_factory=list)
     fragment_samples: int = 0
     is_still_image: bool = False
 
     @property
     def sample_count(self) -> int:
-        """Of an MP4, over all tracks. FFmpeg takes some 70 bytes for each as soon as it opens the file."""
+        """Samples of an MP4, in all tracks. FFmpeg takes about 70 bytes for each when it opens the file."""
         return sum(track.samples for track in self.tracks) + self.fragment_samples
 
     @property
     def has_sample_tables(self) -> bool:
-        """Whether it is an MP4 or MOV that lists all its samples in tables: they tell what is missing."""
+        """Whether this is an MP4 or MOV that lists all its samples in tables, which show what is missing."""
         return bool(self.tracks) and not self.fragment_samples
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether the container's own length passes the file's end. Where there are tables, they decide."""
+        """Whether the container declares more bytes than the file has. Sample tables are more exact."""
         is_longer = self.declared_bytes is not None and self.declared_bytes > self.file_bytes
         return is_longer and not self.has_sample_tables
 
 
 def read_header(descriptor: int, limits: VideoLimits) -> Header:
-    """Return what is declared. Raises HeaderOverLimit. The descriptor's offset stays as it is."""
+    """Return what the headers declare, without moving the descriptor's offset. Raises HeaderOverLimit."""
     size = os.fstat(descriptor).st_size
     start = os.pread(descriptor, 64, 0)
     header = Header(size)
@@ -159,7 +139,7 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
 
 
 def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yield the entries of `table` that are in its box and in the file, in blocks, as arrays of `layout`."""
+    """Yield the entries of `table` that its box and the file hold, in blocks, as arrays of `layout`."""
     left = min(table.entries, (table.end - table.start) // layout.itemsize)
     at = table.start
     while left > 0:
@@ -173,7 +153,7 @@ def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator
 
 
 class _Counter:
-    """Counts to a limit, and raises HeaderOverLimit beyond it."""
+    """Count up to a limit, and raise HeaderOverLimit beyond it."""
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
@@ -215,8 +195,7 @@ class _Mp4Reader:
 
     def _read_movie(self, movie: Box) -> None:
         self._has_movie = True
-        if movie.end - movie.start > self._limits.max_header_bytes:
-            raise HeaderOverLimit("max_header_bytes", self._limits.max_header_bytes, movie.end - movie.start)
+        self._check("max_header_bytes", self._limits.max_header_bytes, movie.end - movie.start)
         for box in self._descend(movie):
             if box.kind == b"trak":
                 self._header.tracks.append(Track())
@@ -224,12 +203,15 @@ class _Mp4Reader:
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
             elif box.kind == b"mvhd":
-                self._ticks_a_second = self._time_scale(box)
+                self._ticks_a_second, _ = self._time_scale_and_duration(box)
             elif box.kind == b"trun":
                 self._header.fragment_samples += self._number(box.start + 4)
             elif self._header.tracks:
                 self._read_table(box, self._header.tracks[-1])
-        self._check_samples()
+        entries = sum(track.counted(self._ticks_a_second) for track in self._header.tracks)
+        # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
+        limit = min(self._limits.max_frames, self._header.file_bytes)
+        self._check("max_frames", limit, entries + self._header.fragment_samples)
 
     def _descend(self, parent: Box) -> Iterator[Box]:
         for box in self._boxes(parent.start, min(parent.end, self._header.file_bytes), parent.depth + 1):
@@ -268,25 +250,24 @@ class _Mp4Reader:
             at += size
 
     def _read_table(self, box: Box, track: Track) -> None:
+        if head_bytes := _TABLE_HEAD_BYTES.get(box.kind):
+            start = box.start + head_bytes
+            track.tables[box.kind] = Table(start, box.end, self._number(start - 4))
         match box.kind:
             case b"hdlr":
-                if not track.handler:  # MOV has one more, of the data, after it
-                    track.handler = os.pread(self._descriptor, 4, box.start + 8)
+                track.handler = track.handler or os.pread(self._descriptor, 4, box.start + 8)
             case b"stsz" | b"stz2":
                 track.samples = self._number(box.start + 8)
                 track.sample_bytes = self._number(box.start + 4)
-                self._note_table(box, track, head_bytes=12)
             case b"stco" | b"co64":
                 track.chunks = self._number(box.start + 4)
-                self._note_table(box, track)
             case b"stts":
-                self._note_table(box, track)
-                self._read_timing(track)
-            case b"ctts" | b"stsc":
-                self._note_table(box, track)
+                track.ticks = 0.0
+                for block in read_table(self._descriptor, track.tables[b"stts"], _STTS):
+                    track.ticks += float((block["samples"].astype(np.float64) * block["ticks"]).sum())
+                    track.is_tick_each = track.tables[b"stts"].entries == 1 and int(block["ticks"][0]) == 1
             case b"mdhd":
-                track.ticks_a_second = self._time_scale(box)
-                track.declared_ticks = self._duration(box)
+                track.ticks_a_second, track.declared_ticks = self._time_scale_and_duration(box)
             case b"elst":
                 track.edits = self._edits(box)
             case b"stsd":
@@ -294,26 +275,12 @@ class _Mp4Reader:
                 entries = islice(self._boxes(box.start + 8, box.end, box.depth + 1), _MAX_DESCRIPTIONS)
                 track.is_encrypted |= any(entry.kind in _ENCRYPTED_ENTRIES for entry in entries)
 
-    def _note_table(self, box: Box, track: Track, *, head_bytes: int = 8) -> None:
-        table = Table(box.start + head_bytes, box.end, self._number(box.start + head_bytes - 4))
-        track.tables[box.kind] = table
-
-    def _read_timing(self, track: Track) -> None:
-        table = track.tables[b"stts"]
-        track.ticks = 0.0
-        for block in read_table(self._descriptor, table, _STTS):
-            track.ticks += float((block["samples"].astype(np.float64) * block["ticks"]).sum())
-            track.is_tick_each = table.entries == 1 and int(block["ticks"][0]) == 1
-
-    def _time_scale(self, box: Box) -> int:
-        version = self._number(box.start) >> 24
-        return self._number(box.start + (20 if version == 1 else 12))
-
-    def _duration(self, box: Box) -> int:
-        """What stands behind the time scale, in its ticks."""
+    def _time_scale_and_duration(self, box: Box) -> tuple[int, int]:
+        """Return the ticks per second and the duration in ticks that a box declares."""
         if self._number(box.start) >> 24 == 1:
-            return self._number(box.start + 24) << 32 | self._number(box.start + 28)
-        return self._number(box.start + 16)
+            duration = self._number(box.start + 24) << 32 | self._number(box.start + 28)
+            return self._number(box.start + 20), duration
+        return self._number(box.start + 12), self._number(box.start + 16)
 
     def _edits(self, box: Box) -> list[int]:
         layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
@@ -327,14 +294,6 @@ class _Mp4Reader:
     def _number(self, at: int) -> int:
         data = os.pread(self._descriptor, 4, at)
         return int.from_bytes(data, "big") if len(data) == 4 else 0
-
-    def _check_samples(self) -> None:
-        """A sample takes a byte at least: more samples than bytes are a lie, whatever the limit."""
-        total = (
-            sum(track.counted(self._ticks_a_second) for track in self._header.tracks)
-            + self._header.fragment_samples
-        )
-        self._check("max_frames", min(self._limits.max_frames, self._header.file_bytes), total)
 
     def _check(self, name: str, limit: int, value: int) -> None:
         if value > limit:

@@ -1,4 +1,4 @@
-"""One pass over a video's packets, and what its first frame tells."""
+"""One pass over a video's packets: the facts from its first frame, then a record of every packet."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import (
-    PacketReader,
-    VideoRefused,
-    check_size,
-    claimed_seconds,
-    has_room,
-    overlong_claim,
-)
+from app.video.child.container import PacketReader, VideoRefused, check_size, has_room, over_limit
 from app.video.child.ffmpeg_log import captured
 from app.video.child.fields import field_reader
-from app.video.child.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
+from app.video.child.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.child.movie_index import MovieIndex
 from app.video.child.orientation import orientation_of
 from app.video.child.picture import displayed_size
@@ -40,12 +33,12 @@ _MAX_PACKETS_BEFORE_FIRST_FRAME = 5000
 _PACKETS_TO_SEE_AN_ORDER = 64  # encoders that reorder pictures do so in the first seconds
 _PACKETS_ASKED_FOR_A_SIZE = 20
 _LARGE_PICTURE_PIXELS = 1920 * 1088
-_ROOM_TO_READ_BYTES = 4 * 1024 * 1024  # beside packets; with less, the end of the file may be none
+_ROOM_TO_READ_BYTES = 4 * 1024 * 1024  # beside packets; with less, a read may fail and look like the end
 _TOO_LARGE = re.compile(r"Picture size (\d{1,9})x(\d{1,9}) exceeds")
 
 
 class Indexer:
-    """Sends the facts as soon as a first frame is decoded, then a record of every packet."""
+    """Send the facts as soon as a first frame is decoded, then a record of every packet."""
 
     def __init__(
         self, reader: PacketReader, watch: PacketWatch, channel: Channel, limits: VideoLimits
@@ -61,44 +54,52 @@ class Indexer:
         self._ordinal = 0
         self._shown = 0  # frames
         self._has_told_facts = False
-        self._has_stamps = True  # of when frames are shown
+        self._has_stamps = True  # that say when frames are shown
         self._end_pts: int | None = None
         self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
-        """Raises VideoRefused if nothing in the video can be decoded, or a limit is passed."""
+        """Index the video. Raises VideoRefused if nothing in it can be decoded, or it exceeds a limit."""
         frame = self._find_first_frame()
-        self._leave_out_made_up_stamps(frame)
+        if self._has_made_up_stamps(frame):
+            self._has_stamps = False
+            self._records = [record._replace(pts=None) for record in self._records]
         self._channel.send(Message.FACTS, messages.pack_facts(self._found(frame)))
         self._has_told_facts = True
         is_large = frame.width * frame.height > _LARGE_PICTURE_PIXELS
         del frame
-        if self._movie.can_replace_reading and self._has_stamps:
-            self._take_from_header(is_large=is_large)
-        else:
-            self._read_on(is_large=is_large)
+        skips = self._movie.can_replace_reading and self._has_stamps
+        if skips:
+            if is_large:
+                self._reader.reopen()
+            for record in self._movie.records_from(self._ordinal):
+                self._add(record)
+        if not skips or not self._movie.can_replace_reading:
+            self._read_on(without_decoder=is_large or skips)
         lost = max(0, len(self._movie) - self._ordinal)
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
         self._send_records()
         self._watch.check_tables(self._shown)
-        self._channel.send(Message.INDEX_END, self._end(lost).pack())
+        reader = self._reader
+        claimed = reader.overlong_claim(self._end_pts)
+        is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
+        truncated = is_cut or claimed is not None
+        end = IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
+        self._channel.send(Message.INDEX_END, end.pack())
 
-    def _leave_out_made_up_stamps(self, first: VideoFrame) -> None:
-        """Do without time stamps that follow the order of decoding where pictures are shown in another.
+    def _has_made_up_stamps(self, first: VideoFrame) -> bool:
+        """Whether time stamps follow the order of decoding, although frames are shown in another order.
 
-        FFmpeg gives such for MXF without temporal offsets, and writes them when it copies AVI into MP4.
+        FFmpeg makes such stamps for MXF without temporal offsets, and writes them when it copies AVI to MP4.
+        So this tests whether stamps rise from packet to packet, but not from frame to frame of the decoder.
         """
-        if not self._reader.stream.codec_context.has_b_frames:
-            return
+        context = self._reader.stream.codec_context
+        if not context.has_b_frames:
+            return False
         is_mxf = self._reader.container.format.name == "mxf"
-        is_made_up = is_mxf and all(record.pts == record.dts for record in self._records)
-        if is_made_up or self._is_shown_in_another_order(first):
-            self._has_stamps = False
-            self._records = [record._replace(pts=None) for record in self._records]
-
-    def _is_shown_in_another_order(self, first: VideoFrame) -> bool:
-        """Whether time stamps rise from packet to packet, but not from frame to frame of the decoder."""
+        if is_mxf and all(record.pts == record.dts for record in self._records):
+            return True
         shown = [first]
         for _ in range(_PACKETS_TO_SEE_AN_ORDER):
             if not _all_rise(record.pts for record in self._records):
@@ -110,20 +111,15 @@ class Indexer:
                 return False
             self._record(packet)
             with contextlib.suppress(av.FFmpegError, OSError, ValueError):
-                shown = [shown[-1], *self._reader.stream.codec_context.decode(packet)]
+                shown = [shown[-1], *context.decode(packet)]
         return False
 
-    def _take_from_header(self, *, is_large: bool) -> None:
-        if is_large:
+    def _read_on(self, *, without_decoder: bool) -> None:
+        if without_decoder:  # give its memory back: the rest of the pass does not decode
             self._reader.reopen()
-        for record in self._movie.records_from(self._ordinal):
-            self._add(record)
-        if not self._movie.can_replace_reading:
-            self._read_on(is_large=True)
-
-    def _read_on(self, *, is_large: bool) -> None:
-        if is_large:
-            self._start_without_decoder()
+            for _ in range(self._ordinal):
+                self._reader.read()
+            self._watch.overlook()
         largest_bytes = 0
         while (packet := self._watch.read()) is not None:
             self._record(packet)
@@ -152,22 +148,14 @@ class Indexer:
         self._refuse_if_too_large()
         raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
 
-    def _start_without_decoder(self) -> None:
-        """Give the decoder's memory back for the rest of the pass, which does not decode."""
-        self._reader.reopen()
-        for _ in range(self._ordinal):
-            self._reader.read()
-        self._watch.overlook()
-
     def _refuse_if_too_large(self) -> None:
-        """Raises VideoRefused if no frame came because frames have too many pixels: FFmpeg's log tells."""
+        """Raise VideoRefused if FFmpeg's log says that no frame came because frames have too many pixels."""
         self._reader.reopen()
-        context = self._reader.stream.codec_context
         with captured(av.logging.ERROR) as log:
             for _ in range(_PACKETS_ASKED_FOR_A_SIZE):
                 packet = self._reader.read()
                 with contextlib.suppress(av.FFmpegError, OSError, ValueError):
-                    context.decode(packet)
+                    self._reader.stream.codec_context.decode(packet)
                 if packet is None:
                     break
         for _, _, text in log:
@@ -186,10 +174,8 @@ class Indexer:
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
                 flags |= PacketFlag.CLEAN
-        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(
-            bytes(data), is_split=self._reader.splits_stream
-        )
-        if packet.is_discard or is_second_field or is_empty or self._is_hidden(data):
+        is_never_shown = self._keyframes.is_never_shown(data, is_split=self._reader.splits_stream)
+        if packet.is_discard or is_second_field or is_never_shown:
             flags |= PacketFlag.DISCARD
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         pts = packet.pts if self._has_stamps else None
@@ -197,14 +183,8 @@ class Indexer:
         self._add(record)
         self._movie.check(record)
         self._watch.note_zeros(packet, data)
-        self._note_end(packet.pts, packet.duration)
-
-    def _is_hidden(self, data: memoryview) -> bool:
-        return self._keyframes.is_hidden(bytes(data[:4]) + bytes(data[-1:]))
-
-    def _note_end(self, pts: int | None, duration: int | None) -> None:
-        if pts is not None:
-            end = pts + (duration or 0)
+        if packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
             self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
 
     def _add(self, record: PacketRecord) -> None:
@@ -212,9 +192,7 @@ class Indexer:
         self._ordinal += 1
         self._shown += not record.flags & PacketFlag.DISCARD
         if self._ordinal > self._limits.max_frames:
-            raise VideoRefused(
-                Fault(FaultCode.OVER_LIMIT, "max_frames", self._limits.max_frames, self._ordinal)
-            )
+            raise VideoRefused(over_limit("max_frames", self._limits.max_frames, self._ordinal))
         if self._has_told_facts and len(self._records) >= _RECORDS_A_MESSAGE:
             self._send_records()
 
@@ -238,7 +216,7 @@ class Indexer:
             mirrored=orientation.mirrored,
             time_base=_positive(stream.time_base) or Fraction(1, 1000),
             frame_rate=_positive(stream.average_rate),
-            duration_seconds=claimed_seconds(self._reader),
+            duration_seconds=self._reader.claimed_seconds,
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
             frames_from_header=stream.frames or None,
@@ -246,21 +224,14 @@ class Indexer:
         )
         return FoundVideo(facts, frame.pts, self._movie.is_movie)
 
-    def _end(self, lost: int) -> IndexEnd:
-        reader = self._reader
-        claimed = overlong_claim(reader, self._end_pts)
-        is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
-        truncated = is_cut or claimed is not None
-        return IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
-
 
 def _positive(value: Fraction | None) -> Fraction | None:
-    """`value` if it is a usable rate: containers also say 0/0, -1/1 and numbers beyond 32 bits."""
+    """Return `value` if it is a usable rate, else None: containers also declare 0/0 and -1/1."""
     return value if value is not None and value > 0 else None
 
 
 def _all_rise(stamps: Iterable[int | None]) -> bool:
-    """Whether each is known and greater than the one before."""
+    """Whether each stamp is known and greater than the one before."""
     return all(
         before is not None and after is not None and before < after for before, after in pairwise(stamps)
     )

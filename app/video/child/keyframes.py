@@ -1,13 +1,14 @@
-"""What a packet's first bytes tell about decoding: where it can enter, and which frames are never shown.
+"""What a packet's first bytes show about decoding: where it can start, and which frames are never shown.
 
-A keyframe flag is not enough to enter at: H.264 streams that refresh picture parts over time carry it
-too, and there the frames after it still need what came before. Sources: ITU-T H.264 7.3.1, 7.3.2.3.1,
+A keyframe flag does not prove that decoding can start there: H.264 streams that refresh parts of the picture
+over time carry it too, and their next frames still need earlier ones. Sources: ITU-T H.264 7.3.1, 7.3.2.3.1,
 D.1.8; ITU-T H.265 7.4.2.2; RFC 6386 9.1; the VP9 bitstream specification 6.2 and annex B; ISO/IEC 14496-2
 6.2.5 (MPEG-4); GIF89a, 22 to 27; the Theora specification 6.1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from typing import NamedTuple
 from av.codec import Codec
 from av.codec.codec import UnknownCodecError
 
-# Codecs whose keyframes containers flag rightly, beside those that have nothing else. The flags of others, as
-# of games' and screen recorders', lie too often: they are decoded from the beginning.
+# Codecs whose keyframe flags can be trusted, besides those that have only keyframes. The flags of others
+# (games, screen recorders) are wrong too often: such videos are decoded from the beginning.
 _RIGHTLY_FLAGGED = frozenset(
     name
     for line in (
@@ -49,12 +50,12 @@ _GIF_EXTENSION, _GIF_TRAILER = b"!", b";"
 _THEORA_HEADER = re.compile(rb"[\x80-\xff]theora")
 _SEI_RECOVERY_POINT = 6
 _HEVC_IRAP = range(16, 24)
-HEAD_BYTES = 4096  # of a packet, which mostly tell what it is
-SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of one picture come after all that matters
+HEAD_BYTES = 4096  # of a packet: mostly enough to know what it is
+SEARCHED_BYTES = 256 * 1024  # of a keyframe's packet; the slices of its picture come after all that matters
 
 
 class NalReader:
-    """Splits packets of one H.264 or HEVC stream into NAL units, whichever way the container packs them."""
+    """Split packets of one H.264 or HEVC stream into NAL units, whichever way the container packs them."""
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._length_bytes = 0  # 0: start codes
@@ -65,7 +66,21 @@ class NalReader:
 
     def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
         """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
-        return self._by_length(data, packet_bytes) if self._length_bytes else _by_start_code(data)
+        length_bytes = self._length_bytes
+        if length_bytes:
+            at = 0
+            while at + length_bytes < len(data):
+                start = at + length_bytes
+                at = start + int.from_bytes(data[at:start], "big")
+                if at > packet_bytes:
+                    return  # damage: FFmpeg does not read such a unit either
+                yield data[start:at]
+            return
+        start = data.find(b"\0\0\1")
+        while start >= 0:
+            end = data.find(b"\0\0\1", start + 3)
+            yield data[start + 3 : end if end >= 0 else len(data)]
+            start = end
 
     def is_whole(self, packet: bytes) -> bool:
         """Whether units fill the whole packet, as they do where nothing is damaged."""
@@ -74,41 +89,28 @@ class NalReader:
             return start >= 0 and not any(packet[:start])
         return sum(self._length_bytes + len(unit) for unit in self.units(packet, len(packet))) == len(packet)
 
-    def _by_length(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
-        at = 0
-        while at + self._length_bytes < len(data):
-            start = at + self._length_bytes
-            at = start + int.from_bytes(data[at:start], "big")
-            if at > packet_bytes:
-                return  # damage: FFmpeg does not read such a unit either
-            yield data[start:at]
-
-
-def _by_start_code(data: bytes) -> Iterator[bytes]:
-    start = data.find(b"\0\0\1")
-    while start >= 0:
-        end = data.find(b"\0\0\1", start + 3)
-        yield data[start + 3 : end if end >= 0 else len(data)]
-        start = end
-
 
 class KeyframeReader:
-    """Judges the packets of one stream by their bytes."""
+    """Judge the packets of one stream by their bytes."""
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._codec = codec
-        self._is_rightly_flagged = codec in _RIGHTLY_FLAGGED or _has_keyframes_only(codec)
+        self._is_rightly_flagged = codec in _RIGHTLY_FLAGGED
+        if not self._is_rightly_flagged and codec not in _WRONGLY_SAID_TO_HAVE_KEYFRAMES_ONLY:
+            with contextlib.suppress(UnknownCodecError):
+                self._is_rightly_flagged = Codec(codec, "r").intra_only
         self.nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
-        """Whether every frame shown after this keyframe decodes without what came before it.
+        """Whether every frame shown after this keyframe decodes without earlier packets.
 
         `packet` may be the first part of a packet of `packet_bytes`.
         """
         if self._codec == "h264":
             return any(_is_h264_entry(unit) for unit in self._head_units(packet, packet_bytes))
         if self._codec == "hevc":
-            return any(_is_hevc_entry(unit) for unit in self._head_units(packet, packet_bytes))
+            units = self._head_units(packet, packet_bytes)
+            return any((unit[0] >> 1) & 63 in _HEVC_IRAP for unit in units if unit)
         if self._codec == "vp8":
             return bool(packet) and not packet[0] & 1
         if self._codec == "vp9":
@@ -116,7 +118,7 @@ class KeyframeReader:
         return self._is_rightly_flagged
 
     def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
-        """Whether FFmpeg takes this packet for a keyframe, clean or not, if the container does."""
+        """Whether FFmpeg treats a packet that the container flags as a keyframe as one, clean or not."""
         if self._codec == "h264":
             units = self._head_units(packet, packet_bytes)
             return any(_is_h264_entry(unit) or _h264_recovery(unit) is not None for unit in units)
@@ -126,11 +128,16 @@ class KeyframeReader:
         whole = len(packet) if packet_bytes is None else packet_bytes
         return self.nals.units(packet[:SEARCHED_BYTES], whole)
 
-    def is_without_picture(self, packet: bytes, *, is_split: bool) -> bool:
-        """Whether there are delimiters, messages or stuffing only, as streams may end with.
+    def is_never_shown(self, packet: bytes | memoryview, *, is_split: bool) -> bool:
+        """Whether no frame of the packet is ever shown. `is_split` as for `is_without_picture`."""
+        is_empty = len(packet) <= HEAD_BYTES and self.is_without_picture(bytes(packet), is_split=is_split)
+        return is_empty or self.is_hidden(bytes(packet[:4]) + bytes(packet[-1:]))
 
-        `is_split`: FFmpeg has found the packet in the stream. One that a container bounds holds a picture,
-        whatever became of it, but for what a few codecs have beside pictures.
+    def is_without_picture(self, packet: bytes, *, is_split: bool) -> bool:
+        """Whether the packet holds only delimiters, messages or stuffing, as at the end of a stream.
+
+        `is_split`: FFmpeg has found the packet in the stream. A packet that the container bounds holds a
+        picture, even if it is damaged, except for what a few codecs have besides pictures.
         """
         if not packet:
             return True
@@ -149,9 +156,9 @@ class KeyframeReader:
         return is_headers or not any(packet)
 
     def may_need_earlier(self, packet: bytes) -> bool:
-        """Whether the picture may need what came before the keyframe that it follows; decoders leave it out.
+        """Whether the picture may need packets from before the keyframe that it follows: decoders drop it.
 
-        True of pictures that no other needs, which may as well need nothing: asked of a stream's first only.
+        Also true of pictures that need nothing, if no other needs them: ask it only of a stream's first ones.
         """
         if self._codec == "h264":
             units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
@@ -169,7 +176,7 @@ class KeyframeReader:
         return False
 
     def _is_message(self, unit: bytes) -> bool:
-        """Whether the unit is no slice, nor what damage may have made of one."""
+        """Whether the unit is neither a slice nor what damage may have made of one."""
         if not unit:
             return False
         is_h264 = self._codec == "h264"
@@ -187,7 +194,7 @@ class KeyframeReader:
         return kind in (_H264_MESSAGES if is_h264 else _HEVC_MESSAGES)
 
     def is_hidden(self, packet: bytes) -> bool:
-        """Whether the packet holds no frame that is shown: a reference that later frames alone use."""
+        """Whether the packet holds only a reference for later frames, which is not shown."""
         if not packet:
             return False
         if self._codec == "vp8":
@@ -201,17 +208,8 @@ class KeyframeReader:
         return False
 
 
-def _has_keyframes_only(codec: str) -> bool:
-    if codec in _WRONGLY_SAID_TO_HAVE_KEYFRAMES_ONLY:
-        return False
-    try:
-        return Codec(codec, "r").intra_only
-    except UnknownCodecError:
-        return False
-
-
 def _is_gif_ending(packet: bytes) -> bool:
-    """Whether the packet has what may follow the last image: extensions, comments say, and the trailer."""
+    """Whether the packet holds only what may follow the last image: extensions and the trailer."""
     at = 0
     while packet[at : at + 1] == _GIF_EXTENSION:
         at += 2  # with its label
@@ -235,12 +233,8 @@ def _is_h264_entry(unit: bytes) -> bool:
     return bool(unit) and (unit[0] & 31 == _H264_IDR or bool(_h264_recovery(unit)))
 
 
-def _is_hevc_entry(unit: bytes) -> bool:
-    return bool(unit) and (unit[0] >> 1) & 63 in _HEVC_IRAP
-
-
 def _h264_recovery(unit: bytes) -> bool | None:
-    """Whether the unit's recovery point is here: recovery_frame_cnt 0, a set bit in ue(v). None: no such."""
+    """Whether the unit's recovery point is at this picture: recovery_frame_cnt 0. None if it has none."""
     if not unit or unit[0] & 31 != _H264_SEI:
         return None
     sei, at = unit[1:], 0
@@ -248,7 +242,7 @@ def _h264_recovery(unit: bytes) -> bool | None:
         kind, at = _sei_number(sei, at)
         size, at = _sei_number(sei, at)
         if kind == _SEI_RECOVERY_POINT and at < len(sei):
-            return bool(sei[at] & 0x80)
+            return bool(sei[at] & 0x80)  # 0 in ue(v) is a set bit
         at += size
     return None
 

@@ -1,8 +1,7 @@
-"""The decoder child: opens one video behind a lock-down, indexes and decodes it, and speaks over a socket.
+"""The decoder child: indexes and decodes one video in a sandbox, at the commands of a host.
 
 It is forked from a server process that has this module loaded, so that it starts within milliseconds. It
-locks itself down, and then waits for its video. It holds that, the socket and the ring, and it can reach
-nothing else.
+locks itself down, and then waits for its video. It can reach that, the socket and the ring, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ import socket
 from av import library_versions
 
 from app.video.child import sandbox
-from app.video.child.channel import Channel
+from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import OpenOptions, PacketReader, VideoRefused
 from app.video.child.decoding import CountingDecoder, MatchingDecoder
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.headers import Header
 from app.video.child.indexing import Indexer
 from app.video.child.serial import FrameCounter, SerialDecoder
-from app.video.child.shared_pictures import SharedPictures
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring
 from app.video.protocol.messages import (
@@ -39,9 +37,9 @@ from app.video.protocol.plan import ChildPlan
 
 
 def serve(plan: ChildPlan) -> None:
-    """Serve commands until the host closes its end. Never returns."""
+    """Lock down, and serve commands until the host closes its end. Never returns."""
     try:
-        _serve_locked_down(plan)
+        _serve(plan)
     except EOFError:
         os._exit(0)
     except MemoryError:
@@ -50,7 +48,7 @@ def serve(plan: ChildPlan) -> None:
         os._exit(1)
 
 
-def _serve_locked_down(plan: ChildPlan) -> None:
+def _serve(plan: ChildPlan) -> None:
     gc.freeze()  # to look through what the server had loaded takes 10 ms a collection, and copies its pages
     assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
     assert isinstance(plan.ring, int)  # noqa: S101
@@ -61,7 +59,9 @@ def _serve_locked_down(plan: ChildPlan) -> None:
             channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
         )
         channel = Channel(end, pictures.counters)
-        channel.send(Message.READY, Ready(state, _library_versions()).pack())
+        versions = sorted((name, ".".join(map(str, number))) for name, number in library_versions.items())
+        libraries = ", ".join(f"{name} {version}" for name, version in versions)
+        channel.send(Message.READY, Ready(state, libraries).pack())
         video, payload = channel.receive_video()
         options = OpenOptions(video, unpack_threads(payload), plan.limits)
         try:
@@ -70,11 +70,6 @@ def _serve_locked_down(plan: ChildPlan) -> None:
             channel.send(Message.FAULT, refusal.fault.pack())
         except MemoryError:
             channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
-
-
-def _library_versions() -> str:
-    versions = {name: ".".join(map(str, number)) for name, number in library_versions.items()}
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 class _Child:
@@ -91,30 +86,29 @@ class _Child:
         while True:
             kind, payload = self._channel.receive()
             if kind is Command.INDEX:
-                self._index()
+                log = self._captured_log()
+                if self._reader is None:
+                    self._reader = PacketReader(self._options, self._channel, self._wait_if_large)
+                else:
+                    self._reader.reopen()
+                    self._serial = None
+                watch = PacketWatch(self._reader, self._channel, log)
+                self._has_indexed = True
+                Indexer(self._reader, watch, self._channel, self._options.limits).run()
             elif kind is Command.COUNT:
-                self._count(CountRequest.unpack(payload))
+                request = CountRequest.unpack(payload)
+                log = self._captured_log()
+                reader = self._open()
+                first, at = request.entry.ordinal, request.entry.position or 0
+                watch = PacketWatch(reader, self._channel, log, first_place=first, from_byte=at)
+                FrameCounter(reader, watch, self._channel, request).run()
             elif kind is Command.DECODE:
                 self._decode(DecodeRequest.unpack(payload))
 
-    def _index(self) -> None:
-        log = self._captured_log()
-        reader = self._open_at_start()
-        watch = PacketWatch(reader, self._channel, log)
-        self._has_indexed = True
-        Indexer(reader, watch, self._channel, self._options.limits).run()
-
-    def _count(self, request: CountRequest) -> None:
-        log = self._captured_log()
-        reader = self._open()
-        first, at = request.entry.ordinal, request.entry.position or 0
-        watch = PacketWatch(reader, self._channel, log, first_place=first, from_byte=at)
-        FrameCounter(reader, watch, self._channel, request).run()
-
     def _captured_log(self) -> LogTail:
-        """Take down what FFmpeg logs, from before it opens the video: it probes the first packets then."""
+        """Capture FFmpeg's log. Start before it opens the video: it probes the first packets then."""
         self._log = self._log or LogTail()
-        self._log.take("")  # what was said while the child did something else
+        self._log.take("")  # forget what was logged during other work
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
@@ -130,16 +124,8 @@ class _Child:
         self._serial = serial
         CountingDecoder(serial, self._channel, self._ring, request).run()
 
-    def _open_at_start(self) -> PacketReader:
-        if self._reader is None:
-            self._reader = PacketReader(self._options, self._channel, self._wait_if_large)
-        else:
-            self._reader.reopen()
-            self._serial = None
-        return self._reader
-
     def _wait_if_large(self, header: Header) -> None:
-        """Wait until the host lets it open a video whose index takes much memory."""
+        """If the video's index takes much memory, wait until the host allows it to be opened."""
         if header.sample_count > self._options.limits.large_samples:
             self._channel.send(Message.LARGE)
             kind, _ = self._channel.receive()
@@ -147,7 +133,7 @@ class _Child:
                 raise EOFError
 
     def _open(self) -> PacketReader:
-        """Return the reader where the last request left it; after an index, as if there had been none."""
+        """Return the reader where the last request left it, or at the beginning after an index."""
         if self._reader is None:
             self._reader = PacketReader(self._options, self._channel)
         elif self._has_indexed:

@@ -1,4 +1,4 @@
-"""Before FFmpeg: where a Matroska or WebM file ends, and how many tags it has.
+"""Where a Matroska or WebM file ends and how many tags it has, read before FFmpeg sees it.
 
 Sources: RFC 8794 (EBML), RFC 9559 (Matroska).
 """
@@ -14,28 +14,35 @@ _SEGMENT, _CLUSTER = b"\x18S\x80g", b"\x1fC\xb6u"
 _SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = b"\x11M\x9bt", b"S\xab", b"S\xac"
 _TAGS, _TAG, _SIMPLE_TAG = b"\x12T\xc3g", b"ss", b"g\xc8"
 _OF_TAGS = (_TAGS, _TAG, _SIMPLE_TAG)
-_MAX_ELEMENTS = 100_000  # looked at in search of tags; the rest is for FFmpeg and its limits
+_MAX_ELEMENTS = 100_000  # read in search of tags; the rest is left to FFmpeg and its limits
 _MAX_DEPTH = 16
 
 
 class Element(NamedTuple):
     name: bytes
     start: int  # of its content, bytes into the file
-    end: int | None  # None if it does not tell, as in a live recording
+    end: int | None  # None if it is unknown, as in a live recording
 
 
 class MatroskaReader:
-    """`end` is where the file's segment ends, bytes into the file; None if it does not tell."""
+    """Read a file's elements. `end` is where its segment ends, bytes into the file; None if unknown."""
 
     def __init__(self, descriptor: int, file_bytes: int) -> None:
         self._descriptor = descriptor
         self._file_bytes = file_bytes
         self._elements = 0
-        self._segment = self._find_segment()
+        self._segment: Element | None = None
+        header = self._element(0)
+        if header is not None and header.name == EBML_HEADER and header.end is not None:
+            segment = self._element(header.end)
+            self._segment = segment if segment and segment.name == _SEGMENT else None
         self.end = self._segment.end if self._segment else None
 
     def count_tags(self, on_tag: Callable[[], None]) -> None:
-        """Call `on_tag` for each tag that FFmpeg reads with the header: before clusters, or pointed at."""
+        """Call `on_tag` for each tag that FFmpeg reads with the header.
+
+        These are the tags before the clusters, and those that a seek head points at.
+        """
         if self._segment is None:
             return
         seen, pointed_at = set(), set()
@@ -70,13 +77,6 @@ class MatroskaReader:
     def _content(self, element: Element) -> bytes:
         length = 0 if element.end is None else min(8, element.end - element.start)
         return os.pread(self._descriptor, length, element.start)
-
-    def _find_segment(self) -> Element | None:
-        header = self._element(0)
-        if header is None or header.name != EBML_HEADER or header.end is None:
-            return None
-        segment = self._element(header.end)
-        return segment if segment and segment.name == _SEGMENT else None
 
     def _children(self, parent: Element) -> Iterator[Element]:
         at = parent.start

@@ -1,10 +1,11 @@
-"""The packets of an MP4 or MOV by its header, without reading them.
+"""The packets of an MP4 or MOV according to its header, without reading them.
 
-FFmpeg has the whole index once it has read the header: positions, sizes, decoding times after edit lists, and
-which packets are keyframes or not shown. Presentation follows by the composition offsets of the file's own
-tables and one shift for the whole track. All this is trusted as long as it agrees: with every packet that was
-read to get at a first frame, with the file's own tables entry by entry, and with the bytes of the keyframes.
-In H.264 that may be interlaced the first bytes of every packet are read, for they alone tell second fields.
+Once FFmpeg has read the header, it has the whole index: positions, sizes, decoding times after edit lists,
+and which packets are keyframes or not shown. Presentation times follow from the composition offsets of the
+file's own tables and one shift for the whole track. All this is trusted as long as it agrees with every
+packet that was read before the first frame, with the file's own tables entry by entry, and with the bytes of
+keyframes. In H.264 that may be interlaced, the first bytes of every packet are read: only they show second
+fields.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from app.video.child.keyframes import HEAD_BYTES, SEARCHED_BYTES, KeyframeReader
 from app.video.child.sample_table import Sample, has_plain_tables, read_samples
 from app.video.protocol.packets import PacketFlag, PacketRecord
 
-# Codecs whose packets come out of FFmpeg as they lie in the file, one a sample, with the container's flags or
-# with those that the first bytes tell.
+# Codecs whose packets FFmpeg returns as they are in the file, one per sample, with the container's flags or
+# with flags that follow from their first bytes.
 _TOLD_BY_BYTES = frozenset(("h264", "hevc"))
 _EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
 _CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
@@ -29,7 +30,7 @@ _ENTRIES_AT_A_TIME = 4096
 
 
 class MovieIndex:
-    """The records of packets that need not be read. `check` the packets that were, in order, before."""
+    """The records of packets that need not be read. First `check` those that were read, in order."""
 
     def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
         header, stream = reader.header, reader.stream
@@ -48,11 +49,11 @@ class MovieIndex:
             self._samples = read_samples(reader.descriptor, track)
 
     def __len__(self) -> int:
-        """Packets of which the header tells, whether they are in the file or not."""
+        """How many packets the header declares, whether they are in the file or not."""
         return len(self._entries) if self.is_movie else 0
 
     def ends_inside(self, ordinal: int) -> bool:
-        """Whether the file ends inside that packet, by the header."""
+        """Whether the file ends inside that packet, according to the header."""
         if not self.is_movie or not 0 <= ordinal < len(self._entries):
             return False
         entry = self._entries[ordinal]
@@ -60,15 +61,13 @@ class MovieIndex:
 
     @property
     def can_replace_reading(self) -> bool:
-        """Whether the records of the packets that come next can be had without them."""
+        """Whether the records of the next packets are known without reading them."""
         return self._is_trusted and self._knows_flags and self._shift is not None
 
     def check(self, packet: PacketRecord) -> None:
-        """Compare with a packet as it was read. Trust goes where they differ."""
-        if not self._is_trusted:
-            return
+        """Compare a packet as it was read. If it differs, the index is not trusted any more."""
         entries = self._entries
-        if packet.ordinal >= len(entries) or packet.pts is None or packet.dts is None:
+        if not self._is_trusted or packet.ordinal >= len(entries) or packet.pts is None or packet.dts is None:
             self._is_trusted = False
             return
         entry = entries[packet.ordinal]
@@ -84,22 +83,30 @@ class MovieIndex:
     def records_from(self, ordinal: int) -> Iterator[PacketRecord]:
         """Yield the records of the packets from `ordinal` on, up to the last that the file holds.
 
-        Where something does not agree they end early, and `can_replace_reading` is no more: go on reading.
+        If something does not agree, they end early and `can_replace_reading` becomes False: go on reading.
         """
+        fields = self._fields
         for number, entry in self._entries_from(ordinal):
             if entry.pos >= self._file_bytes:
                 return
             sample = self._sample_of(entry)
             if sample is None:
                 return
-            yield self._with_field(self._record(number, entry, sample.offset_ticks))
+            record = self._record(number, entry, sample.offset_ticks)
+            if fields is not None and fields.may_see_fields:
+                # Interlaced streams may change from frames to fields anywhere: only the bytes show it.
+                head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), entry.pos)
+                is_key = bool(record.flags & PacketFlag.KEY)
+                if fields.is_second_field(head, record.size_bytes, is_key=is_key):
+                    record = record._replace(flags=PacketFlag.DISCARD)
+            yield record
             if entry.pos + entry.size > self._file_bytes:
                 return
 
     def records_lost_from(self, ordinal: int) -> Iterator[PacketRecord]:
         """Yield the records of the packets from `ordinal` on, which the file does not hold.
 
-        None if the header cannot be trusted.
+        There are none if the header cannot be trusted.
         """
         for number, entry in self._entries_from(ordinal):
             sample = self._sample_of(entry)
@@ -124,7 +131,7 @@ class MovieIndex:
             yield from enumerate(entries[first : first + _ENTRIES_AT_A_TIME], first)
 
     def _sample_of(self, entry: IndexEntry) -> Sample | None:
-        """Return the next sample that is `entry`'s, for edit lists leave out some. None ends all trust."""
+        """Return the sample of `entry`, skipping those that edit lists leave out. None ends all trust."""
         if self._is_trusted and entry.size > 0:
             for sample in self._samples:
                 if (sample.position, sample.size_bytes) == (entry.pos, entry.size):
@@ -139,16 +146,6 @@ class MovieIndex:
         if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
             flags |= self._key_flags(entry.pos, size)
         return PacketRecord(ordinal, pts, entry.timestamp, entry.pos, size, flags)
-
-    def _with_field(self, record: PacketRecord) -> PacketRecord:
-        """Interlaced streams may change from frames to fields anywhere: the bytes of each packet tell."""
-        if self._fields is None or not self._fields.may_see_fields or record.position is None:
-            return record
-        head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), record.position)
-        is_key = bool(record.flags & PacketFlag.KEY)
-        if self._fields.is_second_field(head, record.size_bytes, is_key=is_key):
-            return record._replace(flags=PacketFlag.DISCARD)
-        return record
 
     def _key_flags(self, position: int, size: int) -> PacketFlag:
         if self._codec not in _TOLD_BY_BYTES:

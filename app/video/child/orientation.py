@@ -1,4 +1,4 @@
-"""How a frame must be turned to be shown, as the ffmpeg command turns it.
+"""How a frame must be turned for display, as the ffmpeg command turns it.
 
 A display matrix may turn a picture, mirror it, or both. ffmpeg applies the eight orientations that map pixels
 to pixels exactly, and any other angle by interpolation, within the frame's own size, where it ignores mirrors
@@ -23,7 +23,7 @@ _KNOWN_MATRICES = 16  # a stream has one, as a rule
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """What shows a stored picture upright: left and right are swapped if `mirrored`, then it is turned."""
+    """How to show a stored picture upright: swap left and right if `mirrored`, then turn it."""
 
     rotation_degrees: int = 0  # clockwise, [0, 360)
     mirrored: bool = False
@@ -45,8 +45,8 @@ UPRIGHT = Orientation()
 def orientation_of(frame: VideoFrame) -> Orientation:
     """Return the frame's orientation.
 
-    A frame with side data of a kind that PyAV has no name for, as those of stereoscopic HEVC have, does not
-    show its matrix, only by how much that turns: it is taken for not mirrored.
+    If the frame has side data that PyAV has no name for, as in stereoscopic HEVC, PyAV shows only the angle
+    of the matrix: the frame is then treated as not mirrored.
     """
     try:
         # `frame.side_data` would refer to the frame that refers to it: memory that waits for the collector.
@@ -60,26 +60,22 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 @functools.lru_cache(maxsize=_KNOWN_MATRICES)
 def orientation_by_matrix(matrix: bytes) -> Orientation:
-    """Return what the nine numbers of a display matrix ask for; upright if they make no sense."""
+    """Return what the nine numbers of a display matrix stand for; upright if they make no sense."""
     if len(matrix) != _MATRIX.size:
         return UPRIGHT
     a, b, _, c, d, *_ = _MATRIX.unpack(matrix)
     scale_x, scale_y = math.hypot(a, c), math.hypot(b, d)
     if not scale_x or not scale_y:
         return UPRIGHT
-    turn = _turned_by(_nearest_degree(math.degrees(math.atan2(b / scale_y, a / scale_x))))
+    degrees = math.degrees(math.atan2(b / scale_y, a / scale_x))
+    turn = _turned_by(int(math.copysign(math.floor(abs(degrees) + 0.5), degrees)))  # as C's round()
     rotation = turn.rotation_degrees
     is_mirrored = {0: d < 0, 90: c > 0, 180: d >= 0, 270: c < 0}.get(rotation, False)
     return Orientation((rotation + 180) % 360, mirrored=True) if is_mirrored else turn
 
 
-def _nearest_degree(degrees: float) -> int:
-    """Halves away from zero, as C's round()."""
-    return int(math.copysign(math.floor(abs(degrees) + 0.5), degrees))
-
-
 def _turned_by(degrees: int) -> Orientation:
-    """A turn clockwise. ffmpeg leaves one of a single degree out; what is no angle turns nothing."""
+    """Return a clockwise turn. ffmpeg ignores one of a single degree; a wrong angle is ignored, too."""
     if abs(degrees) > 360:
         return UPRIGHT
     rotation = degrees % 360

@@ -1,10 +1,9 @@
-"""The lock-down. After it, the process can compute and use its channel and what comes over that, no more.
+"""The sandbox: once locked down, the process can only compute, and use its channel and its video.
 
-Landlock takes away the file system, TCP and signals to others; a seccomp filter takes away every system
-call that a decoder has no need of. Neither needs privileges. Descriptors can be received, over the channel
-alone: at its other end is the engine, which sends one in a child's life, the video's, and the child can make
-no other socket. Layouts and numbers: linux/landlock.h, linux/seccomp.h, linux/filter.h, and the kernel's
-syscall tables.
+Landlock denies the file system, TCP and signals to other processes; a seccomp filter denies every system call
+that a decoder does not need. Neither needs privileges. Descriptors can be received, but only over the
+channel: the host at its other end sends one in a child's life, the video's, and the child can make no other
+socket. Sources: linux/landlock.h, linux/seccomp.h, linux/filter.h, and the kernel's syscall tables.
 """
 
 from __future__ import annotations
@@ -16,45 +15,54 @@ import platform
 import resource
 import signal
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from app.video.protocol.messages import LockDown
 
 
 class SandboxUnavailable(Exception):
-    """A part of the lock-down that is required cannot be had on this machine."""
+    """This machine cannot enforce a required part of the sandbox."""
 
 
 def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
     """Give up all that this process could do beyond computing and using the socket `channel`.
 
     It may take `memory_bytes` of address space on top of what it has. Raises SandboxUnavailable if
-    Landlock or seccomp cannot be had and `require` is set.
+    `require` is set and Landlock or seccomp is not available.
     """
-    _leave_the_session()
-    _close_all_but(channel)
+    # Be the first to go when memory runs out, the last to see a terminal's signals, and never an orphan.
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is the fork server's only thread, which stays
+    _prctl(_PR_SET_DUMPABLE, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    os.closerange(3, channel)
+    os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     _limit_resources(memory_bytes)
-    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0, require)
-    landlock_abi = _enter_landlock()
-    _check(landlock_abi > 0, require)
-    has_seccomp = _enter_seccomp(channel)
-    _check(has_seccomp, require)
-    return LockDown(landlock_abi, seccomp=has_seccomp, no_new_privileges=True, memory_limited=True)
-
-
-def _check(is_in_force: bool, require: bool) -> None:
-    if require and not is_in_force:
+    no_new_privileges = _prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
+    if require and not no_new_privileges:
         raise SandboxUnavailable
+    landlock_abi = _enter_landlock()
+    if require and landlock_abi == 0:
+        raise SandboxUnavailable
+    has_seccomp = _enter_seccomp(channel)
+    if require and not has_seccomp:
+        raise SandboxUnavailable
+    return LockDown(
+        landlock_abi, seccomp=has_seccomp, no_new_privileges=no_new_privileges, memory_limited=True
+    )
 
 
-# -- what any process can do
+# -- limits of any process
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _MAX_DESCRIPTORS = 32
-_MAX_CPU_SECONDS = 24 * 3600  # of a child's life. A standstill is seen long before; the next child goes on
+_MAX_CPU_SECONDS = 24 * 3600  # of a child's life. A hang is noticed long before; the next child goes on
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,23 +70,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _prctl(option: int, value: int) -> int:
     result: int = _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
     return result
-
-
-def _leave_the_session() -> None:
-    """Be the first to go when memory runs out, the last to see a terminal's signals, and never an orphan."""
-    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is the server's one thread, which stays
-    _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def _close_all_but(channel: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    os.closerange(3, channel)
-    os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _limit_resources(memory_bytes: int) -> None:
@@ -102,7 +93,7 @@ _FS_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of rights, fro
 
 
 def _enter_landlock() -> int:
-    """Deny all that Landlock can deny. Return its ABI's version, 0 if it is not there."""
+    """Deny all that Landlock can deny. Return its ABI version, 0 if it is not available."""
     abi = int(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_QUERY_VERSION))
     if abi < 1:
         return 0
@@ -202,26 +193,34 @@ def _enter_seccomp(channel: int) -> bool:
     if known is None:
         return False
     column, audit_number = known
-    program = _filter(lambda name: _SYSCALLS[name][column], audit_number, channel)
+    numbers = {name: numbers[column] for name, numbers in _SYSCALLS.items()}
+    program = _filter(numbers, audit_number, channel)
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    number = _SYSCALLS["seccomp"][column]
-    status = _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
+    status = _libc.syscall(numbers["seccomp"], _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
     return int(status) == 0
 
 
-def _filter(number_of: Callable[[str], int], audit_number: int, channel: int) -> _Program:
-    refuse = _REFUSE | errno.EPERM
+def _filter(numbers: dict[str, int], audit_number: int, channel: int) -> _Program:
+    """Return the program that allows the system calls of `numbers`, some of them under conditions."""
+    allow, refuse = _ALLOW, _REFUSE | errno.EPERM
     conditions: dict[str, _Program] = {
-        "mmap": _unless_set(2, _PROT_EXEC, refuse),
-        "mprotect": _unless_set(2, _PROT_EXEC, refuse),
-        "clone": _if_set(0, _CLONE_THREAD, refuse),
+        "mmap": _if_set(2, _PROT_EXEC, refuse, allow),
+        "mprotect": _if_set(2, _PROT_EXEC, refuse, allow),
+        "clone": _if_set(0, _CLONE_THREAD, allow, refuse),
         "clone3": [(_RETURN, 0, 0, _REFUSE | errno.ENOSYS)],  # the C library then falls back to clone
         "fcntl": _if_among(1, _FCNTL_ALLOWED, refuse),
         "prctl": _if_among(0, (_PRCTL_SET_NAME,), refuse),
         "newfstatat": _if_among(3, (_AT_EMPTY_PATH,), refuse),
-        "prlimit64": _if_zero(2, refuse),  # asking, not setting
+        "prlimit64": [  # reading a limit, not setting it: no new limits are given
+            _load_argument(2),
+            (_JUMP_IF_EQUAL, 0, 3, 0),
+            _load_argument(2, high=True),
+            (_JUMP_IF_EQUAL, 0, 1, 0),
+            (_RETURN, 0, 0, allow),
+            (_RETURN, 0, 0, refuse),
+        ],
         "tgkill": _if_among(0, (os.getpid(),), refuse),
         "recvmsg": _if_among(0, (channel,), refuse),
     }
@@ -233,8 +232,7 @@ def _filter(number_of: Callable[[str], int], audit_number: int, channel: int) ->
         (_JUMP_IF_AT_LEAST, 0, 1, _X32_CALLS),
         (_RETURN, 0, 0, refuse),
     ]
-    for name in _SYSCALLS:
-        number = number_of(name)
+    for name, number in numbers.items():
         if name == "seccomp" or number < 0:
             continue
         block = conditions.get(name, [(_RETURN, 0, 0, _ALLOW)])
@@ -246,35 +244,15 @@ def _load_argument(index: int, *, high: bool = False) -> tuple[int, int, int, in
     return (_LOAD, 0, 0, _ARGUMENTS + 8 * index + 4 * high)
 
 
-def _if_set(index: int, mask: int, refuse: int) -> _Program:
+def _if_set(index: int, mask: int, then: int, otherwise: int) -> _Program:
     return [
         _load_argument(index),
         (_JUMP_IF_SET, 0, 1, mask),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, refuse),
-    ]
-
-
-def _unless_set(index: int, mask: int, refuse: int) -> _Program:
-    return [
-        _load_argument(index),
-        (_JUMP_IF_SET, 1, 0, mask),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, refuse),
+        (_RETURN, 0, 0, then),
+        (_RETURN, 0, 0, otherwise),
     ]
 
 
 def _if_among(index: int, values: tuple[int, ...], refuse: int) -> _Program:
     tests = [(_JUMP_IF_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
     return [_load_argument(index), *tests, (_RETURN, 0, 0, refuse), (_RETURN, 0, 0, _ALLOW)]
-
-
-def _if_zero(index: int, refuse: int) -> _Program:
-    return [
-        _load_argument(index),
-        (_JUMP_IF_EQUAL, 0, 3, 0),
-        _load_argument(index, high=True),
-        (_JUMP_IF_EQUAL, 0, 1, 0),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, refuse),
-    ]

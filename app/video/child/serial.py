@@ -1,10 +1,9 @@
-"""Frames counted as they come out, where time stamps do not tell them apart."""
+"""Count frames as the decoder gives them, where time stamps do not tell them apart."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from fractions import Fraction
 
 import av
 from av.packet import Packet
@@ -12,7 +11,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import PacketReader, VideoRefused, overlong_claim
+from app.video.child.container import PacketReader, VideoRefused
 from app.video.child.fields import H264FieldReader, field_reader
 from app.video.child.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.child.watch import PacketWatch
@@ -25,7 +24,7 @@ _FRAMES_A_MESSAGE = 64
 
 
 class SerialDecoder:
-    """Decodes from an entry on, forward only, one frame at a time; goes on where it was left."""
+    """Decode from an entry on, forward only, one frame at a time."""
 
     def __init__(
         self,
@@ -35,23 +34,23 @@ class SerialDecoder:
         skipped: tuple[int, ...],
         read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
     ) -> None:
-        """Raises VideoRefused if the entry cannot be found."""
+        """Move the reader to `entry`. Raises VideoRefused if it cannot be found."""
         self._read_packet = read_packet or reader.read
         self._reader = reader
         self._channel = channel
         self._entry = entry
         self._skipped = frozenset(skipped)
         self._pending: deque[VideoFrame] = deque()
-        self._packets = 0  # taken since the entry
+        self._packets = 0  # read since the entry
         self._has_ended = False
         self.position = 0  # frames read since the entry
-        self.on_refusal: Callable[[], None] = lambda: None  # called of a packet that the decoder refuses
+        self.on_refusal: Callable[[], None] = lambda: None  # called when the decoder refuses a packet
         if not reader.move_to(entry):
             raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
         reader.stream.codec_context.flush_buffers()
 
     def leads_to(self, entry: Entry, skipped: tuple[int, ...], frames_before: int) -> bool:
-        """Whether reading on gets to that frame; if so, from now on without the packets `skipped`."""
+        """Whether reading on gets to that frame. If so, leave out the packets `skipped` from now on."""
         reached = self._entry.ordinal + self._packets
         differ = self._skipped.symmetric_difference(skipped)
         if entry != self._entry or self.position > frames_before or any(p < reached for p in differ):
@@ -64,20 +63,16 @@ class SerialDecoder:
         while not self._pending:
             if self._has_ended:
                 return None
-            self._feed()
+            packet = self._read_packet()
+            self._has_ended = packet is None
+            if packet is not None:
+                self._packets += 1
+                self._channel.show_fed(self._packets)
+                if self._entry.ordinal + self._packets - 1 in self._skipped:
+                    continue
+            self._decode(packet)
         self.position += 1
         return self._pending.popleft()
-
-    def _feed(self) -> None:
-        packet = self._read_packet()
-        if packet is None:
-            self._has_ended = True
-        else:
-            self._packets += 1
-            self._channel.show_fed(self._packets)
-            if self._entry.ordinal + self._packets - 1 in self._skipped:
-                return
-        self._decode(packet)
 
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
         try:
@@ -87,9 +82,10 @@ class SerialDecoder:
 
 
 class _StampOrder:
-    """Gives frames their decoding times where time stamps run backward more often than these.
+    """Replace time stamps by decoding times where the stamps run backward more often than these.
 
-    So does FFmpeg (libavcodec/decode.c, guess_correct_pts). The last frames have none: they get no time here.
+    FFmpeg does the same (libavcodec/decode.c, guess_correct_pts). The last frames have no decoding time, and
+    get no time here.
     """
 
     def __init__(self) -> None:
@@ -98,7 +94,7 @@ class _StampOrder:
         self._pts_faults = self._dts_faults = 0
 
     def stamp_of(self, frame: VideoFrame) -> int | None:
-        """Take the next frame as it comes out of a decoder."""
+        """Return the stamp of the next frame of a decoder."""
         if frame.dts is not None:
             self._dts_faults += self._last_dts is not None and frame.dts <= self._last_dts
             self._last_dts = frame.dts
@@ -110,7 +106,7 @@ class _StampOrder:
 
 
 class FrameCounter:
-    """Sends the time stamp of every frame that comes out from an entry on, and counts those that should."""
+    """Send the time stamp of every frame from an entry on, and count the frames that should come."""
 
     def __init__(
         self, reader: PacketReader, watch: PacketWatch, channel: Channel, request: CountRequest
@@ -127,36 +123,49 @@ class FrameCounter:
         watch.overlook()  # on the way to the entry the container may have been opened anew
         self._stamps: list[int | None] = []
         self._order = _StampOrder()
-        self._expected = 0  # frames, by the packets
-        self._is_expected = False  # one of the last packet
+        self._expected = 0  # frames, according to the packets
+        self._is_expected = False  # a frame of the last packet
         self._has_keyframe = False
-        self._is_opening = False  # the pictures that follow the first keyframe may need what the file lacks
+        self._is_opening = False  # pictures that follow the first keyframe may need what the file lacks
         self._opening_pts: int | None = None  # of that keyframe
         self._packets = 0
         self._end_pts: int | None = None
-        self._displacement = Displacement(_ticks_a_frame(reader.stream))
+        rate, tick = reader.stream.average_rate, reader.stream.time_base
+        self._displacement = Displacement(1 / (rate * tick) if rate and tick else None)
         self._leading: int | None = None  # frames before the first keyframe
         self._marked_at = -MAX_REORDER  # number of the last frame whose mark was reported
         watch.before_sending = self._send_stamps
 
     def run(self) -> None:
         while (frame := self._decoder.read()) is not None:
+            position = self._decoder.position
             if self._leading is None and frame.key_frame:
-                self._leading = self._decoder.position - 1
-            if frame.is_corrupt and self._leading is not None:
-                self._note_marked()
+                self._leading = position - 1
+            if (
+                frame.is_corrupt
+                and self._leading is not None
+                and position - self._marked_at >= MAX_REORDER  # one in 16: there may be no other evidence
+            ):
+                self._marked_at = position
+                self._watch.note_frame("the decoder marks the picture as damaged")
             self._stamps.append(self._order.stamp_of(frame))
             if len(self._stamps) == _FRAMES_A_MESSAGE:
                 self._send_stamps()
         self._send_stamps()
         self._watch.check_tables(self._entry.ordinal + self._decoder.position)
-        self._channel.send(Message.INDEX_END, self._end().pack())
-
-    def _note_marked(self) -> None:
-        """Report a picture that is marked as damaged, one in 16: the container may have no other evidence."""
-        if self._decoder.position - self._marked_at >= MAX_REORDER:
-            self._marked_at = self._decoder.position
-            self._watch.note_frame("the decoder marks the picture as damaged")
+        reader, expected = self._reader, self._expected
+        if reader.header.has_sample_tables:  # samples in the tables that could not be read count, too
+            expected += max(0, len(reader.stream.index_entries) - self._entry.ordinal - self._packets)
+        claimed = reader.overlong_claim(self._end_pts)
+        end = IndexEnd(
+            reader.read_errors,
+            reader.gave_up,
+            lost=max(0, expected - self._decoder.position),
+            truncated=reader.header.is_cut_short or claimed is not None,
+            leading=self._leading or 0 if self._entry.ordinal == 0 else 0,
+            claimed_seconds=claimed,
+        )
+        self._channel.send(Message.INDEX_END, end.pack())
 
     def _note_refusal(self) -> None:
         if self._is_expected and self._leading is not None:
@@ -166,7 +175,7 @@ class FrameCounter:
         packet = self._watch.read()
         if packet is not None:
             self._packets += 1
-            self._is_expected = self._gives_frame(packet)  # which may begin the count anew
+            self._is_expected = self._gives_frame(packet)  # which may reset the count
             self._expected += self._is_expected
             if packet.pts is not None:
                 end = packet.pts + (packet.duration or 0)
@@ -174,11 +183,10 @@ class FrameCounter:
         return packet
 
     def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
-        """Whether a frame must come of the packet."""
+        """Whether the decoder must give a frame for the packet."""
         data = bytes(packet)
         is_displaced = self._displacement.is_seen(packet.pts, packet.dts)
         is_cut_away = packet.is_discard and not is_displaced
-        head = data[:HEAD_BYTES]
         is_second_field = self._fields is not None and self._fields.is_second_field(
             data, len(data), is_key=packet.is_keyframe
         )
@@ -189,46 +197,16 @@ class FrameCounter:
             self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
             self._opening_pts = packet.pts
         elif self._is_opening and not is_second_field:
-            self._is_opening = self._is_leading(packet) or self._keyframes.may_need_earlier(head)
+            key_pts = self._opening_pts
+            is_leading = packet.pts is not None and key_pts is not None and packet.pts < key_pts
+            self._is_opening = is_leading or self._keyframes.may_need_earlier(data[:HEAD_BYTES])
             if self._is_opening:
                 return False
         self._has_keyframe |= packet.is_keyframe
-        is_empty = len(data) <= HEAD_BYTES and self._keyframes.is_without_picture(
-            data, is_split=self._reader.splits_stream
-        )
-        is_hidden = self._keyframes.is_hidden(data[:4] + data[-1:])
-        return not (is_cut_away or is_second_field or is_empty or is_hidden)
-
-    def _is_leading(self, packet: Packet[VideoStream]) -> bool:
-        """Whether the packet follows the first keyframe, and is shown before it."""
-        key_pts = self._opening_pts
-        return packet.pts is not None and key_pts is not None and packet.pts < key_pts
+        is_never_shown = self._keyframes.is_never_shown(data, is_split=self._reader.splits_stream)
+        return not (is_cut_away or is_second_field or is_never_shown)
 
     def _send_stamps(self) -> None:
         if self._stamps:
             self._channel.send(Message.FRAMES, messages.pack_frames(self._stamps))
             self._stamps = []
-
-    def _end(self) -> IndexEnd:
-        reader = self._reader
-        expected = self._expected + self._not_in_file()
-        claimed = overlong_claim(reader, self._end_pts)
-        return IndexEnd(
-            reader.read_errors,
-            reader.gave_up,
-            lost=max(0, expected - self._decoder.position),
-            truncated=reader.header.is_cut_short or claimed is not None,
-            leading=self._leading or 0 if self._entry.ordinal == 0 else 0,
-            claimed_seconds=claimed,
-        )
-
-    def _not_in_file(self) -> int:
-        """Samples of which an MP4's tables tell, and that could not be read."""
-        if not self._reader.header.has_sample_tables:
-            return 0
-        return max(0, len(self._reader.stream.index_entries) - self._entry.ordinal - self._packets)
-
-
-def _ticks_a_frame(stream: VideoStream) -> Fraction | None:
-    rate, tick = stream.average_rate, stream.time_base
-    return 1 / (rate * tick) if rate and tick else None

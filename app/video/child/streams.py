@@ -1,4 +1,4 @@
-"""Which video stream is read, as the ffmpeg command chooses it, and what the others are."""
+"""Choose the video stream that is read, as the ffmpeg command does, and describe the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.video.protocol.kinds import StreamKind
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _HAS_PACKETS_SCORE = 100_000_000  # fftools/ffmpeg_mux_init.c, map_auto_video
 _IS_DEFAULT_SCORE = 5_000_000
-_PROBED_BYTES = 5_000_000  # of packets, as ffmpeg's default for what it reads before it chooses
+_PROBED_BYTES = 5_000_000  # of packets: how much ffmpeg reads by default before it chooses
 _PROBED_PACKETS = 5000
 _MAX_OTHERS = 32
 _UNKNOWN = ("none", "unknown")
@@ -31,17 +31,27 @@ _SIZE = re.compile(r"[ ,](\d{1,5})x(\d{1,5})\b")
 
 
 def real_video_streams(container: InputContainer) -> list[VideoStream]:
-    """Return the video streams that are no cover pictures or thumbnails."""
+    """Return the video streams other than cover pictures and thumbnails."""
     return [stream for stream in container.streams.video if not stream.disposition & _NO_REAL_VIDEO]
 
 
 def choose_among(container: InputContainer, candidates: Sequence[VideoStream]) -> int:
-    """Return the index of the stream that ffmpeg takes. Reads packets: open the container anew afterwards.
+    """Return the index of the stream that ffmpeg chooses.
 
-    The most pixels win, five million more for the default stream; any data near the beginning comes first.
+    The most pixels win, plus five million for the default stream; but streams with packets near the beginning
+    come first. This reads packets: open the container again afterwards.
     """
     descriptions = _descriptions(container)
-    seen = _seen_near_the_beginning(container, candidates)
+    missing = {stream.index for stream in candidates}
+    seen: set[int] = set()
+    read_bytes = 0
+    with contextlib.suppress(av.FFmpegError, OSError):
+        for number, packet in enumerate(container.demux()):
+            read_bytes += packet.size
+            if packet.size:
+                seen.add(packet.stream_index)
+            if missing <= seen or read_bytes > _PROBED_BYTES or number > _PROBED_PACKETS:
+                break
 
     def score(stream: VideoStream) -> int:
         width, height = _size(stream, descriptions.get(stream.index, ""))
@@ -54,43 +64,25 @@ def choose_among(container: InputContainer, candidates: Sequence[VideoStream]) -
     return max(candidates, key=score).index  # the first of equals
 
 
-def _seen_near_the_beginning(container: InputContainer, candidates: Sequence[VideoStream]) -> set[int]:
-    missing = {stream.index for stream in candidates}
-    seen: set[int] = set()
-    read_bytes = 0
-    with contextlib.suppress(av.FFmpegError, OSError):
-        for number, packet in enumerate(container.demux()):
-            read_bytes += packet.size
-            if packet.size:
-                seen.add(packet.stream_index)
-            if missing <= seen or read_bytes > _PROBED_BYTES or number > _PROBED_PACKETS:
-                break
-    return seen
-
-
 def other_streams(container: InputContainer, chosen: int) -> tuple[OtherStream, ...]:
-    """Return what is known of the streams that are not read, 32 at most."""
+    """Return what is known about the streams that are not read, at most 32."""
     descriptions = _descriptions(container)
-    others = [stream for stream in container.streams if stream.index != chosen]
-    return tuple(_other(stream, descriptions.get(stream.index, "")) for stream in others[:_MAX_OTHERS])
-
-
-def _other(stream: Stream, description: str) -> OtherStream:
-    width, height = _size(stream, description)
-    return OtherStream(
-        index=stream.index,
-        kind=_kind(stream.type),
-        codec=_name_in(description) or "",
-        width=width,
-        height=height,
-        language=stream.language or "",
-        is_default=bool(stream.disposition & Disposition.default),
-        is_picture=bool(stream.disposition & _NO_REAL_VIDEO),
-    )
-
-
-def _kind(name: str) -> StreamKind:
-    return StreamKind(name) if name in [*StreamKind] else StreamKind.UNKNOWN
+    others = []
+    for stream in [stream for stream in container.streams if stream.index != chosen][:_MAX_OTHERS]:
+        description = descriptions.get(stream.index, "")
+        width, height = _size(stream, description)
+        other = OtherStream(
+            index=stream.index,
+            kind=StreamKind(stream.type) if stream.type in [*StreamKind] else StreamKind.UNKNOWN,
+            codec=_name_in(description) or "",
+            width=width,
+            height=height,
+            language=stream.language or "",
+            is_default=bool(stream.disposition & Disposition.default),
+            is_picture=bool(stream.disposition & _NO_REAL_VIDEO),
+        )
+        others.append(other)
+    return tuple(others)
 
 
 def codec_name(container: InputContainer, stream: Stream) -> str:
@@ -107,18 +99,18 @@ def _name_in(description: str) -> str | None:
 
 
 def _size(stream: Stream, description: str) -> tuple[int, int]:
-    """(width, height) of a video stream, as its container tells; (0, 0) if it does not, and of all others."""
+    """Return (width, height) of a video stream as its container declares; (0, 0) if unknown or not video."""
     if not isinstance(stream, VideoStream):
         return 0, 0
     context = stream.codec_context
     if context is not None:
         return context.width, context.height
-    found = _SIZE.search(description)  # PyAV does not open what has no decoder; FFmpeg's description tells
+    found = _SIZE.search(description)  # PyAV opens only streams with a decoder; FFmpeg describes all
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _descriptions(container: InputContainer) -> dict[int, str]:
-    """What FFmpeg prints of each stream, by index: "h264 (High) (avc1 / 0x31637661), yuv420p, 640x360"."""
+    """Return FFmpeg's text on each stream, by index: "h264 (High) (avc1 / 0x31637661), yuv420p, 640x360"."""
     try:
         with captured(av.logging.INFO):
             text = container.dumps_format()  # type: ignore[attr-defined] # PyAV's stub lacks it

@@ -1,8 +1,8 @@
-"""Reads packets and takes down what tells that the container has lost data.
+"""Read packets, and report evidence that the container has lost data.
 
-Sources of evidence: reads that fail, packets that the demuxer marks as corrupt, its own log, and a walker
-that checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with
-a table of its samples needs none of this: there the table tells which frames are missing.
+Sources of evidence: reads that fail, packets that the demuxer marks as corrupt, its log, and a walker that
+checks the container's chain. Evidence at place n was seen between packets n - 1 and n. A container with a
+table of its samples needs none of this: the table shows which frames are missing.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from app.video.protocol.evidence import Evidence
 from app.video.protocol.messages import Message
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
-_WALKING_STEP_BYTES = 512 * 1024  # of the packets, after which the walker goes on
-# While a container is opened its first packets are read, and much is said of intact files. This is not.
+_WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker goes on
+# FFmpeg reads the first packets while it opens a container, and then warns about intact files, too. But only
+# damage makes it log this:
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
-# What demuxers say of intact files later on.
+# What demuxers log about intact files later on.
 _HARMLESS = re.compile(
     "changing packet size|not correctly marked|DTS .* out of order|Invalid timestamps"
     "|Packet corrupt"  # the packet itself is marked, too
-    # Another Matroska file follows, or what is no part of one: the walker has seen the first one's end.
+    # Another Matroska file or something else follows: the walker has seen the first one's end.
     "|File extends beyond end of segment|unknown-length element with ID 0x18538067"
 )
 
-# Streams without a container. In them three zero bytes never stand in a picture's data (H.264 7.4.1, H.265
-# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits in start codes alone). Any number of them may
-# fill the gap to the next start code: there, and at the end of all packets but the last, they tell nothing.
+# Streams without a container. Their picture data never has three zero bytes in a row (H.264 7.4.1, H.265
+# 7.4.2, H.262 5.2.3; MPEG-4 part 2 and H.263 have 16 zero bits only in start codes). Any number of zeros may
+# fill the gap to the next start code: there, and at the end of all packets but the last, they prove nothing.
 _BARE_STREAMS = frozenset(("h264", "hevc", "mpegvideo", "m4v", "h263"))
 _ZEROS = bytes(256)
 _AFTER_ZEROS = re.compile(rb"[^\x00]")
@@ -48,7 +49,7 @@ _NO_DATA = "zeros in place of data"
 
 
 class PacketWatch:
-    """The packets of a reader, with evidence of lost data sent ahead of them."""
+    """Return a reader's packets, and send evidence of lost data ahead of them."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class PacketWatch:
         self._reader = reader
         self._channel = channel
         self._log = log
-        self._from_byte = from_byte  # evidence before it is known already
+        self._from_byte = from_byte  # earlier evidence is known already
         self._place = first_place  # of the packet that comes next
         self._read_errors = 0
         self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
@@ -71,27 +72,25 @@ class PacketWatch:
         self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
         self._has_walked = False
         self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
-        self._header = reader.header
-        is_table = reader.header.has_sample_tables
         name = reader.container.format.name
         self._is_bare = name in _BARE_STREAMS
-        self._is_watching = not is_table
-        # Of streams without a container, demuxer and decoder have one name: what is said is not told apart.
+        self._is_watching = not reader.header.has_sample_tables
+        # In streams without a container, demuxer and decoder have the same name: their logs look the same.
         self._demuxer = "" if name == reader.stream.codec_context.name else name
         for text in log.take(self._demuxer):
             if self._is_watching and _SAID_OF_DAMAGE.search(text):
                 self._seen.append((None, f"the demuxer says: {text.strip()}"))
         self._walker = None
-        if not is_table:
+        if self._is_watching:
             self._walker = walker_for(
                 name.split(",")[0],
                 reader.descriptor,
-                self._header.file_bytes,
+                reader.header.file_bytes,
                 lambda position, reason: heappush(self._ahead, (position, reason)),
             )
 
     def read(self) -> Packet[VideoStream] | None:
-        """Return the reader's next packet, None at the end; evidence of what came before it has been sent."""
+        """Return the next packet, None at the end, once evidence of the damage before it has been sent."""
         packet = self._reader.read()
         if not self._is_watching:
             return packet
@@ -105,35 +104,44 @@ class PacketWatch:
                 self._take_from_walker(self._walker, reached)
             except OSError:  # the demuxer meets it, too, and goes on after it
                 self._walker = None
-        self._look_at_reader(packet, position)
+        if self._reader.read_errors > self._read_errors:
+            self._read_errors = self._reader.read_errors
+            self._seen.append((position, "reading failed and went on after the damage"))
+        # A whole packet may be marked as damaged only because another stream begins after it.
+        is_joint = isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
+        if packet is not None and packet.is_corrupt and not is_joint:
+            self._seen.append((position, "the demuxer marks the packet as damaged"))
+        for text in self._log.take(self._demuxer):
+            if not _HARMLESS.search(text):
+                self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
         if self._seen:
             self._send()
         self._place += 1
         return packet
 
     def leave_chain_unchecked(self) -> None:
-        """Do without the walker: for measuring what it costs."""
+        """Do without the walker, to measure what it costs."""
         self._walker = None
 
     def note(self, packet: Packet[VideoStream], reason: str) -> None:
-        """Take down evidence that was found in a packet which `read` has returned; it goes with the next."""
+        """Record evidence found in a packet that `read` has returned. It is sent with the next packet."""
         self._seen.append((_position(packet), reason))
 
     def note_frame(self, reason: str) -> None:
-        """Report evidence that was found in the frame which is sent next."""
+        """Send evidence found in the frame that is sent next."""
         self._seen.append((None, reason))
         self._send()
 
     def check_tables(self, shown: int) -> None:
-        """At the end: report tables of samples that cannot be right, if there are more than `shown`."""
+        """At the end, report sample tables that cannot be right, if they have more than `shown` samples."""
         reader = self._reader
         self._from_byte = 0  # the tables may be at the file's start
-        if found := disagreement(reader.descriptor, self._header, reader.stream.index, shown):
+        if found := disagreement(reader.descriptor, reader.header, reader.stream.index, shown):
             self._seen.append(found)
             self._send()
 
     def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
-        """Take down that the packet holds zeros where its kind of stream has none."""
+        """Record it if the packet holds zeros where its kind of stream has none."""
         data = bytes(data) if self._is_bare else b""
         at = data.find(_ZEROS)
         while at >= 0 and (after := _AFTER_ZEROS.search(data, at)):
@@ -144,27 +152,13 @@ class PacketWatch:
         self._ending_zeros = packet if data.endswith(_ZEROS) else None
 
     def overlook(self) -> None:
-        """Forget what the reader met while it read packets again that were looked at before."""
+        """Forget the errors that the reader met while it read known packets again."""
         self._log.take("")
         self._read_errors = self._reader.read_errors
 
-    def _look_at_reader(self, packet: Packet[VideoStream] | None, position: int | None) -> None:
-        if self._reader.read_errors > self._read_errors:
-            self._read_errors = self._reader.read_errors
-            self._seen.append((position, "reading failed and went on after the damage"))
-        if packet is not None and packet.is_corrupt and not self._ends_at_joint(position):
-            self._seen.append((position, "the demuxer marks the packet as damaged"))
-        for text in self._log.take(self._demuxer):
-            if not _HARMLESS.search(text):
-                self._seen.append((position, f"the demuxer says: {' '.join(text.split())}"))
-
-    def _ends_at_joint(self, position: int | None) -> bool:
-        """Whether the packet is whole, and marked as damaged for nothing but the next stream's beginning."""
-        return isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
-
     def _take_from_walker(self, walker: Walker, reached: int) -> None:
-        """Let the walker go ahead of byte `reached`, and take what it has seen before it."""
-        if reached + _WALKERS_LEAD_BYTES < self._header.file_bytes:
+        """Let the walker go ahead of byte `reached`, and take the evidence that it has seen before that."""
+        if reached + _WALKERS_LEAD_BYTES < self._reader.header.file_bytes:
             walker.walk_to(reached + _WALKERS_LEAD_BYTES)
             self._walks_at = reached + _WALKING_STEP_BYTES
         elif not self._has_walked:

@@ -26,8 +26,8 @@ class OtherStream:
 class VideoFacts:
     """The chosen video stream. Sizes are in pixels; `width` × `height` is the frame as displayed.
 
-    Pixels need not be square: boxes are in pixels of the decoded frame, `sample_aspect_ratio` tells a
-    player how much wider than high to show one.
+    Pixels need not be square: boxes are in pixels of the decoded frame, and `sample_aspect_ratio` says how
+    much wider than high to show a pixel.
     """
 
     container: str  # FFmpeg's name of the demuxer: "mov", "matroska", "mpegts"
@@ -37,10 +37,10 @@ class VideoFacts:
     height: int
     rotation_degrees: int  # clockwise turn that displays it upright, [0, 360)
     time_base: Fraction  # seconds of one tick of a pts
-    frame_rate: Fraction | None  # average, as the container tells; None if it does not
-    duration_seconds: float | None  # as the container tells; not the truth about a damaged file
+    frame_rate: Fraction | None  # average, as declared by the container; None if unknown
+    duration_seconds: float | None  # as declared; wrong for a damaged file
     stream_index: int
     mirrored: bool = False  # left and right are swapped before that turn
     sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
-    frames_from_header: int | None = None  # as the container claims; edit lists and damage make it wrong
+    frames_from_header: int | None = None  # as declared; wrong if there are edit lists or damage
     other_streams: tuple[OtherStream, ...] = ()  # 32 at most

@@ -1,4 +1,4 @@
-"""Names that a job's report has from the index. Imports nothing: web workers read them too."""
+"""Names from the index that a job's report contains. Imports nothing: web workers use it, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a video is taken on: beyond it the caller gets VideoOverLimit with the limit's name."""
+"""Limits for videos. Beyond them, the caller gets VideoOverLimit with the limit's name."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class VideoLimits:
     max_decoded_pixels: int = 2**47  # width × height × frames: a day of 1080p at 60 fps is 1.1e13
     max_tags: int = 5000  # of an MP4 or Matroska: FFmpeg compares each with all before it
     max_opening_seconds: int = 5  # of processor time, for FFmpeg to open a container of whatever kind
-    large_samples: int = 300_000  # of an MP4, over all tracks: from here on one is indexed at a time
+    large_samples: int = 300_000  # of an MP4, over all tracks: larger ones are indexed one at a time
     max_header_bytes: int = 512 * 1024 * 1024  # of one MP4 header box that FFmpeg reads into memory

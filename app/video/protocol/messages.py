@@ -1,15 +1,15 @@
-"""What host and decoder child say to each other: fixed layouts, little endian, every field checked.
+"""The messages between host and decoder child: fixed layouts, little endian, every field checked.
 
-The child reads the host's commands; the host reads the child's messages and trusts none of them: a
-decoder that was taken over may lie about its own video, and about nothing else. A message is an eight-byte
-head (kind, length) and a payload.
+The child reads the host's commands. The host reads the child's messages and trusts none of them: a decoder
+that was taken over may lie about its own video, and about nothing else. A message is a head of eight bytes
+(kind, length) and a payload.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
@@ -24,16 +24,17 @@ from app.video.protocol.kinds import StreamKind
 from app.video.protocol.packets import Entry, PacketRecord
 
 HEAD = struct.Struct("<II")
-MOST_UNSENT_PACKETS = 8192  # that an indexing child has read and not yet told of
+MOST_UNSENT_PACKETS = 8192  # that an indexing child has read but not reported yet
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024  # from the child
 MAX_FRAME_SIDE = 1 << 16
 _MAX_STREAM_INDEX = 100_000
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
-_NONE = -(2**63)  # a time stamp or position that is absent
+_NONE = -(2**63)  # stands for a time stamp or position that is absent
+_ENTRY = struct.Struct("<qqqqq")
 
 
 class DecoderProtocolError(Exception):
-    """A child said what no honest child says. Treated like a crash of it."""
+    """A child sent what no honest child sends. Treated like a crash of the child."""
 
 
 class Command(IntEnum):
@@ -55,21 +56,24 @@ class Message(IntEnum):
     SEGMENT_END = 7
     FRAMES = 8
     EVIDENCE = 10  # of lost data; comes before the packets or frames that follow it
-    LARGE = 9  # the index will take much memory; the child waits before it opens the video
+    LARGE = 9  # the index will take much memory: the child waits for OPEN
 
 
 class FrameStatus(IntEnum):
-    """What became of a frame that a segment owns."""
+    """What happened to a frame of a segment."""
 
     NOT_SEEN = 0
     DECODED = 1
     CORRUPT = 2  # decoded, and marked by the decoder as built on missing or damaged data
     REJECTED = 3  # the decoder refused its packet
-    NOT_SHOWN = 4  # its packet was taken, but no picture came of it
+    NOT_SHOWN = 4  # the decoder accepted its packet, but returned no picture
     NO_PACKET = 5  # the container holds no data for it
-    SKIPPED = 6  # its packet was left out, for it had crashed decoders
+    SKIPPED = 6  # its packet was left out because it had crashed decoders
     OUT_OF_ORDER = 7  # decoded, after frames that are shown later
     OUT_OF_MEMORY = 8  # its packet needs more memory than the decoder may take
+
+
+_MESSAGES = {int(kind): kind for kind in Message}
 
 
 class FaultCode(IntEnum):
@@ -87,16 +91,12 @@ def pack(kind: int, payload: bytes = b"") -> bytes:
     return HEAD.pack(kind, len(payload)) + payload
 
 
-_MESSAGES = {int(kind): kind for kind in Message}
-
-
 def head_of(data: bytes | bytearray) -> tuple[Message, int]:
     """Return a message's kind and the length of its payload. `data` begins with its head."""
     number, length = HEAD.unpack_from(data)
-    kind = _MESSAGES.get(number)
-    if kind is None or length > MAX_MESSAGE_BYTES:
+    if number not in _MESSAGES or length > MAX_MESSAGE_BYTES:
         raise DecoderProtocolError("an unknown or oversized message")
-    return kind, length
+    return _MESSAGES[number], length
 
 
 def _unpack(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
@@ -113,6 +113,16 @@ def _present(value: int) -> int | None:
     return None if value == _NONE else value
 
 
+def _pack_entry(entry: Entry) -> bytes:
+    stamps = (_absent(entry.pts), _absent(entry.dts), _absent(entry.position))
+    return _ENTRY.pack(entry.ordinal, *stamps, entry.size_bytes)
+
+
+def _unpack_entry(payload: bytes) -> Entry:
+    ordinal, pts, dts, position, size = _ENTRY.unpack_from(payload)
+    return Entry(ordinal, _present(pts), _present(dts), _present(position), size)
+
+
 def _text(value: str, size: int) -> bytes:
     return value.encode("ascii", "replace")[:size]
 
@@ -124,7 +134,7 @@ def _name(raw: bytes) -> str:
     return text
 
 
-# -- child's start
+# -- start of a child
 
 _READY = struct.Struct("<iiii")
 _MAX_VERSIONS_BYTES = 512
@@ -132,7 +142,7 @@ _MAX_VERSIONS_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class LockDown:
-    """What of the lock-down is in force in a child."""
+    """Which parts of the sandbox are in force in a child."""
 
     landlock_abi: int  # 0: not in force
     seccomp: bool
@@ -140,21 +150,9 @@ class LockDown:
     memory_limited: bool
 
 
-_THREADS = struct.Struct("<I")
-
-
-def pack_threads(threads: int) -> bytes:
-    """Return the payload of VIDEO: FFmpeg's threads."""
-    return _THREADS.pack(threads)
-
-
-def unpack_threads(payload: bytes) -> int:
-    return int(_unpack(_THREADS, payload)[0])
-
-
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a child says before its first command."""
+    """What a child reports before its first command."""
 
     lock_down: LockDown
     ffmpeg_versions: str  # of FFmpeg's libraries, in the order of their names
@@ -175,6 +173,15 @@ class Ready:
         return cls(state, _name(payload[_READY.size :]))
 
 
+def pack_threads(threads: int) -> bytes:
+    """Return the payload of VIDEO: the number of FFmpeg's threads."""
+    return struct.pack("<I", threads)
+
+
+def unpack_threads(payload: bytes) -> int:
+    return int.from_bytes(payload, "little")
+
+
 # -- faults
 
 _FAULT = struct.Struct("<Iqq32s32s")
@@ -192,24 +199,18 @@ class Fault:
 
     def pack(self) -> bytes:
         names = (_text(self.limit, 32), _text(self.codec, 32))
-        supported = ",".join(self.supported_codecs)
-        return _FAULT.pack(self.code, self.limit_value, self.value, *names) + _text(
-            supported, _MAX_CODECS_BYTES
-        )
+        head = _FAULT.pack(self.code, self.limit_value, self.value, *names)
+        return head + _text(",".join(self.supported_codecs), _MAX_CODECS_BYTES)
 
     @classmethod
     def unpack(cls, payload: bytes) -> Fault:
         if not 0 <= len(payload) - _FAULT.size <= _MAX_CODECS_BYTES:
             raise DecoderProtocolError("a fault of another length")
         code, limit_value, value, limit, codec = _FAULT.unpack_from(payload)
-        supported = _name(payload[_FAULT.size :])
-        try:
-            fault = FaultCode(code)
-        except ValueError as error:
-            raise DecoderProtocolError("an unknown fault") from error
-        return cls(
-            fault, _name(limit), limit_value, value, _name(codec), tuple(filter(None, supported.split(",")))
-        )
+        supported = tuple(filter(None, _name(payload[_FAULT.size :]).split(",")))
+        if code not in [*FaultCode]:
+            raise DecoderProtocolError("an unknown fault")
+        return cls(FaultCode(code), _name(limit), limit_value, value, _name(codec), supported)
 
 
 # -- facts
@@ -222,7 +223,7 @@ _FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq?")
 
 @dataclass(frozen=True, slots=True)
 class FoundVideo:
-    """What a child says of the video that it opened."""
+    """What a child reports about the video that it opened."""
 
     facts: VideoFacts
     first_shown_pts: int | None  # time stamp of the first frame that its decoder put out
@@ -231,8 +232,8 @@ class FoundVideo:
 
 def pack_facts(found: FoundVideo) -> bytes:
     facts = found.facts
-    rate = facts.frame_rate or Fraction(0)
-    return _FACTS.pack(
+    rates = (facts.time_base, facts.frame_rate or Fraction(0), facts.sample_aspect_ratio)
+    payload = _FACTS.pack(
         _text(facts.container, 64),
         _text(facts.codec, 32),
         _text(facts.pixel_format, 32),
@@ -240,59 +241,44 @@ def pack_facts(found: FoundVideo) -> bytes:
         facts.height,
         facts.rotation_degrees,
         facts.mirrored,
-        facts.time_base.numerator,
-        facts.time_base.denominator,
-        rate.numerator,
-        rate.denominator,
-        facts.sample_aspect_ratio.numerator,
-        facts.sample_aspect_ratio.denominator,
+        *(number for rate in rates for number in rate.as_integer_ratio()),
         math.nan if facts.duration_seconds is None else facts.duration_seconds,
         facts.stream_index,
         _absent(facts.frames_from_header),
         _absent(found.first_shown_pts),
         found.enumerates_frames,
-    ) + b"".join(map(_pack_stream, facts.other_streams))
-
-
-def _pack_stream(stream: OtherStream) -> bytes:
-    return _STREAM.pack(
-        stream.index,
-        _STREAM_KINDS.index(stream.kind),
-        _text(stream.codec, 32),
-        min(stream.width, MAX_FRAME_SIDE),
-        min(stream.height, MAX_FRAME_SIDE),
-        _plain_text(stream.language, 16),
-        stream.is_default,
-        stream.is_picture,
     )
-
-
-def _plain_text(value: str, size: int) -> bytes:
-    """What a container says, less the characters that the host would refuse."""
-    return _text("".join(char for char in value if char in _PLAIN), size)
+    for stream in facts.other_streams:
+        payload += _STREAM.pack(
+            stream.index,
+            _STREAM_KINDS.index(stream.kind),
+            _text(stream.codec, 32),
+            min(stream.width, MAX_FRAME_SIDE),
+            min(stream.height, MAX_FRAME_SIDE),
+            # without the characters that the host would refuse: containers hold anything
+            _text("".join(char for char in stream.language if char in _PLAIN), 16),
+            stream.is_default,
+            stream.is_picture,
+        )
+    return payload
 
 
 def _unpack_stream(fields: tuple[Any, ...], *, chosen: int) -> OtherStream:
     index, kind, codec, width, height, language, is_default, is_picture = fields
-    if index > _MAX_STREAM_INDEX or index == chosen or kind >= len(_STREAM_KINDS):
+    if (
+        index > _MAX_STREAM_INDEX
+        or index == chosen
+        or kind >= len(_STREAM_KINDS)
+        or max(width, height) > MAX_FRAME_SIDE
+        or max(is_default, is_picture) > 1
+    ):
         raise DecoderProtocolError("an impossible stream")
-    if max(width, height) > MAX_FRAME_SIDE or max(is_default, is_picture) > 1:
-        raise DecoderProtocolError("an impossible stream")
-    return OtherStream(
-        index,
-        _STREAM_KINDS[kind],
-        _name(codec),
-        width,
-        height,
-        _name(language),
-        bool(is_default),
-        bool(is_picture),
-    )
+    size, flags = (width, height), (bool(is_default), bool(is_picture))
+    return OtherStream(index, _STREAM_KINDS[kind], _name(codec), *size, _name(language), *flags)
 
 
 def unpack_facts(payload: bytes) -> FoundVideo:
-    others = payload[_FACTS.size :]
-    payload = payload[: _FACTS.size]
+    payload, others = payload[: _FACTS.size], payload[_FACTS.size :]
     if len(payload) != _FACTS.size or len(others) % _STREAM.size:
         raise DecoderProtocolError("facts of another length")
     if len(others) > _MAX_OTHER_STREAMS * _STREAM.size:
@@ -342,11 +328,10 @@ def pack_packets(packets: Sequence[PacketRecord]) -> bytes:
 def unpack_packets(payload: bytes, first_ordinal: int) -> list[PacketRecord]:
     if len(payload) % _PACKET.size:
         raise DecoderProtocolError("half a packet record")
+    numbered = enumerate(_PACKET.iter_unpack(payload), first_ordinal)
     return [
         PacketRecord(ordinal, _present(pts), _present(dts), _present(position), size, flags & 0xFF)
-        for ordinal, (pts, dts, position, size, flags) in enumerate(
-            _PACKET.iter_unpack(payload), first_ordinal
-        )
+        for ordinal, (pts, dts, position, size, flags) in numbered
     ]
 
 
@@ -359,9 +344,7 @@ def pack_evidence(evidence: Evidence) -> bytes:
 
 
 def unpack_evidence(payload: bytes) -> Evidence:
-    if len(payload) != _EVIDENCE.size:
-        raise DecoderProtocolError("evidence of another length")
-    place, position, count, raw = _EVIDENCE.unpack(payload)
+    place, position, count, raw = _unpack(_EVIDENCE, payload)
     reason = raw.rstrip(b"\0").decode("ascii", "replace")
     if place < 0 or not count or not reason.isprintable():
         raise DecoderProtocolError("impossible evidence")
@@ -375,18 +358,17 @@ _INDEX_END = struct.Struct("<IIqqdI")
 class IndexEnd:
     """How a pass over the packets ended."""
 
-    read_errors: int  # times that reading failed and went on
-    gave_up: bool  # reading went on failing; what follows is unread
-    lost: int  # frames that the container tells of, and that it does not hold or that no decoder gave
+    read_errors: int  # how often reading failed and went on
+    gave_up: bool  # reading failed too often: the rest is unread
+    lost: int  # frames that the container lists, but does not hold or that the decoder did not return
     truncated: bool
     leading: int = 0  # of counted frames: shown before the first keyframe
-    claimed_seconds: float | None = None  # a duration that the container claims and its frames do not reach
+    claimed_seconds: float | None = None  # the container's duration, if its frames end well before
 
     def pack(self) -> bytes:
         claimed = math.nan if self.claimed_seconds is None else self.claimed_seconds
-        return _INDEX_END.pack(
-            self.read_errors, self.gave_up, self.lost, self.leading, claimed, self.truncated
-        )
+        counts = (self.read_errors, self.gave_up, self.lost, self.leading)
+        return _INDEX_END.pack(*counts, claimed, self.truncated)
 
     @classmethod
     def unpack(cls, payload: bytes) -> IndexEnd:
@@ -399,12 +381,12 @@ class IndexEnd:
 
 # -- decoding
 
-_DECODE = struct.Struct("<qqqqqqqIIIIII")
+_DECODE = struct.Struct("<qqIIIIII")
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
-    """One stretch of a segment, for one child."""
+    """What one child decodes of a segment."""
 
     entry: Entry
     packet_count: int
@@ -422,13 +404,7 @@ class DecodeRequest:
         return self.width * self.height * 3
 
     def pack(self) -> bytes:
-        entry = self.entry
         head = _DECODE.pack(
-            entry.ordinal,
-            _absent(entry.pts),
-            _absent(entry.dts),
-            _absent(entry.position),
-            entry.size_bytes,
             self.packet_count,
             _absent(self.frames_before),
             self.width,
@@ -438,33 +414,19 @@ class DecodeRequest:
             len(self.pts),
             len(self.skipped),
         )
-        skipped = np.array(self.skipped, dtype="<i8")
-        return (
-            head
-            + self.pts.astype("<i8").tobytes()
-            + skipped.tobytes()
-            + self.wanted.astype(np.uint8).tobytes()
-        )
+        numbers = np.concatenate((self.pts, np.array(self.skipped, dtype=np.int64))).astype("<i8")
+        return _pack_entry(self.entry) + head + numbers.tobytes() + self.wanted.tobytes()
 
     @classmethod
     def unpack(cls, payload: bytes) -> DecodeRequest:
-        ordinal, pts, dts, position, size, packets, before, *rest = _DECODE.unpack_from(payload)
-        width, height, batch, slots, count, skips = rest
-        numbers = np.frombuffer(payload, dtype="<i8", count=count + skips, offset=_DECODE.size)
-        wanted = np.frombuffer(payload, dtype=np.uint8, offset=_DECODE.size + 8 * (count + skips))
-        entry = Entry(ordinal, _present(pts), _present(dts), _present(position), size)
-        return cls(
-            entry,
-            packets,
-            numbers[:count],
-            wanted.astype(np.bool_),
-            _present(before),
-            width,
-            height,
-            batch,
-            slots,
-            tuple(int(skip) for skip in numbers[count:]),
-        )
+        head = _DECODE.unpack_from(payload, _ENTRY.size)
+        packets, before, width, height, batch, slots, count, skips = head
+        at = _ENTRY.size + _DECODE.size
+        numbers = np.frombuffer(payload, dtype="<i8", count=count + skips, offset=at)
+        wanted = np.frombuffer(payload, dtype=np.bool_, offset=at + numbers.nbytes)
+        entry, skipped = _unpack_entry(payload), tuple(numbers[count:].tolist())
+        pts, before = numbers[:count], _present(before)
+        return cls(entry, packets, pts, wanted, before, width, height, batch, slots, skipped)
 
 
 _BATCH = struct.Struct("<IIII")
@@ -508,38 +470,27 @@ def unpack_statuses(payload: bytes, count: int) -> npt.NDArray[np.uint8]:
     return statuses
 
 
-_COUNT = struct.Struct("<qqqqqI")
-
-
 @dataclass(frozen=True, slots=True)
 class CountRequest:
-    """Count the frames that come out from an entry on."""
+    """Count the frames that the decoder returns from an entry on."""
 
     entry: Entry
     skipped: tuple[int, ...] = ()
 
     def pack(self) -> bytes:
-        entry = self.entry
-        stamps = (_absent(entry.pts), _absent(entry.dts), _absent(entry.position))
-        head = _COUNT.pack(entry.ordinal, *stamps, entry.size_bytes, len(self.skipped))
-        return head + np.array(self.skipped, dtype="<i8").tobytes()
+        return _pack_entry(self.entry) + np.array(self.skipped, dtype="<i8").tobytes()
 
     @classmethod
     def unpack(cls, payload: bytes) -> CountRequest:
-        ordinal, pts, dts, position, size, skips = _COUNT.unpack_from(payload)
-        skipped = np.frombuffer(payload, dtype="<i8", count=skips, offset=_COUNT.size)
-        entry = Entry(ordinal, _present(pts), _present(dts), _present(position), size)
-        return cls(entry, tuple(int(skip) for skip in skipped))
-
-
-_COUNTED = struct.Struct("<q")
+        skipped = np.frombuffer(payload, dtype="<i8", offset=_ENTRY.size)
+        return cls(_unpack_entry(payload), tuple(skipped.tolist()))
 
 
 def pack_frames(pts: Sequence[int | None]) -> bytes:
-    return b"".join(_COUNTED.pack(_absent(value)) for value in pts)
+    return np.array([_absent(value) for value in pts], dtype="<i8").tobytes()
 
 
-def unpack_frames(payload: bytes) -> Iterator[int | None]:
-    if len(payload) % _COUNTED.size:
+def unpack_frames(payload: bytes) -> list[int | None]:
+    if len(payload) % 8:
         raise DecoderProtocolError("half a frame record")
-    return (_present(value) for (value,) in _COUNTED.iter_unpack(payload))
+    return [_present(value) for value in np.frombuffer(payload, dtype="<i8").tolist()]

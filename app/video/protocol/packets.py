@@ -1,4 +1,4 @@
-"""Packets as the index tells of them: where decoding can enter, and what their time stamps say."""
+"""Packets in the index: where decoding can enter, and what their time stamps show."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from app.video.protocol.evidence import MAX_REORDER
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A packet at which decoding can enter: how to find it again, and how to know that it is the one."""
+    """A packet at which decoding can enter, with all that is needed to find it again and to recognise it."""
 
     ordinal: int  # 0-based among the stream's packets, in the container's order
     pts: int | None
     dts: int | None
-    position: int | None  # bytes into the file, where the container tells
+    position: int | None  # bytes into the file, if known
     size_bytes: int
 
 
 class PacketFlag(IntFlag):
     KEY = 1
-    CLEAN = 2  # a keyframe at which decoding can enter: nothing shown after it needs what came before
+    CLEAN = 2  # a keyframe at which decoding can enter: nothing shown after it needs earlier packets
     DISCARD = 4  # decoded but not shown (edit lists), or never shown (hidden reference frames)
 
 
@@ -43,11 +43,11 @@ class PacketRecord(NamedTuple):
 
 
 class Displacement:
-    """Tells time stamps that are farther from the decoding time than reordering explains: damaged ones.
+    """Recognise damaged time stamps: those farther from the decoding time than reordering explains.
 
-    A frame of such a time may come to lie outside of what an edit list shows, as if it were to be hidden.
-    Where a video was cut, the first decoding times may be a tick apart: no step counts for less than
-    `ticks_a_frame`, as the container claims.
+    A frame with such a stamp may fall outside of what an edit list shows, as if it were hidden. If a video
+    was cut, the first decoding times may be a tick apart, so steps below `ticks_a_frame`, the container's
+    claim, are treated as that.
     """
 
     def __init__(self, ticks_a_frame: Fraction | None = None) -> None:
@@ -55,7 +55,7 @@ class Displacement:
         self._last_dts: int | None = None
 
     def is_seen(self, pts: int | None, dts: int | None) -> bool:
-        """Take the next packet's stamps, in decoding order."""
+        """Whether the next packet's stamps, in decoding order, are damaged."""
         before, self._last_dts = self._last_dts, dts
         if pts is None or dts is None or before is None:
             return False

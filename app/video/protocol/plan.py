@@ -1,9 +1,10 @@
-"""What a child is given when it begins."""
+"""What a child is given when it starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from multiprocessing import reduction
+from operator import methodcaller
 from typing import Any
 
 from app.video.protocol.limits import VideoLimits
@@ -16,21 +17,16 @@ class Descriptor:
         self._number = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _detach, (reduction.DupFd(self._number),)
-
-
-def _detach(duplicate: Any) -> int:
-    number: int = duplicate.detach()
-    return number
+        return methodcaller("detach"), (reduction.DupFd(self._number),)
 
 
 @dataclass(frozen=True, slots=True)
 class ChildPlan:
-    """All that a child is given. Descriptors are numbers once it has arrived."""
+    """Everything that a child is given. Descriptors are numbers once it has arrived."""
 
     channel: Descriptor | int  # its end of a socket pair: commands and the video in, messages out
     ring: Descriptor | int
     ring_bytes: int
-    memory_bytes: int  # address space, beyond what the child begins with
+    memory_bytes: int  # address space, in addition to what the child starts with
     limits: VideoLimits
     require_sandbox: bool

@@ -1,7 +1,7 @@
-"""The ring: memory without a name that host and child share, three counters and then pictures.
+"""The ring: anonymous memory that host and child share, with three counters and then pictures.
 
-It is sealed, so that a child cannot shrink it under the host's feet, and it is gone with the last of
-the two processes.
+It is sealed, so that a child cannot shrink it while the host reads it. It ends with the last of the two
+processes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 HEADER_BYTES = 4096
-READ_COUNTER = 0  # packets that the child has read, in its life
+READ_COUNTER = 0  # packets that the child has read in its life
 FED_COUNTER = 1  # packets of the current request given to the decoder
-OPENING_COUNTER = 2  # nanoseconds of its processor time at which the child began to open; 0 when it is not
+OPENING_COUNTER = 2  # the child's processor time in ns when it began to open a video; 0 otherwise
 
 _F_ADD_SEALS = 1033
 _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
@@ -27,7 +27,7 @@ def counters(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 
 
 def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
-    """Return a descriptor, for the caller to close, and the memory, (HEADER_BYTES + ring_bytes,) uint8."""
+    """Return a descriptor that the caller must close, and the memory, (HEADER_BYTES + ring_bytes,) uint8."""
     descriptor = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, HEADER_BYTES + ring_bytes)
@@ -40,5 +40,5 @@ def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
 
 
 def fitting_batch(batch_size: int, frame_bytes: int, ring_bytes: int) -> int:
-    """Return the largest batch, at most `batch_size` frames, of which two fit in the ring; 0 if none does."""
+    """Return the largest batch, of at most `batch_size` frames, that fits twice in the ring; else 0."""
     return min(batch_size, ring_bytes // (2 * frame_bytes))

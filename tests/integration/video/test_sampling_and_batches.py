@@ -14,9 +14,9 @@ from clips import ClipFolder
 from reading import MIB, never, read_video, same_frames
 
 from app.errors import VideoOverLimit
+from app.video.child.channel import SharedPictures
 from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.decoding import MatchingDecoder
-from app.video.child.shared_pictures import SharedPictures
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import BatchMessage, Command, FrameStatus, Message

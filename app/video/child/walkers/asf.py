@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
 
 import numpy as np
 
-from app.video.child.walkers.walker import BLOCK_BYTES, MAPPED_BYTES, Note, StrideWalker, map_block
+from app.video.child.walkers.walker import BLOCK_BYTES, MAPPED_BYTES, Note, Walker, map_block
 
 _HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
 _PROPERTIES_BYTES = 104
@@ -28,44 +27,53 @@ _MAX_OBJECTS = 1000
 _LEAST_PACKET_BYTES = 32  # more than its head may take
 _MAX_PACKET_BYTES = BLOCK_BYTES
 _LIVE = 1  # flag: the header was written before the data, so its counts and sizes mean nothing
-_CORRECTION = b"\x82\0\0"  # error correction data follow: two bytes, without content
-_PACKETS_IN_A_ROW = 3  # that make data packets of bytes
-_SIZES = (0, 1, 2, 4)  # of a field in bytes, by the two bits that tell it
+_CORRECTION = b"\x82\0\0"  # error correction data follows: two bytes, without content
+_PACKETS_IN_A_ROW = 3  # that prove that bytes are data packets
+_SIZES = (0, 1, 2, 4)  # of a field in bytes, by the two bits that encode it
 _NO_PACKET = "bytes that are no data packet"
 _TOO_LONG = "a payload that ends behind its packet"
 
 
-class _Layout(NamedTuple):
-    packet_bytes: int
-    first: int  # packet, bytes into the file
-    end: int | None  # of the data, bytes into the file; None if the header does not tell
+class AsfWalker(Walker):
+    """Check data packets, and that their payloads form whole media objects, one after the other.
 
-
-class AsfWalker(StrideWalker):
-    """Checks data packets, and that their payloads make whole media objects, one after the other.
-
-    It does so where packets begin with error correction data, as nearly all do, and where the header names
-    their size. What is behind the data is no evidence.
+    Payloads are checked if packets begin with error correction data, as nearly all do, and nothing is checked
+    if the header does not declare the packets' size. What follows the data is no evidence.
     """
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
-        layout = _read_layout(descriptor, file_bytes)
-        if layout is None:
-            self._is_over = True
-            return
-        self._packet_bytes, self._at, self._end = layout
-        self._has_heads = self._is_element(self._at)
         self._objects = _MediaObjects()
+        self._is_over = True  # unless the header shows where data packets of a fixed size are
+        header_end = int.from_bytes(os.pread(descriptor, 8, 16), "little")
+        properties = _find_object(descriptor, _PROPERTIES, _HEADER_BYTES, min(header_end, file_bytes))
+        data = _find_object(descriptor, _DATA, header_end, file_bytes)
+        head = b"" if properties is None else os.pread(descriptor, _PROPERTIES_BYTES, properties)
+        if data is None or len(head) < _PROPERTIES_BYTES:
+            return
+        flags, least, most = struct.unpack_from("<III", head, 88)
+        if least != most or not _LEAST_PACKET_BYTES <= least <= _MAX_PACKET_BYTES:
+            return
+        self._is_over = False
+        self._packet_bytes: int = least
+        self._at = data + _DATA_BYTES
+        data_bytes = int.from_bytes(os.pread(descriptor, 8, data + 16), "little")
+        is_known = data_bytes > _DATA_BYTES and not flags & _LIVE
+        self._end = data + data_bytes if is_known else None  # of the data, bytes into the file
+        self._has_heads = self._is_element(self._at)
 
     def _follow(self, end: int) -> None:
         while self._at < end and not self._is_lost:
             data_end = self._file_bytes if self._end is None else min(self._end, self._file_bytes)
             count = min(data_end - self._at, MAPPED_BYTES) // self._packet_bytes
-            if not count:
-                self._leave_packets(data_end)
-                return
-            self._check_packets(map_block(self._descriptor, self._at, self._at + count * self._packet_bytes))
+            if count:
+                block = map_block(self._descriptor, self._at, self._at + count * self._packet_bytes)
+                self._check_packets(block)
+                continue
+            # Less than a packet is left of the data; what follows the data is of no interest.
+            if self._end is None and self._at < data_end and not self._is_index():
+                self._note(self._at, "the file ends inside a data packet")
+            self._at = self._file_bytes
 
     def _check_packets(self, data: memoryview) -> None:
         count = len(data) // self._packet_bytes
@@ -87,12 +95,6 @@ class AsfWalker(StrideWalker):
         self._objects = _MediaObjects()  # what is lost here is noted once
         self._lose(self._at, _NO_PACKET, search_from=self._at + 1)
 
-    def _leave_packets(self, data_end: int) -> None:
-        """Less than a packet is left of the data; what follows them is of no interest."""
-        if self._end is None and self._at < data_end and not self._is_index():
-            self._note(self._at, "the file ends inside a data packet")
-        self._at = self._file_bytes
-
     def _is_index(self) -> bool:
         return self._window.get(self._at, 16) in _INDEXES
 
@@ -110,13 +112,13 @@ class AsfWalker(StrideWalker):
 
 
 class _MediaObjects:
-    """Follows the frames of each stream through the payloads that hold their pieces (5.2.2, 5.2.3)."""
+    """Follow the frames of each stream through the payloads that hold their pieces (5.2.2, 5.2.3)."""
 
     def __init__(self) -> None:
-        self._latest: dict[int, tuple[int, int, int]] = {}  # of a stream: object's number, piece's end, size
+        self._latest: dict[int, tuple[int, int, int]] = {}  # by stream: object's number, piece's end, size
 
     def fault_in(self, packet: memoryview) -> str | None:
-        """Take the next data packet, and return what is wrong with it."""
+        """Check the next data packet, and return what is wrong with it, if anything is."""
         flags, sizes = packet[3], packet[4]
         number_bytes, offset_bytes, replicated_bytes = (_SIZES[sizes >> n & 3] for n in (4, 2, 0))
         padding_at = 5 + _SIZES[flags >> 5 & 3] + _SIZES[flags >> 1 & 3]
@@ -146,36 +148,17 @@ class _MediaObjects:
             if not stream:
                 return "a payload of no stream"
             at += length
-            before = self._latest.get(stream)
-            self._latest[stream] = number, offset + length, size
+            before = self._latest.pop(stream, None)
             if replicated == 1:  # several small objects: no offsets
-                del self._latest[stream]
-            elif before is not None and not _follows(before, number, offset, 256**number_bytes):
+                continue
+            self._latest[stream] = number, offset + length, size
+            if before is None:
+                continue
+            last_number, last_end, last_size = before
+            is_next = (number - last_number - 1) % 256**number_bytes == 0 and last_end == last_size
+            if (number, offset) != (last_number, last_end) if offset else not is_next:
                 return "a part of a media object is missing"
         return None
-
-
-def _follows(before: tuple[int, int, int], number: int, offset: int, numbers: int) -> bool:
-    last_number, last_end, last_size = before
-    if offset:
-        return (number, offset) == (last_number, last_end)
-    return (number - last_number - 1) % numbers == 0 and last_end == last_size
-
-
-def _read_layout(descriptor: int, file_bytes: int) -> _Layout | None:
-    """Return how the header lays out the data; None if there are none, or packets have no fixed size."""
-    header_end = int.from_bytes(os.pread(descriptor, 8, 16), "little")
-    properties = _find_object(descriptor, _PROPERTIES, _HEADER_BYTES, min(header_end, file_bytes))
-    data = _find_object(descriptor, _DATA, header_end, file_bytes)
-    head = b"" if properties is None else os.pread(descriptor, _PROPERTIES_BYTES, properties)
-    if data is None or len(head) < _PROPERTIES_BYTES:
-        return None
-    flags, least, most = struct.unpack_from("<III", head, 88)
-    if least != most or not _LEAST_PACKET_BYTES <= least <= _MAX_PACKET_BYTES:
-        return None
-    size = int.from_bytes(os.pread(descriptor, 8, data + 16), "little")
-    is_known = size > _DATA_BYTES and not flags & _LIVE
-    return _Layout(least, data + _DATA_BYTES, data + size if is_known else None)
 
 
 def _find_object(descriptor: int, name: bytes, start: int, end: int) -> int | None:

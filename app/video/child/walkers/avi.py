@@ -1,7 +1,7 @@
 """AVI: chunks in lists, an index of the chunks, and OpenDML's further RIFF lists.
 
-Sources: Microsoft, "AVI RIFF File Reference"; "OpenDML AVI File Format Extensions" 1.02. What recorders write
-besides follows libavformat/avidec.c: chunks of odd length without padding, sizes that were never filled in.
+Sources: Microsoft, "AVI RIFF File Reference"; "OpenDML AVI File Format Extensions" 1.02; for what recorders
+write instead, libavformat/avidec.c: chunks of odd length without padding, sizes that were never filled in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from app.video.child.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+from app.video.child.walkers.walker import BLOCK_BYTES, Note, Walker
 
 _HEAD = struct.Struct("<4sI")
 _HEAD_BYTES = _HEAD.size
@@ -21,24 +21,24 @@ _LIST_BYTES = 12  # the head of a list, with its kind
 _ENTRY_BYTES = 16  # of the index
 _HAS_INDEX = 0x10  # flag in avih
 _USUAL_KINDS = (b"00dc", b"00db", b"01wb", b"01dc", b"00wb")  # sought after a break before any chunk
-_ENDS = {b"RIFF": (b"RIFF",), b"movi": (b"RIFF", b"idx1"), b"rec ": (b"RIFF", b"idx1")}  # of lists without
+_ENDS = {b"RIFF": (b"RIFF",), b"movi": (b"RIFF", b"idx1"), b"rec ": (b"RIFF", b"idx1")}  # of unsized lists
 _MAX_KINDS = 64  # of chunks that are counted
 _SOUGHT_KINDS = 6
 _MAX_HEADER_CHUNKS = 1000
 _NEVER_WRITTEN = 0xFFFFFF00  # sizes from here on, and 0, stand for one that was to be filled in
-_NOWHERE = 1 << 63  # the end of a list that does not tell its size
+_NOWHERE = 1 << 63  # the end of a list without a size
 
 
-class AviWalker(StrideWalker):
-    """Walks through the RIFF lists, their movi lists, and the rec lists in these."""
+class AviWalker(Walker):
+    """Walk through the RIFF lists, their movi lists, and the rec lists in these."""
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._parents = [(b"", _NOWHERE)]  # kinds of lists and their ends; b"" is the file
         self._filled: Counter[bytes] = Counter()  # chunks of each kind that have content
-        self._empty: Counter[bytes] = Counter()  # and that have none
+        self._empty: Counter[bytes] = Counter()  # and chunks that have none
         self._is_after_odd = 0  # 1 if the last chunk has an odd length, and so a byte of padding
-        self._wants_index = False  # the header says that there is one, and it has not come
+        self._wants_index = False  # the header declares one, and it has not come
         self._declared_end = 0  # of the RIFF lists, bytes into the file
 
     def _follow(self, end: int) -> None:
@@ -83,6 +83,7 @@ class AviWalker(StrideWalker):
         """Move into the list at `_at`, over the chunk, or out of its parent; or lose the chain."""
         kind, size, list_kind = head[:4], int.from_bytes(head[4:8], "little"), head[8:]
         at = self._at
+        end = at + _HEAD_BYTES + size
         parent, parent_end = self._parents[-1]
         if parent_end == _NOWHERE and kind in _ENDS.get(parent, ()):
             self._parents.pop()
@@ -90,15 +91,18 @@ class AviWalker(StrideWalker):
             self._at = self._file_bytes  # what follows the last RIFF list is of no interest
         elif kind == b"RIFF" or (kind == b"LIST" and list_kind in (b"movi", b"rec ")):
             self._enter(kind if kind == b"RIFF" else list_kind, size)
-        elif fault := self._fault(kind, size):
-            if self._is_after_odd and self._is_chunk(at - 1):
-                self._at, self._is_after_odd = at - 1, 0  # written without padding
-            else:
-                self._lose_chain(fault)
-        else:
+        elif _is_kind(kind) and end <= min(parent_end, self._file_bytes):
             self._read_chunk(kind, size)
-            self._at = at + _HEAD_BYTES + size + (size & 1)
             self._is_after_odd = size & 1
+            self._at = end + self._is_after_odd
+        elif self._is_after_odd and self._is_chunk(at - 1):
+            self._at, self._is_after_odd = at - 1, 0  # written without padding
+        elif not _is_kind(kind):
+            self._lose_chain("bytes that are no chunk")
+        elif end > self._file_bytes and parent_end > self._file_bytes:
+            self._lose_chain("the file ends inside a chunk")
+        else:
+            self._lose_chain("a chunk that ends behind the list that holds it")
 
     def _enter(self, kind: bytes, size: int) -> None:
         at = self._at
@@ -124,31 +128,17 @@ class AviWalker(StrideWalker):
     def _lose_chain(self, reason: str) -> None:
         self._lose(self._at, reason, search_from=self._at + 1)
 
-    def _fault(self, kind: bytes, size: int) -> str | None:
-        end = self._at + _HEAD_BYTES + size
-        parent_end = self._parents[-1][1]
-        if not _is_kind(kind):
-            return "bytes that are no chunk"
-        if end > self._file_bytes and parent_end > self._file_bytes:
-            return "the file ends inside a chunk"
-        if end > parent_end:
-            return "a chunk that ends behind the list that holds it"
-        return None
-
     def _read_chunk(self, kind: bytes, size: int) -> None:
-        if kind == b"idx1":
+        if kind == b"idx1" or kind.startswith(b"ix"):
             self._wants_index = False
-            self._check_index(self._at + _HEAD_BYTES, size)
-        elif kind.startswith(b"ix"):
-            self._wants_index = False
+            if kind == b"idx1" and not self._notes:  # else chunks may have been skipped
+                self._check_index(self._at + _HEAD_BYTES, size)
         elif kind[:2].isdigit() and len(self._filled) < _MAX_KINDS:
             self._filled[kind] += bool(size)
             self._empty[kind] += not size
 
     def _check_index(self, start: int, size: int) -> None:
-        """Compare the index with the chunks that were found, where none can have been skipped."""
-        if self._notes:
-            return
+        """Compare the index with the chunks that were found."""
         listed: Counter[bytes] = Counter()
         for at in range(start, start + size, BLOCK_BYTES):
             data = os.pread(self._descriptor, min(BLOCK_BYTES, start + size - at), at)
@@ -171,9 +161,9 @@ class AviWalker(StrideWalker):
     def _is_element(self, position: int) -> bool:
         head = self._window.get(position, _HEAD_BYTES)
         size = int.from_bytes(head[4:], "little")
-        after = position + _HEAD_BYTES + size + (size & 1)
-        is_last = abs(after - self._file_bytes) <= 1
-        return is_last or self._is_chunk(after) or self._is_chunk(after - (size & 1))
+        end = position + _HEAD_BYTES + size
+        after = end + (size & 1)
+        return abs(after - self._file_bytes) <= 1 or self._is_chunk(after) or self._is_chunk(end)
 
     def _is_chunk(self, position: int) -> bool:
         head = self._window.get(position, _HEAD_BYTES)
@@ -189,13 +179,11 @@ class AviWalker(StrideWalker):
     def _read_header(self) -> None:
         """Read from the first list whether there is an index, and whether it points beyond the file."""
         for kind, start, end in _chunks(self._descriptor, _LIST_BYTES, self._file_bytes, most=1):
-            if kind != b"hdrl":
-                return
             for inner, inner_start, inner_end in _chunks(self._descriptor, start, end):
-                if inner == b"avih":
+                if kind == b"hdrl" and inner == b"avih":
                     flags = os.pread(self._descriptor, 4, inner_start + 12)
                     self._wants_index = bool(int.from_bytes(flags, "little") & _HAS_INDEX)
-                elif inner == b"strl":
+                elif kind == b"hdrl" and inner == b"strl":
                     self._check_super_index(inner_start, inner_end)
 
     def _check_super_index(self, start: int, end: int) -> None:
@@ -214,7 +202,7 @@ class AviWalker(StrideWalker):
 def _chunks(
     descriptor: int, start: int, end: int, *, most: int = _MAX_HEADER_CHUNKS
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kinds of chunks, of lists their own, and where their content starts and ends."""
+    """Yield each chunk's kind (a list's own kind), and where its content starts and ends."""
     at = start
     for _ in range(most):
         head = os.pread(descriptor, _LIST_BYTES, at) if at + _HEAD_BYTES <= end else b""

@@ -1,4 +1,4 @@
-"""Which walker a container has."""
+"""Choose the walker of a container."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from app.video.child.walkers.matroska import MatroskaWalker
 from app.video.child.walkers.mpegps import MpegPsWalker
 from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.child.walkers.ogg import OggWalker
-from app.video.child.walkers.walker import Note, StrideWalker, Walker
+from app.video.child.walkers.walker import Note, Walker
 
-_WALKERS: dict[str, type[StrideWalker]] = {
+_WALKERS: dict[str, type[Walker]] = {
     "asf": AsfWalker,
     "avi": AviWalker,
     "flv": FlvWalker,
@@ -37,9 +37,9 @@ def walker_for(
 ) -> Walker | None:
     """Return the walker of a container by the first word of its FFmpeg name, or None if it has none.
 
-    `note` is called with the position of each break, in bytes into the file, and what is wrong there.
-    `pids` are those of an MPEG transport stream whose counters are checked; None stands for all.
-    The descriptor's offset stays as it is.
+    The walker calls `note` with the position of each break, in bytes into the file, and the reason. `pids`
+    are those of an MPEG transport stream whose counters are checked; None stands for all. The descriptor's
+    offset is not moved.
     """
     if container == "mpegts":
         return MpegTsWalker(descriptor, file_bytes, note, pids)
@@ -47,6 +47,6 @@ def walker_for(
         return FragmentsWalker(descriptor, file_bytes, note)
     start = os.pread(descriptor, 8, 0)
     if not start.startswith(_STARTS.get(container, b"")) or (container == "mpeg" and start[:4] == b"RIFF"):
-        return None  # a Video CD's sectors, say: FFmpeg looks for packets in whatever is there
+        return None  # for example a Video CD's sectors: FFmpeg finds packets in almost anything
     walker = _WALKERS.get(container)
     return None if walker is None else walker(descriptor, file_bytes, note)

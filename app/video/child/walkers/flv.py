@@ -11,7 +11,7 @@ import struct
 
 import numpy as np
 
-from app.video.child.walkers.walker import BLOCK_BYTES, Note, StrideWalker
+from app.video.child.walkers.walker import BLOCK_BYTES, Note, Walker
 
 _LENGTH_BYTES = 4  # of the field behind each tag
 _HEAD_BYTES = 11  # of a tag
@@ -24,11 +24,11 @@ _SEARCHED_KINDS = (8, 9, 18)
 _KIND_BITS = 0x1F  # without the bit of an encrypted tag
 
 
-class FlvWalker(StrideWalker):
-    """`_at` is where the length of the tag before is stored; the next tag follows it.
+class FlvWalker(Walker):
+    """`_at` is where the length of the previous tag is stored; the next tag follows it.
 
-    A tag of an unknown kind is no break: the length behind it shows that it is a tag. Only a file that stores
-    no lengths has nothing else to go by.
+    A tag of an unknown kind is no break: the length behind it proves that it is a tag. Only in a file that
+    stores no lengths must the kind be known.
     """
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
@@ -38,13 +38,10 @@ class FlvWalker(StrideWalker):
         self._tag = self._first  # the last one, bytes into the file
         self._tag_bytes: int | None = None  # of the last tag with its head; None if there is none
         self._tags = 0
-        self._stores_zero = self._reads_zero()
-
-    def _reads_zero(self) -> bool:
-        """Whether the file has 0 in place of its tags' lengths, as some recorders write."""
+        # Some recorders write 0 in place of the tags' lengths.
         head = self._window.get(self._first, _HEAD_BYTES)
         stored = self._first + _HEAD_BYTES + int.from_bytes(head[1:4], "big")
-        return self._window.get(stored, _LENGTH_BYTES) == bytes(_LENGTH_BYTES)
+        self._stores_zero = self._window.get(stored, _LENGTH_BYTES) == bytes(_LENGTH_BYTES)
 
     def _follow(self, end: int) -> None:
         window, unpack = self._window, _STEP.unpack_from
@@ -73,7 +70,7 @@ class FlvWalker(StrideWalker):
             self._lose(self._tag, "the file ends inside a tag", search_from=self._tag + 1)
 
     def _move(self, at: int, tag_bytes: int | None, tags: int) -> None:
-        """Take over where `tags` more of them have led."""
+        """Store the position that `tags` more tags have led to."""
         if tags and tag_bytes is not None:
             self._tag = at - tag_bytes
         self._at, self._tag_bytes = at, tag_bytes
@@ -84,8 +81,10 @@ class FlvWalker(StrideWalker):
         """Move over the length at `_at` and the tag behind it; or lose the chain."""
         if int.from_bytes(head[:4], "big") != self._tag_bytes and not self._is_usual(head[:_LENGTH_BYTES]):
             self._lose_chain("a tag's length is not the one that is stored behind it")
-        elif len(head) < _STEP_BYTES:
-            self._check_rest(len(head))
+        elif len(head) < _STEP_BYTES:  # the end: nothing, or the last tag's length
+            if len(head) not in (0, _LENGTH_BYTES):
+                self._note(self._at, "the file ends inside a tag")
+            self._at = self._file_bytes
         elif self._stores_zero and head[4] & _KIND_BITS not in _KINDS:
             self._lose_chain("bytes that are no tag")
         else:
@@ -105,20 +104,20 @@ class FlvWalker(StrideWalker):
         sum_of_all = self._at - self._first - _LENGTH_BYTES * (self._tags - 1)
         return value in (self._tag_bytes - 1, self._tag_bytes - _HEAD_BYTES, sum_of_all) and value > 0
 
-    def _check_rest(self, length: int) -> None:
-        """The last bytes: nothing, or the last tag's length."""
-        if length not in (0, _LENGTH_BYTES):
-            self._note(self._at, "the file ends inside a tag")
-        self._at = self._file_bytes
-
     def _lose_chain(self, reason: str) -> None:
         self._lose(self._at, reason, search_from=self._tag + 1)
 
     def _search(self) -> None:
         block = os.pread(self._descriptor, BLOCK_BYTES, self._at)
-        for place in _possible_tags(block):
+        data = np.frombuffer(block, np.uint8)
+        count = max(0, len(data) - _HEAD_BYTES + 1)
+        # A tag may start where there are a known kind and a stream id of 0.
+        may_start = np.isin(data[:count] & _KIND_BITS, _SEARCHED_KINDS)
+        for place in (8, 9, 10):
+            may_start &= data[place : place + count] == 0
+        for offset in np.flatnonzero(may_start).tolist():
             self._elements += 1
-            position = self._at + place
+            position = self._at + offset
             if self._is_element(position):
                 self._at = position - _LENGTH_BYTES
                 self._tag_bytes = None
@@ -137,15 +136,3 @@ class FlvWalker(StrideWalker):
         if self._stores_zero:
             return not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
         return stored in (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES) and tag_bytes > _HEAD_BYTES
-
-
-def _possible_tags(block: bytes) -> list[int]:
-    """Return where a tag may start: a known kind, and a stream id of 0."""
-    data = np.frombuffer(block, np.uint8)
-    count = len(data) - _HEAD_BYTES + 1
-    if count <= 0:
-        return []
-    is_tag = (data[8 : 8 + count] == 0) & (data[9 : 9 + count] == 0) & (data[10 : 10 + count] == 0)
-    is_tag &= np.isin(data[:count] & _KIND_BITS, _SEARCHED_KINDS)
-    places: list[int] = np.flatnonzero(is_tag).tolist()
-    return places

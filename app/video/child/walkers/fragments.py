@@ -1,4 +1,4 @@
-"""Fragmented MP4: boxes one behind the other, and numbered fragments.
+"""Fragmented MP4: consecutive boxes, and numbered fragments.
 
 Source: ISO/IEC 14496-12, 4.2 (boxes), 8.8.4 to 8.8.8 (movie fragments). An MP4 without fragments lists its
 samples in tables, and needs no walker.
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from app.video.child.walkers.walker import Note, StrideWalker, Window
+from app.video.child.walkers.walker import Note, Walker, Window
 
 _MOST_HEAD_BYTES = 16
 _MAX_BOXES_BEFORE = 1000  # the first fragment
 _MAX_TRACKS = 64  # whose numbers are kept
-_RESTARTS = frozenset((b"ftyp", b"styp", b"moov", b"sidx"))  # numbers may begin anew behind these
-_FIELDS_OF_TRUN = (0x1, 0x4)  # flags of fields that come once, 4 bytes each
-_FIELDS_OF_SAMPLES = (0x100, 0x200, 0x400, 0x800)  # and of those of every sample
+_RESTARTS = frozenset((b"ftyp", b"styp", b"moov", b"sidx"))  # numbers may start again after these
+_FIELDS_OF_TRUN = (0x1, 0x4)  # flags of fields that a trun box has once, 4 bytes each
+_FIELDS_OF_SAMPLES = (0x100, 0x200, 0x400, 0x800)  # flags of fields that it has for every sample
 
 
 class _Box(NamedTuple):
@@ -25,24 +25,21 @@ class _Box(NamedTuple):
     end: int
 
 
-class FragmentsWalker(StrideWalker):
+class FragmentsWalker(Walker):
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._number: int | None = None  # of the last fragment
-        self._numbers: dict[int, int] = {}  # of each track's last: some count the tracks' fragments apart
+        self._numbers: dict[int, int] = {}  # of each track's last fragment: some writers count per track
 
     def _follow(self, end: int) -> None:
         while self._at < end and not self._is_over:
             at = self._at
             self._elements += 1
             box = _box_at(self._window, at, self._file_bytes)
-            if box is None:
-                is_cut = self._file_bytes - at < 8
+            if box is None or box.end > self._file_bytes:
+                is_cut = box is not None or self._file_bytes - at < 8
                 reason = "the file ends inside a box" if is_cut else "bytes that are no box"
                 self._lose(at, reason, search_from=at + 1)
-                return
-            if box.end > self._file_bytes:
-                self._lose(at, "the file ends inside a box", search_from=at + 1)
                 return
             if box.kind == b"moof":
                 self._check_fragment(box)
@@ -59,8 +56,12 @@ class FragmentsWalker(StrideWalker):
             for inner in self._children(box) if box.kind == b"traf" else ():
                 if inner.kind == b"tfhd":
                     track = track or self._read_number(inner.start + 4)
-                elif inner.kind == b"trun" and inner.end - inner.start != self._run_bytes(inner.start):
-                    self._note(inner.start, "a fragment's table of samples does not fill its box")
+                elif inner.kind == b"trun":
+                    flags = self._read_number(inner.start) & 0xFFFFFF
+                    once = sum(4 for flag in _FIELDS_OF_TRUN if flags & flag)
+                    each = sum(4 for flag in _FIELDS_OF_SAMPLES if flags & flag)
+                    if inner.end - inner.start != 8 + once + each * self._read_number(inner.start + 4):
+                        self._note(inner.start, "a fragment's table of samples does not fill its box")
         before, before_of_track = self._number, self._numbers.get(track, -1)
         if before is not None and number > before + 1 and number > before_of_track + 1:
             self._note(self._at, f"fragments are missing: number {number} comes after {before}")
@@ -83,27 +84,18 @@ class FragmentsWalker(StrideWalker):
     def _read_number(self, position: int) -> int:
         return int.from_bytes(self._window.get(position, 4), "big")
 
-    def _run_bytes(self, start: int) -> int:
-        """Return the bytes that a trun box has by its flags and its count of samples."""
-        flags, count = self._read_number(start) & 0xFFFFFF, self._read_number(start + 4)
-        once = sum(4 for flag in _FIELDS_OF_TRUN if flags & flag)
-        return 8 + once + count * sum(4 for flag in _FIELDS_OF_SAMPLES if flags & flag)
-
     def _search(self) -> None:
         self._find((b"mfhd",), lambda at: self._window.get(at + 4, 4) == b"moof", before=12)
 
 
 def is_fragmented(descriptor: int, file_bytes: int) -> bool:
-    """Whether the file has a fragment, or its movie box says that fragments follow."""
+    """Whether the file has a fragment, or its movie box declares that fragments follow."""
     window = Window(descriptor)
-    return any(
-        box.kind == b"moof" or (box.kind == b"moov" and _has(window, box, b"mvex"))
-        for box in _boxes(window, 0, file_bytes)
-    )
-
-
-def _has(window: Window, parent: _Box, kind: bytes) -> bool:
-    return any(box.kind == kind for box in _boxes(window, parent.start, parent.end))
+    for box in _boxes(window, 0, file_bytes):
+        inner = _boxes(window, box.start, box.end) if box.kind == b"moov" else ()
+        if box.kind == b"moof" or any(child.kind == b"mvex" for child in inner):
+            return True
+    return False
 
 
 def _boxes(window: Window, start: int, end: int) -> Iterator[_Box]:
@@ -123,10 +115,7 @@ def _box_at(window: Window, at: int, parent_end: int) -> _Box | None:
         size, head_bytes = int.from_bytes(head[8:16], "big"), 16
     elif size == 0:
         size = parent_end - at
-    if len(head) < head_bytes or size < head_bytes or not _is_kind(kind):
+    is_kind = all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind)
+    if len(head) < head_bytes or size < head_bytes or not is_kind:
         return None
     return _Box(kind, at + head_bytes, at + size)
-
-
-def _is_kind(kind: bytes) -> bool:
-    return all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind)

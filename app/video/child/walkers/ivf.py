@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 
-from app.video.child.walkers.walker import Note, StrideWalker
+from app.video.child.walkers.walker import Note, Walker
 
 _HEADER = struct.Struct("<8x4s12xI4x")
 _HEAD = struct.Struct("<IQ")
@@ -16,8 +16,8 @@ _ORDERED = (b"VP80", b"VP90", b"AV01")  # codecs whose time stamps never go back
 _UNKNOWN = (0, 0xFFFFFFFF)  # in place of a count
 
 
-class IvfWalker(StrideWalker):
-    """Checks that frames fill the file. Nothing marks where one begins: the first break is the last note."""
+class IvfWalker(Walker):
+    """Check that frames fill the file. Nothing marks where one begins: the first break ends the check."""
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)

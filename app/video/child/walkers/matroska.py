@@ -7,7 +7,7 @@ behind the one that holds it. In a cluster an unknown element must lead to a kno
 
 from __future__ import annotations
 
-from app.video.child.walkers.walker import Note, StrideWalker
+from app.video.child.walkers.walker import Note, Walker
 
 _HEADER, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _SEEK_HEAD, _INFO, _TRACKS, _CUES = 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B
@@ -33,12 +33,12 @@ _NO_SIZE = 1 << 62
 _SIZE_BYTES = tuple(9 - first.bit_length() if first & first + 1 else 0 for first in range(256))
 # By that: what a size with its marker lacks to the bytes of an element whose identifier has one byte.
 _BESIDE_SIZE = (_NO_SIZE, *(1 + count - (1 << 7 * count) for count in range(1, 9)))
-_NOWHERE = 1 << 63  # the end of an element that does not tell its size
+_NOWHERE = 1 << 63  # the end of an element of unknown size
 _CUT = "the file ends inside an element"
 _NO_ELEMENT = "bytes that are no element"
 
 
-class MatroskaWalker(StrideWalker):
+class MatroskaWalker(Walker):
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._parents = [(0, _NOWHERE)]  # identifiers and ends, the outermost first: 0 is the file
@@ -108,7 +108,7 @@ class MatroskaWalker(StrideWalker):
 
     def _fault(self, name: int, head_bytes: int, size: int) -> str | None:
         """Return what is wrong with the element at `_at`, if anything is."""
-        parent_end = self._parents[-1][1]
+        parent, parent_end = self._parents[-1]
         end = self._at + head_bytes + size
         if not name:
             return _CUT if self._file_bytes - self._at < _HEAD_BYTES else _NO_ELEMENT
@@ -117,19 +117,13 @@ class MatroskaWalker(StrideWalker):
         if end > min(parent_end, _NOWHERE if name in _MASTERS else self._file_bytes):
             is_cut = parent_end > self._file_bytes
             return _CUT if is_cut else "an element that ends behind the one that holds it"
-        return self._misplaced(name, end)
-
-    def _misplaced(self, name: int, end: int) -> str | None:
-        """Return why an element cannot be where it is, if it cannot."""
-        parent, parent_end = self._parents[-1]
         if parent == _SEGMENT:
             return "a block outside a cluster" if name in _OF_CLUSTERS else None
         if name in _OUTER and parent:
             return "a cluster that is shorter than it says"
-        if parent and name not in _KNOWN and end not in (parent_end, self._file_bytes):
-            after, _, _ = _read_element(self._window.get(end, _HEAD_BYTES), 0)
-            return None if after in _KNOWN else _NO_ELEMENT
-        return None
+        must_lead_to_known = parent and name not in _KNOWN and end not in (parent_end, self._file_bytes)
+        after = _read_element(self._window.get(end, _HEAD_BYTES), 0)[0] if must_lead_to_known else _VOID
+        return None if after in _KNOWN else _NO_ELEMENT
 
     def _search(self) -> None:
         self._find((_CLUSTER.to_bytes(4, "big"),), self._is_element)

@@ -1,4 +1,4 @@
-"""MPEG program streams: packs, system headers and PES packets, one behind the other.
+"""MPEG program streams: consecutive packs, system headers and PES packets.
 
 Sources: ISO/IEC 13818-1, 2.5.3 (MPEG-2); ISO/IEC 11172-1, 2.4.3 (MPEG-1).
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import numpy.typing as npt
 
-from app.video.child.walkers.walker import MAPPED_BYTES, Note, StrideWalker, map_block
+from app.video.child.walkers.walker import MAPPED_BYTES, Note, Walker, map_block
 
 _START = b"\0\0\1"
 _END_CODE = b"\0\0\1\xb9"
 _PACK, _SYSTEM = 0xBA, 0xBB  # what follows them up to 0xFF are PES packets of all streams
-_MOST_IN_A_SECTOR = 8  # packs and packets, where sectors are looked at all at once
+_MOST_IN_A_SECTOR = 8  # packs and packets, where sectors are checked all at once
 _SAMPLED = 24  # packs and packets that show how large sectors are
 _HEAD_BYTES = 14  # of a pack at most, without its stuffing; of the others less
 _LENGTH_BYTES = 6  # a start code and a length
@@ -24,12 +23,12 @@ _MAX_PADDING_BYTES = 4096  # zeros between packs: two sectors
 _NO_PACKET = "bytes that are no pack and no packet"
 
 
-class MpegPsWalker(StrideWalker):
+class MpegPsWalker(Walker):
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._is_lost = not self._is_element(0)
         self._last = 0  # the last packet, bytes into the file
-        self._ended_at = -1  # behind the last end code: any number of zeros may follow
+        self._ended_at = -1  # after the last end code: any number of zeros may follow
         self._zeros_from = self._zeros_to = -1  # the last run of zeros
         self._sector_bytes = 0  # 0 if there are none
         self._skips_at = 0  # sectors may be skipped from here on, bytes into the file
@@ -56,7 +55,7 @@ class MpegPsWalker(StrideWalker):
             self._read_other()
 
     def _skip_sectors(self) -> None:
-        """Move over sectors of one size that packets fill, all at once, but for the last one of them."""
+        """Move over sectors of one size that packets fill, all at once, except the last of them."""
         end = min(self._at + MAPPED_BYTES, self._file_bytes)
         block = map_block(self._descriptor, self._at, end)
         size = self._sector_bytes or _sector_bytes(block)
@@ -68,7 +67,7 @@ class MpegPsWalker(StrideWalker):
         self._elements += whole
 
     def _read_other(self) -> None:
-        """Move over what may stand between packets: an end code, zeros. Lose the chain at anything else."""
+        """Move over an end code or zeros between packets. Lose the chain at anything else."""
         at = self._at
         data = self._window.load(at)
         if data.startswith(_END_CODE):
@@ -150,20 +149,15 @@ def _count_sectors(data: memoryview, size: int) -> int:
     at = ends - size
     rows = np.arange(count)
     for _ in range(_MOST_IN_A_SECTOR):
-        at[rows] += _lengths(heads, at[rows])
+        found = heads[at[rows]]  # the lengths of what is there, as _length returns them
+        codes = found >> 32
+        is_packet = (codes >= 1 << 8 | _SYSTEM) & (codes < 1 << 9)
+        lengths = np.where(is_packet, _LENGTH_BYTES + (found >> 16 & 0xFFFF), 0)
+        packs = np.flatnonzero(codes == 1 << 8 | _PACK)
+        marks, stuffing = found[packs] >> 24 & 0xFF, heads[at[rows][packs] + 6] & 7
+        lengths[packs] = np.where(marks >> 6 == 1, _HEAD_BYTES + stuffing, 12 * (marks >> 4 == 2))
+        at[rows] += lengths
         rows = np.flatnonzero(at < ends)
         if not len(rows):
             break
     return int(np.append(at == ends, False).argmin())
-
-
-def _lengths(heads: npt.NDArray[np.int64], at: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """Return as `_length` does the bytes of the packs and packets at many places."""
-    found = heads[at]
-    codes = found >> 32
-    is_packet = (codes >= 1 << 8 | _SYSTEM) & (codes < 1 << 9)
-    lengths = np.where(is_packet, _LENGTH_BYTES + (found >> 16 & 0xFFFF), 0)
-    packs = np.flatnonzero(codes == 1 << 8 | _PACK)
-    marks, stuffing = found[packs] >> 24 & 0xFF, heads[at[packs] + 6] & 7
-    lengths[packs] = np.where(marks >> 6 == 1, _HEAD_BYTES + stuffing, 12 * (marks >> 4 == 2))
-    return lengths

@@ -1,14 +1,13 @@
 """MPEG transport streams: packets of one size, and a continuity counter a PID.
 
 Source: ISO/IEC 13818-1, 2.4.3.2, 2.4.3.3 and 2.4.3.6. Packets of 192 bytes (M2TS: a time stamp of 4 bytes,
-then the packet) and of 204 (16 bytes of error correction behind it) are read as FFmpeg's libavformat/mpegts.c
-does.
+then the packet) and of 204 (16 bytes of error correction after it) are read as in FFmpeg's
+libavformat/mpegts.c. A loss of 16 packets of a PID, or a multiple of 16, does not change its counter and is
+not seen.
 
-A loss of 16 packets of a PID, or a multiple of 16, leaves its counter as it should be and is not seen.
-
-Where whole streams of one multiplexer are joined, as segments of a playlist, counters begin again: the first
-packet of the file comes once more, and each PID goes on as it began. That is no loss, unless the time of the
-video leaps ahead, as where a segment is missing.
+Where whole streams of one multiplexer are joined, such as the segments of a playlist, counters start again:
+the first packet of the file comes once more, and each PID goes on as it began. That is no loss, unless the
+time of the video leaps ahead, as it does if a segment is missing.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from app.video.child.walkers.walker import BLOCK_BYTES, Note, StrideWalker, map_block
+from app.video.child.walkers.walker import BLOCK_BYTES, Note, Walker, map_block
 
 _SYNC = 0x47
 _BYTES = 188
 _STAMP_BYTES = 4  # before a packet of M2TS
 _SIZES = (_BYTES, _STAMP_BYTES + _BYTES, 204)
-_SYNCS_IN_A_ROW = 5  # that make a transport stream of bytes
+_SYNCS_IN_A_ROW = 5  # that prove that bytes are a transport stream
 _PIDS = 8192
 _NULL_PID = 0x1FFF
 _ERROR = 1 << 23  # transport_error_indicator; in a head, the first 32 bits of a packet
@@ -36,8 +35,8 @@ _SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
 _WRAPS = (1 << 32) - 15  # from a counter of 15 to one of 0
-_MARKED_TOGETHER = 8192  # packets; of so many one note tells that the receiver marked some
-_BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: fewer make calls dear, more leave the processor's cache
+_MARKED_TOGETHER = 8192  # packets; one note for the marked ones among so many
+_BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: with fewer, calls cost more; more do not fit in the cache
 
 _NOTHING = np.zeros(0, np.uint8)
 
@@ -49,8 +48,8 @@ _Heads = npt.NDArray[np.uint32]
 _Rows = npt.NDArray[np.intp]
 
 
-class MpegTsWalker(StrideWalker):
-    """Checks sync bytes of all packets, and the counters of `pids` (of all if None)."""
+class MpegTsWalker(Walker):
+    """Check the sync bytes of all packets, and the counters of `pids` (of all if None)."""
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note, pids: frozenset[int] | None) -> None:
         super().__init__(descriptor, file_bytes, note)
@@ -96,7 +95,11 @@ class MpegTsWalker(StrideWalker):
             is_packet = heads >> 24 == _SYNC
             whole = count if is_packet.all() else int(is_packet.argmin())
             first = first[first < whole]
-            self._note_marked(heads[:whole])
+            marked = np.flatnonzero(heads[:whole] & _ERROR)
+            _, runs, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
+            for row, marks in zip(marked[runs].tolist(), counts.tolist(), strict=True):
+                place = self._at + row * self._size
+                self._note(place, f"packets marked as damaged by the receiver: {marks}")
         if whole:
             self._check_starts(heads[first], first)
             self._check_counters(heads[:whole], first)
@@ -107,13 +110,6 @@ class MpegTsWalker(StrideWalker):
         else:
             self._at += whole * self._size
         self._block = _NOTHING  # not mapped for longer
-
-    def _note_marked(self, heads: _Heads) -> None:
-        marked = np.flatnonzero(heads & _ERROR)
-        _, first, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
-        for row, count in zip(marked[first].tolist(), counts.tolist(), strict=True):
-            place = self._at + row * self._size
-            self._note(place, f"packets marked as damaged by the receiver: {count}")
 
     def _check_starts(self, heads: _Heads, rows: _Rows) -> None:
         """Note packets that should begin a PES packet, of a PID that has such, and do not (2.4.3.6).
@@ -167,7 +163,9 @@ class MpegTsWalker(StrideWalker):
                 joints += [here] if here in self._repeated_at else []
                 self._check_time(pid, positions[(pids == pid) & (heads & _START != 0)], here)
             elif not self._may_jump(here, head):
-                self._note(here, _describe(pid, head_before & 15, head & 15))
+                step = f"jumps from {head_before & 15} to {head & 15}"
+                step = f"stays at {head & 15}" if not (head ^ head_before) & 15 else step
+                self._note(here, f"packets are missing: the continuity counter of PID {pid} {step}")
         for joint in joints:  # a counter may go on by chance
             is_behind = positions >= joint
             is_next = is_behind & np.append(True, is_first[1:] | ~is_behind[:-1]) & (heads & _START != 0)
@@ -210,7 +208,7 @@ class MpegTsWalker(StrideWalker):
         return is_joint and not (head ^ int(self._first_heads[pid])) & (_START | 15)
 
     def _check_time(self, pid: int, starts: npt.NDArray[np.int64], here: int) -> None:
-        """Note it if a stream begins anew at `here` and the PID's time leaps ahead. Asked of video alone."""
+        """Note it if a stream begins again at `here` and the time leaps ahead. Only video is checked."""
         last_two = [*self._starts[:, pid].tolist(), *starts[starts < here].tolist()][-2:]
         heads = [_payload(self._packet(start)) for start in (*last_two, here)]
         if heads[2][:3] != b"\0\0\1" or heads[2][3] not in _VIDEO_STREAMS:
@@ -225,7 +223,7 @@ class MpegTsWalker(StrideWalker):
             self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
     def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
-        """Whether the packet at `here` repeats the one at `earlier`: the clock alone may differ (2.4.3.3)."""
+        """Whether the packet at `here` repeats the one at `earlier`: only the clock may differ (2.4.3.3)."""
         both = head & head_before
         if (head ^ head_before) & 15 or not both & _HAS_PAYLOAD:
             return False
@@ -259,14 +257,13 @@ class MpegTsWalker(StrideWalker):
 def _packet_size(data: bytes) -> int:
     """Return the size whose multiples are most often a sync byte."""
     is_sync = np.frombuffer(data, np.uint8) == _SYNC
-    return max(_SIZES, key=lambda size: _best_phase(is_sync, size))
 
+    def best_share(size: int) -> float:
+        rows = len(is_sync) // size
+        shares = is_sync[: rows * size].reshape(rows, size).mean(axis=0) if rows else np.zeros(1)
+        return float(shares.max())
 
-def _best_phase(is_sync: npt.NDArray[np.bool_], size: int) -> float:
-    rows = len(is_sync) // size
-    if not rows:
-        return 0.0
-    return float(is_sync[: rows * size].reshape(rows, size).mean(axis=0).max())
+    return max(_SIZES, key=best_share)
 
 
 def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | None:
@@ -296,13 +293,8 @@ def _payload(packet: bytes) -> bytes:
     return packet[5 + packet[4] :] if packet[3] & _HAS_FIELD else packet[4:]
 
 
-def _describe(pid: int, before: int, counter: int) -> str:
-    step = f"stays at {before}" if counter == before else f"jumps from {before} to {counter}"
-    return f"packets are missing: the continuity counter of PID {pid} {step}"
-
-
 def _decoding_time(packet: bytes) -> int | None:
-    """Return when a PES packet's picture is decoded, in ticks of 90 kHz (2.4.3.7); None if nothing tells."""
+    """Return when a PES packet's picture is decoded, in ticks of 90 kHz (2.4.3.7); None if not declared."""
     if len(packet) < 19 or not packet[7] >> 7:
         return None
     at = 14 if packet[7] >> 6 == 3 else 9

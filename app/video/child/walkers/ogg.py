@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from app.video.child.walkers.walker import Note, StrideWalker
+from app.video.child.walkers.walker import Note, Walker
 
 _CAPTURE = b"OggS\0"  # with the version, the only one
 _HEAD = struct.Struct("<5sBqII4xB")
@@ -27,7 +27,7 @@ class _Stream:
     has_ended: bool
 
 
-class OggWalker(StrideWalker):
+class OggWalker(Walker):
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
         self._streams: dict[int, _Stream] = {}  # by serial number
@@ -61,7 +61,10 @@ class OggWalker(StrideWalker):
     def _check_page(self, at: int, flags: int, granule: int, serial: int, page: int) -> None:
         stream = self._streams.get(serial)
         if stream is None or flags & _FIRST:
-            self._add_stream(serial, _Stream(page, granule == 0, bool(flags & _LAST)))
+            if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
+                self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
+            if len(self._streams) < _MAX_STREAMS or serial in self._streams:
+                self._streams[serial] = _Stream(page, granule == 0, bool(flags & _LAST))
             return
         # A server sends its headers to each listener, and then the pages that are live.
         may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
@@ -70,12 +73,6 @@ class OggWalker(StrideWalker):
         stream.page = page
         stream.is_at_headers &= granule in (0, _NO_GRANULE)
         stream.has_ended |= bool(flags & _LAST)
-
-    def _add_stream(self, serial: int, stream: _Stream) -> None:
-        if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
-            self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
-        if len(self._streams) < _MAX_STREAMS or serial in self._streams:
-            self._streams[serial] = stream
 
     def _search(self) -> None:
         self._find((_CAPTURE,), lambda _: True)  # five bytes by chance: once in a terabyte

@@ -1,37 +1,28 @@
-"""What all walkers share: they move in strides, they keep within a budget, and they read through a window."""
+"""What all walkers share: strides, a budget, and a window on the file."""
 
 from __future__ import annotations
 
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 Note = Callable[[int, str], None]  # (position in bytes into the file, reason)
 
 BLOCK_BYTES = 1024 * 1024  # of the file, in memory at a time
 MAPPED_BYTES = 4 * BLOCK_BYTES  # of the file, mapped at a time
 _STRIDE_BYTES = 1024 * 1024
-_MAX_NOTES = 1000  # after so many breaks a file is known to be damaged all over
+_MAX_NOTES = 1000  # with so many breaks, a file is damaged all over
 _FREE_ELEMENTS = 500_000
 _MIN_MEAN_BYTES = 64  # of an element in real files: Speex in FLV, still pictures in Matroska
 _LEAST_READ_BYTES = 512  # more than any head
 _MOST_READ_BYTES = 64 * 1024
-_NEAR_BYTES = 1024  # behind a window: often met where elements are small, that is below some 6 KB
+_NEAR_BYTES = 1024  # after a window: often needed next if elements are small, below about 6 KB
 _MADV_POPULATE_READ = 22  # linux/mman.h
 
 
-class Walker(Protocol):
-    def walk_to(self, position: int) -> None:
-        """Check the file up to byte `position`, in whole strides of 1 MiB. Cheap to call often."""
-
-    def finish(self) -> None:
-        """Check the rest, and that the file ends as the container says."""
-
-
 class Window:
-    """Reads a file by position. Reads blocks where elements are small, and only their heads where not."""
+    """Read a file by position: blocks where elements are small, only their heads where they are large."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -40,7 +31,7 @@ class Window:
         self.data = b""
 
     def load(self, position: int) -> bytes:
-        """Return bytes from `position` on, at least 512 but at the file's end. They become the window."""
+        """Move the window to `position` and return its bytes, at least 512 except at the file's end."""
         if 0 <= position - self.start < len(self.data) + _NEAR_BYTES:
             self._read_bytes = min(2 * self._read_bytes, _MOST_READ_BYTES)
         elif self._read_bytes > _LEAST_READ_BYTES:  # shrink slowly: small elements come in groups
@@ -59,11 +50,11 @@ class Window:
 
 
 def map_block(descriptor: int, start: int, end: int) -> memoryview:
-    """Return the file's bytes from `start` to `end`, or fewer at its end, as pages that are mapped.
+    """Return the file's bytes from `start` to `end`, or fewer at its end, as mapped pages.
 
-    That costs a fourth of a copy, of which a gigabyte takes 0.15 s. The pages are brought in at once, so that
-    a disk that fails is an error, not a signal. Whoever cuts a file while its pages are looked at ends the
-    child, and the next one sees the shorter file.
+    That costs a fourth of a copy, which takes 0.15 s per gigabyte. The pages are read at once, so that a
+    failing disk is an error, not a signal. If the file is cut while its pages are in use, the child ends, and
+    the next one sees the shorter file.
     """
     first = start - start % mmap.ALLOCATIONGRANULARITY
     try:
@@ -74,10 +65,10 @@ def map_block(descriptor: int, start: int, end: int) -> memoryview:
     return memoryview(pages)[start - first :]
 
 
-class StrideWalker(ABC):
-    """Walks element by element, or block by block, in strides that begin at fixed positions.
+class Walker(ABC):
+    """Walk element by element, or block by block, in strides that begin at fixed positions.
 
-    A stride does not depend on how `walk_to` is called, so neither do the notes.
+    Strides do not depend on how `walk_to` is called, so neither do the notes.
     """
 
     def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
@@ -87,16 +78,18 @@ class StrideWalker(ABC):
         self._on_note = note
         self._notes = 0
         self._at = 0  # the next element, bytes into the file
-        self._elements = 0  # looked at so far, for the budget
+        self._elements = 0  # checked so far, for the budget
         self._stride_end = _STRIDE_BYTES
         self._is_lost = False  # looking for the next element after a break
         self._is_over = False
 
     def walk_to(self, position: int) -> None:
+        """Check the file up to byte `position`, in whole strides of 1 MiB. Cheap to call often."""
         while self._stride_end <= min(position, self._file_bytes) and not self._is_over:
             self._stride(self._stride_end)
 
     def finish(self) -> None:
+        """Check the rest, and that the file ends as the container declares."""
         while self._at < self._file_bytes and not self._is_over:
             self._stride(min(self._stride_end, self._file_bytes))
         if not self._is_over:
@@ -139,12 +132,16 @@ class StrideWalker(ABC):
     def _find(
         self, patterns: tuple[bytes, ...], is_element: Callable[[int], bool], *, before: int = 0
     ) -> None:
-        """Search one block for the first of `patterns` with an element beyond doubt, and go on there.
+        """Search one block for the first of `patterns` that is part of an element, and go on there.
 
         The element starts `before` bytes before its pattern.
         """
         block = os.pread(self._descriptor, BLOCK_BYTES, self._at)
-        for place in _occurrences(block, patterns, before):
+        places = {pattern: block.find(pattern, before) for pattern in patterns}
+        while places := {pattern: place for pattern, place in places.items() if place >= 0}:
+            pattern = min(places, key=places.__getitem__)
+            place = places[pattern]
+            places[pattern] = block.find(pattern, place + 1)
             self._elements += 1
             if is_element(self._at + place - before):
                 self._at += place - before
@@ -153,12 +150,3 @@ class StrideWalker(ABC):
         longest = max(map(len, patterns))
         is_last = self._at + len(block) >= self._file_bytes or not block
         self._at = self._file_bytes if is_last else self._at + len(block) - longest - before + 1
-
-
-def _occurrences(block: bytes, patterns: tuple[bytes, ...], first: int) -> Iterator[int]:
-    """Yield where any of `patterns` occurs in `block`, from `first` on, in order."""
-    places = {pattern: block.find(pattern, first) for pattern in patterns}
-    while places := {pattern: place for pattern, place in places.items() if place >= 0}:
-        pattern = min(places, key=places.__getitem__)
-        yield places[pattern]
-        places[pattern] = block.find(pattern, places[pattern] + 1)
