@@ -30,7 +30,6 @@ from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
 from app.detection.devices import make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
-from app.detection.measuring import SizedDetector
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
 from app.errors import ModelFault
@@ -47,6 +46,16 @@ LEAST_SECONDS = 1.0  # a round
 LOOK_SECONDS = 0.05
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
+
+
+class Sized:
+    """A detector that is given batches of another size. Fulfils Detector."""
+
+    def __init__(self, detector: Detector, batch_size: int) -> None:
+        self.detector, self.batch_size = detector, batch_size
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.detector, name)
 
 
 def on_whole_pages(frames: Frames) -> Frames:
@@ -123,7 +132,7 @@ def measure_batches(
     host = torch.from_numpy(frames)
     there = host.to(model.device)
     for size in sizes:
-        detector = SizedDetector(model, size)
+        detector = Sized(model, size)
         in_calls(detector, there)  # the first call of a size allocates
         told: list[tuple[float, float, float]] = []
         busy: list[float] = []

@@ -31,6 +31,7 @@ from app.errors import InternalError
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 from benchmarks.batches import (
+    Sized,
     compare_with_cpu,
     in_calls,
     measure_batches,
@@ -142,13 +143,13 @@ def jobs(check: Check) -> None:
 
 def _bare(check: Check, told: str, loaded: DeviceThread) -> float:
     """Tell frames a second of the network alone, and return those with its boxes read."""
-    detector = loaded.detector
+    detector = Sized(loaded.detector, loaded.batch_size)
     there = torch.from_numpy(check.frames(detector, 2 * detector.batch_size)).to(detector.device)
 
     def run_network() -> int:
         with torch.inference_mode():
             for batch in there.split(detector.batch_size):
-                detector.detector.output(batch)  # a SizedDetector of a network
+                detector.output(batch)
         if there.is_cuda:
             torch.cuda.synchronize()
         return len(there)

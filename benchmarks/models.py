@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import Detections, Detector
-from app.detection.measuring import SizedDetector
+from app.detection.device import DeviceThread
 from app.detection.model_pool import ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
@@ -48,13 +48,16 @@ DECODE_ALONE = "decode alone, as "  # and a model's name: its frames and batches
 FRAMES_IN_MEMORY = 128
 
 
-class FindsNothing(SizedDetector):
-    """Takes frames as its model does, and does nothing with them."""
+class FindsNothing:
+    """Takes frames as its model does, and does nothing with them. Fulfils Detector."""
 
-    @property
-    def name(self) -> str:
-        """Its own: segments are sent to the device of the model that has their detector's name."""
-        return DECODE_ALONE + self.detector.name
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        # Its own: segments are sent to the device of the model that has their detector's name.
+        self.name = DECODE_ALONE + detector.name
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.detector, name)
 
     def detect(self, frames: Tensor) -> list[Detections]:
         return [Detections.empty() for _ in frames]
@@ -113,7 +116,7 @@ def pool_of(
 
     def load(name: str) -> Detector:
         model = load_once(name.removeprefix(DECODE_ALONE))
-        return FindsNothing(model, model.batch_size) if name.startswith(DECODE_ALONE) else model
+        return FindsNothing(model) if name.startswith(DECODE_ALONE) else model
 
     profiles = ProfileStore(scratch / "profiles", scratch / "attempts", runtime="")
     return ModelPool(device=device, load=load, profiles=profiles)
@@ -149,9 +152,10 @@ def frames_of(video: Path, detector: Detector, count: int) -> npt.NDArray[np.uin
     return np.stack(frames)
 
 
-def bare(detector: Detector, video: Path, count: int) -> tuple[float, float]:
+def bare(loaded: DeviceThread, video: Path, count: int) -> tuple[float, float]:
     """Return wall and CPU seconds of the model alone on `count` frames, which lie in memory."""
-    batches = torch.from_numpy(frames_of(video, detector, FRAMES_IN_MEMORY)).split(detector.batch_size)
+    detector = loaded.detector
+    batches = torch.from_numpy(frames_of(video, detector, FRAMES_IN_MEMORY)).split(loaded.batch_size)
     with torch.inference_mode(), cpu_seconds() as cpu:
         started, done = time.perf_counter(), 0
         while done < count:
@@ -172,14 +176,14 @@ def speed(bench: Bench, models: ModelPool, folder: Path, video: Path, rounds: in
         walls, shares = [], []
         with models.use(name) as loaded, models.use(DECODE_ALONE + name):
             for _ in range(rounds):
-                bare_wall, bare_cpu = bare(loaded.detector, video, count)
+                bare_wall, bare_cpu = bare(loaded, video, count)
                 with cpu_seconds() as decoding:
                     bench.run(video, DECODE_ALONE + name, slots=2)
                 with cpu_seconds() as job:
                     wall = bench.run(video, name, slots=2)
                 walls.append((count / wall, count / bare_wall))
                 shares.append(job.total / (bare_cpu + decoding.total))
-            size = loaded.detector.batch_size
+            size = loaded.batch_size
         ours, alone = (statistics.median(column) for column in zip(*walls, strict=True))
         print(
             f"{name}, batches of {size}: job {ours:.1f}/s, bare model {alone:.1f}/s, "

@@ -1,7 +1,7 @@
-"""What a model returned, held against the protocol before anyone builds on it.
+"""Check what a model returned against the protocol.
 
-A model is somebody else's code. What only a broken or misdeclared model can return is its fault and fails
-the job with the reason; what a sound model may return at a frame's edge is put right and counted:
+A model is third-party code. Output that only a broken or misdeclared model can return fails the job with the
+reason; output that a sound model may return at a frame's edge is corrected and counted:
 
 =========================================================  ==========================================
 not one Detections a frame, wrong shapes, dtypes, lengths  ModelFault
@@ -27,12 +27,12 @@ from app.detection.detector import Detections
 from app.errors import ModelFault
 
 MAX_BOXES_PER_FRAME = 10_000  # the largest public models return 300 to 1000
-SCORE_SLACK = 1e-4  # half-precision networks end a hair above 1
+SCORE_SLACK = 1e-4  # half-precision networks end slightly above 1
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a batch holds, fit to be written down."""
+    """The checked detections of a batch."""
 
     detections: list[Detections]
     dropped_box_count: int  # boxes without area inside their frame
@@ -41,73 +41,58 @@ class Checked:
 def check_batch(
     name: str, outputs: object, *, frame_count: int, width: int, height: int, class_count: int
 ) -> Checked:
-    """Return what model `name` found in a batch of `width` × `height` frames, put right as the table says.
+    """Check the output of model `name` for a batch of `width` × `height` frames, and correct it as above.
 
-    Raises ModelFault, with a reason for the caller, for what cannot be put right.
+    Raises ModelFault, with a reason for the caller, for anything that cannot be corrected.
     """
     if not isinstance(outputs, Sequence) or len(outputs) != frame_count:
         count = len(outputs) if isinstance(outputs, Sequence) else "no list of"
         raise ModelFault(f"Model {name!r} returned {count} results for {frame_count} frames.")
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     detections, dropped = [], 0
     for output in outputs:
-        found = _check_frame(name, output, width, height, class_count)
+        if not isinstance(output, Detections):
+            raise ModelFault(f"Model {name!r} returned something else than detections.")
+        fault = _find_fault(output, class_count)
+        if fault:
+            raise ModelFault(f"Model {name!r} returned {fault}.")
+        found = output if not len(output.scores) else _corrected(output, limits)
         detections.append(found)
         dropped += len(output.scores) - len(found.scores)
     return Checked(detections, dropped)
 
 
-def _check_frame(name: str, output: object, width: int, height: int, class_count: int) -> Detections:
-    if not isinstance(output, Detections):
-        raise ModelFault(f"Model {name!r} returned something else than detections.")
-    fault = _shape_fault(output) or _value_fault(output, class_count)
-    if fault:
-        raise ModelFault(f"Model {name!r} returned {fault}.")
-    if not len(output.scores):
-        return output
-    return _best_first(_inside_frame(output, width, height))
-
-
-def _shape_fault(output: Detections) -> str | None:
-    count = len(output.scores) if output.scores.ndim else -1
+def _find_fault(output: Detections, class_count: int) -> str | None:
+    boxes, scores, class_ids = output.boxes_xyxy, output.scores, output.class_ids
+    count = len(scores) if scores.ndim else -1
     wanted = (
-        ("boxes", output.boxes_xyxy, (count, 4), torch.float32),
-        ("scores", output.scores, (count,), torch.float32),
-        ("class ids", output.class_ids, (count,), torch.int64),
+        ("boxes", boxes, (count, 4), torch.float32),
+        ("scores", scores, (count,), torch.float32),
+        ("class ids", class_ids, (count,), torch.int64),
     )
     for what, tensor, shape, dtype in wanted:
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
             return f"{what} of shape {tuple(tensor.shape)} and type {tensor.dtype} on {tensor.device.type}"
     if count > MAX_BOXES_PER_FRAME:
         return f"{count} boxes for one frame; at most {MAX_BOXES_PER_FRAME} are taken"
-    return None
+    values = (
+        ("a box or a score that is not a finite number", boxes.isfinite().all() and scores.isfinite().all()),
+        ("a score outside 0 to 1", ((scores >= 0) & (scores <= 1 + SCORE_SLACK)).all()),
+        (f"a class id outside its {class_count} names", ((class_ids >= 0) & (class_ids < class_count)).all()),
+        (
+            "a box whose right or bottom edge lies before its left or top edge",
+            (boxes[:, :2] <= boxes[:, 2:]).all(),
+        ),
+    )
+    return next((what for what, is_sound in values if not is_sound), None)
 
 
-def _value_fault(output: Detections, class_count: int) -> str | None:
-    boxes, scores, class_ids = output.boxes_xyxy, output.scores, output.class_ids
-    if not (_all(boxes.isfinite()) and _all(scores.isfinite())):
-        return "a box or a score that is not a finite number"
-    if not _all((scores >= 0) & (scores <= 1 + SCORE_SLACK)):
-        return "a score outside 0 to 1"
-    if not _all((class_ids >= 0) & (class_ids < class_count)):
-        return f"a class id outside its {class_count} names"
-    if not _all(boxes[:, :2] <= boxes[:, 2:]):
-        return "a box whose right or bottom edge lies before its left or top edge"
-    return None
-
-
-def _all(condition: Tensor) -> bool:
-    return bool(condition.all())
-
-
-def _inside_frame(output: Detections, width: int, height: int) -> Detections:
-    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+def _corrected(output: Detections, limits: Tensor) -> Detections:
+    """Return the boxes clamped to the frame, those with an area in it, best first."""
     boxes = torch.minimum(output.boxes_xyxy.clamp(min=0), limits)
     kept = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
-    return Detections(boxes[kept], output.scores[kept].clamp(max=1), output.class_ids[kept])
-
-
-def _best_first(output: Detections) -> Detections:
-    if _all(output.scores[:-1] >= output.scores[1:]):
-        return output
-    order = torch.argsort(output.scores, descending=True, stable=True)
-    return Detections(output.boxes_xyxy[order], output.scores[order], output.class_ids[order])
+    boxes, scores, class_ids = boxes[kept], output.scores[kept].clamp(max=1), output.class_ids[kept]
+    if not (scores[:-1] >= scores[1:]).all():
+        order = torch.argsort(scores, descending=True, stable=True)
+        boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
+    return Detections(boxes, scores, class_ids)

@@ -1,4 +1,4 @@
-"""What a model has to be, to be served: the Detector protocol and what it returns."""
+"""What a model must provide to be served: the Detector protocol and what it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DeviceOutOfMemory(Exception):
 
 
 class DeviceLost(Exception):
-    """The device is unusable until the process starts anew; what was running may be done again."""
+    """The device is unusable until the process restarts; work that was running can be repeated."""
 
 
 _SIGNS_OF_LACK_OF_MEMORY = (
@@ -23,11 +23,11 @@ _SIGNS_OF_LACK_OF_MEMORY = (
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",  # CUDA's libraries
     "Failed to allocate memory",  # onnxruntime
-    "could not create a primitive",  # oneDNN, which does not say why: seen where memory was short
+    "could not create a primitive",  # oneDNN, which does not say why: seen when memory was short
     "bad_alloc",
     "bad allocation",
-    "Cannot allocate memory",  # the system, as Rust's libraries pass it on
-    "can't start new thread",  # whose stack finds no room
+    "Cannot allocate memory",  # the system, as passed on by Rust libraries
+    "can't start new thread",  # there is no room for its stack
 )
 
 
@@ -35,13 +35,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a model's call failed for lack of memory, so that a smaller batch may fit."""
     if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
         return True
-    # Other lacks of memory have no class of their own.
+    # Other libraries have no class of their own for it.
     return any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """What one frame holds: n boxes, best score first, on the CPU."""
+    """The n boxes of one frame, best score first, on the CPU."""
 
     boxes_xyxy: Tensor  # (n, 4) float32, pixels of the frame as given: left, top, right, bottom
     scores: Tensor  # (n,) float32 in [0, 1]
@@ -49,12 +49,12 @@ class Detections:
 
     @classmethod
     def empty(cls) -> Detections:
-        """What a frame with nothing in it holds: n = 0, shapes and dtypes as ever."""
+        """Return the detections of a frame with nothing in it: n = 0, with the usual shapes and dtypes."""
         return cls(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 class Detector(Protocol):
-    """A model that finds objects. Stateless between calls; one owner thread a device."""
+    """A model that finds objects. Stateless between calls; one thread per device owns it."""
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Detector(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of all that decides the boxes: weights, parameters, the code's revision."""
+        """SHA-256, in hex, of everything that decides the boxes: weights, parameters, the code's revision."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class Detector(Protocol):
 
     @property
     def default_min_score(self) -> float:
-        """The score below which boxes are dropped when the caller names no ``min_score``."""
+        """The score below which boxes are dropped if the request has no ``min_score``."""
         ...
 
     @property
@@ -86,19 +86,19 @@ class Detector(Protocol):
 
     @property
     def precision(self) -> str:
-        """What it computes in, as torch names it: ``float32``, ``float16``."""
+        """The type in which it computes, as torch names it: ``float32``, ``float16``."""
         ...
 
     @property
     def takes_device_frames(self) -> bool:
-        """Whether `detect` takes frames that lie on `device` too, so that they can be copied ahead."""
+        """Whether `detect` also takes frames on `device`, so that they can be copied there in advance."""
         ...
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) at which it wants the frames of a `width` × `height` video.
+        """Return the (width, height) that it wants for the frames of a `width` × `height` video.
 
-        Frames are scaled while they are decoded; boxes are mapped back by the caller.
-        Never larger than the source: a detector that wants more scales up by itself.
+        Frames are scaled while they are decoded; the caller maps boxes back. Never larger than the source: a
+        detector that needs more enlarges them itself.
         """
         ...
 
@@ -106,7 +106,7 @@ class Detector(Protocol):
         """Return one Detections per frame of `frames`, (n, height, width, 3) uint8 RGB, in order.
 
         `frames` lies in host memory, or on `device` if `takes_device_frames`; 1 ≤ n ≤ batch_size, all of
-        one size; it is only valid during the call. Equal frames in equal batches give equal boxes.
+        one size; it is valid only during the call. Equal frames in equal batches give equal boxes.
         Raises DeviceOutOfMemory if this batch does not fit; a smaller one may.
         """
         ...

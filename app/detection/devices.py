@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from app.detection.detector import DeviceLost
 
-Ask = Callable[[str], Exception | None]
+FaultFinder = Callable[[str], Exception | None]  # takes a device; see `sticking_fault`
+
+_LIBRARIES = ("torch", "torchvision", "onnxruntime", "transformers", "numpy")
 
 
 class UnusableDevice(Exception):
-    """A device that is asked for is not there, fails, or gives other boxes than another one."""
+    """A requested device is not there, fails, or gives other boxes than another one."""
 
 
 def choose_devices(named: Sequence[str]) -> tuple[str, ...]:
     """Return the torch devices to hold models, ``cpu`` or ``cuda:N``: those named, or the best there are.
 
-    All of them give the same boxes: if none is named, the CUDA devices of the first one's make, or the CPU.
-    The CPU may be named several times, for as many hosts. Raises UnusableDevice for one that is not there,
-    for a GPU that is named twice, and for devices of different makes.
+    All of them give the same boxes: if none is named, the CUDA devices of the same make as the first, or the
+    CPU. The CPU may be named several times, for several hosts. Raises UnusableDevice for a device that is not
+    there, for a GPU that is named twice, and for devices of different makes.
     """
-    present = _cuda_devices()
+    present = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if not named:
         return tuple(device for device in present if _make(device) == _make(present[0])) or ("cpu",)
-    chosen = tuple(_plain_name(name, present) for name in named)
-    twice = next((device for device in chosen if device != "cpu" and chosen.count(device) > 1), None)
-    if twice is not None:
-        raise UnusableDevice(f"{twice} is named twice")
+    chosen = tuple("cuda:0" if name == "cuda" else name for name in named)
+    for name, device in zip(named, chosen, strict=True):
+        if device != "cpu" and device not in present:
+            there = ", ".join(["cpu", *present])
+            raise UnusableDevice(f"there is no device {name!r}; torch {torch.__version__} finds {there} here")
+    for device in chosen:
+        if device != "cpu" and chosen.count(device) > 1:
+            raise UnusableDevice(f"{device} is named twice")
     other = next((device for device in chosen if _make(device) != _make(chosen[0])), None)
     if other is not None:
         raise UnusableDevice(
@@ -38,30 +46,18 @@ def choose_devices(named: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-def _plain_name(name: str, present: Sequence[str]) -> str:
-    plain = "cuda:0" if name == "cuda" else name
-    if plain != "cpu" and plain not in present:
-        there = ", ".join(["cpu", *present])
-        raise UnusableDevice(f"there is no device {name!r}; torch {torch.__version__} finds {there} here")
-    return plain
-
-
-def _cuda_devices() -> list[str]:
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-
-
 def _make(device: str) -> str:
     return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def make_ready(device: str) -> None:
-    """Load what a device's first computation needs, and settle on algorithms that always add up alike.
+    """Load what a device's first computation needs, and choose algorithms that always add up alike.
 
-    float32 is what it says: torch would round it to TF32's 11 bits for convolutions, so that boxes were
-    neither those of a CPU nor the same in batches of other sizes.
+    float32 means float32: by default torch rounds it to TF32's 11 bits for convolutions, so that boxes would
+    neither equal those of a CPU nor those in batches of other sizes.
 
-    CUDA, cuBLAS and cuDNN take host memory that no model's end gives back: after this call it is there, and
-    not taken for the first model's. Raises UnusableDevice if the device cannot compute.
+    CUDA, cuBLAS and cuDNN take host memory that unloading a model does not give back: it is allocated here,
+    so that it does not count as the first model's. Raises UnusableDevice if the device cannot compute.
     """
     if device == "cpu":
         return
@@ -78,9 +74,9 @@ def make_ready(device: str) -> None:
 
 
 def sticking_fault(device: str) -> Exception | None:
-    """Return the error that a device answers everything with from now on; None if it is well.
+    """Return the error with which a device answers every call from now on, or None if it is well.
 
-    torch has a class for such errors, but libraries that compute there tell of them in words of their own.
+    torch has a class for such errors, but libraries that compute there report them in words of their own.
     """
     if device == "cpu":
         return None
@@ -91,14 +87,13 @@ def sticking_fault(device: str) -> Exception | None:
     return None
 
 
-def why_lost(error: BaseException, devices: Iterable[str], ask: Ask = sticking_fault) -> Exception | None:
-    """Return why one of `devices` is lost, if that is what `error` comes of; None if all are well.
-
-    `ask` says what is wrong with a device.
-    """
+def why_lost(
+    error: BaseException, devices: Iterable[str], find_fault: FaultFinder = sticking_fault
+) -> Exception | None:
+    """Return why one of `devices` is lost, if that caused `error`; None if all are well."""
     if isinstance(error, torch.AcceleratorError | DeviceLost):
         return error
-    fault = next((fault for fault in map(ask, devices) if fault is not None), None)
+    fault = next((fault for fault in map(find_fault, devices) if fault is not None), None)
     if fault is not None:
         fault.__cause__ = error
     return fault
@@ -107,3 +102,22 @@ def why_lost(error: BaseException, devices: Iterable[str], ask: Ask = sticking_f
 def memory_bytes(device: str) -> int | None:
     """Return how much memory a device has of its own; None for the CPU."""
     return None if device == "cpu" else torch.cuda.mem_get_info(device)[1]
+
+
+def describe_runtime(device: str, *, threads: int) -> str:
+    """Return what, beside a model, may decide the last digits of its boxes: libraries and the kind of device.
+
+    `threads` is how many a model on the CPU computes with: sums are added up in as many pieces.
+    """
+    libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
+    if device.startswith("cuda"):
+        return f"{libraries}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name(device)}"
+    return f"{libraries}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
+
+
+@cache  # each look goes through all folders of sys.path, and every job asks
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "absent"

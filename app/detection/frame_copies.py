@@ -1,7 +1,7 @@
-"""How frames get onto a CUDA device: each batch while the model is at another, and without a detour.
+"""Copy frames to a CUDA device while the model works on another batch.
 
-Whoever brings frames copies them, in a stream beside the model's, so that neither the device nor the thread
-that runs the model waits for them. Frames in pinned memory are fetched by the device itself.
+The thread that submits frames copies them, in a stream beside the model's, so that neither the device nor the
+thread that runs the model waits for them. The device itself fetches frames in pinned memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,30 +22,19 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device of this proce
 _log = logging.getLogger(__name__)
 
 
-class FrameCopies(Protocol):
-    """The way of frames to one device."""
-
-    def send(self, frames: Tensor) -> Tensor:
-        """Return `frames`, (n, height, width, 3) uint8 in host memory, as they lie on the device.
-
-        Waits until they do: the caller may do with `frames` what it likes then. Any thread may call it.
-        Raises what the device says, torch.OutOfMemoryError where they do not fit.
-        """
-        ...
-
-    def receive(self, frames: Tensor) -> None:
-        """Say that the calling thread goes on to compute with `frames`: what `send` returned, or others."""
-        ...
-
-
-class CudaFrameCopies:
-    """Copies in a stream of their own. Fulfils FrameCopies."""
+class FrameCopies:
+    """Copies frames to one CUDA device, in a stream of its own."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, frames: Tensor) -> Tensor:
+        """Return a copy of `frames`, (n, height, width, 3) uint8 in host memory, on the device.
+
+        Waits for the copy: the caller may reuse `frames` afterwards. Any thread may call it.
+        Raises the device's error, torch.OutOfMemoryError if the frames do not fit.
+        """
         with torch.cuda.stream(self._stream):
             on_device = frames.to(self._device, non_blocking=True)
             arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -54,17 +43,18 @@ class CudaFrameCopies:
         return on_device
 
     def receive(self, frames: Tensor) -> None:
-        if frames.is_cuda:  # else the copies' stream could take their memory anew while the model reads it
+        """Note that the calling thread is about to compute with `frames`: what `send` returned, or others."""
+        if frames.is_cuda:  # else the copies' stream could reuse their memory while the model reads it
             frames.record_stream(torch.cuda.current_stream(self._device))
 
 
 def copies_to(device: str) -> FrameCopies | None:
-    """Return the way to `device`; None where it computes in host memory."""
-    return CudaFrameCopies(device) if device.startswith("cuda") else None
+    """Return what copies frames to `device`; None if it computes in host memory."""
+    return FrameCopies(device) if device.startswith("cuda") else None
 
 
 class Pinning:
-    """Pins memory: CUDA devices read it by themselves then, at twice the pace or more.
+    """Pins memory, which CUDA devices then read by themselves, at least twice as fast.
 
     `runtime` has the functions of CUDA's runtime: ``torch.cuda.cudart()``.
     """
@@ -73,9 +63,9 @@ class Pinning:
         self._runtime = runtime
 
     def pin(self, memory: npt.NDArray[np.uint8]) -> None:
-        """Pin `memory`, all of which is in RAM from then on, for as long as it or a view of it lives.
+        """Pin `memory`, which stays in RAM as a whole for as long as it or a view of it lives.
 
-        `memory` begins at a page's start. Where it cannot be had, copies are slower, and else the same.
+        `memory` begins at a page's start. If it cannot be pinned, copies are slower and otherwise the same.
         """
         address = memory.ctypes.data
         register = self._runtime.cudaHostRegister
@@ -84,25 +74,24 @@ class Pinning:
             reason = self._runtime.cudaGetErrorString(status)
             _log.warning("memory for frames is not pinned", extra={"reason": reason})
             return
+        unregister = self._runtime.cudaHostUnregister
+        unpin = weakref.finalize(memory, _in_a_thread, lambda: unregister(address))
         # Not at the process's end: CUDA may be gone by then, and gives back everything by itself.
-        weakref.finalize(memory, self._unpin, address).atexit = False
-
-    def _unpin(self, address: int) -> None:
-        _in_a_thread(lambda: self._runtime.cudaHostUnregister(address))
+        unpin.atexit = False
 
 
 def pinning_for(devices: Sequence[str]) -> Pinning | None:
-    """Return what pins memory for `devices`; None where none of them would read it by itself."""
+    """Return what pins memory for `devices`; None if none of them would read it by itself."""
     if all(device == "cpu" for device in devices):
         return None
     return Pinning(torch.cuda.cudart())  # type: ignore[no-untyped-call]
 
 
 def _in_a_thread(call: Callable[[], Any]) -> Any:
-    """Return what `call` does, called in a thread of its own.
+    """Call `call` in a thread of its own and return its result.
 
-    CUDA remembers a call that failed for the thread that made it, and torch takes that for a fault of
-    whatever the same thread does next.
+    CUDA remembers a failed call for the thread that made it, and torch takes that for a fault of whatever the
+    same thread does next.
     """
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(call()), name="pin-memory")

@@ -1,4 +1,4 @@
-"""Pictures that are the same ever after, on which models are tried."""
+"""Pictures that never change, on which models are tried."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SCENE_COUNT = 8
-NOISE = 8  # a camera's, either way
+NOISE = 8  # as of a camera, in either direction
 
 Picture = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 Colour = tuple[int, int, int]
@@ -19,7 +19,7 @@ _DARK, _GLASS, _RIM, _SKIN, _HAIR = (25, 25, 25), (60, 70, 80), (150, 150, 150),
 
 
 def golden_picture(width: int, height: int) -> Tensor:
-    """Return (height, width, 3) uint8: a bright shape and noise on a gradient, the same ever after."""
+    """Return (height, width, 3) uint8: a bright shape and noise on a gradient, always the same."""
     generator = torch.Generator().manual_seed(0)
     picture = torch.linspace(0, 160, width).repeat(height, 1)[..., None].repeat(1, 1, 3)
     picture += torch.rand((height, width, 3), generator=generator) * 40
@@ -63,7 +63,7 @@ def _colour(random: np.random.Generator, brightest: int) -> Colour:
 
 
 class _Pen:
-    """Draws in units of a thing's height, from the middle of its foot: right and up."""
+    """Draws in units of an object's height, to the right of and above the middle of its foot."""
 
     def __init__(self, picture: Picture, *, x: float, y: float, size: float) -> None:
         self._picture, self._x, self._y, self._size = picture, x, y, size

@@ -10,9 +10,9 @@ OpenCV's HOGDescriptor computes it, so that its trained weights mean the same he
   the block's pixel (8, 8) and shared between the nearest cells;
 * a block's 36 numbers are scaled to length 1, cut off at 0.2 and scaled again.
 
-It is fast because all but the look-ups are long dense loops. Frames lie innermost, so that one index serves
-the whole batch. One gather scales, pads, and sorts the pixels by their place in the 8 × 8 cell; then every
-step works on whole planes, a histogram is one matrix product over the 64 places, and the score of all
+It is fast because everything but the look-ups is a long dense loop. Frames lie innermost, so that one index
+serves the whole batch. One gather scales, pads, and sorts the pixels by their place in the 8 × 8 cell; then
+every step works on whole planes, a histogram is one matrix product over the 64 places, and the score of all
 windows is another and a sum over shifted views.
 """
 
@@ -70,21 +70,17 @@ def make_axis(source_size: int, size: int, padding: int, device: str) -> Axis:
     """
     cells = (size + 2 * padding) // CELL
     places = torch.arange(-1, CELL + 1)[:, None] + CELL * torch.arange(cells)[None] - padding
-    at = (_mirrored(places, size).double() + 0.5) * (source_size / size) - 0.5
+    # Fold positions outside 0 … size - 1 back, without repeating the edge pixel: BORDER_REFLECT_101.
+    period = max(1, 2 * (size - 1))
+    places = places.remainder(period)
+    places = torch.where(places >= size, period - places, places)
+    at = (places.double() + 0.5) * (source_size / size) - 0.5
     first = at.floor()
     fraction = ((at - first) * 256).round() / 256
     fraction = torch.where(first < 0, 0.0, torch.where(first > source_size - 2, 1.0, fraction))
     first = first.clamp(0, source_size - 2).int()
     weights = torch.stack([1 - fraction, fraction], dim=-1).float()
     return Axis(first.to(device), weights.to(device), source_size)
-
-
-def _mirrored(places: Tensor, size: int) -> Tensor:
-    """Fold positions outside 0 … size - 1 back, the edge pixel standing once: BORDER_REFLECT_101."""
-    if size == 1:
-        return torch.zeros_like(places)
-    folded = places.remainder(2 * (size - 1))
-    return torch.where(folded >= size, 2 * (size - 1) - folded, folded)
 
 
 class Planes:
@@ -101,7 +97,16 @@ class Planes:
 
     def gather(self, rows: Axis, columns: Axis) -> list[Tensor]:
         """Return R, G and B, each (10, 10, cells · n): the picture at these axes, before rounding."""
-        index, weights = _taps(rows, columns)
+        # Each pixel's four source pixels and their weights, (pixels, 4), by place, then by cell
+        x, y = columns.first, rows.first[:, None, :, None] * columns.source_size
+        next_row = columns.source_size
+        offsets = torch.stack([x, x + 1, x + next_row, x + next_row + 1], dim=-1)
+        index = (y + offsets.view(1, CELL + 2, 1, -1)).view(-1, 4)
+        nothing = torch.zeros_like(columns.weights)
+        upper = torch.cat([columns.weights, nothing], dim=-1).view(1, CELL + 2, 1, -1)
+        lower = torch.cat([nothing, columns.weights], dim=-1).view(1, CELL + 2, 1, -1)
+        weights = rows.weights[:, None, :, None, 0] * upper
+        weights = weights.addcmul_(rows.weights[:, None, :, None, 1], lower).view(-1, 4)
         size = (CELL + 2, CELL + 2, -1)
         return [
             functional.embedding_bag(index, plane, per_sample_weights=weights, mode="sum").view(size)
@@ -109,29 +114,15 @@ class Planes:
         ]
 
 
-def _taps(rows: Axis, columns: Axis) -> tuple[Tensor, Tensor]:
-    """Return each pixel's four source pixels and their weights, (pixels, 4), by place, then by cell."""
-    x, y = columns.first, rows.first[:, None, :, None] * columns.source_size
-    next_row = columns.source_size
-    offsets = torch.stack([x, x + 1, x + next_row, x + next_row + 1], dim=-1)
-    index = y + offsets.view(1, CELL + 2, 1, -1)
-    nothing = torch.zeros_like(columns.weights)
-    upper = torch.cat([columns.weights, nothing], dim=-1).view(1, CELL + 2, 1, -1)
-    lower = torch.cat([nothing, columns.weights], dim=-1).view(1, CELL + 2, 1, -1)
-    weights = rows.weights[:, None, :, None, 0] * upper
-    weights.addcmul_(rows.weights[:, None, :, None, 1], lower)
-    return index.view(-1, 4), weights.view(-1, 4)
-
-
 class Arena:
-    """Memory for one strip's planes, used again by the next: fresh pages cost more than the arithmetic."""
+    """Memory for one strip's planes, reused by the next: fresh pages cost more than the arithmetic."""
 
     def __init__(self, device: str) -> None:
         self._memory = torch.empty(0, device=device)
         self._used = 0
 
     def reset(self, capacity: int) -> None:
-        """Forget all that was taken; room for `capacity` floats from now on."""
+        """Free everything, and make room for `capacity` floats."""
         if capacity > len(self._memory):
             self._memory = torch.empty(capacity, device=self._memory.device)
         self._used = 0
@@ -164,7 +155,10 @@ class WindowScorer:
     def scores(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
         """Return the margins (windows down, windows across, n); a window every 8 pixels, from the corner."""
         blocks = self._blocks(planes, rows, columns)  # (36, blocks down, blocks across · n)
-        _normalise(blocks)
+        # Scale each block's 36 values to length 1, cut at 0.2, and scale again; OpenCV's epsilons.
+        blocks /= blocks.square().sum(dim=0).sqrt_().add_(0.1 * BLOCK_VALUES)
+        blocks.clamp_(max=CLIP)
+        blocks /= blocks.square().sum(dim=0).sqrt_().add_(1e-3)
         n = planes.frame_count
         down, across = blocks.shape[1], blocks.shape[2] // n
         products = torch.mm(self._block_weights, blocks.view(BLOCK_VALUES, -1))  # (105, blocks · n)
@@ -179,16 +173,24 @@ class WindowScorer:
     def _blocks(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
         """Return the block histograms, (36, blocks down, blocks across · n), not yet normalised."""
         n, across = planes.frame_count, columns.cell_count
-        blocks = torch.zeros(2, 2, BINS, rows.cell_count - 1, (across - 1) * n, device=self._device)
+        down = rows.cell_count - 1
+        blocks = torch.zeros(2, 2, BINS, down, (across - 1) * n, device=self._device)
+        target = blocks.permute(2, 0, 1, 3, 4)  # (bin, cell across, cell down, Y, X · n)
         strip_rows = max(1, self._strip_values // (PLACES * across * n))
         for start in range(0, rows.cell_count, strip_rows):
             strip = rows.part(start, start + strip_rows)
             cells = self._cells(planes.gather(strip, columns))
-            _add_to_blocks(blocks, cells.view(BINS, 2, 2, 2, 2, strip.cell_count, across * n), start, n)
-        return blocks.view(BLOCK_VALUES, rows.cell_count - 1, -1)
+            # (bin, quarter down, quarter across, cell across, cell down, rows, columns · n)
+            cells = cells.view(BINS, 2, 2, 2, 2, strip.cell_count, across * n)
+            for quarter in (0, 1):  # the quarter of the block, downwards, in which the shares' pixels lie
+                first, last = max(0, start - quarter), min(down, start + strip.cell_count - quarter)
+                share = cells[:, quarter, :, :, :, first + quarter - start : last + quarter - start]
+                target[:, :, :, first:last] += share[:, 0, ..., :-n]
+                target[:, :, :, first:last] += share[:, 1, ..., n:]
+        return blocks.view(BLOCK_VALUES, down, -1)
 
     def _cells(self, channels: list[Tensor]) -> Tensor:
-        """Return (9, 16, cells · n): what each cell's 64 pixels give to the 16 cells that they are shared by.
+        """Return (9, 16, cells · n): what each cell's 64 pixels contribute to the 16 cells that share them.
 
         The 16: the cell's place in its block (down, across), and which of the block's cells (across, down).
         `channels`: R, G, B, (10, 10, cells · n) each, is used up.
@@ -209,7 +211,7 @@ class WindowScorer:
     def _strongest_gradient(self, channels: list[Tensor], cells: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return dx, dy and their squared length, (8, 8, cells) each, of the strongest channel per pixel.
 
-        On a tie the later of R, G, B has it, as in OpenCV: a tie comes once in 10,000 pixels.
+        On a tie the later of R, G, B wins, as in OpenCV: one pixel in 10,000 has a tie.
         """
         best = self._arena.take(3, CELL, CELL, cells)
         other = self._arena.take(3, CELL, CELL, cells)
@@ -245,46 +247,17 @@ class WindowScorer:
 def _gradient(channel: Tensor, out: Tensor) -> None:
     """Write dx, dy and dx² + dy² of the gamma-corrected channel to `out`, (3, 8, 8, cells)."""
     channel.floor_()
-    _square_root(channel)
+    # On the CPU torch leaves the square root to MKL, whose roots of 49 of the 256 levels are off in the last
+    # digit: enough to turn ties between channels, one of which can move a window's score by 0.04.
+    if channel.is_cuda:
+        channel.sqrt_()
+    else:
+        np.sqrt(channel.numpy(), out=channel.numpy())
     dx = torch.sub(channel[1:-1, 2:], channel[1:-1, :-2], out=out[0])
     dy = torch.sub(channel[2:, 1:-1], channel[:-2, 1:-1], out=out[1])
     torch.mul(dx, dx, out=out[2])
     # No addcmul here: a fused multiplication rounds once less than OpenCV, and ties fall otherwise.
     out[2] += dy * dy
-
-
-def _square_root(values: Tensor) -> None:
-    """Replace values by their square roots, rounded correctly.
-
-    On the CPU torch leaves it to MKL, whose roots of 49 of the 256 levels are off in the last digit: enough
-    to turn ties between channels, one of which can move a window's score by 0.04.
-    """
-    if values.is_cuda:
-        values.sqrt_()
-    else:
-        np.sqrt(values.numpy(), out=values.numpy())
-
-
-def _add_to_blocks(blocks: Tensor, cells: Tensor, start: int, n: int) -> None:
-    """Add the shares of cell rows `start` … to the blocks that hold them.
-
-    `blocks`: (cell across, cell down, bin, Y, X · n); `cells`: (bin, down, across, cell across, cell down,
-    rows, columns · n), where down and across tell which quarter of the block the shares' pixels are.
-    """
-    target = blocks.permute(2, 0, 1, 3, 4)
-    rows = cells.shape[-2]
-    for down in (0, 1):
-        first, last = max(0, start - down), min(target.shape[3], start + rows - down)
-        share = cells[:, down, :, :, :, first + down - start : last + down - start]
-        target[:, :, :, first:last] += share[:, 0, ..., :-n]
-        target[:, :, :, first:last] += share[:, 1, ..., n:]
-
-
-def _normalise(blocks: Tensor) -> None:
-    """Scale each block's 36 values to length 1, cut at 0.2, and scale again; OpenCV's epsilons."""
-    blocks /= blocks.square().sum(dim=0).sqrt_().add_(0.1 * BLOCK_VALUES)
-    blocks.clamp_(max=CLIP)
-    blocks /= blocks.square().sum(dim=0).sqrt_().add_(1e-3)
 
 
 def spatial_weights() -> Tensor:

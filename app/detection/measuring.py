@@ -1,4 +1,4 @@
-"""What a model costs and how many frames it likes at a time: measured once a model and device, then kept."""
+"""What a model costs and its best batch size: measured once for each model and device, then kept."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import Detections, Detector, is_out_of_memory
+from app.detection.golden import golden_scenes
+from app.detection.model_facts import PrecisionEffect
 from app.detection.network import NetworkDetector
-from app.detection.precision_effect import measure_effect
+from app.detection.network_output import overlaps
 from app.memory import forget_peak, give_back_free_memory, memory_use
 
-REVISION = 2  # of ModelProfile; raised when what was kept before tells less, or something else
+REVISION = 2  # of ModelProfile; raised when older profiles lack something or mean something else
 TYPICAL_VIDEO = (1280, 720)
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
-MEASURE_SECONDS = 3.0  # no larger batch is begun after so long
+MEASURE_SECONDS = 3.0  # no larger batch is begun after that
 GOOD_ENOUGH = 0.95  # of the best speed: the smallest batch that reaches it takes the least memory
-HOPELESS = 0.8  # of the best speed: where larger batches are that slow, still larger ones are not tried
+HOPELESS = 0.8  # of the best speed: below it, still larger batches are not tried
 
+# Intersection over union of two boxes, one in 16 bits and one in float32
+SAME_PLACE = 0.95  # that count as equal
+SAME_THING = 0.5  # that are compared
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ class ModelProfile(TypedDict):
     """What was measured of a model on a device. Plain JSON values, so that it can be kept."""
 
     batch_size: int
-    frames_per_second: float  # of 1280 × 720 video, decoding apart
+    frames_per_second: float  # of 1280 × 720 video, without decoding
     host_bytes: int  # host memory with a batch of that size
     loading_bytes: int  # host memory at its peak while it loads
     device_bytes: int  # memory of the device, if that has its own
@@ -53,41 +58,40 @@ class ModelProfile(TypedDict):
 
 
 class MemoryMeter:
-    """What this process and a device take beyond what they took when the meter was made, at the peak.
+    """Measures what this process and a device take, at the peak, beyond what they took at first.
 
-    What other threads allocate meanwhile is counted in.
+    What other threads allocate meanwhile is included.
     """
 
     def __init__(self, device: str) -> None:
         self._device = device
         drop_unused()
         self._resident = memory_use().resident
-        self._free_on_device = _free_on_device(device)
+        self._free_on_device = self._read_free_on_device()
         forget_peak()
 
+    def _read_free_on_device(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0] if self._device.startswith("cuda") else 0
+
     def begin(self) -> None:
-        """Give back what lies free, and begin a new peak."""
+        """Give back unused memory, and begin a new peak."""
         drop_unused()
         forget_peak()
 
     def cost(self) -> MemoryCost:
-        """The peak since the last `begin`. A device's memory is kept by its allocator, so now is its peak."""
+        """Return the peak since the last `begin`. A device's allocator keeps its memory: now is its peak."""
         return MemoryCost(
             host_bytes=max(0, memory_use().peak_resident - self._resident),
-            device_bytes=max(0, self._free_on_device - _free_on_device(self._device)),
+            device_bytes=max(0, self._free_on_device - self._read_free_on_device()),
         )
 
 
 def drop_unused() -> None:
-    """Give back what models that are gone have left behind: to the system, and to the device."""
+    """Give back what unloaded models have left behind: to the system, and to the device."""
     gc.collect()
     give_back_free_memory()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-
-
-def _free_on_device(device: str) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +104,13 @@ class Trial:
 
 
 def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
-    """Find the batch that `detector` is fastest with, what it costs then, and what 16 bits do to its boxes.
+    """Find the fastest batch size of `detector`, its cost then, and the effect of 16 bits on its boxes.
 
     `meter` was made before the detector was loaded. Tries powers of two up to the detector's own batch size.
     Raises whatever the model raises for one frame.
     """
     loading = meter.cost()
-    trials = _trials(detector, meter)
-    chosen = best_trial(trials)
+    chosen = best_trial(_trials(detector, meter))
     profile: ModelProfile = {
         "batch_size": chosen.batch_size,
         "frames_per_second": round(chosen.frames_per_second, 1),
@@ -129,13 +132,15 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 def _trials(detector: Detector, meter: MemoryMeter) -> list[Trial]:
     trials: list[Trial] = []
     started = time.monotonic()
-    for size in _sizes(detector.batch_size):
+    largest = detector.batch_size
+    sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
+    for size in sizes:
         try:
-            trials.append(_try(detector, size, meter))
+            trials.append(_try_batches(detector, size, meter))
         except Exception as error:
             if not trials or isinstance(error, torch.AcceleratorError):
                 raise
-            if not is_out_of_memory(error):  # a network may be exported for so many and no more
+            if not is_out_of_memory(error):  # a network may be exported for a largest batch
                 _log.warning("model fails on a larger batch", exc_info=error, extra={"frames": size})
             break
         best = max(trial.frames_per_second for trial in trials)
@@ -145,71 +150,59 @@ def _trials(detector: Detector, meter: MemoryMeter) -> list[Trial]:
     return trials
 
 
-def _sizes(largest: int) -> list[int]:
-    """Return 1, 2, 4 … and `largest` itself."""
-    return [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
-
-
-def _try(detector: Detector, size: int, meter: MemoryMeter) -> Trial:
-    frames = _noise(detector, size)
-    meter.begin()
-    with torch.inference_mode():
-        detector.detect(frames)  # the first call allocates and compiles
-        seconds = min(_seconds(detector, frames) for _ in range(ROUNDS))
-    return Trial(size, size / seconds, meter.cost())
-
-
-def _seconds(detector: Detector, frames: Tensor) -> float:
-    started = time.perf_counter()
-    detector.detect(frames)  # its boxes are in host memory: nothing of it is still under way on a device
-    return max(1e-9, time.perf_counter() - started)
-
-
-def _noise(detector: Detector, count: int) -> Tensor:
-    """Return frames where the model is given them: on their device, if it takes them there."""
+def _try_batches(detector: Detector, size: int, meter: MemoryMeter) -> Trial:
     width, height = detector.frame_size(*TYPICAL_VIDEO)
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
-    return frames.to(detector.device) if detector.takes_device_frames else frames
+    frames = torch.randint(0, 256, (size, height, width, 3), dtype=torch.uint8, generator=generator)
+    if detector.takes_device_frames:  # as it is given them later
+        frames = frames.to(detector.device)
+    meter.begin()
+    seconds = float("inf")
+    with torch.inference_mode():
+        detector.detect(frames)  # the first call allocates and compiles
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            detector.detect(frames)  # its boxes are in host memory: the device has finished
+            seconds = min(seconds, time.perf_counter() - started)
+    return Trial(size, size / max(1e-9, seconds), meter.cost())
 
 
-@dataclass(frozen=True, slots=True)
-class SizedDetector:
-    """A detector that is given batches of the measured size, not of the largest. Fulfils Detector."""
+# ---- 16 bits against float32
 
-    detector: Detector
-    batch_size: int
 
-    @property
-    def name(self) -> str:
-        return self.detector.name
+def measure_effect(lowered: Detector, reference: Detector) -> PrecisionEffect:
+    """Compare the boxes of `lowered` and `reference` on drawn scenes. Raises whatever they raise."""
+    width, height = lowered.frame_size(*TYPICAL_VIDEO)
+    scale = torch.tensor([TYPICAL_VIDEO[0] / width, TYPICAL_VIDEO[1] / height] * 2)
+    effects = []
+    for scene in golden_scenes(width, height):
+        with torch.inference_mode():
+            (ours,), (theirs,) = (model.detect(scene[None]) for model in (lowered, reference))
+        for one, other in ((ours, theirs), (theirs, ours)):
+            effects.append(_compare(one, other, scale, lowered.default_min_score))
+    return PrecisionEffect(
+        boxes=sum(effect.boxes for effect in effects),
+        matched=sum(effect.matched for effect in effects),
+        score_difference=round(max(effect.score_difference for effect in effects), 4),
+        box_difference_pixels=round(max(effect.box_difference_pixels for effect in effects), 2),
+    )
 
-    @property
-    def fingerprint(self) -> str:
-        return self.detector.fingerprint
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        return self.detector.class_names
-
-    @property
-    def default_min_score(self) -> float:
-        return self.detector.default_min_score
-
-    @property
-    def device(self) -> str:
-        return self.detector.device
-
-    @property
-    def precision(self) -> str:
-        return self.detector.precision
-
-    @property
-    def takes_device_frames(self) -> bool:
-        return self.detector.takes_device_frames
-
-    def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        return self.detector.frame_size(width, height)
-
-    def detect(self, frames: Tensor) -> list[Detections]:
-        return self.detector.detect(frames)
+def _compare(one: Detections, other: Detections, scale: Tensor, min_score: float) -> PrecisionEffect:
+    """Match the boxes of `one` that reach `min_score` with those of `other`, whatever their score."""
+    count = int((one.scores >= min_score).sum())  # the best come first
+    if count == 0 or len(other.scores) == 0:
+        return PrecisionEffect(boxes=count, matched=0, score_difference=0.0, box_difference_pixels=0.0)
+    together = torch.cat([one.boxes_xyxy[:count], other.boxes_xyxy])
+    shared = overlaps(together[None])[0, :count, count:]  # (count, k)
+    shared = shared * (one.class_ids[:count, None] == other.class_ids)
+    overlap, partner = shared.max(dim=1)
+    is_same = overlap > SAME_THING
+    scores = (one.scores[:count] - other.scores[partner]).abs()[is_same]
+    sides = ((one.boxes_xyxy[:count] - other.boxes_xyxy[partner]) * scale).abs()[is_same].flatten()
+    return PrecisionEffect(
+        boxes=count,
+        matched=int((overlap > SAME_PLACE).sum()),
+        score_difference=max(scores.tolist(), default=0.0),
+        box_difference_pixels=max(sides.tolist(), default=0.0),
+    )

@@ -1,4 +1,4 @@
-"""What is known of the models, as every process tells it. No torch here: engine and web workers read it."""
+"""Facts about models that all processes share. Imports no torch: the engine and the web workers load it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ModelIdentity = tuple[str, str, str, int]
 class ModelState(StrEnum):
     """loading → ready ⇄ unloaded, or loading → refused."""
 
-    LOADING = "loading"  # it is being loaded, or waits for its first loading
+    LOADING = "loading"  # it is being loaded for the first time, or waits for that
     READY = "ready"  # a host holds it
-    UNLOADED = "unloaded"  # it gave its room to others, and is loaded again when it is asked for
-    REFUSED = "refused"  # it cannot be asked for
+    UNLOADED = "unloaded"  # it made room for others, and is loaded again on demand
+    REFUSED = "refused"  # requests cannot use it
 
 
 class _Facts(BaseModel):
@@ -23,9 +23,9 @@ class _Facts(BaseModel):
 
 
 class PrecisionEffect(_Facts):
-    """How the boxes of 16 bits differ from those of float32, on drawn scenes.
+    """How boxes computed in 16 bits differ from those in float32, on drawn scenes.
 
-    Counted are the boxes of either with the model's default score or more. A count of 0 tells nothing.
+    Counts the boxes of both that reach the model's default score. A count of 0 says nothing.
     """
 
     boxes: int = Field(description="boxes of the scenes")
@@ -35,7 +35,7 @@ class PrecisionEffect(_Facts):
 
 
 class ModelFacts(_Facts):
-    """What a model is, once it has been loaded: all that planning a video and checking a request need."""
+    """Facts about a model that was loaded: all that planning a video and checking a request need."""
 
     name: str = Field(description="what a request's `model` calls it")
     sha256: str = Field(description="of all that decides what it finds: weights, parameters, the code")
@@ -61,19 +61,19 @@ class ModelFacts(_Facts):
 
     @property
     def identity(self) -> ModelIdentity:
-        """All of the model that decides a box: with another, a part is another."""
+        """Everything of the model that decides a box: a part made with another identity is made again."""
         return (self.sha256, self.device, self.runtime, self.batch_size)
 
 
 class Refusal(_Facts):
-    """Why a model cannot be asked for."""
+    """Why requests cannot use a model."""
 
     code: str = Field(description="a code of /docs/errors")
     detail: str = Field(description="what is wrong, and what to do")
 
 
 class ModelStatus(_Facts):
-    """One model of this instance, as far as it is known."""
+    """The state of one model of this instance."""
 
     name: str
     state: ModelState
@@ -82,4 +82,4 @@ class ModelStatus(_Facts):
 
 
 class NoRoomForModel(Exception):
-    """Models in use hold the memory that this one needs; it can be had once they are not used any more."""
+    """Models in use hold the memory that this one needs; it can be loaded when they are no longer in use."""

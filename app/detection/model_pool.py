@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -14,8 +14,8 @@ import torch
 
 from app.detection.detector import Detector, DeviceLost, is_out_of_memory
 from app.detection.device import CallGate, DeviceStats, DeviceThread, add_stats
-from app.detection.devices import Ask, sticking_fault, why_lost
-from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, SizedDetector, drop_unused, measure
+from app.detection.devices import FaultFinder, sticking_fault, why_lost
+from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, drop_unused, measure
 from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.detection.registry import describe_detector
 from app.errors import FrameboxError, ModelFault
@@ -27,22 +27,18 @@ _log = structlog.get_logger(__name__)
 
 
 class WornOut(Exception):
-    """Models that are gone have left this process less memory than they should: a new one would have room."""
-
-
-class _LacksMemory(Exception):
-    """A model was not loaded because an allocation failed."""
+    """Unloaded models have left this process less memory than they should: a new process would have room."""
 
 
 class Profiles(Protocol):
-    """Where measurements are kept, so that they are made once."""
+    """Keeps measurements, so that they are made once."""
 
     def read(self, fingerprint: str, device: str) -> ModelProfile | None: ...
 
     def write(self, fingerprint: str, device: str, profile: ModelProfile) -> None: ...
 
     def unfinished_attempts(self, name: str) -> int:
-        """How often in a row `name` was being loaded when the process ended."""
+        """Return how often in a row the process ended while it loaded `name`."""
         ...
 
     def begin_attempt(self, name: str) -> None:
@@ -50,20 +46,20 @@ class Profiles(Protocol):
         ...
 
     def end_attempt(self, name: str) -> None:
-        """Note that its loading came to an end, so that no attempt counts any more."""
+        """Note that its loading has finished or failed, so that no attempt counts any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelBudget:
-    """What all models together may take, in bytes; None: whatever there is."""
+    """What all models together may take, in bytes; None: no limit."""
 
     host_bytes: int | None = None
     device_bytes: int | None = None
-    own_bytes: int = 0  # of the host, that the process may take beside its models
+    own_bytes: int = 0  # of the host, for the process itself
 
     def takes(self, cost: MemoryCost, held: Iterable[MemoryCost] = ()) -> bool:
-        """Whether a model that costs `cost` may be loaded, and then run, beside those that are held."""
+        """Whether a model of that cost may be loaded, and then run, beside those in `held`."""
         beside = tuple(held)
         host = cost.peak_host_bytes + sum(other.host_bytes for other in beside)
         device = cost.device_bytes + sum(other.device_bytes for other in beside)
@@ -71,10 +67,15 @@ class ModelBudget:
         return fits_host and (self.device_bytes is None or device <= self.device_bytes)
 
     def more_than_left(self, held: Sequence[MemoryCost]) -> MemoryCost:
-        """Return the least that does not fit beside what is held: what a model costs that just did not."""
+        """Return the least cost that does not fit beside `held`: the cost of a model that just did not."""
         host = _one_more_than_left(self.host_bytes, sum(other.host_bytes for other in held))
         device = _one_more_than_left(self.device_bytes, sum(other.device_bytes for other in held))
         return MemoryCost(0, device, loading_bytes=host)
+
+    def describe(self) -> str:
+        """Return the limits in words; empty if there is none."""
+        limits = ((self.host_bytes, "of host memory"), (self.device_bytes, "on a device"))
+        return " and ".join(f"{limit // MIB} MiB {what}" for limit, what in limits if limit is not None)
 
 
 def _one_more_than_left(budget: int | None, held: int) -> int:
@@ -92,9 +93,9 @@ class _Held:
 
 
 class ModelPool:
-    """Loads models when they are asked for, and unloads those longest unused when another needs their room.
+    """Loads models on demand, and unloads those longest unused when another needs their room.
 
-    A model that somebody uses stays. Safe to use from many threads; models load one at a time.
+    A model in use stays. Safe to use from many threads; models load one at a time.
     """
 
     def __init__(
@@ -105,60 +106,72 @@ class ModelPool:
         profiles: Profiles,
         budget: ModelBudget = NO_BUDGET,
         most_attempts: int | None = None,
-        ask_device: Ask = sticking_fault,
+        find_fault: FaultFinder = sticking_fault,
     ) -> None:
         """`load` takes a model's name and loads it onto `device`; InvalidOption for an unknown name.
 
-        A model at whose loading this process's forerunners ended `most_attempts` times in a row is refused.
+        A model is refused after `most_attempts` processes in a row have died while they loaded it.
         """
         self._device = device
         self._load = load
         self._profiles = profiles
         self._budget = budget
         self._most_attempts = most_attempts
-        self._ask_device = ask_device
+        self._find_fault = find_fault
         self._torch_threads = torch.get_num_threads()  # each thread has its own number
         self._gate = CallGate()
         self._own_at_start = memory_use().own
-        self._is_fresh = True  # no model has come and gone, nor found too little memory to come
+        self._is_fresh = True  # no model was unloaded yet, or found too little memory
         self._loading = threading.Lock()  # held while a model loads: seconds
         self._loading_since: float | None = None
         self._changed = threading.Lock()  # guards what follows; never held for long
         self._held: dict[str, _Held] = {}  # longest unused first
         self._costs: dict[str, MemoryCost] = {}  # of every model that was ever loaded
         self._facts: dict[str, ModelFacts] = {}
-        self._past = DeviceStats()  # of models that are gone
+        self._past = DeviceStats()  # of unloaded models
 
-    # ---- asked by jobs
+    # ---- for jobs
 
     @contextmanager
     def use(self, name: str) -> Iterator[DeviceThread]:
         """Yield model `name`, loading it first if need be: seconds. It stays loaded during the block.
 
-        Raises NoRoomForModel while models in use hold its room; WornOut if what models that are gone should
-        have left cannot be had, also for a lack of memory in the block; ModelFault if it cannot be loaded, or
-        takes more than the budget by itself; InvalidOption for an unknown name.
+        Raises NoRoomForModel while models in use hold its room; WornOut if the memory that unloaded models
+        should have left cannot be had, also for a lack of memory in the block; ModelFault if it cannot be
+        loaded, or takes more than the whole budget; InvalidOption for an unknown name.
         """
-        held = self._take(name) or self._load_and_take(name)
+        held = self._take(name)
+        if held is None:
+            with self._loading:
+                held = self._take(name)  # another thread may have loaded it meanwhile
+                if held is None:
+                    self._loading_since = time.monotonic()
+                    try:
+                        held = self._load_and_hold(name)
+                    finally:
+                        self._loading_since = None
         try:
             yield held.model
         except Exception as error:
-            if _is_lack_of_memory(error) and not self._has_only(held):
-                raise WornOut(str(error)) from error
+            if _is_lack_of_memory(error):
+                with self._changed:
+                    is_only_one_ever = self._is_fresh and [*self._held.values()] == [held]
+                if not is_only_one_ever:
+                    raise WornOut(str(error)) from error
             raise
         finally:
             with self._changed:
                 held.user_count -= 1
 
     def in_use(self, name: str) -> DeviceThread:
-        """Return a model that the caller, or whom it works for, uses. KeyError if nobody does."""
+        """Return a model that the caller, or the caller's caller, uses. KeyError if it is not loaded."""
         with self._changed:
             return self._held[name].model
 
-    # ---- asked by the host
+    # ---- for the host
 
     def crowded_models(self) -> frozenset[str]:
-        """The models for which `use` would find no room now, as far as their costs are known."""
+        """Return the models for which `use` would find no room now, as far as their costs are known."""
         with self._changed:
             in_use = [held.cost for held in self._held.values() if held.user_count]
             return frozenset(
@@ -170,7 +183,7 @@ class ModelPool:
             )
 
     def facts_of(self, name: str) -> ModelFacts:
-        """What is known of a model that was loaded once. KeyError if it never was."""
+        """Return the facts of a model that was loaded before. KeyError if it never was."""
         with self._changed:
             return self._facts[name]
 
@@ -179,22 +192,22 @@ class ModelPool:
             return frozenset(self._held)
 
     def devices(self) -> list[DeviceThread]:
-        """Those of all models that are loaded."""
+        """Return the device threads of all loaded models."""
         with self._changed:
             return [held.model for held in self._held.values()]
 
     def totals(self) -> DeviceStats:
-        """What all models have done since the start, those that are gone too."""
+        """Return what all models have done since the start, unloaded ones included."""
         with self._changed:
             return add_stats([self._past, *(held.model.stats for held in self._held.values())])
 
     def loading_seconds(self) -> float:
-        """How long a model has been loading; 0 while none is."""
+        """Return how long the current loading has taken; 0 while there is none."""
         since = self._loading_since
         return 0.0 if since is None else time.monotonic() - since
 
     def close(self) -> None:
-        """End every device's thread after the batch that it is at."""
+        """End every device's thread after its current batch."""
         with self._changed:
             models, self._held = [held.model for held in self._held.values()], {}
         for model in models:
@@ -216,37 +229,13 @@ class ModelPool:
                 held.user_count += 1
             return held
 
-    def _load_and_take(self, name: str) -> _Held:
-        with self._loading:
-            held = self._take(name)  # somebody else may have loaded it meanwhile
-            if held is not None:
-                return held
-            self._loading_since = time.monotonic()
-            try:
-                return self._hold(name)
-            finally:
-                self._loading_since = None
-
-    def _has_only(self, held: _Held) -> bool:
-        """Whether a model has all the memory that any could have: no other is there, or was."""
-        with self._changed:
-            return self._is_fresh and [*self._held.values()] == [held]
-
-    def _free_memory(self) -> None:
-        """Give a model at work what memory it can have: while none loads, and without those nobody uses."""
-        with self._loading:
-            with self._changed:
-                unused = [name for name, held in self._held.items() if not held.user_count]
-                unloaded = [self._held.pop(name).model for name in unused]
-            self._unload(unloaded)
-
-    def _hold(self, name: str) -> _Held:
+    def _load_and_hold(self, name: str) -> _Held:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
             self._check_wear(name, known)
         was_fresh = self._is_fresh
-        model, cost = self._load_or_lack(name) or self._load_alone(name, was_fresh=was_fresh)
+        model, cost = self._try_to_load(name) or self._load_without_unused(name, was_fresh=was_fresh)
         try:
             self._make_room(name, cost)
         except BaseException:
@@ -259,48 +248,52 @@ class ModelPool:
             self._held[name] = held
         return held
 
-    def _load_or_lack(self, name: str) -> tuple[DeviceThread, MemoryCost] | None:
-        """Return the loaded model, or None if it finds no memory; of what it then held, nothing is kept."""
-        with suppress(_LacksMemory):
-            return self._load_watched(name)
-        self._is_fresh = False
-        drop_unused()
-        return None
+    def _load_without_unused(self, name: str, *, was_fresh: bool) -> tuple[DeviceThread, MemoryCost]:
+        """Load a model that found no memory beside the others, after unloading the unused ones.
 
-    def _load_alone(self, name: str, *, was_fresh: bool) -> tuple[DeviceThread, MemoryCost]:
-        """Load a model that found no memory beside the others, now without those that nobody uses.
-
-        `was_fresh`: before it was first tried, so that only other models' memory could be missing.
+        `was_fresh`: before it was first tried, so that only memory of other models could be missing.
         """
         with self._changed:
-            unused = [other for other, held in self._held.items() if not held.user_count]
-            unloaded = [self._held.pop(other).model for other in unused]
+            unloaded = self._pop_unused()
             in_use = [held.cost for held in self._held.values()]
         was_alone = not unloaded
         if unloaded:
             self._unload(unloaded)
-            found = self._load_or_lack(name)
+            found = self._try_to_load(name)
             if found is not None:
                 return found
         if not in_use:
-            told = self._lack(name)
-            raise ModelFault(told) if was_fresh and was_alone else WornOut(told)
+            fault = self._lack(name)
+            raise ModelFault(fault) if was_fresh and was_alone else WornOut(fault)
         with self._changed:
             self._costs[name] = self._budget.more_than_left(in_use)
         raise NoRoomForModel(name)
 
+    def _free_memory(self) -> None:
+        """Give a running model all memory it can have: while none loads, and without the unused ones."""
+        with self._loading:
+            with self._changed:
+                unloaded = self._pop_unused()
+            self._unload(unloaded)
+
+    def _pop_unused(self) -> list[DeviceThread]:
+        """Take the models that are not in use out of `_held`; the caller holds `_changed`."""
+        unused = [name for name, held in self._held.items() if not held.user_count]
+        return [self._held.pop(name).model for name in unused]
+
     def _lack(self, name: str) -> str:
-        """What is told of a model that does not fit."""
-        allowed = _told_budget(self._budget)
+        """Return the message for a model that does not fit."""
+        allowed = self._budget.describe()
         limit = f": all models together may take {allowed}" if allowed else ""
         return f"There is not enough memory to load model {name!r}{limit}."
 
     def _make_room(self, name: str, cost: MemoryCost) -> None:
         """Unload unused models, longest unused first, until `cost` fits into the budget too."""
         if not self._budget.takes(cost):
+            on_device = f" and {cost.device_bytes // MIB} MiB on its device" if cost.device_bytes else ""
             raise ModelFault(
-                f"Model {name!r} takes {_told(cost)}; all models together may take "
-                f"{_told_budget(self._budget)}."
+                f"Model {name!r} takes {cost.peak_host_bytes // MIB} MiB of host memory{on_device}; all "
+                f"models together may take {self._budget.describe()}."
             )
         unloaded = []
         with self._changed:
@@ -315,7 +308,7 @@ class ModelPool:
             raise NoRoomForModel(name)
 
     def _check_wear(self, name: str, cost: MemoryCost) -> None:
-        """Raise WornOut if the account has room for `cost`, and the process has not, and nobody uses it."""
+        """Raise WornOut if the budget has room for `cost`, this process has not, and no model is in use."""
         if self._budget.host_bytes is None or self._is_fresh:
             return
         with self._changed:
@@ -323,7 +316,7 @@ class ModelPool:
         taken = memory_use().own - self._own_at_start
         allowed = self._budget.host_bytes + self._budget.own_bytes
         if not is_used and taken + cost.peak_host_bytes > allowed:
-            _log.warning("memory of models that are gone has not come back", bytes=taken, model=name)
+            _log.warning("memory of unloaded models has not come back", bytes=taken, model=name)
             raise WornOut(self._lack(name))
 
     def _unload(self, models: list[DeviceThread]) -> None:
@@ -336,7 +329,8 @@ class ModelPool:
         models.clear()
         drop_unused()
 
-    def _load_watched(self, name: str) -> tuple[DeviceThread, MemoryCost]:
+    def _try_to_load(self, name: str) -> tuple[DeviceThread, MemoryCost] | None:
+        """Return the loaded model, or None if it finds no memory; then nothing is kept of it."""
         torch.set_num_threads(self._torch_threads)
         unfinished = self._profiles.unfinished_attempts(name)
         if self._most_attempts is not None and unfinished >= self._most_attempts:
@@ -346,18 +340,24 @@ class ModelPool:
             loaded = self._load_and_measure(name)
         except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
             fault = self._fault_of(name, error)
-            if not isinstance(fault, DeviceLost):  # of which the process ends: that counts
+            if not isinstance(fault, DeviceLost):  # which ends the process: that attempt counts
                 self._profiles.end_attempt(name)
-            raise fault from error
-        self._profiles.end_attempt(name)
-        return loaded
+            if fault is not None:
+                raise fault from error
+        else:
+            self._profiles.end_attempt(name)
+            return loaded
+        # Only now: the error would hold what the model had allocated.
+        self._is_fresh = False
+        drop_unused()
+        return None
 
-    def _fault_of(self, name: str, error: BaseException) -> Exception:
-        """What whoever asked for model `name` is told of an error at its loading; the log tells more."""
+    def _fault_of(self, name: str, error: BaseException) -> Exception | None:
+        """Return the error for the caller, None for a lack of memory; the log gets the details."""
         if _is_lack_of_memory(error):
             _log.warning("model found no memory to load", exc_info=error, model=name)
-            return _LacksMemory(name)
-        lost = why_lost(error, [self._device], self._ask_device)
+            return None
+        lost = why_lost(error, [self._device], self._find_fault)
         if lost is not None:
             return DeviceLost(str(lost))
         if isinstance(error, FrameboxError):
@@ -372,36 +372,26 @@ class ModelPool:
         kind = detector.device.partition(":")[0]
         profile = self._profiles.read(detector.fingerprint, kind)
         if profile is None:
-            with self._gate.alone():  # what other models take meanwhile would be counted as this one's
+            with self._gate.alone():  # what other models take meanwhile would count as this one's
                 measured = measure(detector, meter)
-            # Of hosts that measure at a time, all go by the first: boxes may depend on the size of a batch.
+            # Hosts that measure at the same time all use the first result: the batch size may change boxes.
             profile = self._profiles.read(detector.fingerprint, kind) or measured
             self._profiles.write(detector.fingerprint, kind, profile)
         model = DeviceThread(
-            SizedDetector(detector, profile["batch_size"]), gate=self._gate, free_memory=self._free_memory
+            detector, batch_size=profile["batch_size"], gate=self._gate, free_memory=self._free_memory
         )
         cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:
             self._costs[name] = cost
-            self._facts[name] = describe_detector(model.detector, profile, model.runtime)
+            self._facts[name] = describe_detector(detector, profile, model.runtime)
         model.start()
         return model, cost
 
 
 def _is_lack_of_memory(error: BaseException | None) -> bool:
-    """Whether that is what an error comes of: formats say of all that goes wrong that a file is broken."""
+    """Whether a lack of memory caused `error`: formats report any failure as a broken file."""
     while error is not None:
         if is_out_of_memory(error):
             return True
         error = error.__cause__
     return False
-
-
-def _told(cost: MemoryCost) -> str:
-    on_device = f" and {cost.device_bytes // MIB} MiB on its device" if cost.device_bytes else ""
-    return f"{cost.peak_host_bytes // MIB} MiB of host memory{on_device}"
-
-
-def _told_budget(budget: ModelBudget) -> str:
-    limits = ((budget.host_bytes, "of host memory"), (budget.device_bytes, "on a device"))
-    return " and ".join(f"{limit // MIB} MiB {what}" for limit, what in limits if limit is not None)

@@ -1,4 +1,4 @@
-"""A detector made of somebody's network: frames are fitted to it, and its output read as declared."""
+"""A detector made of a network: frames are fitted to its input, and its output is read as declared."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from torch import Tensor
 
 from app.detection.detector import Detections
 from app.detection.golden import golden_picture
-from app.detection.layouts import Candidates, Columns, Layout, Reading, fitting_layouts, read_columns, select
-from app.detection.network_input import NetworkInput, PixelRules, hand_over
-from app.detection.outputs import describe_output, first_tensor
-from app.detection.precision import AutocastNetwork, Precision
+from app.detection.network_input import NetworkInput, PixelRules, to_network_input
+from app.detection.network_output import (
+    Candidates,
+    Columns,
+    Layout,
+    Reading,
+    describe_output,
+    first_tensor,
+    fitting_layouts,
+    read_columns,
+    select,
+)
+from app.detection.precision import Precision
 from app.detection.resize import Fitting
 from app.detection.side_by_side import SideBySide
 from app.errors import ModelFault
@@ -47,13 +56,38 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AutocastNetwork:
+    """A torch network in 16 bits: the convolutions and matrix products that torch considers fit for it.
+
+    Its weights, its input and the reading of its output stay as they are. Fulfils Network.
+    """
+
+    network: Network
+    device: torch.device
+    precision: Precision
+
+    @property
+    def takes(self) -> NetworkInput:
+        return self.network.takes
+
+    @property
+    def is_stateless(self) -> bool:
+        return self.network.is_stateless
+
+    def run(self, pictures: Tensor) -> object:
+        # Without the cache, weights are halved layer by layer, not all at once: that saves their memory.
+        with torch.autocast(self.device.type, self.precision.dtype, cache_enabled=False):
+            return self.network.run(pictures)
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkRules:
     """What goes into a network and what comes out of it means: all that a declaration says but its labels."""
 
     fitting: Fitting
     pixels: PixelRules
     reading: Reading
-    batch: int | None  # the only one that the network takes
+    batch: int | None  # the only batch size that the network takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +98,14 @@ class LoadedNetwork:
     rules: NetworkRules
     class_names: Sequence[str]
     min_score: float  # where a request names none
-    precision: Precision | None  # what is declared
+    precision: Precision | None  # the declared one
 
 
 class NetworkDetector:
     """A network, and the rules for what its numbers mean. Fulfils Detector."""
 
     takes_device_frames = True
-    reference: NetworkDetector | None = None  # the same network in float32, where this one has fewer bits
+    reference: NetworkDetector | None = None  # the same network in float32, if this one computes in 16 bits
 
     def __init__(
         self,
@@ -90,7 +124,9 @@ class NetworkDetector:
         self.device = device
         self.class_names = class_names
         self.default_min_score = default_min_score
-        self.precision = _precision(network.takes)
+        dtype = network.takes.dtype
+        # A network that takes bytes does not say what it computes in, and is taken for float32.
+        self.precision = "float32" if dtype is torch.uint8 else str(dtype).removeprefix("torch.")
         self._network = network
         self._rules = rules
         self._threads: SideBySide | None = None
@@ -98,7 +134,7 @@ class NetworkDetector:
         self.batch_size = self.call_size
 
     def use_threads(self) -> None:
-        """Divide batches among threads on a CPU, if the network bears it. Called once it has run."""
+        """Divide batches among threads on a CPU, if the network allows it. Called once it has run."""
         if self.device != "cpu" or not self._network.is_stateless:
             return
         self._threads = SideBySide(f"model {self.name}")
@@ -112,7 +148,7 @@ class NetworkDetector:
         return self._rules.reading.layout
 
     def lowered(self, precision: Precision) -> Self:
-        """Return the same network as another model, which computes in 16 bits. It has to be one of torch."""
+        """Return the same network as another model, which computes in 16 bits. Only for a torch network."""
         other = copy.copy(self)
         other.reference = self
         other.precision = precision.value
@@ -126,35 +162,53 @@ class NetworkDetector:
     def detect(self, frames: Tensor) -> list[Detections]:
         if self._threads is None:
             return self.detect_together(frames)
-        least = 1 if self._rules.batch is None else self._rules.batch  # what is missing would be computed too
+        least = 1 if self._rules.batch is None else self._rules.batch  # smaller parts would be padded
         count = min(self._threads.count, -(-len(frames) // least))
         parts = frames.tensor_split(count)
         return [found for part in self._threads.run(self.detect_together, parts) for found in part]
 
     def detect_together(self, frames: Tensor) -> list[Detections]:
-        """Return what `detect` does, in one call of the network, by this thread. n is what that takes."""
+        """Detect in one call of the network, in this thread. At most `call_size` frames."""
         n, height, width, _ = frames.shape
         columns = self.columns(self.output(frames), n)
         placement = self._rules.fitting.place(width, height)
         found = select(columns, self._rules.reading, (placement.input_width, placement.input_height))
         self._check_boxes(found)
         boxes = self._rules.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
-        return _split(Candidates(boxes, found.scores, found.class_ids, found.valid))
+        has_area = (boxes[..., :2] < boxes[..., 2:]).all(dim=-1)
+        kept = (found.valid & has_area).cpu()
+        boxes, scores, class_ids = boxes.cpu(), found.scores.cpu(), found.class_ids.cpu()
+        return [
+            Detections(boxes[i][kept[i]], scores[i][kept[i]].clamp(0, 1), class_ids[i][kept[i]])
+            for i in range(n)
+        ]
 
     def output(self, frames: Tensor) -> object:
-        """Return what the network itself puts out for `frames`, unread and unchecked."""
+        """Return what the network itself returns for `frames`, unread and unchecked."""
         pictures = self._rules.fitting.fill(frames, self.device)
         missing = (self._rules.batch or 0) - len(pictures)
         if missing > 0:
             pictures = torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)])
-        output = self._network.run(hand_over(pictures, self._network.takes, self._rules.pixels))
-        return _without_filling(output, len(frames)) if missing > 0 else output
+        output = self._network.run(to_network_input(pictures, self._network.takes, self._rules.pixels))
+        return _first_pictures(output, len(frames)) if missing > 0 else output
 
     def columns(self, output: object, frame_count: int) -> Columns:
         """Return what `output` holds. Raises ModelFault if it is not as declared, or not finite."""
         columns = read_columns(output, self._rules.reading, frame_count)
         if columns is None:
-            raise ModelFault(self._mismatch(output, frame_count))
+            class_count = len(self.class_names)
+            fitting = [layout.value for layout in fitting_layouts(output, class_count, frame_count)]
+            advice = "Write the right layout and labels in framebox.toml"
+            first = first_tensor(output)
+            if fitting:
+                advice += f"; by its shape it could be {' or '.join(map(repr, fitting))}"
+            elif frame_count > 1 and first is not None and first.shape[:1] == (1,):
+                advice = "If it takes one picture at a time, write batch = 1 in framebox.toml"
+            raise ModelFault(
+                f"Model {self.name!r} gives {describe_output(output)} for {frame_count} frames, but layout "
+                f"{self.layout.value!r} with {class_count} labels is {self.layout.describe(class_count)}. "
+                f"{advice}."
+            )
         # One pass over each: NaN and infinity both survive a sum.
         if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
@@ -162,26 +216,11 @@ class NetworkDetector:
 
     @property
     def advice(self) -> str:
-        """What to do about a fault that may come of few bits; nothing in float32."""
+        """What to do about a fault that 16 bits may cause; empty in float32."""
         if self.reference is None:
             return ""
         wider = 'precision = "bfloat16" or ' if self.precision == Precision.FLOAT16 else ""
         return f' It computes in {self.precision}: write {wider}precision = "float32" in framebox.toml.'
-
-    def _mismatch(self, output: object, frame_count: int) -> str:
-        class_count = len(self.class_names)
-        fitting = [layout.value for layout in fitting_layouts(output, class_count, frame_count)]
-        advice = "Write the right layout and labels in framebox.toml"
-        first = first_tensor(output)
-        if fitting:
-            advice += f"; by its shape it could be {' or '.join(map(repr, fitting))}"
-        elif frame_count > 1 and first is not None and first.shape[:1] == (1,):
-            advice = "If it takes one picture at a time, write batch = 1 in framebox.toml"
-        return (
-            f"Model {self.name!r} gives {describe_output(output)} for {frame_count} frames, but layout "
-            f"{self.layout.value!r} with {class_count} labels is {self.layout.describe(class_count)}. "
-            f"{advice}."
-        )
 
     def _check_boxes(self, found: Candidates) -> None:
         is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1)
@@ -199,44 +238,38 @@ class NetworkDetector:
             )
 
 
-def _precision(takes: NetworkInput) -> str:
-    """Return what the network computes in; one that takes bytes does not tell, and is taken for float32."""
-    return "float32" if takes.dtype is torch.uint8 else str(takes.dtype).removeprefix("torch.")
-
-
-def _without_filling(output: object, count: int) -> object:
-    """Return `output` without what belongs to the pictures that only fill a batch up."""
+def _first_pictures(output: object, count: int) -> object:
+    """Return `output` for its first `count` pictures only: the others pad the batch."""
     if isinstance(output, Tensor):
         return output[:count]
     if isinstance(output, Mapping):
-        return {name: _without_filling(value, count) for name, value in output.items()}
+        return {name: _first_pictures(value, count) for name, value in output.items()}
     if isinstance(output, list) and output and all(isinstance(value, Mapping) for value in output):
         return output[:count]  # one a frame
     if isinstance(output, list | tuple):
-        return type(output)(_without_filling(value, count) for value in output)
+        return type(output)(_first_pictures(value, count) for value in output)
     return output
 
 
-def _split(found: Candidates) -> list[Detections]:
-    """Return each frame's boxes, on the CPU, those without area left out."""
-    has_area = (found.boxes_xyxy[..., :2] < found.boxes_xyxy[..., 2:]).all(dim=-1)
-    kept = (found.valid & has_area).cpu()
-    boxes, scores, class_ids = found.boxes_xyxy.cpu(), found.scores.cpu(), found.class_ids.cpu()
-    return [
-        Detections(boxes[i][kept[i]], scores[i][kept[i]].clamp(0, 1), class_ids[i][kept[i]])
-        for i in range(len(kept))
-    ]
+# ---- checks at load
 
 
 def check_at_load(detector: NetworkDetector) -> None:
-    """Run a picture through the network, twice and in batches of 1 and 2, and compare what comes out.
+    """Run a picture through the network, twice and in batches of 1 and 2, and compare the results.
 
     Raises ModelFault for a model that fails, whose output is not as declared, or not the same each time.
     """
     picture = golden_picture(*detector.frame_size(1280, 720))
     pair = torch.stack([picture] * min(2, detector.call_size))
     with torch.inference_mode():
-        _check_it_runs(detector, picture, pair)
+        fault = _failure(detector, pair)
+        if fault is not None:
+            advice = "Write the input that it was made for in framebox.toml"
+            if len(pair) > 1 and _failure(detector, picture[None]) is None:
+                advice = "It takes one picture at a time: write batch = 1 in framebox.toml"
+            raise ModelFault(
+                f"Model {detector.name!r} fails on a batch of {len(pair)}: {reason(fault)}. {advice}."
+            ) from fault
         alone, again, together = (
             _comparable(detector, frames) for frames in (picture[None], picture[None], pair)
         )
@@ -253,10 +286,10 @@ def check_at_load(detector: NetworkDetector) -> None:
 
 
 def check_lowered(detector: NetworkDetector) -> None:
-    """Run a picture through a network that is sound in float32, and computes in fewer bits now.
+    """Run a picture, in 16 bits, through a network that passed `check_at_load` in float32.
 
-    Raises ModelFault, and says what to write, if it fails in them, or gives other numbers each time. That in
-    batches it gives slightly other ones than alone lies in the few bits.
+    Raises ModelFault, with advice, if it fails, or gives other numbers each time. Slightly other numbers in
+    a batch are accepted: the few bits explain them.
     """
     picture = golden_picture(*detector.frame_size(1280, 720))[None]
     with torch.inference_mode():
@@ -270,22 +303,8 @@ def check_lowered(detector: NetworkDetector) -> None:
         )
 
 
-def _check_it_runs(detector: NetworkDetector, picture: Tensor, pair: Tensor) -> None:
-    """Raises ModelFault if it fails, or if what it gives is not as declared."""
-    fault = _failure(detector, pair)
-    if fault is None:
-        return
-    if len(pair) > 1 and _failure(detector, picture[None]) is None:
-        advice = "It takes one picture at a time: write batch = 1 in framebox.toml"
-    else:
-        advice = "Write the input that it was made for in framebox.toml"
-    raise ModelFault(
-        f"Model {detector.name!r} fails on a batch of {len(pair)}: {reason(fault)}. {advice}."
-    ) from fault
-
-
 def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
-    """Return what the network raises; what it gives and should not is raised here."""
+    """Return what the network raises. Raises ModelFault for wrong output, and lack of memory as it is."""
     try:
         detector.detect_together(frames)
     except (ModelFault, torch.OutOfMemoryError, MemoryError):
@@ -296,14 +315,14 @@ def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
 
 
 def reason(error: Exception) -> str:
-    """Return the class of an error that a model's runtime raised, and the last line of what it says."""
+    """Return the class of an error that a model's runtime raised, and the last line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[-1][:200].rstrip(".") if lines else ""
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+    last = lines[-1][:200].rstrip(".") if lines else ""
+    return f"{type(error).__name__}: {last}" if last else type(error).__name__
 
 
 def _comparable(detector: NetworkDetector, frames: Tensor) -> Tensor:
-    """Return what has to be equal: all of a dense output, of sorted boxes the scores: equals may swap."""
+    """Return a dense output whole; of sorted boxes only the scores, because equal ones may swap."""
     output = detector.output(frames)
     columns = detector.columns(output, len(frames))
     dense = first_tensor(output)

@@ -1,4 +1,4 @@
-"""The built-in detector ``none``: it finds nothing, in no time. For measuring everything else."""
+"""The built-in detector ``none``: it finds nothing and takes no time, for measuring everything else."""
 
 from __future__ import annotations
 

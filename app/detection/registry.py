@@ -1,11 +1,18 @@
-"""Which detectors there are, by name: the built-in ones, and what lies in the administrator's folder.
+"""Find and load detectors by name: the built-in ones, and the models in the administrator's folder.
+
+Nothing outside that folder is ever loaded. A model there is a file, ``<name>.pt2``, ``.onnx``,
+``.torchscript``, ``.pt`` or ``.pth``, which may have a ``<name>.toml`` beside it that says what its output
+means (see ``model_formats/declaration.py``); or a folder ``<name>`` with one such file, the files of Hugging
+Face, or Python code, and perhaps a ``framebox.toml``.
 
 The next built-in detector is a file of its own and one line in BUILT_IN; the next model format is a file of
-its own and one line in ``models_folder.FORMATS``.
+its own in ``model_formats/`` and one line in FORMATS.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,26 +20,88 @@ from types import MappingProxyType
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
-from app.detection.model_content import ModelFiles
 from app.detection.model_facts import ModelFacts, PrecisionEffect
-from app.detection.models_folder import find_models, load_model
+from app.detection.model_files import DECLARATION_FILE, ModelContent, ModelFiles, check_allowed, hash_model
+from app.detection.model_formats.declaration import read_declaration
+from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
+from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
+from app.detection.model_formats.onnx import OnnxNetwork, load_onnx
+from app.detection.model_formats.pt2 import load_pt2
+from app.detection.model_formats.torchscript import TorchScriptNetwork, load_torchscript
+from app.detection.model_formats.torchvision_models import load_torchvision
+from app.detection.network import (
+    LoadedNetwork,
+    Network,
+    NetworkDetector,
+    NetworkRules,
+    check_at_load,
+    check_lowered,
+)
 from app.detection.none import NoneDetector
-from app.detection.precision import Precision
-from app.errors import InvalidOption
+from app.detection.precision import Precision, choose_precision
+from app.errors import InvalidOption, ModelFault
 
-DetectorFactory = Callable[[str], Detector]  # takes the torch device
+REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
+BATCH_SIZE_CPU = 8
+BATCH_SIZE_CUDA = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+WEIGHTS_SUFFIX = ".pth"
 
-BUILT_IN: Mapping[str, DetectorFactory] = MappingProxyType(
+_log = logging.getLogger(__name__)
+
+BUILT_IN: Mapping[str, Callable[[str], Detector]] = MappingProxyType(  # each takes the torch device
     {
         "hog-people": HogPeopleDetector,
         "none": NoneDetector,
     }
 )
 
+Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
+
+# Formats of one file, which holds the whole network.
+FORMATS: Mapping[str, Loader] = MappingProxyType(
+    {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
+)
+SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
+
+# Networks whose files fix their precision. TorchScript has an autocast of its own, which its first call
+# settles for good.
+FIXED_NETWORKS = (OnnxNetwork, TorchScriptNetwork)
+
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
-    """Every name that `load_detector` takes, sorted. A model in the folder hides a built-in of its name."""
-    return sorted({*BUILT_IN, *_models(models_folder)})
+    """Return every name that `load_detector` takes, sorted. A model in the folder hides a built-in's name."""
+    return sorted({*BUILT_IN, *find_models(models_folder)})
+
+
+def find_models(folder: Path | None) -> dict[str, ModelFiles]:
+    """Return the models of `folder` by name, without opening any; none if there is no folder.
+
+    Raises ModelFault if two have the same name. Whatever is not a model is ignored: other files, names that
+    are not plain, and links that lead out of the folder.
+    """
+    if folder is None:
+        return {}
+    root = folder.resolve()
+    found: dict[str, ModelFiles] = {}
+    for path in sorted(root.iterdir()):
+        if not _is_model(path) or not path.resolve().is_relative_to(root):
+            continue
+        name = path.name if path.is_dir() else path.stem
+        if not NAME.fullmatch(name):
+            continue
+        if name in found:
+            raise ModelFault(f"Two models are called {name!r}; rename one.")
+        found[name] = ModelFiles(root, path)
+    return found
+
+
+def _is_model(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix in SUFFIXES and path.is_file()
+    if any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
+        return True
+    return len([file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]) == 1
 
 
 def load_detector(
@@ -43,16 +112,20 @@ def load_detector(
     allowed_hashes: Path | None = None,
     precision: Precision = Precision.FLOAT32,
 ) -> Detector:
-    """Load the detector `name` onto the torch device `device`. Takes seconds: once a process and device.
+    """Load the detector `name` onto a torch device; a model of the folder is checked too. Takes seconds.
 
-    `precision`: of networks on CUDA that do not say it themselves.
+    A network on CUDA computes in `precision` unless its file or its declaration says otherwise. With
+    `allowed_hashes`, a file that ``sha256sum`` wrote, only model files that are listed there are loaded.
 
-    Raises InvalidOption, listing what there is, for an unknown name, and ModelFault for a model file that is
-    broken, does not say what its output means, or is not in the list `allowed_hashes`.
+    Raises InvalidOption, listing the known names, for an unknown one, and ModelFault, with advice, for a
+    model that is broken, does not say what its output means, or is not listed.
     """
-    models = _models(models_folder)
+    models = find_models(models_folder)
     if name in models:
-        return load_model(name, models[name], device, allowed_hashes=allowed_hashes, precision=precision)
+        content = hash_model(name, models[name])
+        if allowed_hashes is not None:
+            check_allowed(content, allowed_hashes)
+        return _load_model(content, device, precision)
     if name in BUILT_IN:
         return BUILT_IN[name](device)
     names = detector_names(models_folder)
@@ -62,31 +135,85 @@ def load_detector(
     )
 
 
-def _models(folder: Path | None) -> dict[str, ModelFiles]:
-    return {} if folder is None else find_models(folder)
+def _load_model(content: ModelContent, device: str, setting: Precision) -> Detector:
+    declared = content.declared()
+    if ENTRY_POINT in declared:
+        return load_entry_point(content, declared, device, revision=REVISION)
+    loaded = _load_network(content, declared, device)
+    detector = NetworkDetector(
+        loaded.network,
+        loaded.rules,
+        name=content.name,
+        fingerprint=content.fingerprint(REVISION),
+        class_names=loaded.class_names,
+        default_min_score=loaded.min_score,
+        device=device,
+        batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
+    )
+    check_at_load(detector)
+    detector.use_threads()
+    wanted = choose_precision(device, declared=loaded.precision, setting=setting)
+    if wanted == detector.precision:
+        return detector
+    if not isinstance(loaded.network, FIXED_NETWORKS) and detector.precision == Precision.FLOAT32:
+        lowered = detector.lowered(wanted)
+        check_lowered(lowered)
+        return lowered
+    if loaded.precision is not None:
+        raise ModelFault(
+            f"Model {content.name!r} computes in {detector.precision}, as its file has it, but "
+            f"precision = {wanted.value!r} is declared. Leave that out of framebox.toml, or export the "
+            "network anew: as .pt2 it takes any."
+        )
+    _log.warning(
+        "model keeps its file's precision",
+        extra={"model": content.name, "precision": detector.precision, "setting": wanted.value},
+    )
+    return detector
+
+
+def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
+    if content.files.is_folder and CONFIG_FILE in content.digests:
+        return load_huggingface(content, declared, device)
+    files = [content.files.path.name]
+    if content.files.is_folder:
+        files = [file for suffix in SUFFIXES for file in content.named(suffix)]
+    if len(files) != 1:
+        raise ModelFault(
+            f"The folder of model {content.name!r} holds {len(files)} files of {', '.join(SUFFIXES)}, where "
+            f'one is wanted, no {CONFIG_FILE}, and in {DECLARATION_FILE} no entry_point = "module:Class".'
+        )
+    (file,) = files
+    if file.endswith(WEIGHTS_SUFFIX):
+        return load_torchvision(content, file, declared, device)
+    network, metadata = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+    declaration = read_declaration(content.name, metadata, declared, network.takes)
+    rules = NetworkRules(
+        fitting=declaration.input_size,
+        pixels=declaration.pixels,
+        reading=declaration.reading,
+        batch=network.takes.batch or declaration.batch,
+    )
+    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:
-    """Return what is known of a loaded `detector` that was measured so. `runtime`: see `describe_runtime`."""
+    """Return the facts of a loaded detector with that profile. `runtime`: see `describe_runtime`."""
     effect = profile.get("precision_effect")
+    # No frame exceeds the width of a very long one and the height of a very tall one.
+    (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
     return ModelFacts(
         name=detector.name,
         sha256=detector.fingerprint,
         labels=tuple(detector.class_names),
-        input_size=_input_size(detector),
+        input_size=(width, height),
         default_min_score=detector.default_min_score,
         device=detector.device.partition(":")[0],
         precision=detector.precision,
         precision_effect=None if effect is None else PrecisionEffect.model_validate(effect),
-        batch_size=detector.batch_size,
+        batch_size=profile["batch_size"],
         frames_per_second=profile["frames_per_second"],
         memory_bytes=max(profile["host_bytes"], profile["loading_bytes"]),
         device_memory_bytes=profile["device_bytes"],
         runtime=runtime,
     )
-
-
-def _input_size(detector: Detector) -> tuple[int, int]:
-    """Return the (width, height) that no frame exceeds: the width of a long one, the height of a tall one."""
-    (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
-    return width, height

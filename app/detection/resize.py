@@ -1,4 +1,4 @@
-"""How a frame is brought to the size that a model wants, and its boxes back."""
+"""How a frame is resized for a model, and how its boxes are mapped back."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FILL = 114 / 255  # the grey around a letterboxed picture that YOLO networks are
 class ResizePolicy(StrEnum):
     """How a picture of another shape fills a network's input."""
 
-    LETTERBOX = "letterbox"  # keeps its shape; grey on the right or at the bottom
-    LETTERBOX_CENTRE = "letterbox-centre"  # keeps its shape; grey on both sides
-    STRETCH = "stretch"  # loses its shape
+    LETTERBOX = "letterbox"  # keeps its aspect ratio; grey on the right or at the bottom
+    LETTERBOX_CENTRE = "letterbox-centre"  # keeps its aspect ratio; grey on both sides
+    STRETCH = "stretch"  # loses its aspect ratio
 
 
 def fit_within(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """Return the largest (width, height) of that shape with no side over `max_side`; never enlarged.
+    """Return the largest (width, height) of that aspect ratio with no side over `max_side`; never enlarged.
 
-    Rounded to whole pixels, at least 1 × 1: a very long frame loses its shape rather than its width.
+    Rounded to whole pixels, at least 1 × 1: a very long frame loses its aspect ratio rather than its width.
     """
     scale = min(1.0, max_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -43,21 +43,22 @@ class Placement:
 
 
 class Fitting(ABC):
-    """How frames become a network's input, and boxes come back."""
+    """How frames become a network's input, and how boxes are mapped back."""
 
     @abstractmethod
     def place(self, width: int, height: int) -> Placement:
-        """Return where a `width` × `height` frame comes to lie."""
+        """Return where a `width` × `height` frame is placed."""
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the size at which frames are best given: as they are placed, but never enlarged."""
+        """Return the best size for the frames of a video: as they are placed, but never enlarged."""
         placement = self.place(width, height)
         return min(width, placement.width), min(height, placement.height)
 
     def fill(self, frames: Tensor, device: str) -> Tensor:
         """Return the network's input on `device`: (n, 3, height, width) float32 RGB in [0, 1], channels last.
 
-        `frames`: (n, h, w, 3) uint8 RGB, of any size. What is not of the placed size is scaled bilinearly.
+        `frames`: (n, h, w, 3) uint8 RGB. If they do not have the placed size, they are scaled bilinearly, in
+        whole numbers, as in training.
         """
         n, height, width, _ = frames.shape
         placement = self.place(width, height)
@@ -66,7 +67,12 @@ class Fitting(ABC):
         region = canvas[:, placement.top : bottom, placement.left : right]
         pictures = frames.to(device)
         if (width, height) != (placement.width, placement.height):
-            pictures = _scaled(pictures, placement)
+            planes = pictures.permute(0, 3, 1, 2)
+            is_on_cpu = pictures.device.type == "cpu"
+            planes = planes if is_on_cpu else planes.float()  # CUDA supports only floats here
+            size = (placement.height, placement.width)
+            planes = functional.interpolate(planes, size, mode="bilinear", antialias=True)
+            pictures = (planes if is_on_cpu else planes.round_()).permute(0, 2, 3, 1)
         region.copy_(pictures)
         region /= 255
         return canvas.permute(0, 3, 1, 2)
@@ -82,7 +88,7 @@ class Fitting(ABC):
 
 @dataclass(frozen=True, slots=True)
 class InputSize(Fitting):
-    """An input of one size, and how frames fill it."""
+    """An input of a fixed size, and how frames fill it."""
 
     width: int
     height: int
@@ -101,44 +107,25 @@ class InputSize(Fitting):
 
 @dataclass(frozen=True, slots=True)
 class ShortSide(Fitting):
-    """An input of its frame's shape: the shorter side has one length, unless the longer gets too long."""
+    """An input with the frame's aspect ratio: its shorter side is `short`, or less if the longer is long."""
 
     short: int
     longest: int
-    multiple: int = 1  # of which both sides are cut down to be
+    multiple: int = 1  # both sides are rounded down to a multiple of this
 
     def place(self, width: int, height: int) -> Placement:
-        if not self._is_scaled(width, height):
-            width, height = self._scaled_size(width, height)
-        return Placement(0, 0, width, height, width, height)
-
-    def _is_scaled(self, width: int, height: int) -> bool:
-        """Whether a frame has come out of `_scaled_size`: rounding must not move it another time."""
         smaller, larger = min(width, height), max(width, height)
         is_whole = width % self.multiple == height % self.multiple == 0
         is_inside = smaller <= self.short and larger <= self.longest
         is_large = smaller > self.short - self.multiple or larger > self.longest - self.multiple - 1
-        return is_whole and is_inside and is_large
-
-    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        smaller, larger = min(width, height), max(width, height)
-        wanted: float = self.short
-        if larger / smaller * self.short > self.longest:
-            wanted = self.longest * smaller / larger
-        short, long = round(wanted), int(wanted * larger / smaller)
-        sides = (short, long) if width < height else (long, short)
-        cut_width, cut_height = (
-            max(self.multiple, min(side, self.longest) // self.multiple * self.multiple) for side in sides
-        )
-        return cut_width, cut_height
-
-
-def _scaled(pictures: Tensor, placement: Placement) -> Tensor:
-    """Scale (n, h, w, 3) uint8 to the placed size, in whole numbers: so networks were trained."""
-    planes = pictures.permute(0, 3, 1, 2)
-    size = (placement.height, placement.width)
-    if pictures.device.type != "cpu":  # CUDA knows floats alone here
-        planes = functional.interpolate(planes.float(), size, mode="bilinear", antialias=True).round_()
-    else:
-        planes = functional.interpolate(planes, size, mode="bilinear", antialias=True)
-    return planes.permute(0, 2, 3, 1)
+        # A frame that was scaled before stays as it is: rounding must not change it a second time.
+        if not (is_whole and is_inside and is_large):
+            wanted: float = self.short
+            if larger / smaller * self.short > self.longest:
+                wanted = self.longest * smaller / larger
+            short, long = round(wanted), int(wanted * larger / smaller)
+            sides = (short, long) if width < height else (long, short)
+            width, height = (
+                max(self.multiple, min(side, self.longest) // self.multiple * self.multiple) for side in sides
+            )
+        return Placement(0, 0, width, height, width, height)

@@ -1,4 +1,4 @@
-"""The account of a video's frames: which are in the document, which are not, and why. Pure."""
+"""Which frames of a video are in the document, which are not, and why. Pure."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from dataclasses import dataclass, field
 from heapq import merge
 
 from app.pipeline.report import Completeness, DamageReport, FrameIds, MissingFrames
-from app.video.damage import DamagedPlace
 from app.video.index_summary import IndexSummary
 from app.video.protocol.evidence import MAX_REORDER
 from app.video.protocol.kinds import Proof
 from app.video.segments import RANGES_KEPT, FrameRange
 
-# From this share of damaged pictures on, a video is taken for one that cannot be decoded: what is found in it
-# may be chance. None of 1,221 damaged videos came so far; encrypted ones whose headers are clear have 65 to
-# 100 %, and most of those are refused by their containers.
+# A video with this share of damaged pictures or more counts as undecodable: boxes found in it may be chance.
+# None of 1,221 damaged videos reached it; encrypted ones whose headers are clear have 65 to 100 %, and most
+# of those are refused by their containers.
 _UNUSABLE_SHARE = 0.95
-_UNUSABLE_FRAMES = 24  # with fewer, one damaged group of pictures may be all there is
+_UNUSABLE_FRAMES = 24  # in a shorter video, one damaged group of pictures may be all of it
 
 
 @dataclass(slots=True)
 class RangeList:
-    """Ranges of frames in ascending order: the first ones, and how many frames are in all."""
+    """Ranges of frames in ascending order: the first ranges, and the number of frames in all of them."""
 
     frames: int = 0
     kept: list[FrameRange] = field(default_factory=list)
     dropped: int = 0  # ranges
 
     def add(self, ranges: Iterable[FrameRange]) -> None:
-        """Take further ranges, all after those before; one that continues the last is joined to it."""
+        """Add ranges that follow those before; one that continues the last is joined to it."""
         for stretch in ranges:
             self.frames += stretch.frame_count
             last = self.kept[-1] if self.kept else None
@@ -43,7 +42,7 @@ class RangeList:
 
 @dataclass(slots=True)
 class FrameTally:
-    """Sums up what the segments report. Ranges must come in order, so add segments in order."""
+    """Sums up what the segments report. Add segments in order: ranges must be in order."""
 
     analysed: int = 0
     undecodable: RangeList = field(default_factory=RangeList)
@@ -68,15 +67,15 @@ class FrameTally:
 
     @property
     def is_noise(self) -> bool:
-        """Whether nearly all pictures are damaged, so that what is found in them means nothing."""
+        """Whether nearly all pictures are damaged, so that boxes found in them mean nothing."""
         return self.analysed >= _UNUSABLE_FRAMES and self.corrupt.frames >= _UNUSABLE_SHARE * self.analysed
 
 
 def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
     """Return the ``completeness`` member of a job's report.
 
-    ``complete``: every frame of the video that was asked for is in the document, and nothing tells that the
-    file has lost others.
+    ``complete``: every requested frame of the video is in the document, and there is no sign that the file
+    has lost others.
     """
     missing = tally.undecodable.frames + index.lost.total
     is_whole = not index.truncated and not index.frames_without_id and index.is_damage_harmless
@@ -101,7 +100,18 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
         doubtful=_frame_ids(tally.doubtful),
         frames_without_id=index.frames_without_id,
         truncated=index.truncated,
-        damage=tuple(map(_damage_report, index.damage)),
+        damage=tuple(
+            DamageReport(
+                position=place.position,
+                seconds=place.seconds,
+                first_frame=place.first_frame,
+                last_frame=place.last_frame,
+                reason=place.reason,
+                observations=place.observations,
+                harmless=place.is_harmless,
+            )
+            for place in index.damage
+        ),
         damage_left_out=index.damage_total - len(index.damage),
         proof=index.proof,
         notes=index.notes,
@@ -112,23 +122,11 @@ def _frame_ids(ranges: RangeList) -> tuple[FrameIds, ...]:
     return tuple(FrameIds(first=stretch.first, last=stretch.last) for stretch in ranges.kept)
 
 
-def _damage_report(place: DamagedPlace) -> DamageReport:
-    return DamageReport(
-        position=place.position,
-        seconds=place.seconds,
-        first_frame=place.first_frame,
-        last_frame=place.last_frame,
-        reason=place.reason,
-        observations=place.observations,
-        harmless=place.is_harmless,
-    )
-
-
 def _hints_at_loss(tally: FrameTally, index: IndexSummary) -> bool:
-    """Whether damaged pictures may stand for lost frames, because neither a table nor a clock proves more.
+    """Whether damaged pictures may hint at lost frames, because no table or clock proves the contrary.
 
-    A clock proves what lies between two frames, not that the last one is the last. The first pictures may
-    need others from before the recording.
+    A clock proves what lies between two frames, not that the last frame is the last. The first pictures may
+    depend on others from before the recording.
     """
     if index.proof is Proof.TABLE or tally.last_corrupt < index.leading_frames:
         return False

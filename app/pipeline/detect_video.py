@@ -2,8 +2,8 @@
 
     index ──▶ segments ──▶ runner: decode → detect → part ──▶ parts in order ──▶ document
 
-The index runs ahead, at the runner; segments are handed to the runner a few at a time; finished parts are
-taken in order. A part that an earlier run left behind is taken as it is.
+The runner indexes the video ahead of the segments; segments are submitted to it a few at a time; finished
+parts are taken in order. A part that an earlier run left behind is reused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from app.detection.model_facts import ModelFacts
-from app.errors import DamagedVideo, InvalidOption, NothingDecodable
+from app.errors import DamagedVideo, FrameboxError, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.document import DocumentDigest, write_document, write_pts
 from app.pipeline.frame_times import pts_seconds
@@ -43,17 +42,17 @@ from app.video.protocol.facts import OtherStream, VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
-LABELS_TOLD = 200
+LABELS_LISTED = 200  # in an error
 SEGMENTS_AHEAD = 2  # submitted beyond the runner's slots, so that no slot waits for the job's thread
 
 
 class DetectionCancelled(Exception):
-    """The caller asked for the end of it. Finished parts stay."""
+    """The caller cancelled the detection. Finished parts stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionRequest:
-    """What is to be done for one job."""
+    """The work of one job."""
 
     job_id: str
     video: Path
@@ -62,16 +61,16 @@ class DetectionRequest:
     pts: Path  # where the time stamps of its frames go
     options: DetectionOptions
     segment_frames: int
-    is_urgent: bool = False  # somebody waits for it: its segments come first
+    is_urgent: bool = False  # a client waits for it: its segments come first
 
 
 @dataclass(slots=True)
 class DetectionProgress:
-    """How far a video is. Totals are None until its index is whole."""
+    """How far a video is. Totals are None until its index is complete."""
 
     frames_done: int = 0  # analysed: they are in the document
-    frames_missing: int = 0  # there is nothing of them to analyse
-    frames_resumed: int = 0  # of both, what an earlier run had settled
+    frames_missing: int = 0  # lost, or they cannot be decoded
+    frames_resumed: int = 0  # of both, those of parts that an earlier run left behind
     frames_total: int | None = None  # of both
     segments_done: int = 0
     segments_total: int | None = None
@@ -91,9 +90,9 @@ def detect_video(
     """Write the document of `request` and its time stamps; both are whole and durable when this returns.
 
     The same video, model, options and runtime give the same bytes, whatever was interrupted before.
-    `observe` is called in this thread once the video is open and after every segment; the progress that it is
-    given goes on changing. Raises DetectionCancelled once `cancelled()`;
-    a FrameboxError that says why the video or the model cannot be used; OSError if the disk is full.
+    `observe` is called in this thread once the video is open and after every segment; its progress argument
+    goes on changing. Raises DetectionCancelled once `cancelled()`; a FrameboxError that says why the video or
+    the model cannot be used; OSError if the disk is full.
     """
     try:
         return _Run(request, model, runner, observe, cancelled).execute()
@@ -157,18 +156,20 @@ class _Run:
         return self._abort.is_set() or self._is_cancelled()
 
     def _check_labels(self) -> None:
-        """A model that had not been loaded when the request came could not tell its labels."""
+        """Raise InvalidOption for an unknown label: the model may have been loaded after the request."""
         unknown = [label for label in self._request.options.labels or () if label not in self._model.labels]
         if unknown:
             raise InvalidOption(
                 f"labels: the model finds no {unknown[0]!r}.",
-                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_TOLD])},
+                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_LISTED])},
             )
 
     @contextmanager
     def _feed(self) -> Iterator[_SegmentFeed]:
-        request = self._request
-        sampling = _sampling(request.options)
+        request, options = self._request, self._request.options
+        sampling = Sampling(
+            stride=options.stride, fps=options.fps, start_seconds=options.start, end_seconds=options.end
+        )
         feed = _SegmentFeed(self._progress)
         indexing = self._runner.index(
             IndexTask(request.job_id, request.video, request.segment_frames, sampling), feed, self._must_stop
@@ -186,12 +187,21 @@ class _Run:
     # ---- segments
 
     def _run_segments(self, feed: _SegmentFeed, facts: VideoFacts) -> Iterator[SegmentOutcome]:
-        """Yield the outcomes in order, `SEGMENTS_AHEAD` segments ahead of what the runner can take."""
+        """Yield the outcomes in order, `SEGMENTS_AHEAD` segments ahead of the runner's slots."""
         running: deque[Future[SegmentOutcome]] = deque()
         task_for = self._task_factory(facts)
         try:
             for segment in feed:
-                running.append(self._submit(task_for(segment=segment)))
+                task = task_for(segment=segment)
+                outcome = finished_segment(task)
+                if outcome is None:
+                    is_urgent = self._request.is_urgent
+                    running.append(self._runner.submit(task, self._must_stop, is_urgent=is_urgent))
+                else:
+                    self._progress.frames_resumed += outcome.frames_settled
+                    finished: Future[SegmentOutcome] = Future()
+                    finished.set_result(outcome)
+                    running.append(finished)
                 if len(running) >= self._runner.slots + SEGMENTS_AHEAD:
                     yield self._await(running.popleft())
             while running:
@@ -203,15 +213,6 @@ class _Run:
             for future in running:
                 future.cancel()
             wait(running)
-
-    def _submit(self, task: SegmentTask) -> Future[SegmentOutcome]:
-        outcome = finished_segment(task)
-        if outcome is None:
-            return self._runner.submit(task, self._must_stop, is_urgent=self._request.is_urgent)
-        self._progress.frames_resumed += outcome.frames_settled
-        future: Future[SegmentOutcome] = Future()
-        future.set_result(outcome)
-        return future
 
     def _await(self, future: Future[SegmentOutcome]) -> SegmentOutcome:
         try:
@@ -229,15 +230,23 @@ class _Run:
         return outcome
 
     def _task_factory(self, facts: VideoFacts) -> Callable[..., SegmentTask]:
+        """Return SegmentTask with every argument but `segment`."""
         options, model = self._request.options, self._model
         min_score = options.min_score
+        # The size of the frames is not included: the model, the options and the video decide it.
+        identity = {
+            "model": model.identity,
+            "options": options.model_dump(mode="json", exclude={"model"}),
+            "segment_frames": self._request.segment_frames,
+            "decoder": self._runner.decoder_identity,
+        }
         return partial(
             SegmentTask,
             job_id=self._request.job_id,
             video=self._request.video,
             facts=facts,
             parts_folder=self._request.parts_folder,
-            identity=self._identity(),
+            identity=hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest(),
             model=model.name,
             model_identity=model.identity,
             max_side=options.max_side,
@@ -248,18 +257,7 @@ class _Run:
             ),
         )
 
-    def _identity(self) -> str:
-        """The size of the frames is not among it: the model, the options and the video decide it."""
-        model = self._model
-        decides = {
-            "model": model.identity,
-            "options": self._request.options.model_dump(mode="json", exclude={"model"}),
-            "segment_frames": self._request.segment_frames,
-            "decoder": self._runner.decoder_identity,
-        }
-        return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-    # ---- the account
+    # ---- results
 
     def _take(self, outcome: SegmentOutcome) -> None:
         self._parts.append(outcome.part)
@@ -281,31 +279,25 @@ class _Run:
                 "No frame of the video lies between start and end.",
                 {"parameter": "start", "allowed": f"below {video.duration_seconds} seconds"},
             )
+        kind: type[FrameboxError]
         if not self._tally.analysed:
-            raise NothingDecodable(
-                "No frame of the video could be decoded.", self._failure_extensions(completeness)
-            )
-        if self._tally.is_noise:
-            raise NothingDecodable(
-                "Nearly all pictures of the video are damaged: nothing found in them can be trusted.",
-                self._failure_extensions(completeness),
-            )
-        if self._request.options.on_damage is OnDamage.FAIL and not completeness.complete:
-            raise DamagedVideo(
-                "The video is damaged, and on_damage=fail was asked for.",
-                self._failure_extensions(completeness),
-            )
-
-    def _failure_extensions(self, completeness: Completeness) -> dict[str, Any]:
+            kind, detail = NothingDecodable, "No frame of the video could be decoded."
+        elif self._tally.is_noise:
+            kind = NothingDecodable
+            detail = "Nearly all pictures of the video are damaged: nothing found in them can be trusted."
+        elif self._request.options.on_damage is OnDamage.FAIL and not completeness.complete:
+            kind, detail = DamagedVideo, "The video is damaged, and on_damage=fail was asked for."
+        else:
+            return
         self._observe(self._progress, self._report)
         names = {"frames_indexed", "frames_analysed", "frames_undecodable", "frames_corrupt"}
-        return completeness.model_dump(include=names)
+        raise kind(detail, completeness.model_dump(include=names))
 
 
 class _SegmentFeed:
     """The segments of a video's index, which runs ahead so that totals are known early. Fulfils IndexReader.
 
-    Holds a time stamp, a place and a flag for every frame of the video, 13 bytes; nothing else grows.
+    Holds a time stamp, a position and a flag for every frame of the video, 13 bytes; nothing else grows.
     """
 
     def __init__(self, progress: DetectionProgress) -> None:
@@ -318,11 +310,11 @@ class _SegmentFeed:
         self._segment_count = 0
 
     def close(self) -> None:
-        """Let go of a fault, whose traceback holds this."""
+        """Drop the fault, whose traceback refers to this object."""
         self._fault = None
 
     def facts(self) -> VideoFacts:
-        """Wait for the container to be read. Raises what the index says of the video."""
+        """Wait until the container is read. Raises the fault of the index."""
         with self._changed:
             self._changed.wait_for(lambda: self._facts or self._fault)
             if self._facts is None:
@@ -330,7 +322,7 @@ class _SegmentFeed:
             return self._facts
 
     def summary(self) -> IndexSummary:
-        """Wait for the index to be whole. Raises what it says of the video."""
+        """Wait until the index is complete. Raises its fault."""
         with self._changed:
             self._changed.wait_for(lambda: self._summary or self._fault)
             if self._summary is None:
@@ -338,19 +330,17 @@ class _SegmentFeed:
             return self._summary
 
     def __iter__(self) -> Iterator[Segment]:
-        while (segment := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._segments or self._summary or self._fault)
+                if not self._segments:
+                    if self._fault is not None:
+                        raise self._fault
+                    return
+                segment = self._segments.popleft()
             yield segment
 
-    def _next(self) -> Segment | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._segments or self._summary or self._fault)
-            if self._segments:
-                return self._segments.popleft()
-            if self._fault is not None:
-                raise self._fault
-            return None
-
-    # ---- told by the runner
+    # ---- called by the runner
 
     def found_video(self, facts: VideoFacts) -> None:
         with self._changed:
@@ -358,7 +348,7 @@ class _SegmentFeed:
             self._changed.notify_all()
 
     def found_segments(self, segments: Sequence[Segment]) -> None:
-        # Those of which sampling wants no frame are not decoded at all.
+        # Segments without a sampled frame are not decoded at all.
         wanted = [segment for segment in segments if segment.wanted_count]
         with self._changed:
             self._segments += wanted
@@ -366,7 +356,7 @@ class _SegmentFeed:
             self._changed.notify_all()
 
     def end(self, indexing: Future[IndexSummary]) -> None:
-        """Take the summary of an index that has ended, or what it ended with."""
+        """Take the summary of an index that has ended, or its fault."""
         with self._changed:
             if indexing.cancelled():
                 self._fault = WorkCancelled()
@@ -379,14 +369,8 @@ class _SegmentFeed:
             self._changed.notify_all()
 
 
-def _sampling(options: DetectionOptions) -> Sampling:
-    return Sampling(
-        stride=options.stride, fps=options.fps, start_seconds=options.start, end_seconds=options.end
-    )
-
-
 def _video_report(facts: VideoFacts, summary: IndexSummary | None = None) -> VideoReport:
-    """Return what the container tells, corrected by what the whole index has shown, once that is known."""
+    """Describe the video as its container does, corrected by the index once that is complete."""
     start_seconds, duration_seconds = None, facts.duration_seconds
     if summary is not None and summary.start_pts is not None:
         start_seconds = pts_seconds(summary.start_pts, facts.time_base)

@@ -6,9 +6,9 @@
     …
     ]
 
-A pair a line: whoever likes lines better than JSON parsers can read it in constant memory.
+One pair per line: a client can read it line by line in constant memory, without a JSON parser for the whole.
 
-Beside it lies a file with the time stamp of each pair's frame, in the same order (int64, little-endian).
+Beside it is a file with the time stamp of each pair's frame, in the same order (int64, little-endian).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DocumentFacts:
 
 
 class DocumentDigest:
-    """The SHA-256 of a document while it grows, so that the last part's end is also the digest's."""
+    """The SHA-256 of a document, updated part by part, so that it is known with the last one."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256(OPENING)
@@ -56,7 +56,7 @@ class DocumentDigest:
             self._sha256.update(block)
 
     def hexdigest(self) -> str:
-        """The digest of the document that the parts so far would make."""
+        """Return the digest of the document that consists of the parts so far."""
         whole = self._sha256.copy()
         whole.update(CLOSING)
         return whole.hexdigest()
@@ -101,21 +101,16 @@ def _append(file: BinaryIO, section: Section) -> int:
     with section.path.open("rb") as source:
         done = 0
         while done < section.size_bytes:
-            start, left = section.offset + done, section.size_bytes - done
-            copied = _copy_range(source.fileno(), file.fileno(), start, left)
+            offset, count = section.offset + done, min(section.size_bytes - done, _COPY_BYTES)
+            try:
+                copied = os.copy_file_range(source.fileno(), file.fileno(), count, offset_src=offset)
+            except OSError as error:
+                if error.errno not in _NO_COPY_HERE:
+                    raise
+                # Not every file system supports copy_file_range; sendfile works on all and costs one copy.
+                copied = os.sendfile(file.fileno(), source.fileno(), offset, count)
             if copied == 0:
                 raise OSError(errno.EIO, "a part ended before its section did")
             done += copied
     file.seek(0, os.SEEK_END)
     return done
-
-
-def _copy_range(source: int, destination: int, offset: int, count: int) -> int:
-    count = min(count, _COPY_BYTES)
-    try:
-        return os.copy_file_range(source, destination, count, offset_src=offset)
-    except OSError as error:
-        if error.errno not in _NO_COPY_HERE:
-            raise
-        # Not every file system can copy_file_range; sendfile works on all and costs one copy.
-        return os.sendfile(destination, source, offset, count)

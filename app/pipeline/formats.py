@@ -1,7 +1,7 @@
-"""A document in the other forms that callers ask for, converted in one or two passes and constant memory.
+"""Convert a document to the other formats, in one or two passes and in constant memory.
 
-Every form says what the pairs say, and some can also tell when each frame is shown. What a form cannot say
-it leaves out: CSV, COCO's annotations and MOT have no row for a frame without boxes.
+Every format has the boxes of the document, and some can have the time of each frame too. CSV, COCO's
+annotations and MOT have no row for a frame without boxes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MEDIA_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class FormatContext:
-    """What a form says beyond the pairs. Sizes in pixels, as displayed."""
+    """What a format contains beyond the document. Sizes in pixels, as displayed."""
 
     video_name: str
     width: int
@@ -45,16 +45,16 @@ class FormatContext:
 
 
 class Frame(NamedTuple):
-    """What a form says of one frame."""
+    """The contents of a format for one frame."""
 
     id: int
     boxes: list[dict[str, Any]]  # as in the document
-    pts_seconds: float | None  # None: times are not asked for
+    pts_seconds: float | None  # None: no times are wanted
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A document to be written in another form, with the times of its frames if they are asked for."""
+    """A document to be written in another format, and the times of its frames if they are wanted."""
 
     pairs: Path
     times: FrameTimes | None
@@ -65,12 +65,19 @@ class _Source:
             yield Frame(frame_id, boxes, pts_seconds)
 
     def records(self) -> Iterator[bytes]:
-        """Yield the document's records, with the frame's time as a third member if it is asked for."""
+        """Yield the document's records, with the frame's time as a third member if it is wanted.
+
+        ``[id,[…]]`` becomes ``[id,[…],{"pts_seconds":…}]`` without being parsed.
+        """
         for record, pts_seconds in self._timed():
-            yield record if pts_seconds is None else _with_time(record, pts_seconds)
+            if pts_seconds is None:
+                yield record
+            else:
+                time = orjson.dumps({"pts_seconds": pts_seconds})
+                yield b"%s,%s]" % (record.removesuffix(b"]"), time)
 
     def _timed(self) -> Iterator[tuple[bytes, float | None]]:
-        """Yield each record and its frame's time. ValueError if there is not one time a record."""
+        """Yield each record and its frame's time. ValueError if there is not one time for each record."""
         if self.times is None:
             return zip(_read_records(self.pairs), repeat(None))
         return zip(_read_records(self.pairs), self.times, strict=True)
@@ -81,7 +88,7 @@ def convert(
 ) -> None:
     """Write the document `pairs` as `target` to `destination`: whole and durable, or absent.
 
-    `times` are read in step with the document if `target` wants them. ValueError for the document itself.
+    `times` is read in step with the document if `target` has times. ValueError for the document itself.
     """
     if target.is_document:
         raise ValueError(f"{target.name} needs no conversion")
@@ -91,7 +98,7 @@ def convert(
 
 
 def _read_records(pairs: Path) -> Iterator[bytes]:
-    """Yield the records of a document written by `document.write_document`: one a line."""
+    """Yield the records of a document that `document.write_document` wrote: one per line."""
     with pairs.open("rb") as file:
         for line in file:
             record = line.rstrip(SEPARATOR)
@@ -99,13 +106,8 @@ def _read_records(pairs: Path) -> Iterator[bytes]:
                 yield record
 
 
-def _with_time(record: bytes, pts_seconds: float) -> bytes:
-    """``[id,[…]]`` to ``[id,[…],{"pts_seconds":…}]``; what was there is not parsed."""
-    return b"%s,%s]" % (record.removesuffix(b"]"), orjson.dumps({"pts_seconds": pts_seconds}))
-
-
 def _write_pairs(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """The document with a third member in each record; its other bytes are the document's."""
+    """Write the document with a third member in each record; all other bytes are the document's."""
     file.write(OPENING)
     separator = b""
     for record in source.records():
@@ -129,7 +131,7 @@ def _write_boxes(source: _Source, file: BinaryIO, _: FormatContext) -> None:
 
 
 def _write_ndjson(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """The document's records, without what makes them one JSON value."""
+    """Write the document's records without the brackets and commas around them."""
     file.writelines(record + b"\n" for record in source.records())
 
 
@@ -147,7 +149,7 @@ def _write_csv(source: _Source, file: BinaryIO, _: FormatContext) -> None:
 
 
 def _write_mot(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """MOTChallenge's detection file: frame numbers from 1, no identities (-1)."""
+    """Write MOTChallenge's detection file: frame numbers from 1, no identities (-1)."""
     for frame in source.frames():
         for box in frame.boxes:
             x, y, width, height = _xywh(box["box"])
@@ -155,25 +157,19 @@ def _write_mot(source: _Source, file: BinaryIO, _: FormatContext) -> None:
 
 
 def _write_coco(source: _Source, file: BinaryIO, context: FormatContext) -> None:
+    def image(frame: Frame) -> dict[str, Any]:
+        time = {} if frame.pts_seconds is None else {"pts_seconds": frame.pts_seconds}
+        size = {"width": context.width, "height": context.height}
+        return {"id": frame.id, "file_name": context.video_name, "frame_id": frame.id, **size, **time}
+
     category_ids = {label: number for number, label in enumerate(context.labels, start=1)}
     file.write(b'{"categories":')
     file.write(orjson.dumps([{"id": number, "name": label} for label, number in category_ids.items()]))
     file.write(b',\n"images":')
-    _write_array(file, (_coco_image(frame, context) for frame in source.frames()))
+    _write_array(file, map(image, source.frames()))
     file.write(b',\n"annotations":')
     _write_array(file, _coco_annotations(source, category_ids))
     file.write(b"}\n")
-
-
-def _coco_image(frame: Frame, context: FormatContext) -> dict[str, Any]:
-    image = {
-        "id": frame.id,
-        "file_name": context.video_name,
-        "frame_id": frame.id,
-        "width": context.width,
-        "height": context.height,
-    }
-    return image if frame.pts_seconds is None else image | {"pts_seconds": frame.pts_seconds}
 
 
 def _coco_annotations(source: _Source, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,6 @@
-"""Detections to the bytes of the document: one JSON pair of frame id and boxes a frame. Pure."""
+"""Encode detections as bytes of the document: one JSON pair of frame id and boxes per frame. Pure."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,40 +24,23 @@ def encode_record(
     """Return the record of one frame: ``[id,[{"box":[…],"label":…,"score":…},…]]``.
 
     `detections` are in pixels of a frame of `given_size` (width, height); boxes are written in pixels of
-    `source_size`, rounded to 0.1 and clamped to the frame; a box that is left without an inside is dropped.
-    Best score first; ties by box, then label: an order that can be checked from the record alone.
+    `source_size`, rounded to 0.1 and clamped to the frame; a box without area after that is dropped.
+    Best score first; ties by box, then label: an order that the record itself shows.
     """
     if len(detections.scores) == 0:
         return b"[%d,[]]" % frame_id
-    boxes = _to_source(detections.boxes_xyxy.numpy(), given_size, source_size)
-    scores: npt.NDArray[np.float64] = np.round(detections.scores.double().numpy(), SCORE_DECIMALS)
-    has_inside = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    keep = has_inside & (scores >= rules.min_score)
-    labels = [rules.class_names[class_id] for class_id in detections.class_ids[keep].tolist()]
-    rows = _rows(boxes[keep], scores[keep], labels, rules)
-    return orjson.dumps([frame_id, rows])
-
-
-def _to_source(
-    boxes_xyxy: npt.NDArray[np.float32], given_size: tuple[int, int], source_size: tuple[int, int]
-) -> npt.NDArray[np.float64]:
-    scale = np.array(source_size * 2, dtype=np.float64) / np.array(given_size * 2, dtype=np.float64)
     limit = np.array(source_size * 2, dtype=np.float64)
-    scaled: npt.NDArray[np.float64] = np.round(boxes_xyxy.astype(np.float64) * scale, BOX_DECIMALS)
-    # Adding 0.0 turns -0.0 into 0.0: both are equal, but they are written differently.
-    return np.clip(scaled, 0.0, limit) + 0.0
-
-
-def _rows(
-    boxes: npt.NDArray[np.float64],
-    scores: npt.NDArray[np.float64],
-    labels: Sequence[str],
-    rules: RecordRules,
-) -> list[dict[str, object]]:
-    found = [
+    scale = limit / np.array(given_size * 2, dtype=np.float64)
+    boxes = np.round(detections.boxes_xyxy.double().numpy() * scale, BOX_DECIMALS)
+    # Adding 0.0 turns -0.0 into 0.0: they are equal, but written differently.
+    boxes = np.clip(boxes, 0.0, limit) + 0.0
+    scores: npt.NDArray[np.float64] = np.round(detections.scores.double().numpy(), SCORE_DECIMALS)
+    keep = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3]) & (scores >= rules.min_score)
+    labels = [rules.class_names[class_id] for class_id in detections.class_ids[keep].tolist()]
+    found = sorted(
         (-score, box, label)
-        for score, box, label in zip(scores.tolist(), boxes.tolist(), labels, strict=True)
+        for score, box, label in zip(scores[keep].tolist(), boxes[keep].tolist(), labels, strict=True)
         if rules.labels is None or label in rules.labels
-    ]
-    found.sort()
-    return [{"box": box, "label": label, "score": -negated} for negated, box, label in found]
+    )
+    rows = [{"box": box, "label": label, "score": -negated} for negated, box, label in found]
+    return orjson.dumps([frame_id, rows])

@@ -1,4 +1,4 @@
-"""When frames are shown: time stamps to seconds. Pure, but for the file that they are read from."""
+"""When frames are shown: time stamps in seconds. Pure, except for the file from which they are read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _READ_BYTES = _PTS.size * 8192
 
 @dataclass(frozen=True, slots=True)
 class FrameTimes:
-    """The times of a document's frames, in its order: a file that `document.write_pts` wrote."""
+    """The times of a document's frames, in its order, from a file that `document.write_pts` wrote."""
 
     pts: Path
     time_base: Fraction  # seconds of one tick
 
     def __iter__(self) -> Iterator[float]:
-        """Yield the seconds of each frame, as `pts_seconds` has them."""
+        """Yield the seconds of each frame, as `pts_seconds` returns them."""
         with self.pts.open("rb") as file:
             while block := file.read(_READ_BYTES):
                 for (pts,) in _PTS.iter_unpack(block):
@@ -30,9 +30,9 @@ class FrameTimes:
 
 
 def pts_seconds(pts: int, time_base: Fraction) -> float:
-    """Return `pts` in seconds as ffprobe tells it: from the container's own zero, rounded to 6 decimals.
+    """Return `pts` in seconds as ffprobe does: from the container's own zero, rounded to 6 decimals.
 
-    In double precision, as there, so that both round alike.
+    Computed in double precision, as there, so that both round alike.
     """
     tick_seconds = time_base.numerator / time_base.denominator
     return round(pts * tick_seconds, SECONDS_DECIMALS) + 0.0  # no negative zero

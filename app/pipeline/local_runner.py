@@ -1,4 +1,4 @@
-"""A Runner in this process: for measuring and testing the pipeline without an engine or a host."""
+"""A Runner in this process, for tests and measurements without an engine or a host."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from app.pipeline.run_index import index_video
@@ -18,11 +17,11 @@ from app.video.source import DecodingCancelled, FrameSource
 
 
 class LocalRunner:
-    """Runs segments in threads, first come first served. Fulfils Runner."""
+    """Runs segments in threads, in the order of submission. Fulfils Runner."""
 
     def __init__(self, *, slots: int, decoders: FrameSource, device_for: Callable[[str], Device]) -> None:
-        """`device_for` returns the device that holds the model of a name."""
-        self._slots = slots
+        """`device_for` returns the device that holds the named model."""
+        self.slots = slots
         self._decoders = decoders
         self._device_for = device_for
         self._segments = ThreadPoolExecutor(slots, "segment")
@@ -32,15 +31,9 @@ class LocalRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._segments.shutdown(cancel_futures=True)
         self._indexes.shutdown(cancel_futures=True)
-
-    @property
-    def slots(self) -> int:
-        return self._slots
 
     @property
     def decoder_identity(self) -> str:

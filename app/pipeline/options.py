@@ -1,4 +1,4 @@
-"""What a caller may ask for: the options of a detection, validated."""
+"""The options of a detection, validated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class OnDamage(StrEnum):
 
 
 class DocumentFormat(StrEnum):
-    """The forms in which a result is given out; all are made from `PAIRS`."""
+    """The formats of a result; all are made from `PAIRS`."""
 
     PAIRS = "pairs"
     BOXES = "boxes"
@@ -30,7 +30,7 @@ TIMED_FORMATS = (DocumentFormat.PAIRS, DocumentFormat.NDJSON, DocumentFormat.CSV
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """How a document is written down. ValueError for times in a format that has no place for them."""
+    """How a document is written. ValueError for times in a format that has no place for them."""
 
     format: DocumentFormat = DocumentFormat.PAIRS
     times: bool = False  # with each frame's time
@@ -41,12 +41,12 @@ class Rendering:
 
     @property
     def name(self) -> str:
-        """Its name among a document's renderings."""
+        """The name among a document's renderings."""
         return f"{self.format}-times" if self.times else str(self.format)
 
     @property
     def is_document(self) -> bool:
-        """Whether it is the document itself, which nobody has to make."""
+        """Whether this is the document itself, which needs no conversion."""
         return self == Rendering()
 
 

@@ -1,4 +1,4 @@
-"""What is known of one video's run, as the engine stores it, the web side reads it and OpenAPI publishes it.
+"""The report on one video, as the engine stores it, the web side reads it and OpenAPI publishes it.
 
 Imports neither torch nor a codec. The order of the fields is the order of the JSON's members.
 """

@@ -1,4 +1,4 @@
-"""Indexes one video, and tells of it as it goes. What a host does."""
+"""Index one video in a host, and report its segments as they are found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.video.source import DecodingCancelled, FrameSource
 def index_video(
     decoders: FrameSource, task: IndexTask, reader: IndexReader, cancelled: Cancelled
 ) -> IndexSummary:
-    """Index a video in this thread. Raises what is wrong with it, WorkCancelled."""
+    """Index a video in this thread. Raises the video's fault, or WorkCancelled."""
     try:
         with decoders.index(
             task.video, segment_frames=task.segment_frames, sampling=task.sampling, cancelled=cancelled

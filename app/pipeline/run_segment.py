@@ -1,4 +1,4 @@
-"""Runs one segment: decode, detect, write its part. What a host does."""
+"""Run one segment in a host: decode, detect, write its part."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ import numpy.typing as npt
 from app.detection.detector import Detections, Detector
 from app.detection.resize import fit_within
 from app.pipeline.frame_records import encode_record
+from app.pipeline.runner import Cancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, outcome_of, plan_of
 from app.storage.parts import PartStore, PartWriter
 from app.video.source import FrameBatch, FrameSource
 
-Cancelled = Callable[[], bool]
-
-BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it; the ring holds at least as many
+BATCHES_IN_FLIGHT = 2  # one on the device, one that waits for it; the ring holds at least as many
 
 
 class Device(Protocol):
-    """Whoever runs a detector on batches, one after another."""
+    """Runs a detector on batches, one after another."""
 
     @property
     def detector(self) -> Detector: ...
 
+    @property
+    def batch_size(self) -> int: ...
+
     def submit(self, frames: npt.NDArray[np.uint8], *, owner: str) -> Future[list[Detections]]:
         """Queue a batch, (n, height, width, 3) uint8 RGB, which stays valid until the future is done.
 
-        `owner` is the job that it is for.
+        `owner` is the id of its job.
         """
         ...
 
@@ -49,8 +51,8 @@ def run_segment(
 ) -> SegmentOutcome:
     """Decode and analyse `task`; its part is whole and durable when this returns.
 
-    `advance` is told of frames as they are dealt with. Raises what the decoder or the model say of the
-    video; OSError if the disk does not take the part.
+    `advance` is called with the number of frames done since the last call. Raises the errors of the decoder
+    and of the model; OSError if the part cannot be written.
     """
     store = PartStore(task.parts_folder)
     width, height = task.facts.width, task.facts.height
@@ -60,7 +62,7 @@ def run_segment(
             task.video,
             task.segment,
             frame_size=device.detector.frame_size(*given_size),
-            batch_size=device.detector.batch_size,
+            batch_size=device.batch_size,
             cancelled=cancelled,
         ) as session,
         store.write(task.segment.number) as writer,
@@ -90,7 +92,7 @@ def run_segment(
 
 
 class PhaseClock:
-    """Tells an observer how many seconds a thread spent in which phase of a segment."""
+    """Reports to an observer how many seconds a thread spent in each phase of a segment."""
 
     def __init__(self, observe: Callable[[str, float], None]) -> None:
         self._observe = observe
@@ -107,23 +109,22 @@ class PhaseClock:
 def _detected(
     batches: Iterator[FrameBatch], device: Device, job_id: str, clock: PhaseClock
 ) -> Generator[tuple[FrameBatch, list[Detections]]]:
-    """Yield (batch, its detections) in order, a batch ahead: the device works while frames are decoded."""
+    """Yield (batch, its detections) in order, one batch behind: the device works while frames are decoded."""
     waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()
     try:
-        while (batch := _next_batch(batches, clock)) is not None:
+        while True:
+            with clock.phase("wait_for_frames"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             waiting.append((batch, device.submit(batch.frames, owner=job_id)))
             if len(waiting) == BATCHES_IN_FLIGHT:
                 yield _result(*waiting.popleft(), clock)
         while waiting:
             yield _result(*waiting.popleft(), clock)
     finally:
-        # After a fault the device may still be reading frames, and their memory goes with the session.
+        # After a fault the device may still read frames, whose memory is freed with the session.
         wait([future for _, future in waiting if not future.cancel()])
-
-
-def _next_batch(batches: Iterator[FrameBatch], clock: PhaseClock) -> FrameBatch | None:
-    with clock.phase("wait_for_frames"):
-        return next(batches, None)
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""Where videos are indexed and segments run: the Runner protocol, and one that does it in this process."""
+"""Where videos are indexed and segments run: the Runner protocol."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Cancelled = Callable[[], bool]
 
 
 class WorkCancelled(Exception):
-    """The caller's `cancelled` said so."""
+    """The caller's `cancelled` returned true."""
 
 
 class ModelChanged(Exception):
-    """A model is no longer what it was when the job began, such as another file: it has to begin anew."""
+    """The model is another than when the job began, such as another file: the job has to start again."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexTask:
-    """A video that is to be indexed; picklable."""
+    """A video to index; picklable."""
 
     job_id: str
     video: Path
@@ -36,10 +36,10 @@ class IndexTask:
 
 
 class IndexReader(Protocol):
-    """Who is told of a video while it is indexed. Called by a thread of the runner's, in order."""
+    """Receives what is found while a video is indexed. A thread of the runner calls it, in order."""
 
     def found_video(self, facts: VideoFacts) -> None:
-        """Take what the container tells; called once, first."""
+        """Take the container's facts; called once, first."""
         ...
 
     def found_segments(self, segments: Sequence[Segment]) -> None:
@@ -57,25 +57,25 @@ class Runner(Protocol):
 
     @property
     def decoder_identity(self) -> str:
-        """All of the decoders that may decide a picture or how frames are batched."""
+        """Everything about the decoders that may change a picture or the batches."""
         ...
 
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
-        """Index a video. The future ends with the summary once `reader` has been told everything, or with
-        what is wrong with the video, or WorkCancelled.
+        """Index a video. The future ends with the summary once `reader` has received everything, or with the
+        video's fault, or WorkCancelled.
         """
         ...
 
     def submit(
         self, task: SegmentTask, cancelled: Cancelled, *, is_urgent: bool = False
     ) -> Future[SegmentOutcome]:
-        """Queue `task`; the future ends with its outcome, or with what went wrong, such as ModelChanged.
+        """Queue `task`; the future ends with its outcome, or with an error such as ModelChanged.
 
-        Tasks of urgent jobs come first, but those of other jobs are never starved.
-        A task that has not begun can be taken back by `Future.cancel`.
+        Tasks of urgent jobs come first, but those of other jobs never starve. `Future.cancel` takes back a
+        task that has not begun.
         """
         ...
 
     def forget(self, video: Path) -> None:
-        """Let go of a video: nobody will ask for more of it soon."""
+        """Release a video: no more of it is needed soon."""
         ...

@@ -1,4 +1,4 @@
-"""One segment of one video, as it is handed around: the unit that runs anywhere and again. No torch here."""
+"""One segment of one video: the unit of work that can run anywhere, and again. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.video.segments import FrameRange, Segment
 
 @dataclass(frozen=True, slots=True)
 class RecordRules:
-    """Which boxes are written, and under which names."""
+    """Which boxes are written, and with which labels."""
 
     class_names: tuple[str, ...]
     min_score: float  # compared with the score as written
@@ -24,23 +24,23 @@ class RecordRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentTask:
-    """All that one segment's run depends on; picklable."""
+    """Everything that the run of a segment depends on; picklable."""
 
     job_id: str
     video: Path
     facts: VideoFacts
     segment: Segment
     parts_folder: Path
-    identity: str  # of everything that decides the part's bytes: model, options, settings, versions
+    identity: str  # SHA-256 of everything that decides the part's bytes: model, options, settings, versions
     model: str
-    model_identity: ModelIdentity  # of `model`, as the job began with it
-    max_side: int | None  # pixels: frames are made smaller than the model would have them
+    model_identity: ModelIdentity  # of `model`, when the job began
+    max_side: int | None  # pixels; frames are scaled down to it before the model scales them
     rules: RecordRules
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentOutcome:
-    """A finished segment: its part, and what the part's footer says."""
+    """A finished segment: its part, and the contents of the part's footer."""
 
     part: Part
     analysed: int
@@ -55,7 +55,7 @@ class SegmentOutcome:
 
 
 def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
-    """Return what an earlier run of `task` left behind; None if that is absent, torn, or of another plan."""
+    """Return the outcome of an earlier run of `task`; None if its part is absent, torn or of another plan."""
     store = PartStore(task.parts_folder)
     try:
         part = store.read(task.segment.number)
@@ -67,12 +67,12 @@ def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
 
 
 def plan_of(task: SegmentTask) -> list[Any]:
-    """What `task`'s part says of what it was made with and for."""
+    """Return what `task`'s part records about how and for which frames it was made."""
     return [task.identity, zlib.crc32(task.segment.frame_ids.tobytes())]
 
 
 def outcome_of(part: Part) -> SegmentOutcome:
-    """Return what a whole part says of its segment."""
+    """Read the outcome of a segment from its whole part."""
     footer = part.footer
     return SegmentOutcome(
         part=part,

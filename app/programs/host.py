@@ -8,13 +8,12 @@ from multiprocessing.connection import Connection
 import structlog
 import torch
 
-from app.detection.devices import UnusableDevice, choose_devices, make_ready, memory_bytes
+from app.detection.devices import UnusableDevice, choose_devices, describe_runtime, make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
 from app.detection.measuring import REVISION as PROFILE_REVISION
 from app.detection.model_pool import ModelBudget, ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import detector_names, load_detector
-from app.detection.runtime import describe_runtime
 from app.errors import FrameboxError
 from app.host.host import Host
 from app.host.messages import DecoderPlan, HostPlan, HostReady, HostUnusable

@@ -206,6 +206,26 @@ def test_one_frame_that_does_not_fit_is_tried_again_once_memory_is_freed() -> No
         assert marks_of(device.submit(frames_marked(1, 2, 3)).result(WAIT_SECONDS)) == [1, 2, 3]
 
 
+def test_memory_is_freed_for_each_frame_that_finds_none() -> None:
+    freed, used = [], []
+
+    def fits_once_after_each_freeing(_: Tensor) -> None:
+        if len(freed) == len(used):
+            raise DeviceOutOfMemory("too much")
+        used.append(None)
+
+    detector = ScriptedDetector(fits_once_after_each_freeing)
+    with DeviceThread(detector, free_memory=lambda: freed.append(None)) as device:
+        assert marks_of(device.submit(frames_marked(1, 2)).result(WAIT_SECONDS)) == [1, 2]
+        assert device.stats.out_of_memory_count == 3
+    assert detector.call_sizes == [2, 1, 1, 1, 1]
+
+
+def test_a_batch_larger_than_the_devices_own_is_refused() -> None:
+    with DeviceThread(ScriptedDetector(), batch_size=2) as device, pytest.raises(ValueError, match="takes 2"):
+        device.submit(frames_marked(1, 2, 3))
+
+
 @pytest.mark.parametrize(
     "kind", [KeyError, SystemExit]
 )  # the latter is no Exception, as a panic in Rust is none
@@ -257,7 +277,7 @@ def test_a_device_is_lost_whatever_the_library_calls_it_that_met_the_fault() -> 
         asked.append(device)
         return torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    with DeviceThread(ScriptedDetector(fail), ask_device=sticking_fault) as device:
+    with DeviceThread(ScriptedDetector(fail), find_fault=sticking_fault) as device:
         with pytest.raises(DeviceLost, match="illegal memory access"):
             device.submit(frames_marked(1)).result(WAIT_SECONDS)
         assert device.lost is not None

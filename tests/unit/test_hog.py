@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from app.detection.detector import Detections
-from app.detection.hog import OPENCV_PARAMETERS, HogParameters, HogPeopleDetector
-from app.detection.hog_grouping import best_windows, group_windows
+from app.detection.hog import OPENCV_PARAMETERS, HogParameters, HogPeopleDetector, best_windows, group_windows
 from app.detection.hog_scores import Planes, WindowScorer, hat_coefficients, make_axis, spatial_weights
 
 SCORE_TOLERANCE = 1e-4  # of margins between about -3 and 3; measured: 1e-5

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.detection.detector import Detections
-from app.detection.layouts import FLOOR_SCORE
 from app.detection.network import NetworkDetector
+from app.detection.network_output import FLOOR_SCORE
 from app.detection.registry import load_detector
 from app.errors import ModelFault
 

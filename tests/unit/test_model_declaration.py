@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.detection.declaration import Declaration, read_declaration
-from app.detection.layouts import Layout
+from app.detection.model_formats.declaration import Declaration, read_declaration
+from app.detection.network_output import Layout
 from app.detection.resize import ResizePolicy
 from app.errors import ModelFault
 

@@ -14,9 +14,9 @@ from exported_networks import BOX, METADATA, as_onnx, as_pt2, as_torchscript
 from torch import Tensor
 
 from app.detection.detector import Detector
-from app.detection.onnx import load_onnx
+from app.detection.model_formats.onnx import load_onnx
+from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.registry import load_detector
-from app.detection.torchscript import load_torchscript
 from app.errors import ModelFault
 
 DETR_OUTPUTS = ("logits", "pred_boxes")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from exported_networks import Yolo, as_torchscript
 
-from app.detection.model_content import ModelFiles, hash_model
-from app.detection.models_folder import find_models
-from app.detection.registry import load_detector
+from app.detection.model_files import ModelFiles, hash_model
+from app.detection.registry import find_models, load_detector
 from app.errors import ModelFault
 from app.settings import Settings
 

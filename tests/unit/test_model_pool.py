@@ -255,7 +255,7 @@ def test_a_device_that_is_lost_while_a_model_loads_is_not_the_models_fault_in_an
         device="other",
         load=Loads(a=ModelFault("The file cannot be read.")),
         profiles=profiles,
-        ask_device={"one": None, "other": sticking}.get,
+        find_fault={"one": None, "other": sticking}.get,
     )
     with pool, pytest.raises(DeviceLost, match="unspecified launch failure"):
         use_once(pool, "a")
@@ -343,7 +343,7 @@ def test_the_batch_size_is_measured_once_and_kept(tmp_path: Path) -> None:
             tmp_path / "kept", tmp_path / "tried", runtime="1 thread"
         )
         with ModelPool(device="cpu", load=load, profiles=kept) as pool, pool.use("new") as model:
-            return model.detector.batch_size
+            return model.batch_size
 
     first = batch_size()
     assert set(calls) <= {1, 2, 4, 8}

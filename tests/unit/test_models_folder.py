@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.detection.detector import Detector
-from app.detection.models_folder import find_models
-from app.detection.registry import detector_names, load_detector
+from app.detection.registry import detector_names, find_models, load_detector
 from app.errors import InvalidOption, ModelFault
 
 METADATA = {"names": {"0": "dark", "1": "bright"}, "imgsz": [64, 96], "task": "detect"}

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from app.detection.detector import Detector
 from app.detection.golden import SCENE_COUNT, golden_scenes
-from app.detection.measuring import MemoryMeter, ModelProfile
+from app.detection.measuring import MemoryMeter, ModelProfile, measure_effect
 from app.detection.model_pool import ModelPool
 from app.detection.network import NetworkDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.precision_effect import measure_effect
 from app.detection.registry import load_detector
 from app.errors import ModelFault
 from app.settings import SettingsFault, load_settings

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Candidates, Layout, Reading, read_columns, select
-from app.detection.suppression import overlaps, suppress
+from app.detection.network_output import (
+    FLOOR_SCORE,
+    MAX_BOXES,
+    Candidates,
+    Layout,
+    Reading,
+    overlaps,
+    read_columns,
+    select,
+    suppress,
+)
 
 
 def plain_overlap(a: np.ndarray, b: np.ndarray) -> np.float32:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from app.detection.model_formats.torchvision_models import read_weights
 from app.detection.registry import load_detector
-from app.detection.torchvision_models import read_weights
 from app.errors import ModelFault
 
 LABELS = ("__background__", "person", "car")

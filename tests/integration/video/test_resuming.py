@@ -10,7 +10,7 @@ from blind import Blind, BlindRun
 from clips import ClipFolder
 
 from app.detection.device import DeviceThread
-from app.detection.runtime import describe_runtime
+from app.detection.devices import describe_runtime
 from app.pipeline.detect_video import DetectionRequest
 from app.pipeline.options import DetectionOptions
 from app.video.decoder import DecoderPool

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ _ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
     {torch.float32: 1, torch.uint8: 2, torch.float16: 10}  # onnx.TensorProto.DataType
 )
 
-# As `make_ready` has it for torch. By itself onnxruntime times cuDNN's algorithms at each start and takes the
-# fastest, so that the next start may give other digits; and it rounds float32 to TF32.
+# As `make_ready` does for torch. By default onnxruntime times cuDNN's algorithms at each start and takes the
+# fastest, so that the next start may give other digits, and it rounds float32 to TF32.
 _CUDA_OPTIONS: Mapping[str, object] = MappingProxyType({"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
 
 
@@ -63,23 +63,41 @@ class OnnxNetwork:
 def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict[str, object]]:
     """Return the network and its metadata.
 
-    Raises ModelFault for what is no network for RGB pictures, and, naming the requirement file, where
+    Raises ModelFault for anything but a network for RGB pictures, and, naming the requirement file, if
     onnxruntime is not installed or cannot use the device.
     """
-    runtime = _onnxruntime(name)
+    try:
+        import onnxruntime  # noqa: PLC0415 - optional, and large
+    except ImportError as error:
+        raise ModelFault(
+            f"Model {name!r} is an ONNX file; to serve it, pip install -r requirements-onnx.txt."
+        ) from error
     place = torch.device(device)
-    providers = _providers(name, runtime, place)
-    options = runtime.SessionOptions()
+    on_cuda = place.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if place.type != "cpu" and not on_cuda:
+        raise ModelFault(
+            f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {place.type}: pip uninstall "
+            "onnxruntime, then pip install -r requirements-onnx-gpu.txt; or export the model as .pt2."
+        )
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if on_cuda:
+        providers = [("CUDAExecutionProvider", {"device_id": place.index or 0, **_CUDA_OPTIONS})]
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the detector's threads run it side by side
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(content, options, providers=providers)
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen classes of its own
         raise ModelFault(f"Model {name!r} cannot be read as ONNX: {type(error).__name__}.") from error
-    _check_providers(name, session, place)
+    # Where CUDA's libraries cannot be loaded, onnxruntime computes on the CPU, with a line in the log.
+    if on_cuda and "CUDAExecutionProvider" not in session.get_providers():
+        raise ModelFault(
+            f"Model {name!r} is an ONNX file, and onnxruntime cannot load what it needs of CUDA and cuDNN; "
+            "the engine's log says what. Put that right, or export the model as .pt2."
+        )
     inputs = session.get_inputs()
     if len(inputs) != 1:
         seen = ", ".join(f"{node.name} {node.shape} {node.type}" for node in inputs)
@@ -90,35 +108,3 @@ def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict
     output_names = tuple(node.name for node in session.get_outputs())
     network = OnnxNetwork(session, inputs[0].name, output_names, takes, place)
     return network, dict(session.get_modelmeta().custom_metadata_map)
-
-
-def _providers(name: str, runtime: ModuleType, device: torch.device) -> list[Any]:
-    if device.type == "cpu":
-        return ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        return [("CUDAExecutionProvider", {"device_id": device.index or 0, **_CUDA_OPTIONS})]
-    raise ModelFault(
-        f"Model {name!r} is an ONNX file, and this onnxruntime cannot use {device.type}: pip uninstall "
-        "onnxruntime, then pip install -r requirements-onnx-gpu.txt; or export the model as .pt2."
-    )
-
-
-def _check_providers(name: str, session: Any, device: torch.device) -> None:
-    """onnxruntime computes on the CPU, with a line in the log, where CUDA's libraries cannot be loaded."""
-    used = session.get_providers()
-    if device.type == "cuda" and "CUDAExecutionProvider" not in used:
-        raise ModelFault(
-            f"Model {name!r} is an ONNX file, and onnxruntime cannot load what it needs of CUDA and cuDNN; "
-            "the engine's log says what. Put that right, or export the model as .pt2."
-        )
-
-
-def _onnxruntime(name: str) -> ModuleType:
-    try:
-        import onnxruntime  # noqa: PLC0415 - optional, and large
-    except ImportError as error:
-        raise ModelFault(
-            f"Model {name!r} is an ONNX file; to serve it, pip install -r requirements-onnx.txt."
-        ) from error
-    runtime: ModuleType = onnxruntime
-    return runtime

@@ -1,6 +1,6 @@
 """Models of ``torch.export``: files ``*.pt2``.
 
-Such a file is a program: loading it runs what it holds. It comes from the administrator's folder alone.
+Such a file is a program: loading it runs what it holds. It comes only from the administrator's folder.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Pt2Network:
         return self.module(pictures)
 
 
-@torch.inference_mode(mode=False)  # tensors that are made in it do not tell whether they were changed
+@torch.inference_mode(mode=False)  # tensors made in inference mode do not record whether they were changed
 def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[str, object]]:
-    """Return the network and its metadata. Raises ModelFault for what is no program for RGB pictures."""
+    """Return the network and its metadata. Raises ModelFault for anything but a program for RGB pictures."""
     extra_files = {METADATA_FILE: ""}
     try:
         program = torch.export.load(io.BytesIO(content), extra_files=extra_files)
@@ -49,47 +49,39 @@ def load_pt2(name: str, content: bytes, device: str) -> tuple[Pt2Network, dict[s
         ) from error
     if device != "cpu":
         program = move_to_device_pass(program, device)
-    takes = _takes(name, program)
+    input_names = set(program.graph_signature.user_inputs)
+    inputs = [
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in input_names
+    ]
+    if len(inputs) != 1:
+        seen = ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in inputs)
+        raise ModelFault(
+            f"Model {name!r} takes {len(inputs)} inputs: {seen}; what is served takes pictures alone."
+        )
+    takes = picture_input(name, inputs[0].shape, inputs[0].dtype)
     module: torch.nn.Module = program.module()
     for weights in module.parameters():
-        if weights.ndim == 4:  # convolutions run half as fast again with the channels last
+        if weights.ndim == 4:  # convolutions run 1.5 times as fast with the channels last
             weights.data = weights.data.contiguous(memory_format=torch.channels_last)
-    _drop_type_checks(module)
-    return Pt2Network(module, takes, _versions(module)), json_metadata(name, extra_files[METADATA_FILE])
-
-
-def _versions(module: torch.nn.Module) -> tuple[int, ...]:
-    """Return how often each tensor that the program keeps was changed in place."""
-    return tuple(tensor._version for tensor in (*module.parameters(), *module.buffers()))  # noqa: SLF001
-
-
-def _drop_type_checks(module: torch.nn.Module) -> None:
-    """Let the network's own casts take what they are given.
-
-    The exporter checks before each that it is of the type seen then, which it is not in another precision.
-    """
+    # The exporter adds a check before each of the network's own casts: the input must have the type that it
+    # had then. In another precision it does not.
     for part in module.modules():
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.find_nodes(op="call_function", target=_TYPE_CHECK):
                 part.graph.erase_node(node)
             part.recompile()
+    return Pt2Network(module, takes, _versions(module)), json_metadata(name, extra_files[METADATA_FILE])
 
 
-def _takes(name: str, program: torch.export.ExportedProgram) -> NetworkInput:
-    inputs = set(program.graph_signature.user_inputs)
-    values = [
-        node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
-    ]
-    if len(values) == 1:
-        return picture_input(name, values[0].shape, values[0].dtype)
-    seen = ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in values)
-    raise ModelFault(
-        f"Model {name!r} takes {len(values)} inputs: {seen}; what is served takes pictures alone."
-    )
+def _versions(module: torch.nn.Module) -> tuple[int, ...]:
+    """Count how often each tensor that the program keeps was changed in place."""
+    return tuple(tensor._version for tensor in (*module.parameters(), *module.buffers()))  # noqa: SLF001
 
 
 def json_metadata(name: str, text: str | bytes) -> dict[str, object]:
-    """Return the metadata that an exporter wrote as JSON. Raises ModelFault if they are something else."""
+    """Return the metadata that an exporter wrote as JSON. Raises ModelFault for anything else."""
     if not text:
         return {}
     try:

@@ -1,8 +1,8 @@
 """Folders of Hugging Face: ``config.json``, ``preprocessor_config.json`` and ``*.safetensors``.
 
-transformers makes the network and reads its weights; pictures are prepared and boxes read here, in batches on
-the device, as the folder's image processor would. Nothing is fetched, no pickle is opened, and no code of the
-folder is run: only architectures that transformers itself has are served.
+transformers builds the network and reads its weights; pictures are prepared and boxes read here, in batches
+on the device, as the folder's image processor would. Nothing is fetched, no pickle is opened, and no code of
+the folder is run: only architectures of transformers itself are served.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from app.detection.declaration import MOST_BOXES, validated
-from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, Reading
-from app.detection.model_content import ModelContent
+from app.detection.model_files import ModelContent
+from app.detection.model_formats.declaration import MOST_BOXES, validated
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
@@ -36,8 +36,8 @@ class Processor:
     """What an image processor of transformers does, beyond what its settings say."""
 
     layout: Layout
-    max_boxes: int | None = None  # a frame, by default; None: as many as the network has queries
-    multiple: int = 1  # of which a scaled picture's sides are
+    max_boxes: int | None = None  # a frame, by default; None: the number of the network's queries
+    multiple: int = 1  # each side of a scaled picture is a multiple of this
 
 
 PROCESSORS: Mapping[str, Processor] = MappingProxyType(
@@ -53,7 +53,7 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
 
 
 class FolderDeclaration(BaseModel):
-    """What ``framebox.toml`` may say of such a folder."""
+    """What ``framebox.toml`` may say about such a folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,24 +79,33 @@ class HuggingFaceNetwork:
 def load_huggingface(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
     """Return the network of a folder with its rules.
 
-    Raises ModelFault for a folder that is no object detector, or needs what is not served, and, naming the
-    requirement file, where transformers is not installed.
+    Raises ModelFault for a folder that is not an object detector, or needs what is not served, and, naming
+    the requirement file, if transformers is not installed.
     """
     declaration = validated(content.name, FolderDeclaration, declared)
     config = _json(content, CONFIG_FILE)
-    _check_config(content.name, config)
+    if "auto_map" in config:
+        raise ModelFault(f"Model {content.name!r} brings code of its own (auto_map), which is not run.")
+    backbone = config.get("backbone_config") or {}
+    if backbone.get("model_type") == "timm_backbone" or (config.get("use_timm_backbone") and not backbone):
+        raise ModelFault(
+            f"Model {content.name!r} has a backbone of timm, which is not served; take the variant whose "
+            "backbone is of transformers (of facebook/detr-resnet-50 the revision no_timm)."
+        )
     settings = _json(content, PROCESSOR_FILE)
     processor = _processor(content.name, settings)
     module = _module(content, config)
-    labels = declaration.labels or _labels(module.config.id2label)
+    id2label = module.config.id2label
+    labels = declaration.labels or tuple(
+        id2label.get(number, str(number)) for number in range(max(id2label) + 1)
+    )
+    queries = getattr(module.config, "num_queries", None)
+    query_count = min(queries, MOST_BOXES) if isinstance(queries, int) else MAX_BOXES
+    max_boxes = declaration.max_boxes or processor.max_boxes or query_count
     rules = NetworkRules(
         fitting=_fitting(content.name, settings, processor),
         pixels=_pixels(settings),
-        reading=Reading(
-            processor.layout,
-            len(labels),
-            max_boxes=declaration.max_boxes or processor.max_boxes or _query_count(module.config),
-        ),
+        reading=Reading(processor.layout, len(labels), max_boxes=max_boxes),
         batch=None,
     )
     network = HuggingFaceNetwork(module.to(device), NetworkInput())
@@ -113,18 +122,6 @@ def _json(content: ModelContent, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFault(f"The {file} of model {content.name!r} is not a JSON object.")
     return value
-
-
-def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Raises ModelFault for a network that needs code or packages that are not served."""
-    if "auto_map" in config:
-        raise ModelFault(f"Model {name!r} brings code of its own (auto_map), which is not run.")
-    backbone = config.get("backbone_config") or {}
-    if backbone.get("model_type") == "timm_backbone" or (config.get("use_timm_backbone") and not backbone):
-        raise ModelFault(
-            f"Model {name!r} has a backbone of timm, which is not served; take the variant whose backbone is "
-            "of transformers (of facebook/detr-resnet-50 the revision no_timm)."
-        )
 
 
 def _processor(name: str, settings: Mapping[str, Any]) -> Processor:
@@ -165,16 +162,6 @@ def _pixels(settings: Mapping[str, Any]) -> PixelRules:
     return PixelRules(white=white, mean=tuple(mean), std=tuple(std))
 
 
-def _labels(id2label: Mapping[int, str]) -> tuple[str, ...]:
-    """Return the labels from 0 on; a number that has none stands for itself."""
-    return tuple(id2label.get(number, str(number)) for number in range(max(id2label) + 1))
-
-
-def _query_count(config: Any) -> int:
-    count = getattr(config, "num_queries", None)
-    return min(count, MOST_BOXES) if isinstance(count, int) else MAX_BOXES
-
-
 def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
     transformers, load_weights = _transformers(content.name)
     kinds = transformers.models.auto.modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
@@ -187,7 +174,7 @@ def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
     try:
         for file in _weight_files(content):
             weights.update(load_weights(content.read(file)))
-        module, told = getattr(transformers, kinds[config["model_type"]]).from_pretrained(
+        module, loading = getattr(transformers, kinds[config["model_type"]]).from_pretrained(
             None,
             config=transformers.AutoConfig.for_model(**config),
             state_dict=weights,
@@ -198,7 +185,7 @@ def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # transformers and safetensors raise whatever they meet
         raise ModelFault(f"transformers cannot load model {content.name!r}: {reason(error)}.") from error
-    missing = sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])})
+    missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if missing:
         raise ModelFault(
             f"The weights of model {content.name!r} are not those of its {CONFIG_FILE}: {len(missing)} are "

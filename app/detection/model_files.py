@@ -1,18 +1,29 @@
-"""A model's files, known by their SHA-256: what is loaded is what was hashed, whatever they become."""
+"""A model's files, identified by their SHA-256: only the bytes that were hashed are loaded.
+
+The administrator may keep a list of the files that may be loaded, as ``sha256sum`` writes it:
+
+    cd models && find . -type f -exec sha256sum {} + > ../models.sha256
+
+A model is then loaded only if each of its files is listed with its hash. The list should lie where those who
+can write into the folder of models cannot.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from app.errors import ModelFault
 
 DECLARATION_FILE = "framebox.toml"
 MOST_FILES = 1000  # in a model's folder
+
+_LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +39,7 @@ class ModelFiles:
 
     @property
     def folder(self) -> Path:
-        """Where the names of the model's files begin."""
+        """The folder to which the names of the model's files are relative."""
         return self.path if self.is_folder else self.path.parent
 
     @property
@@ -39,7 +50,7 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:
-    """What a model consisted of when it was hashed. Its files are read again only to find the same bytes."""
+    """A model's files as they were hashed. A file that has changed since is not read."""
 
     name: str
     files: ModelFiles
@@ -60,7 +71,7 @@ class ModelContent:
         return [file for file in self.digests if file.endswith(suffix) and "/" not in file]
 
     def declared(self) -> dict[str, object]:
-        """Return what the administrator wrote of the model. Raises ModelFault for what is not valid TOML."""
+        """Return the administrator's declaration, or {}. Raises ModelFault if it is not valid TOML."""
         if self.files.declaration not in self.digests:
             return {}
         try:
@@ -80,42 +91,73 @@ class ModelContent:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def changed_fault(name: str) -> ModelFault:
+    return ModelFault(
+        f"Model {name!r} changed while it was loaded; it will be another model when it is done."
+    )
+
+
 def hash_model(name: str, files: ModelFiles) -> ModelContent:
-    """Return the hashes of a model's files. Raises ModelFault for what cannot be read or lies elsewhere."""
+    """Hash a model's files. Raises ModelFault for one that cannot be read or lies outside the root."""
     digests = {}
     try:
         for path in _paths(name, files):
             if not path.resolve().is_relative_to(files.root.resolve()):
                 raise ModelFault(f"Model {name!r} has a link that leads out of the folder of models.")
             with path.open("rb") as file:
-                digests[path.relative_to(files.folder).as_posix()] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(files.folder).as_posix()] = digest
     except OSError as error:
         raise ModelFault(f"A file of model {name!r} cannot be read: {error.strerror}.") from error
     return ModelContent(name, files, MappingProxyType(digests))
 
 
-def _paths(name: str, files: ModelFiles) -> Iterator[Path]:
+def _paths(name: str, files: ModelFiles) -> list[Path]:
     if not files.is_folder:
-        yield files.path
         declaration = files.folder / files.declaration
-        if declaration.is_file():
-            yield declaration
-        return
-    found = [path for path in sorted(files.path.rglob("*")) if path.is_file() and _counts(path, files.path)]
+        return [files.path, declaration] if declaration.is_file() else [files.path]
+    found = []
+    for path in sorted(files.path.rglob("*")):
+        parts = path.relative_to(files.path).parts
+        # Hidden files and Python's own cache, which is never read, are no part of the model.
+        is_ignored = any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if path.is_file() and not is_ignored:
+            found.append(path)
     if len(found) > MOST_FILES:
         raise ModelFault(f"Model {name!r} has {len(found)} files; at most {MOST_FILES} are taken.")
-    yield from found
+    return found
 
 
-def _counts(path: Path, folder: Path) -> bool:
-    """Whether a file is a part of the model: neither hidden nor Python's own cache, which is never read."""
-    parts = path.relative_to(folder).parts
-    return not any(part.startswith(".") or part == "__pycache__" for part in parts)
+def check_allowed(content: ModelContent, list_file: Path) -> None:
+    """Raise ModelFault, naming the file, unless every file of the model is listed with its hash.
 
-
-def changed_fault(name: str) -> ModelFault:
-    return ModelFault(
-        f"Model {name!r} changed while it was loaded; it will be another model when it is done."
-    )
+    A list that cannot be read allows nothing.
+    """
+    try:
+        lines = list_file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFault("The list of allowed hashes cannot be read, so no model file is loaded.") from error
+    allowed = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = _LISTED.fullmatch(line)
+        if found is None:
+            raise ModelFault(
+                f"Line {number} of the list of allowed hashes is not as sha256sum writes it, so no model "
+                "file is loaded."
+            )
+        allowed[PurePosixPath(found[2]).as_posix()] = found[1].lower()
+    folder = content.files.folder.relative_to(content.files.root)
+    for file, digest in content.digests.items():
+        path = (folder / file).as_posix()
+        if path not in allowed:
+            raise ModelFault(
+                f"Model {content.name!r} is refused: {path} is not in the list of allowed hashes. If it is "
+                f"meant to be served, add the line that sha256sum prints for it: {digest}  {path}"
+            )
+        if allowed[path] != digest:
+            raise ModelFault(
+                f"Model {content.name!r} is refused: the SHA-256 of {path} is {digest}, but the list of "
+                f"allowed hashes says {allowed[path]}."
+            )

@@ -1,9 +1,9 @@
-"""Detection models of torchvision: a file ``*.pth`` with weights, and in its declaration the architecture.
+"""Detection models of torchvision: a file ``*.pth`` with weights, and a declaration with the architecture.
 
     architecture = "fasterrcnn_resnet50_fpn_v2"    # a builder of torchvision.models.detection
     labels = ["__background__", "person", "car"]   # the first is torchvision's own
 
-The weights are read as tensors alone (``weights_only``): such a pickle runs no code.
+The weights are read as tensors only (``weights_only``): such a pickle runs no code.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from app.detection.declaration import MOST_BOXES, validated
-from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, Layout, Reading
-from app.detection.model_content import ModelContent
+from app.detection.model_files import ModelContent
+from app.detection.model_formats.declaration import MOST_BOXES, validated
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 
 class WeightsDeclaration(BaseModel):
-    """What ``framebox.toml`` has to say of a file of weights."""
+    """What ``framebox.toml`` has to say about a file of weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,13 +58,19 @@ def load_torchvision(
 ) -> LoadedNetwork:
     """Return the network with the weights of `file`, and its rules.
 
-    Raises ModelFault for what is no such model, and where torchvision is not installed or does not fit torch.
+    Raises ModelFault for any other model, and if torchvision is not installed or does not fit torch.
     """
     declaration = validated(content.name, WeightsDeclaration, declared)
     weights = read_weights(content.name, content.read(file))
     module = _module(content.name, declaration, weights)
+    # Pictures are scaled as the model itself would, so that the decoder can do it before.
+    transform = module.transform
+    fitting: Fitting = ShortSide(transform.min_size[-1], transform.max_size)
+    if transform.fixed_size is not None:
+        width, height = transform.fixed_size
+        fitting = InputSize(width, height, ResizePolicy.STRETCH)
     rules = NetworkRules(
-        fitting=_fitting(module.transform),
+        fitting=fitting,
         pixels=PixelRules(),
         reading=Reading(Layout.TORCHVISION, len(declaration.labels), max_boxes=declaration.max_boxes),
         batch=None,
@@ -75,7 +80,7 @@ def load_torchvision(
 
 
 def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
-    """Return a state dict, alone or as ``model`` or ``state_dict`` in a checkpoint. Runs no code.
+    """Read a state dict, by itself or as ``model`` or ``state_dict`` in a checkpoint. Runs no code.
 
     Raises ModelFault for a pickle of anything else.
     """
@@ -97,7 +102,17 @@ def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
 
 
 def _module(name: str, declaration: WeightsDeclaration, weights: dict[str, Tensor]) -> Any:
-    models = _torchvision(name).models
+    try:
+        from torchvision import models  # noqa: PLC0415 - optional, and large
+    except ImportError as error:
+        raise ModelFault(
+            f"Model {name!r} is of torchvision; to serve it, pip install torchvision==0.28.0."
+        ) from error
+    except RuntimeError as error:  # its operators are compiled for another build of torch
+        raise ModelFault(
+            f"Model {name!r} is of torchvision, and the torchvision that is installed is not built for torch "
+            f"{torch.__version__}. Install both from the same index."
+        ) from error
     known = models.list_models(module=models.detection)
     if declaration.architecture not in known:
         raise ModelFault(
@@ -118,27 +133,3 @@ def _module(name: str, declaration: WeightsDeclaration, weights: dict[str, Tenso
             f"{len(declaration.labels)} labels, the background counted: {reason(error)}."
         ) from error
     return module.eval()
-
-
-def _fitting(transform: Any) -> Fitting:
-    """Return how the model itself would scale pictures, so that the decoder can do it before."""
-    if transform.fixed_size is not None:
-        width, height = transform.fixed_size
-        return InputSize(width, height, ResizePolicy.STRETCH)
-    return ShortSide(transform.min_size[-1], transform.max_size)
-
-
-def _torchvision(name: str) -> ModuleType:
-    try:
-        import torchvision  # noqa: PLC0415 - optional, and large
-    except ImportError as error:
-        raise ModelFault(
-            f"Model {name!r} is of torchvision; to serve it, pip install torchvision==0.28.0."
-        ) from error
-    except RuntimeError as error:  # its operators are compiled for another build of torch
-        raise ModelFault(
-            f"Model {name!r} is of torchvision, and the torchvision that is installed is not built for torch "
-            f"{torch.__version__}. Install both from the same index."
-        ) from error
-    module: ModuleType = torchvision
-    return module

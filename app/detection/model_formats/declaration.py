@@ -1,22 +1,22 @@
-"""What a model file says of itself, or its administrator in ``framebox.toml`` beside it.
+"""What a model file declares about itself, or its administrator in ``framebox.toml`` beside it.
 
-``framebox.toml``, every line optional where the file's own metadata, or the format, says it:
+Every line of ``framebox.toml`` is optional where the file's own metadata, or the format, says the same:
 
     labels = ["person", "car"]    # in the order of the network's classes
     input = [640, 640]            # width, height
-    batch = 1                     # the only batch that the network takes
+    batch = 1                     # the only batch size that the network takes
     layout = "yolo"               # yolo, yolo-objectness, end-to-end, detr, detr-sigmoid, torchvision
     boxes = "centre-size"         # centre-size, corner-size, corners
     coordinates = "pixels"        # pixels, fractions
     resize = "letterbox"          # letterbox, letterbox-centre, stretch
-    white = 1.0                   # what a white pixel is; 255 for a network of numbers from 0 to 255
-    mean = [0.485, 0.456, 0.406]  # taken off after that
+    white = 1.0                   # the value of a white pixel; 255 for a network that takes 0 to 255
+    mean = [0.485, 0.456, 0.406]  # subtracted after that
     std = [0.229, 0.224, 0.225]   # divided by after that
     channels = "rgb"              # rgb, bgr
-    min_score = 0.25              # where a request names none
-    max_overlap = 0.45            # of boxes of one class that both stay
-    max_boxes = 300               # a frame
-    precision = "float32"         # what it computes in: float32, float16, bfloat16
+    min_score = 0.25              # for requests that name none
+    max_overlap = 0.45            # of two boxes of one class that both stay
+    max_boxes = 300               # per frame
+    precision = "float32"         # in which it computes: float32, float16, bfloat16
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.detection.layouts import FLOOR_SCORE, MAX_BOXES, BoxFormat, Coordinates, Layout, Reading
 from app.detection.network_input import Channels, NetworkInput, PixelRules
+from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, BoxFormat, Coordinates, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault
@@ -51,7 +51,7 @@ class Declaration(BaseModel):
     input: tuple[Side, Side]  # width, height
     batch: int | None = Field(default=None, ge=1, le=1024)
     layout: Layout = Layout.YOLO
-    boxes: BoxFormat | None = None  # None: as is usual with the layout
+    boxes: BoxFormat | None = None  # None: the layout's own
     coordinates: Coordinates | None = None
     resize: ResizePolicy = ResizePolicy.LETTERBOX
     white: float = Field(default=1.0, gt=0)
@@ -61,7 +61,7 @@ class Declaration(BaseModel):
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
     max_overlap: float = Field(default=0.45, gt=0, le=1)
     max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
-    precision: Precision | None = None  # None: as FRAMEBOX_PRECISION has it
+    precision: Precision | None = None  # None: that of FRAMEBOX_PRECISION
 
     @property
     def input_size(self) -> InputSize:
@@ -89,82 +89,34 @@ def read_declaration(
     overrides: Mapping[str, object],
     takes: NetworkInput | None = None,
 ) -> Declaration:
-    """Return what holds of model `name`: `overrides` (framebox.toml) first, then the file's own metadata.
+    """Return the declaration of a model: `overrides` (framebox.toml) first, then the file's own metadata.
 
     `metadata` is what Ultralytics' exporter writes: ``names``, ``imgsz`` (height, width), ``task``; values
-    are JSON or Python literals, or text of either. `takes` is what the file tells of the network's input.
+    are JSON or Python literals, or text of either. `takes` is what the file says about the network's input.
     Raises ModelFault saying what to write for what is missing or wrong.
     """
     takes = takes or NetworkInput()
-    known = {**_from_input(takes), **_from_metadata(name, metadata), **overrides}
-    declaration = validated(name, Declaration, known)
-    _check_against_input(name, declaration, takes)
-    return declaration
-
-
-def validated(name: str, kind: type[DeclarationModel], known: Mapping[str, object]) -> DeclarationModel:
-    """Return `known` as a declaration of that kind. Raises ModelFault saying what to write."""
-    try:
-        return kind.model_validate(known)
-    except ValidationError as error:
-        faults = "; ".join(_explain(kind, fault) for fault in error.errors())
-        raise ModelFault(
-            f"Model {name!r} does not say what its output means: {faults}. Write it in framebox.toml."
-        ) from error
-
-
-def _from_input(takes: NetworkInput) -> dict[str, object]:
-    return {} if takes.size is None else {"input": takes.size}
-
-
-def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
-    """Raises ModelFault for a declaration that the network's own file contradicts."""
-    width, height = declaration.input
-    fixed = (takes.width or width, takes.height or height)
-    if fixed != declaration.input:
-        raise ModelFault(
-            f"Model {name!r} takes pictures {fixed[0]} wide and {fixed[1]} high, but input = "
-            f"[{width}, {height}] is declared. Write input = [{fixed[0]}, {fixed[1]}] in framebox.toml."
-        )
-    if takes.batch is not None and declaration.batch not in (None, takes.batch):
-        raise ModelFault(
-            f"Model {name!r} takes {takes.batch} pictures at a time, but batch = {declaration.batch} is "
-            f"declared. Write batch = {takes.batch} in framebox.toml, or leave it out."
-        )
-    if takes.dtype is torch.uint8 and not declaration.pixels.are_plain:
-        raise ModelFault(
-            f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
-            "std out of framebox.toml."
-        )
-
-
-def _explain(kind: type[BaseModel], fault: Any) -> str:
-    field = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"{field} is missing"
-    if fault["type"] == "extra_forbidden":
-        return f"{field} is none of {', '.join(kind.model_fields)}"
-    return f"{field}: {fault['msg']}"
-
-
-def _from_metadata(name: str, metadata: Mapping[str, object]) -> dict[str, object]:
     values = {key: _literal(metadata[key]) for key in ("names", "imgsz", "task") if key in metadata}
     task = values.get("task", "detect")
     if task != "detect":
         raise ModelFault(f"Model {name!r} is for the task {task!r}; only 'detect' is served.")
     known: dict[str, object] = {}
+    if takes.width is not None and takes.height is not None:
+        known["input"] = (takes.width, takes.height)
     if "names" in values:
-        known["labels"] = read_labels(name, values["names"])
+        known["labels"] = _labels(name, values["names"])
     size = values.get("imgsz")
     if isinstance(size, int):
         known["input"] = (size, size)
     elif isinstance(size, list | tuple) and len(size) == 2:
         known["input"] = (size[1], size[0])
-    return known
+    declaration = validated(name, Declaration, {**known, **overrides})
+    _check_against_input(name, declaration, takes)
+    return declaration
 
 
 def _literal(value: object) -> object:
-    """Return what `value` stands for if it is text: ONNX keeps all metadata as text."""
+    """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
     if not isinstance(value, str):
         return value
     try:
@@ -177,7 +129,7 @@ def _literal(value: object) -> object:
         return value
 
 
-def read_labels(name: str, names: object) -> tuple[str, ...]:
+def _labels(name: str, names: object) -> tuple[str, ...]:
     """Return the labels of ``names``, a list, or a mapping from 0, 1, 2 …"""
     if isinstance(names, Mapping):
         numbered = {str(key): str(label) for key, label in names.items()}
@@ -187,3 +139,45 @@ def read_labels(name: str, names: object) -> tuple[str, ...]:
     if isinstance(names, list | tuple):
         return tuple(str(label) for label in names)
     raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
+
+
+def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
+    """Raise ModelFault for a declaration that the network's own file contradicts."""
+    width, height = declaration.input
+    fixed = (takes.width or width, takes.height or height)
+    if fixed != declaration.input:
+        raise ModelFault(
+            f"Model {name!r} takes pictures {fixed[0]} wide and {fixed[1]} high, but input = "
+            f"[{width}, {height}] is declared. Write input = [{fixed[0]}, {fixed[1]}] in framebox.toml."
+        )
+    if takes.batch is not None and declaration.batch not in (None, takes.batch):
+        raise ModelFault(
+            f"Model {name!r} takes {takes.batch} pictures at a time, but batch = {declaration.batch} is "
+            f"declared. Write batch = {takes.batch} in framebox.toml, or leave it out."
+        )
+    is_plain = declaration.white == 1 and declaration.mean is None and declaration.std is None
+    if takes.dtype is torch.uint8 and not is_plain:
+        raise ModelFault(
+            f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
+            "std out of framebox.toml."
+        )
+
+
+def validated(name: str, kind: type[DeclarationModel], known: Mapping[str, object]) -> DeclarationModel:
+    """Return `known` as a declaration of that kind. Raises ModelFault saying what to write."""
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            field = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "missing":
+                faults.append(f"{field} is missing")
+            elif fault["type"] == "extra_forbidden":
+                faults.append(f"{field} is none of {', '.join(kind.model_fields)}")
+            else:
+                faults.append(f"{field}: {fault['msg']}")
+        raise ModelFault(
+            f"Model {name!r} does not say what its output means: {'; '.join(faults)}. Write it in "
+            "framebox.toml."
+        ) from error

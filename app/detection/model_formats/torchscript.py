@@ -1,6 +1,6 @@
 """Models of TorchScript: files ``*.torchscript``, or ``*.pt`` that ``torch.jit.save`` wrote.
 
-Such a file is a program: loading it runs what it holds. It comes from the administrator's folder alone.
+Such a file is a program: loading it runs what it holds. It comes only from the administrator's folder.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
+from app.detection.model_formats.pt2 import json_metadata
 from app.detection.network_input import NetworkInput
-from app.detection.pt2 import json_metadata
 from app.errors import ModelFault
 
 METADATA_FILE = "config.txt"  # where Ultralytics' exporter puts it
@@ -38,11 +36,13 @@ class TorchScriptNetwork:
 
 
 def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScriptNetwork, dict[str, object]]:
-    """Return the network and its metadata. Raises ModelFault for what is no script, and says what it is."""
+    """Return the network and its metadata. Raises ModelFault for any other file, and says what it is."""
     _check_archive(name, content)
     extra_files = {METADATA_FILE: ""}
     try:
-        with _deprecation_accepted():
+        with warnings.catch_warnings():
+            # TorchScript is deprecated, but it is what people have.
+            warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
             module = torch.jit.load(  # type: ignore[no-untyped-call]
                 io.BytesIO(content), map_location=device, _extra_files=extra_files
             )
@@ -50,20 +50,21 @@ def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScrip
         raise ModelFault(f"Model {name!r} cannot be read as TorchScript: {type(error).__name__}.") from error
     metadata = json_metadata(name, extra_files[METADATA_FILE])
     if device != "cpu":
-        _compute_on(module, device)
-    return TorchScriptNetwork(module.eval(), _takes(module, metadata)), metadata
-
-
-def _compute_on(module: torch.jit.ScriptModule, device: str) -> None:
-    """Make what the script computes by itself on a device, where it was traced, be computed on `device`.
-
-    A trace has the device of each tensor that it makes as a constant; loading moves weights alone.
-    """
-    graph = module.graph
-    torch._C._jit_pass_inline(graph)  # noqa: SLF001 - else functions and submodules have graphs of their own
-    for constant in graph.findAllNodes("prim::Constant", recurse=True):  # type: ignore[attr-defined]
-        if constant.output().type().kind() == "DeviceObjType":
-            constant.s_("value", device)
+        # A trace keeps the device of each tensor that it creates as a constant; loading moves only weights.
+        graph = module.graph
+        torch._C._jit_pass_inline(graph)  # noqa: SLF001 - else functions and submodules have their own graphs
+        for constant in graph.findAllNodes("prim::Constant", recurse=True):
+            if constant.output().type().kind() == "DeviceObjType":
+                constant.s_("value", device)
+    # A script does not say what it takes, but its weights have a type, and the exporter notes the batch size
+    # for which it was traced.
+    types = [weights.dtype for weights in module.parameters() if weights.is_floating_point()]
+    batch = metadata.get("batch")
+    takes = NetworkInput(
+        batch=batch if isinstance(batch, int) and batch > 0 else None,
+        dtype=types[0] if types else torch.float32,
+    )
+    return TorchScriptNetwork(module.eval(), takes), metadata
 
 
 def _check_archive(name: str, content: bytes) -> None:
@@ -80,21 +81,3 @@ def _check_archive(name: str, content: bytes) -> None:
         f"Model {name!r} is a pickle of torch.save, which is not opened: it holds no network, and may run "
         "any code. Export the network, for instance with: yolo export model=<file>.pt format=torchscript"
     )
-
-
-def _takes(module: torch.jit.ScriptModule, metadata: dict[str, object]) -> NetworkInput:
-    """Return what is known of the input: a script does not tell, but its weights have a type."""
-    types = [weights.dtype for weights in module.parameters() if weights.is_floating_point()]
-    batch = metadata.get("batch")  # traced for it, so it takes no other
-    return NetworkInput(
-        batch=batch if isinstance(batch, int) and batch > 0 else None,
-        dtype=types[0] if types else torch.float32,
-    )
-
-
-@contextmanager
-def _deprecation_accepted() -> Iterator[None]:
-    """TorchScript is deprecated, but it is what people have."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
-        yield
