@@ -137,18 +137,18 @@ class HostUnusable:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a host tells once a second."""
+    """The state of a host, sent once a second."""
 
-    loaded: frozenset[str]
-    crowded: frozenset[str]  # models for which there is no room beside those in use
-    loading_seconds: float  # of the model that is being loaded; 0 while none is
-    call_seconds: float  # of the slowest model's present batch
-    call_job_id: str | None  # whose batch that is
-    frames: int  # analysed since the host's start
-    busy_seconds: float  # inside the models since the host's start
-    device_fault: str | None  # why the device is of no use any more
-    # since the host's start, too
-    out_of_memory_count: int = 0  # calls that were halved, because the device had too little memory
+    loaded: frozenset[str] = frozenset()
+    crowded: frozenset[str] = frozenset()  # models that do not fit beside those in use
+    loading_seconds: float = 0.0  # of the model that is being loaded; 0 while none is
+    call_seconds: float = 0.0  # of the longest batch that is now in a model
+    call_job_id: str | None = None  # whose batch that is
+    frames: int = 0  # analysed since the host started
+    busy_seconds: float = 0.0  # inside the models since the host started
+    device_fault: str | None = None  # why the device can no longer be used
+    # these, too, since the host started
+    out_of_memory_count: int = 0  # batches that were halved because the device lacked memory
     model_fault_count: int = 0  # batches that a model failed at
     dropped_box_count: int = 0  # boxes without area inside their frame
 

@@ -24,7 +24,7 @@ from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
 from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
-from app.errors import ModelFault, UnsupportedVideo
+from app.errors import InternalError, ModelFault, UnsupportedVideo
 from app.host.messages import (
     Advanced,
     Cancel,
@@ -194,7 +194,7 @@ class Setup:
             spawn=self.hosts.spawn,
             limits=HostLimits(10.0, 10.0, 1 << 40),
             turns=SegmentTurns(slots=2),
-            account=self.account,
+            observer=self.account,
             wake=lambda: None,
         )
         self.threads = ThreadPoolExecutor(4)
@@ -247,7 +247,7 @@ def setup() -> Iterator[Setup]:
     for host in made.hosts.all:
         host.process.kill()
     made.uses.close()
-    made.pool.close(patience_seconds=5.0)
+    made.pool.close(grace_seconds=5.0)
     made.threads.shutdown()
 
 
@@ -351,6 +351,17 @@ def test_a_segment_for_which_a_host_has_no_memory_is_run_by_the_next_and_not_for
     with pytest.raises(ModelFault, match="no memory for a frame"):
         future.result(WAIT_SECONDS)
     done.set()
+
+
+def test_hosts_without_memory_for_an_index_are_no_fault_of_a_model(setup: Setup) -> None:
+    host = setup.next_host()
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
+    for _ in range(MOST_RENEWALS):
+        host.say(Failed(host.hears(IndexVideo).ticket, Reason.WORN, "There is not enough memory."))
+        host = setup.next_host()
+    host.say(Failed(host.hears(IndexVideo).ticket, Reason.WORN, "There is not enough memory."))
+    with pytest.raises(InternalError, match="memory to index the video"):
+        future.result(WAIT_SECONDS)
 
 
 def test_a_model_that_one_host_has_no_room_for_is_used_on_the_other(setup: Setup) -> None:

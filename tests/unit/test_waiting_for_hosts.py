@@ -83,11 +83,11 @@ def pool() -> Iterator[HostPool]:
         spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),
-        account=NobodyCounts(),
+        observer=NobodyCounts(),
         wake=lambda: None,
     )
     yield made
-    made.close(patience_seconds=5.0)
+    made.close(grace_seconds=5.0)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_segments_of_a_parked_pool_are_done_with(pool: HostPool, task: SegmentTa
 def test_the_end_of_the_pool_ends_what_hosts_were_at(pool: HostPool, tmp_path: Path) -> None:
     begun = pool.index(index_task(tmp_path), Reader(), never)
     tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
-    pool.close(patience_seconds=5.0)
+    pool.close(grace_seconds=5.0)
     late = pool.index(index_task(tmp_path), Reader(), never)
     for future in (begun, late):
         with pytest.raises(WorkCancelled):
