@@ -25,6 +25,7 @@ from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
 from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
 from app.errors import InternalError, ModelFault, UnsupportedVideo
+from app.host.host import failure
 from app.host.messages import (
     Advanced,
     Cancel,
@@ -44,7 +45,6 @@ from app.host.messages import (
     SegmentsFound,
     UseModel,
     VideoFound,
-    failure,
 )
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask
