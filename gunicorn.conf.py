@@ -28,7 +28,7 @@ _folder.create()
 os.environ.setdefault(FOLDER_VARIABLE, str(_folder.metrics / "web"))
 Path(os.environ[FOLDER_VARIABLE]).mkdir(mode=0o700, exist_ok=True)
 
-wsgi_app = "app.factory:create_app()"
+wsgi_app = "app.programs.web:create_app()"
 bind = f"unix:{_folder.web_socket}"
 umask = 0o077
 

@@ -11,14 +11,12 @@ Follow a video from the socket to the answer:
 ``video/``      File to frames: index, segments, the sandboxed decoder child.
 ``detection/``  Frames to boxes: the Detector protocol, the detectors, the device's owner thread.
 ``egress/``     Requests to other servers: which addresses, over which connections.
-``courier/``    Fetches videos that a request names by URL, and tells callers' servers that jobs ended.
+``courier/``    Fetches videos from URLs and delivers callbacks.
 ``client/``     A client for other services and for the command line.
+``programs/``   What runs as which process, and how each is put together; the checks before a start.
 
 Imports point down only, and not sideways between two names of one step:
-``errors logs log_lines metrics memory processes failpoints restarts version wakeups``
+``errors failpoints logs memory metrics restarts version wakeups``
 < ``storage video detection egress`` < ``pipeline`` < ``host jobs`` < ``web courier engine`` < ``settings``
-< ``factory engine_factory courier_factory nginx preflight health client supervision``
-< ``programs`` < ``cli``.
-What runs as which process: ``cli.py`` and ``programs.py``; who builds what: ``factory.py``,
-``engine_factory.py`` and ``courier_factory.py``.
+< ``client`` < ``programs`` < ``cli``.
 """

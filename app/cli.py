@@ -15,12 +15,19 @@ import structlog
 
 from app.client.framebox import Framebox, Refused
 from app.errors import InvalidOption, ModelFault
-from app.health import Address, ask_instance, ask_web, look_up_courier, look_up_engine, wait_for_instance
 from app.logs import configure_logging
-from app.nginx import render_nginx_conf
-from app.preflight import StartFault
-from app.processes import die_with_parent
-from app.programs import (
+from app.programs.health import (
+    Address,
+    ask_instance,
+    ask_web,
+    look_up_courier,
+    look_up_engine,
+    wait_for_instance,
+)
+from app.programs.nginx import render_nginx_conf
+from app.programs.preflight import StartFault
+from app.programs.processes import die_with_parent
+from app.programs.start import (
     become_nginx,
     become_supervisor,
     become_web,
@@ -81,7 +88,7 @@ def engine(settings: Settings, chosen: Namespace) -> int:
     """run the engine alone: it works on the jobs, and starts the hosts that hold the models"""
     prepare_engine(settings, replace=chosen.replace)
     from app.engine.host_pool import NoHost  # noqa: PLC0415 - reads a variable that is set just above
-    from app.engine_factory import create_engine  # noqa: PLC0415
+    from app.programs.engine import create_engine  # noqa: PLC0415
 
     try:
         create_engine(settings).run()
@@ -95,7 +102,7 @@ def engine(settings: Settings, chosen: Namespace) -> int:
 def host(_: Settings, chosen: Namespace) -> int:
     """run a host: the engine starts them by itself"""
     prepare_host()
-    from app.host.main import run_host  # noqa: PLC0415 - loads torch, which no other command needs
+    from app.programs.host import run_host  # noqa: PLC0415 - loads torch, which no other command needs
 
     return run_host(chosen.channel)
 
@@ -103,7 +110,7 @@ def host(_: Settings, chosen: Namespace) -> int:
 def courier(settings: Settings, chosen: Namespace) -> int:
     """run the courier alone: it fetches videos from URLs and delivers callbacks"""
     prepare_courier(settings, replace=chosen.replace)
-    from app.courier_factory import create_courier  # noqa: PLC0415 - reads a variable that is set just above
+    from app.programs.courier import create_courier  # noqa: PLC0415 - reads a variable that is set just above
 
     create_courier(settings).run()
     return 0

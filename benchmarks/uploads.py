@@ -36,7 +36,7 @@ import requests
 
 from app.jobs.job import JobState
 from app.jobs.store import JobStore
-from app.preflight import find_nginx
+from app.programs.preflight import find_nginx
 from app.storage.data_folder import DataFolder
 from app.wakeups import Wakeups
 from benchmarks.machine import describe_machine

@@ -17,7 +17,7 @@ import pytest
 import requests
 from instance import CHECKOUT, free_port
 
-from app.health import Address
+from app.programs.health import Address
 
 SECONDS = 90.0
 
@@ -120,7 +120,7 @@ def test_every_line_is_json_and_a_start_says_what_it_is_at(started: Started) -> 
 def test_nginx_goes_on_where_nobody_reads_its_errors(started: Started) -> None:
     started.wait_for("ready")
     nginx = started.program("nginx")
-    (reader,) = [child for child in nginx.children() if "app.log_lines" in child.cmdline()]
+    (reader,) = [child for child in nginx.children() if "app.programs.log_lines" in child.cmdline()]
     reader.suspend()
     _be_refused(started, times=600)  # far more than a pipe holds
     assert requests.get(f"{started.url}/livez", timeout=10).status_code == 200

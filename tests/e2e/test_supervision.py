@@ -16,7 +16,7 @@ import pytest
 import requests
 from instance import CHECKOUT, Instance, free_port
 
-from app.preflight import StartFault, find_nginx
+from app.programs.preflight import StartFault, find_nginx
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_all_that_stands_in_the_way_of_a_start_is_told_at_once(tmp_path: Path) -
 def test_a_machine_without_nginx_is_told_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.preflight._SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("app.programs.preflight._SYSTEM_FOLDERS", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartFault, match="apt-get install nginx"):
         find_nginx()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.processes import LockHeld, take_lock, take_over_lock
+from app.programs.processes import LockHeld, take_lock, take_over_lock
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LEAVES_A_CHILD = """
 import os, subprocess, sys
 from pathlib import Path
-from app.processes import take_lock
+from app.programs.processes import take_lock
 lock = take_lock(Path(sys.argv[1]))
 child = subprocess.Popen(["sleep", "60"], pass_fds=[lock], stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)
@@ -31,7 +31,7 @@ HAS_A_CHILD = """
 import subprocess, sys
 child = '''
 import signal, time
-from app.processes import die_with_parent
+from app.programs.processes import die_with_parent
 die_with_parent(signal.SIGTERM)
 print("asked", flush=True)
 time.sleep(60)

@@ -17,7 +17,7 @@ from typing import IO, Any
 import requests
 from waiting import SECONDS, wait_until
 
-from app.nginx import render_nginx_conf
+from app.programs.nginx import render_nginx_conf
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
-from app.preflight import StartFault, check_port
+from app.programs.preflight import StartFault, check_port
 from app.settings import CHECKOUT
 
 

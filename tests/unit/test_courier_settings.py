@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from app.preflight import StartFault, check_ca_file
+from app.programs.preflight import StartFault, check_ca_file
 from app.settings import Settings, SettingsFault, load_settings
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.health import Address, ask_web, look_up_engine, reachable, wait_for_instance
 from app.jobs.store import JobStore
+from app.programs.health import Address, ask_web, look_up_engine, reachable, wait_for_instance
 from app.storage.data_folder import DataFolder
 
 

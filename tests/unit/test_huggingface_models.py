@@ -215,7 +215,7 @@ def test_a_file_that_is_absent_or_broken_is_named(copy: Path, file: str, content
 def test_without_such_a_model_transformers_is_not_imported() -> None:
     """It takes seconds and a hundred megabytes."""
     names = "('transformers', 'torchvision', 'onnxruntime')"
-    line = f"import sys, app.host.main; print([name for name in {names} if name in sys.modules])"
+    line = f"import sys, app.programs.host; print([name for name in {names} if name in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", line], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=120
     )

@@ -136,10 +136,10 @@ def test_the_protocol_imports_neither_side():
     [
         ("app.video.decoder", {"av", "torch"}),
         ("app.video.source", {"av", "torch"}),
-        ("app.host.main", {"av"}),
-        ("app.engine_factory", {"av", "torch", "cv2", "onnxruntime", "multiprocessing.forkserver"}),
-        ("app.factory", {"av", "torch", "cv2", "numpy"}),
-        ("app.courier_factory", {"av", "torch", "cv2", "numpy"}),
+        ("app.programs.host", {"av"}),
+        ("app.programs.engine", {"av", "torch", "cv2", "onnxruntime", "multiprocessing.forkserver"}),
+        ("app.programs.web", {"av", "torch", "cv2", "numpy"}),
+        ("app.programs.courier", {"av", "torch", "cv2", "numpy"}),
     ],
 )
 def test_no_program_loads_what_it_must_not(name: str, absent: set[str]):

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from supervisor import loggers
 
-from app.log_lines import nginx_line
+from app.programs.log_lines import nginx_line
+from app.programs.supervisor import write_own_lines_as_json
 from app.settings import CHECKOUT
-from app.supervision import write_own_lines_as_json
 
 REFUSED = (
     "2026/11/27 22:43:43 [error] 123#124: *5 connect() failed (111: Connection refused) while connecting to "
@@ -76,7 +76,7 @@ def test_what_a_client_writes_forges_neither_its_address_nor_a_line() -> None:
 
 def test_a_reader_that_is_gone_stops_nothing() -> None:
     """nginx' pipe is read to its end even where nobody takes the lines any more."""
-    command = [sys.executable, "-m", "app.log_lines"]
+    command = [sys.executable, "-m", "app.programs.log_lines"]
     with subprocess.Popen(
         command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as filter_:

@@ -10,7 +10,7 @@ import pytest
 from certificates import make_certificate
 
 from app.errors import FrameboxError
-from app.nginx import TEMPLATE, render_nginx_conf
+from app.programs.nginx import TEMPLATE, render_nginx_conf
 from app.settings import CHECKOUT, GIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 

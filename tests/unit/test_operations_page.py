@@ -13,7 +13,7 @@ import structlog
 from ruamel.yaml import YAML
 
 from app import cli
-from app.factory import create_app
+from app.programs.web import create_app
 from app.settings import MIB, Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from app import cli, programs
+from app import cli
+from app.programs import start
 from app.settings import Settings
 from app.version import VERSION
 
@@ -160,7 +161,7 @@ def test_the_supervisor_runs_the_programs_for_ever() -> None:
         assert program["killasgroup"] == "true"
         assert program["redirect_stderr"] == "true"
     assert conf["program:engine"]["stopwaitsecs"] == "%(ENV_ENGINE_STOP_SECONDS)s"
-    assert int(programs._for_supervisor(Settings())["ENGINE_STOP_SECONDS"]) > Settings().stop_seconds
+    assert int(start._for_supervisor(Settings())["ENGINE_STOP_SECONDS"]) > Settings().stop_seconds
 
 
 def test_every_requirement_is_pinned() -> None:

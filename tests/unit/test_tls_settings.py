@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from certificates import Certificate, make_certificate
 
-from app.preflight import StartFault, check_tls
+from app.programs.preflight import StartFault, check_tls
 from app.settings import Settings, SettingsFault, load_settings
 
 

@@ -33,13 +33,13 @@ from sample_reports import (
 
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
-from app.factory import create_app
 from app.jobs.engine_status import HostStatus
 from app.jobs.job import JobState, Progress
 from app.jobs.report import JobReport, Problem
 from app.jobs.store import JobStore
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
+from app.programs.web import create_app
 from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 from app.version import VERSION
@@ -643,7 +643,7 @@ def test_when_the_queue_is_full_a_post_is_told_to_come_later(folder: DataFolder)
 
 def test_http_workers_import_neither_torch_nor_a_codec(tmp_path: Path):
     script = (
-        "import sys; from app.factory import create_app; app = create_app(); "
+        "import sys; from app.programs.web import create_app; app = create_app(); "
         "app.test_client().get('/docs'); "
         "print(*[name for name in ('torch', 'av', 'numpy', 'cv2', 'ray') if name in sys.modules])"
     )

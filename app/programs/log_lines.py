@@ -1,7 +1,8 @@
 """Log lines of programs that cannot write JSON themselves: nginx' errors, and supervisord's own.
 
-``python -m app.log_lines`` reads nginx' plain lines on standard input and writes JSON lines. It ends at the
-end of its input: with the last nginx process. It imports the standard library only, to stay small.
+``python -m app.programs.log_lines`` reads nginx's plain lines from standard input and writes JSON lines. It
+ends with its input, that is, with the last nginx process. It imports only the standard library, to stay
+small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""supervisord as an instance has it, ``python -m app.supervision``: its own log lines are JSON too."""
+"""supervisord with log lines in JSON: ``python -m app.programs.supervisor``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from supervisor import loggers, supervisord
 
-from app.log_lines import log_line
+from app.programs.log_lines import log_line
 
 _LEVELS = {"CRIT": "critical", "ERRO": "error", "WARN": "warning", "INFO": "info"}
 

@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from app.health import Address
 from app.memory import keep_freed_memory, use_one_arena
-from app.nginx import render_nginx_conf
-from app.preflight import (
+from app.programs.health import Address
+from app.programs.nginx import render_nginx_conf
+from app.programs.preflight import (
     StartFault,
     check_all,
     check_ca_file,
@@ -36,7 +36,7 @@ from app.preflight import (
     find_nginx,
     make_data_folder,
 )
-from app.processes import LockHeld, die_with_parent, take_lock, take_over_lock
+from app.programs.processes import LockHeld, die_with_parent, take_lock, take_over_lock
 from app.restarts import pause_before_start
 from app.settings import CHECKOUT, Settings
 from app.storage.bodies import BodyFolders
@@ -89,7 +89,9 @@ def become_supervisor(settings: Settings) -> NoReturn:
     sys.stderr.write(f"framebox: starting at {url}, with the data in {data.root}\n")
     for descriptor in (1, 2):
         _make_reopenable(descriptor)
-    _execute(sys.executable, "-m", "app.supervision", *arguments, environment=_for_supervisor(settings))
+    _execute(
+        sys.executable, "-m", "app.programs.supervisor", *arguments, environment=_for_supervisor(settings)
+    )
 
 
 def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
@@ -214,7 +216,7 @@ def _write_stderr_as_json() -> None:
     """
     source, sink = os.pipe()
     os.set_blocking(sink, False)
-    subprocess.Popen([sys.executable, "-m", "app.log_lines"], stdin=source, cwd=CHECKOUT)
+    subprocess.Popen([sys.executable, "-m", "app.programs.log_lines"], stdin=source, cwd=CHECKOUT)
     os.close(source)
     os.dup2(sink, 2)
     os.close(sink)
