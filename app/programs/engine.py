@@ -51,8 +51,8 @@ def create_engine(settings: Settings) -> Engine:
     store.create()
     retire_counters()
     shutil.rmtree(data.model_attempts, ignore_errors=True)  # a refused model may have been repaired
-    metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
     listener = wakeups.listen(Program.ENGINE)
+    metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
     records = Records(data, store, min_free_bytes=settings.min_free_bytes, stop=stop)
     hosts = HostPool(
         plan=_plan(settings, data),
@@ -72,22 +72,12 @@ def create_engine(settings: Settings) -> Engine:
         count_end=lambda state: metrics.jobs_ended.labels(state).inc(),
     )
     ingest = Ingest(settings.ingest)
-    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
-    retention = Retention(
-        data,
-        store,
-        RetentionLimits(
-            keep_seconds=settings.keep_days * 86400.0,
-            keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
-        ),
-        Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)),
-    )
     engine = Engine(
         records,
         hosts,
         catalog,
         JobTurns(slots=settings.running_jobs, trace_parts=records.trace),
-        retention,
+        _retention(settings, data, store),
         make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
         listener=listener,
         stop=stop,
@@ -97,6 +87,19 @@ def create_engine(settings: Settings) -> Engine:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
     return engine
+
+
+def _retention(settings: Settings, data: DataFolder, store: JobStore) -> Retention:
+    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
+    return Retention(
+        data,
+        store,
+        RetentionLimits(
+            keep_seconds=settings.keep_days * 86400.0,
+            keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
+        ),
+        Uploads(data, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)),
+    )
 
 
 def _plan(settings: Settings, data: DataFolder) -> HostPlan:
