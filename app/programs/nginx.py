@@ -119,7 +119,17 @@ def render_nginx_conf(settings: Settings) -> str:
             8, (f"proxy_set_header {name} {value};" for name, value in _FORWARDED.items())
         ),
         "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
-        "DOCUMENT_HEADERS": _lines(12, _document_headers()),
+        "DOCUMENT_HEADERS": _lines(
+            12,
+            [
+                "etag off;   # the application's is the document's digest",
+                *(
+                    f"add_header {name} $upstream_http_{name.lower().replace('-', '_')};"
+                    for name in _DOCUMENT_HEADERS
+                ),
+                "add_header X-Request-ID $request_id;",
+            ],
+        ),
         "ADMISSION": _lines(12, ("auth_request /_admit;", *_ADMISSION)),
         "UPLOADS_ADMISSION": _lines(12, ("auth_request /_admit_upload;", *_ADMISSION)),
         "BODY_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _BODY.items())),
@@ -175,12 +185,9 @@ class _Fault:
     def address(self) -> str:
         return f"/_problem/{self.nginx_status}{self.place}"
 
-    def literal(self) -> str:
-        """Return the problem document, escaped for single quotes in the configuration."""
-        text = json.dumps(self.error.to_problem() | {"request_id": "$request_id"})
-        return text.replace("\\", "\\\\").replace("'", "\\'")
-
     def location(self) -> list[str]:
+        document = json.dumps(self.error.to_problem() | {"request_id": "$request_id"})
+        literal = document.replace("\\", "\\\\").replace("'", "\\'")  # for single quotes
         retry_after = self.error.extensions.get("retry_after_seconds")
         return [
             f"location = {self.address} {{",
@@ -190,7 +197,7 @@ class _Fault:
             "    add_header X-Request-ID $request_id always;",
             "    add_header Cache-Control no-store always;",
             *([f"    add_header Retry-After {retry_after} always;"] if retry_after else []),
-            f"    return {self.error.status} '{self.literal()}';",
+            f"    return {self.error.status} '{literal}';",
             "}",
         ]
 
@@ -249,17 +256,6 @@ def _lines(indent: int, lines: Iterable[str]) -> str:
 def _user_line() -> str:
     """Return the user directive: as root, nginx would run its workers as a user without the data."""
     return f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "# user: the one that started it"
-
-
-def _document_headers() -> list[str]:
-    passed_on = [
-        f"add_header {name} $upstream_http_{name.lower().replace('-', '_')};" for name in _DOCUMENT_HEADERS
-    ]
-    return [
-        "etag off;   # the application's is the document's digest",
-        *passed_on,
-        "add_header X-Request-ID $request_id;",
-    ]
 
 
 def _tls(settings: Settings) -> list[str]:
