@@ -15,7 +15,7 @@ from app.programs.processes import LockHeld, take_lock, take_over_lock
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Takes the lock, leaves it to a child that says its number and sleeps, and ends.
+# Takes the lock, passes it to a child that prints its id and sleeps, and ends.
 LEAVES_A_CHILD = """
 import os, subprocess, sys
 from pathlib import Path
@@ -44,7 +44,7 @@ process.wait()
 
 
 def run(script: str, *arguments: str) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """Start a script; return it and the child whose number it says."""
+    """Start a script; return it and the child whose id it prints."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
     )
@@ -88,7 +88,7 @@ def test_a_process_with_another_file_open_is_not_ended(tmp_path: Path) -> None:
     bystander.kill()
 
 
-def test_a_process_ends_with_its_parent_however_that_ends() -> None:
+def test_a_process_ends_with_its_parent() -> None:
     parent, child = run(HAS_A_CHILD)
     parent.kill()
     parent.wait(10)
