@@ -38,10 +38,10 @@ from app.programs.start import (
 from app.settings import MIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
 
-_FAULT = 2  # exit status: the caller has to change something
+_FAULT = 2  # exit status: the settings or the machine must be changed
 
 Command = Callable[[Settings, Namespace], int]
-_READY_SECONDS = 300.0  # CUDA, and a large model from a slow disk, take their time
+_READY_SECONDS = 300.0  # CUDA and a large model on a slow disk take their time
 
 _log = structlog.get_logger(__name__)
 
@@ -75,17 +75,17 @@ def serve(settings: Settings, _: Namespace) -> int:
 
 
 def nginx(settings: Settings, chosen: Namespace) -> int:
-    """run nginx alone"""
+    """run only nginx"""
     become_nginx(settings, replace=chosen.replace)
 
 
 def web(settings: Settings, chosen: Namespace) -> int:
-    """run the HTTP workers alone"""
+    """run only the HTTP workers"""
     become_web(settings, replace=chosen.replace)
 
 
 def engine(settings: Settings, chosen: Namespace) -> int:
-    """run the engine alone: it works on the jobs, and starts the hosts that hold the models"""
+    """run only the engine, which runs the jobs and starts the hosts"""
     prepare_engine(settings, replace=chosen.replace)
     from app.engine.host_pool import NoHost  # noqa: PLC0415 - reads a variable that is set just above
     from app.programs.engine import create_engine  # noqa: PLC0415
@@ -94,13 +94,13 @@ def engine(settings: Settings, chosen: Namespace) -> int:
         create_engine(settings).run()
     except NoHost as fault:
         raise StartFault(str(fault)) from fault
-    except (InvalidOption, ModelFault) as fault:  # of the model that it cannot do without
+    except (InvalidOption, ModelFault) as fault:  # of the default model
         raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
     return 0
 
 
 def host(_: Settings, chosen: Namespace) -> int:
-    """run a host: the engine starts them by itself"""
+    """run a host (only the engine uses this)"""
     prepare_host()
     from app.programs.host import run_host  # noqa: PLC0415 - loads torch, which no other command needs
 
@@ -108,7 +108,7 @@ def host(_: Settings, chosen: Namespace) -> int:
 
 
 def courier(settings: Settings, chosen: Namespace) -> int:
-    """run the courier alone: it fetches videos from URLs and delivers callbacks"""
+    """run only the courier, which fetches videos from URLs and delivers callbacks"""
     prepare_courier(settings, replace=chosen.replace)
     from app.programs.courier import create_courier  # noqa: PLC0415 - reads a variable that is set just above
 
@@ -117,7 +117,7 @@ def courier(settings: Settings, chosen: Namespace) -> int:
 
 
 def check_config(settings: Settings, _: Namespace) -> int:
-    """check the settings and print them with the memory they add up to"""
+    """check the settings, and print them and their total memory"""
     for name, value in settings:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
         sys.stdout.write(f"FRAMEBOX_{name.upper()}={shown}\n")
@@ -128,32 +128,32 @@ def check_config(settings: Settings, _: Namespace) -> int:
 
 
 def render_nginx(settings: Settings, _: Namespace) -> int:
-    """print the configuration that nginx would run with"""
+    """print the configuration of nginx"""
     sys.stdout.write(render_nginx_conf(settings))
     return 0
 
 
 def health(settings: Settings, _: Namespace) -> int:
     """ask the running instance whether it is ready; exit with 1 if not"""
-    return _tell_health(ask_instance(_address(settings)))
+    return _print_verdict(ask_instance(_address(settings)))
 
 
 def health_web(settings: Settings, _: Namespace) -> int:
-    """ask the HTTP workers alone, on their socket"""
-    return _tell_health(ask_web(DataFolder(settings.data).web_socket))
+    """ask only the HTTP workers, on their socket"""
+    return _print_verdict(ask_web(DataFolder(settings.data).web_socket))
 
 
 def health_engine(settings: Settings, _: Namespace) -> int:
-    """look up what the engine last said of itself"""
-    return _tell_health(look_up_engine(DataFolder(settings.data)))
+    """look up the last report of the engine"""
+    return _print_verdict(look_up_engine(DataFolder(settings.data)))
 
 
 def health_courier(settings: Settings, _: Namespace) -> int:
-    """look up when the courier last said that it lives"""
-    return _tell_health(look_up_courier(DataFolder(settings.data)))
+    """look up the last heartbeat of the courier"""
+    return _print_verdict(look_up_courier(DataFolder(settings.data)))
 
 
-def _tell_health(verdict: tuple[bool, str]) -> int:
+def _print_verdict(verdict: tuple[bool, str]) -> int:
     healthy, answer = verdict
     sys.stdout.write(f"{answer}\n")
     return 0 if healthy else 1
@@ -177,38 +177,32 @@ def detect(settings: Settings, chosen: Namespace) -> int:
 
 
 def announce(settings: Settings, _: Namespace) -> int:
-    """print what the start waits for, and then where the instance answers"""
+    """print what the start waits for, and then the address of the instance"""
     die_with_parent(SIGTERM)
     configure_logging("serve", settings.log_level)
     address = _address(settings)
     ready, answer = wait_for_instance(
-        address, DataFolder(settings.data), deadline_seconds=_READY_SECONDS, tell=_tell_wait
+        address,
+        DataFolder(settings.data),
+        deadline_seconds=_READY_SECONDS,
+        tell=lambda reason: sys.stderr.write(f"framebox: waiting: {reason}\n"),
     )
     if not ready:
         _log.error("not ready", seconds=_READY_SECONDS, reason=answer)
         sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
         return 1
     _log.info("ready", url=address.url)
-    sys.stderr.write(_welcome(address.url))
+    sys.stderr.write(
+        f"\nFramebox answers at {address.url}\n"
+        f"Post a video:  curl -F video=@VIDEO.mp4 {address.url}/v1/detections\n"
+        f"Look around:   {address.url}/ shows the jobs, {address.url}/docs the routes\n"
+        "Ctrl-C stops everything.\n\n"
+    )
     return 0
-
-
-def _tell_wait(reason: str) -> None:
-    sys.stderr.write(f"framebox: waiting: {reason}\n")
-    sys.stderr.flush()
 
 
 def _address(settings: Settings) -> Address:
     return Address(settings.host, settings.port, settings.tls_certificate)
-
-
-def _welcome(url: str) -> str:
-    return (
-        f"\nFramebox answers at {url}\n"
-        f"Post a video:  curl -F video=@VIDEO.mp4 {url}/v1/detections\n"
-        f"Look around:   {url}/ shows the jobs, {url}/docs the routes\n"
-        "Ctrl-C stops everything.\n\n"
-    )
 
 
 _COMMANDS: tuple[Command, ...] = (
@@ -238,32 +232,28 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         name = command.__name__.replace("_", "-")
-        parser_of_command = commands.add_parser(name, help=command.__doc__)
-        parser_of_command.set_defaults(command=command)
+        subparser = commands.add_parser(name, help=command.__doc__)
+        subparser.set_defaults(command=command)
         if command is host:
-            parser_of_command.add_argument("--channel", type=int, required=True, help="a socket's descriptor")
+            subparser.add_argument("--channel", type=int, required=True, help="a socket's descriptor")
         if command is detect:
-            _add_detect_arguments(parser_of_command)
+            subparser.add_argument("video", type=Path, metavar="VIDEO")
+            subparser.add_argument("--url", help="of the service (default: this machine's instance)")
+            subparser.add_argument(
+                "--option",
+                action="append",
+                default=[],
+                type=_option,
+                metavar="NAME=VALUE",
+                help="an option of the detection, such as stride=10 or times=true; may be repeated",
+            )
         if command in (nginx, web, engine, courier):
-            parser_of_command.add_argument(
+            subparser.add_argument(
                 "--replace",
                 action="store_true",
-                help="end what an earlier one left behind on the data folder",
+                help="end processes that an earlier start left behind",
             )
     return parser
-
-
-def _add_detect_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("video", type=Path, metavar="VIDEO")
-    parser.add_argument("--url", help="of the service; this machine's instance if not given")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="NAME=VALUE",
-        help="an option of the detection, such as stride=10 or times=true; may be repeated",
-    )
 
 
 def _option(text: str) -> str:

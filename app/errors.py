@@ -1,36 +1,8 @@
-"""Every fault that a caller can be told, in one tree.
+"""Every error that a client can see, each a class with a stable code. The page /docs/errors lists them.
 
-    FrameboxError
-    ├── InvalidOption        400 invalid_option          ├── EngineUnavailable    503 engine_unavailable
-    ├── EmptyBody            400 empty_body              ├── NotReady             503 not_ready
-    ├── IncompleteBody       400 incomplete_body         ├── Busy                 503 busy
-    ├── MalformedBody        400 malformed_body          ├── InsufficientStorage  507 insufficient_storage
-    ├── DigestMismatch       400 digest_mismatch         ├── UnusableVideo        422
-    ├── BadRequest           400 bad_request             │   ├── UnsupportedCodec     unsupported_codec
-    ├── InvalidSource        400 invalid_source          │   ├── NoVideoStream        no_video_stream
-    ├── RouteNotFound        404 not_found               │   ├── EncryptedVideo       encrypted
-    ├── JobNotFound          404 job_not_found           │   ├── NothingDecodable     nothing_decodable
-    ├── MethodNotAllowed     405 method_not_allowed      │   ├── VideoOverLimit       over_limit
-    ├── UploadTooSlow        408 upload_too_slow         │   └── DamagedVideo         damaged
-    ├── ResultNotReady       409 result_not_ready        ├── ModelFault           500 model_fault
-    ├── JobWasCancelled      409 job_cancelled           ├── InternalError        500 internal_error
-    ├── JobIsActive          409 job_active              ├── BadGateway           502 bad_gateway
-    ├── LengthRequired       411 length_required         └── GatewayTimeout       504 gateway_timeout
-    ├── PreconditionFailed   412 precondition_failed     resumable uploads:
-    ├── BodyTooLarge         413 too_large               ├── UploadIsFinal        403 upload_is_final
-    ├── AddressTooLong       414 address_too_long        ├── UploadNotFound       404 upload_not_found
-    ├── UnsupportedVideo     415 unsupported_video       ├── UploadUnfinished     409 upload_unfinished
-    ├── UnsupportedMediaType 415 unsupported_media_type  ├── OffsetMismatch       409 upload_offset_mismatch
-    ├── RangeNotSatisfiable  416 range_not_satisfiable   ├── UploadGone           410 upload_gone
-    ├── IdempotencyConflict  422 idempotency_conflict    ├── UnsupportedTusVersion 412 tus_version
-    ├── SourceNotFound       422 source_not_found        ├── UploadLocked         423 upload_locked
-    ├── SourceChanged        422 source_changed          ├── TooManyUploads       429 too_many_uploads
-    ├── SourceRefused        422 source_refused          └── ChecksumMismatch     460 checksum_mismatch
-    ├── SourceUnreachable    502 source_unreachable
-    └── TooManyJobs          429 too_many_jobs
-
-An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on.
-``detail`` is for the caller: never a path, a traceback or an internal name.
+An error knows its HTTP answer, a problem document of RFC 9457; views and the engine only pass it on. Its
+``detail`` is for the client: it never holds a path, a traceback or an internal name. The page shows the
+docstrings of the classes.
 """
 
 from __future__ import annotations
@@ -41,10 +13,10 @@ Problem = dict[str, Any]
 
 
 class FrameboxError(Exception):
-    """A fault with a stable code. Positional arguments alone, so that it survives pickling.
+    """An error with a stable code. All arguments are positional, so that it can be pickled.
 
-    ``extensions`` are the problem document's further members: plain JSON values such as a limit's
-    name and value, or the options that are allowed.
+    ``extensions`` are further members of the problem document: JSON values such as the name and value of a
+    limit, or the allowed options.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -60,7 +32,7 @@ class FrameboxError(Exception):
         return self.detail
 
     def to_problem(self) -> Problem:
-        """The RFC 9457 document of this error, without ``instance``."""
+        """Return the RFC 9457 document of this error, without ``instance``."""
         return {
             **self.extensions,
             "type": f"/docs/errors#{self.code}",
@@ -92,19 +64,19 @@ class MalformedBody(FrameboxError):
 
 
 class DigestMismatch(FrameboxError):
-    """The body is not as announced. Extensions: ``header``, ``algorithm``, ``expected``, ``received``."""
+    """The digest differs. Extensions: ``header``, ``algorithm``, ``expected``, ``received``."""
 
     code, status, title = "digest_mismatch", 400, "Digest does not match"
 
 
 class BadRequest(FrameboxError):
-    """The request is no HTTP that we understand."""
+    """The request is not valid HTTP, or uses a feature that is not supported."""
 
     code, status, title = "bad_request", 400, "Bad request"
 
 
 class InvalidSource(FrameboxError):
-    """The JSON body names no video that may be used. Extensions: ``parameter``, ``allowed``."""
+    """The JSON body does not name a video that may be used. Extensions: ``parameter``, ``allowed``."""
 
     code, status, title = "invalid_source", 400, "Invalid source"
 
@@ -170,7 +142,7 @@ class UnsupportedMediaType(FrameboxError):
 
 
 class UnsupportedVideo(FrameboxError):
-    """The bytes are no video container that we read. Extensions: ``allowed``."""
+    """The bytes are not a supported video container. Extensions: ``allowed``."""
 
     code, status, title = "unsupported_video", 415, "Not a video that we read"
 
@@ -184,13 +156,13 @@ class NoVideoStream(UnusableVideo):
 
 
 class UnsupportedCodec(UnusableVideo):
-    """The container is read, but not the codec of its video. Extensions: ``codec``, ``allowed``."""
+    """The container is supported, but not the codec of its video. Extensions: ``codec``, ``allowed``."""
 
     code, title = "unsupported_codec", "Codec not supported"
 
 
 class EncryptedVideo(UnusableVideo):
-    """The video stream is encrypted, wholly or in part, by what the container says of it."""
+    """The container says that the video stream is encrypted, wholly or in part."""
 
     code, title = "encrypted", "Encrypted video"
 
@@ -218,19 +190,19 @@ class IdempotencyConflict(FrameboxError):
 
 
 class SourceNotFound(FrameboxError):
-    """There is no video where the request says. Extensions: ``parameter``."""
+    """The named video does not exist. Extensions: ``parameter``."""
 
     code, status, title = "source_not_found", 422, "Source not found"
 
 
 class SourceChanged(FrameboxError):
-    """The video is no longer what it was when its job was accepted."""
+    """The video has changed since its job was accepted."""
 
     code, status, title = "source_changed", 422, "Source has changed"
 
 
 class UploadIsFinal(FrameboxError):
-    """A PATCH to an upload that was joined from others."""
+    """A PATCH request to an upload that was joined from others."""
 
     code, status, title = "upload_is_final", 403, "Upload is final"
 
@@ -240,13 +212,13 @@ class UploadNotFound(FrameboxError):
 
 
 class UploadUnfinished(FrameboxError):
-    """Extensions: ``offset_bytes``, ``length_bytes`` (null: not told yet)."""
+    """Extensions: ``offset_bytes``, ``length_bytes`` (null: not known yet)."""
 
     code, status, title = "upload_unfinished", 409, "Upload is not finished"
 
 
 class OffsetMismatch(FrameboxError):
-    """Extensions: ``offset_bytes``, where the upload stands."""
+    """Extensions: ``offset_bytes``, the offset of the upload."""
 
     code, status, title = "upload_offset_mismatch", 409, "Not the upload's offset"
 
@@ -264,13 +236,13 @@ class UnsupportedTusVersion(FrameboxError):
 
 
 class UploadLocked(FrameboxError):
-    """Another request writes to the upload, and did not stop. Extensions: ``retry_after_seconds``."""
+    """Another request is writing to the upload. Extensions: ``retry_after_seconds``."""
 
     code, status, title = "upload_locked", 423, "Upload is locked"
 
 
 class ChecksumMismatch(FrameboxError):
-    """The body is not what its Upload-Checksum says; nothing of it was kept. Extensions: ``offset_bytes``."""
+    """The body does not match its Upload-Checksum; nothing of it was kept. Extensions: ``offset_bytes``."""
 
     code, status, title = "checksum_mismatch", 460, "Checksum mismatch"
 
@@ -282,13 +254,13 @@ class TooManyUploads(FrameboxError):
 
 
 class SourceRefused(FrameboxError):
-    """The video's URL, or what its server answered, may not be used. Extensions: ``source_status``."""
+    """The URL of the video, or the answer of its server, cannot be used. Extensions: ``source_status``."""
 
     code, status, title = "source_refused", 422, "Source refused"
 
 
 class SourceUnreachable(FrameboxError):
-    """The video could not be fetched, however often that was tried. Extensions: ``source_status``."""
+    """The video could not be fetched, despite retries. Extensions: ``source_status``."""
 
     code, status, title = "source_unreachable", 502, "Source unreachable"
 
@@ -312,7 +284,7 @@ class NotReady(FrameboxError):
 
 
 class Busy(FrameboxError):
-    """Too many requests wait for their answers. Extensions: ``retry_after_seconds``."""
+    """Too many requests are waiting for their answers. Extensions: ``retry_after_seconds``."""
 
     code, status, title = "busy", 503, "Busy"
 
@@ -332,7 +304,7 @@ class InternalError(FrameboxError):
 
 
 class BadGateway(FrameboxError):
-    """nginx could not reach the HTTP workers, or lost them midway."""
+    """nginx could not reach the HTTP workers, or lost the connection to them."""
 
     code, status, title = "bad_gateway", 502, "Bad gateway"
 
@@ -342,7 +314,7 @@ class GatewayTimeout(FrameboxError):
 
 
 def error_class(code: str) -> type[FrameboxError]:
-    """Return the class whose errors have `code`. KeyError if there is none."""
+    """Return the class of the errors with this code. KeyError if there is none."""
     waiting, found = [FrameboxError], dict[str, type[FrameboxError]]()
     while waiting:
         kind = waiting.pop()

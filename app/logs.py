@@ -1,6 +1,6 @@
-"""Logging: one JSON object a line on stdout, the same in every program of the instance.
+"""Logging: one JSON object per line on stdout, in the same form from every program of the instance.
 
-An event is a constant text; what varies stands in fields. `request_id` and `job_id` are bound once, with
+An event is a constant text; fields hold what varies. `request_id` and `job_id` are bound once, with
 `structlog.contextvars.bound_contextvars`, and are then in every line of that context.
 """
 
@@ -17,9 +17,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure_logging(program: str, level: str) -> None:
-    """Send this process's log, and that of every library in it, to stdout as JSON lines.
+    """Send the log of this process and its libraries to stdout as JSON lines.
 
-    `program` stands in each line; `level` is one of DEBUG, INFO, WARNING, ERROR. Call it once, early.
+    `program` is in each line; `level` is one of DEBUG, INFO, WARNING, ERROR. Call it once, early.
     """
     structlog.configure(
         processors=[
@@ -35,9 +35,9 @@ def configure_logging(program: str, level: str) -> None:
 
 
 def standard_logging(program: str, level: str) -> dict[str, Any]:
-    """The `logging.config` dictionary under which libraries write the same lines as structlog.
+    """Return the `logging.config` dictionary with which libraries write the same lines as structlog.
 
-    gunicorn's loggers send theirs to the root too; its access log is off, for the application has its own.
+    gunicorn's loggers use the root's handler; its access log is off, since the application writes its own.
     """
     formatter = {
         "()": structlog.stdlib.ProcessorFormatter,

@@ -1,8 +1,8 @@
-"""Every metric of the instance, declared once, written by the HTTP workers and the engine alike.
+"""Every metric of the instance, declared once for all programs.
 
-Each program has a folder of memory-mapped files, named by PROMETHEUS_MULTIPROC_DIR, beside those of the
-others: whoever starts it sets that variable, because prometheus-client looks at it when it is imported.
-Without the variable a process counts for itself alone.
+Each program has a folder of memory-mapped files beside those of the others. PROMETHEUS_MULTIPROC_DIR names it
+and is set before a program starts, because prometheus-client reads it when it is imported. Without it, a
+process counts only for itself.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from prometheus_client.registry import Collector
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _FILE_KINDS = ("counter", "histogram")  # each process has one file of each
-_FILE_BYTES = 1024 * 1024  # many times what ours come to
-# Most answers take milliseconds; a join of large uploads or another form of a long document takes minutes.
+_FILE_BYTES = 1024 * 1024  # many times the size of ours
+# Most answers take milliseconds; joining large uploads or rendering a long document takes minutes.
 _SERVING_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
-_WAITING_SECONDS = (0.1, 1, 10, 60, 600, 3600, 36_000)  # for a body or a job: as long as those take
+_WAITING_SECONDS = (0.1, 1, 10, 60, 600, 3600, 36_000)  # for a body or a job
 
 
 class Metrics:
-    """The counters of one process. Make one a process and hand it to those who count."""
+    """The metrics of one process. Create it once and pass it on."""
 
     def __init__(self) -> None:
-        _take_room()
+        if FOLDER_VARIABLE in os.environ:
+            for kind in _FILE_KINDS:
+                _allocate(Path(os.environ[FOLDER_VARIABLE]) / f"{kind}_{os.getpid()}.db")
         self.registry = CollectorRegistry()
         self.http_requests = self._counter(
             "http_requests", "Requests answered, by method, route and status.", "method", "route", "status"
         )
         self.http_request_seconds = self._histogram(
             "http_request_seconds",
-            "Time that the service took to answer, by method and route: from a request's arrival to its "
-            "answer's headers, without the waits of framebox_http_wait_seconds.",
+            "Time that the service took to answer, by method and route: from the arrival of a request to the "
+            "headers of its answer, without the waits in framebox_http_wait_seconds.",
             _SERVING_SECONDS,
             "method",
             "route",
@@ -45,7 +47,7 @@ class Metrics:
         self.http_wait_seconds = self._histogram(
             "http_wait_seconds",
             "Time that requests waited, by reason: body, for the client to send it (nginx receives raw "
-            "videos of known length before the request arrives here); job, for the job's end.",
+            "videos of known length before the request arrives here); job, for the job to end.",
             _WAITING_SECONDS,
             "reason",
         )
@@ -66,11 +68,11 @@ class Metrics:
         )
         self.jobs_ended = self._counter(
             "jobs_ended",
-            "Runs of jobs that ended, by the job's state then: succeeded, failed, cancelled, or queued if "
-            "another run resumes it.",
+            "Runs of jobs that ended, by the state of the job afterwards: succeeded, failed, cancelled, or "
+            "queued if another run resumes it.",
             "state",
         )
-        self.frames_analysed = self._counter("frames_analysed", "Frames that a detector has seen.")
+        self.frames_analysed = self._counter("frames_analysed", "Frames that were analysed.")
         self.stage_seconds = self._counter(
             "stage_seconds",
             "Time that segments spent, by stage: wait_for_frames, wait_for_device, encode.",
@@ -79,7 +81,7 @@ class Metrics:
         self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
         self.segments_retried = self._counter(
             "segments_retried",
-            "Segments that were run again because their host ended, by the reason of its end.",
+            "Segments that were run again because their host ended, by reason.",
             "reason",
         )
 
@@ -90,9 +92,10 @@ class Metrics:
         return Histogram(f"framebox_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def expose(self, collectors: Sequence[Collector] = ()) -> bytes:
-        """Return all processes' metrics in Prometheus' text format 0.0.4, and those of `collectors`."""
-        registry = CollectorRegistry() if FOLDER_VARIABLE in os.environ else self.registry
-        if registry is not self.registry:
+        """Return the metrics of all processes and of `collectors` in Prometheus' text format 0.0.4."""
+        registry = self.registry
+        if FOLDER_VARIABLE in os.environ:
+            registry = CollectorRegistry()
             _EveryProgram(registry)  # type: ignore[no-untyped-call]
         own = CollectorRegistry()
         for collector in collectors:
@@ -100,18 +103,11 @@ class Metrics:
         return generate_latest(registry) + generate_latest(own)
 
 
-def _take_room() -> None:
-    """Take the disk space of this process's files before prometheus-client makes them.
+def _allocate(path: Path) -> None:
+    """Take the disk space of a counter file before prometheus-client makes it.
 
-    It would leave holes in them, and to fill a hole of a memory-mapped file on a full disk is a SIGBUS.
+    It would make a sparse file, and writing to a hole of a memory-mapped file on a full disk is a SIGBUS.
     """
-    if FOLDER_VARIABLE not in os.environ:
-        return
-    for kind in _FILE_KINDS:
-        _take_room_of(Path(os.environ[FOLDER_VARIABLE]) / f"{kind}_{os.getpid()}.db")
-
-
-def _take_room_of(path: Path) -> None:
     with path.open("ab") as file:
         if not file.tell():
             os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
@@ -120,7 +116,7 @@ def _take_room_of(path: Path) -> None:
 class _EveryProgram(MultiProcessCollector):
     """Adds up what all programs wrote, each in its folder beside this one's.
 
-    They have folders of their own because processes in two containers may have the same number.
+    They have separate folders because processes in two containers may have the same id.
     """
 
     def collect(self) -> Iterable[Metric]:
@@ -128,16 +124,16 @@ class _EveryProgram(MultiProcessCollector):
             files = Path(os.environ[FOLDER_VARIABLE]).parent.glob("*/*.db")
             try:
                 return self.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
-            except FileNotFoundError:  # `retire_counters` was at work; what it removed is in another file
+            except FileNotFoundError:  # `retire_counters` has moved its contents to another file
                 continue
 
 
 def retire_counters(pid: int | None = None) -> None:
-    """Add the counters of a process that has ended to the file of all that did; None: of all of this program.
+    """Add the counters of a process that has ended to one file; None: those of all processes of this program.
 
-    Each would leave its files behind, and a program may be started again for ever. One caller at a time, who
-    knows that they have ended. The file of all is made when a program first starts: on a disk that is full
-    later, the room of those that ended is then free for those that follow.
+    Otherwise each process would leave its files behind forever. Only one caller at a time may do this, and
+    only once the processes have ended. The common file is made when a program first starts: if the disk is
+    full later, the space of ended processes is then free for the next ones.
     """
     if FOLDER_VARIABLE not in os.environ:
         return
@@ -146,18 +142,14 @@ def retire_counters(pid: int | None = None) -> None:
         total = folder / f"{kind}_0.db"
         ended = [path for path in folder.glob(f"{kind}_{'*' if pid is None else pid}.db") if path != total]
         try:
-            _take_room_of(total)
+            _allocate(total)
         except OSError:  # the disk was full from the start
             return
         for path in ended:
-            _add_counters(path, total)
+            sums = MmapedDict(str(total))  # type: ignore[no-untyped-call]
+            try:
+                for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+                    sums.write_value(key, sums.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+            finally:
+                sums.close()  # type: ignore[no-untyped-call]
             path.unlink()
-
-
-def _add_counters(ended: Path, total: Path) -> None:
-    sums = MmapedDict(str(total))  # type: ignore[no-untyped-call]
-    try:
-        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(ended)):  # type: ignore[no-untyped-call]
-            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
-    finally:
-        sums.close()  # type: ignore[no-untyped-call]

@@ -1,12 +1,12 @@
-"""Programs of one data folder wake each other, so that none has to look again and again for news.
+"""Programs of one data folder wake each other, so that none has to poll for changes.
 
-Each program has an empty file in ``run/wakeups/``. Who has news for a program opens that file, and the kernel
-(inotify) wakes every process that listens there. Unix sockets would do too, but each listener needs a name of
-its own, killed ones leave theirs behind, and the path may be too long. A file has none of that: opening it
-writes nothing, costs microseconds and never waits; any number of wake-ups that nobody took yet is one; and it
-works across containers, since the kernel watches the file and not its name.
+Each program has an empty file in ``run/wakeups/``. To wake a program, open its file: the kernel (inotify)
+then wakes every process that listens there. With Unix sockets, each listener would need a name of its own,
+killed ones would leave theirs behind, and the path might be too long. Opening a file writes nothing, takes
+microseconds and never blocks; any number of pending wake-ups count as one; and it works across containers,
+since the kernel watches the file and not its name.
 
-A wake-up holds no news: these are in the database. One that is lost delays them until the listener's timeout.
+A wake-up carries no data: that is in the database. A lost one costs time until the listener's timeout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Self
 
 import structlog
 
-UNTOLD_SECONDS = 0.05  # a listener that the kernel cannot wake looks that often
+POLL_SECONDS = 0.05  # the longest wait of a listener that the kernel cannot wake
 
 _IN_OPEN = 0x20  # inotify(7)
 _READ_BYTES = 4096  # of events, each 16 bytes; equal ones in a row are one
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Program(StrEnum):
-    """Who can be woken."""
+    """A program that can be woken."""
 
     ENGINE = "engine"
     WEB = "web"  # every HTTP worker
@@ -38,30 +38,30 @@ class Program(StrEnum):
 
 
 class Wakeups:
-    """Wakes the programs of one data folder. `folder` need not exist yet. Any thread may use it."""
+    """Wakes the programs of one data folder. `folder` need not exist yet. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def wake(self, *programs: Program) -> None:
-        """Wake all processes that listen for one of `programs`. Never waits, never fails."""
+        """Wake all processes that listen for one of `programs`. Never blocks or fails."""
         for program in programs:
-            with suppress(OSError):  # mostly there is no such file: nobody has listened yet
+            with suppress(OSError):  # usually there is no such file, because no listener was started yet
                 os.close(os.open(self._folder / program, os.O_RDONLY | os.O_CLOEXEC))
 
     def listen(self, program: Program) -> Listener:
-        """Return a listener that is woken as `program`; close it."""
+        """Return a listener for `program`. Close it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for each in Program:  # the first listener makes all files: what lies in the folder depends on nothing
-            (self._folder / each).touch(mode=0o600)  # one that is there is not opened: that would wake
+        for each in Program:  # all of them, so that the folder always has the same contents
+            (self._folder / each).touch(mode=0o600)  # which does not open, and so wake, an existing file
         return Listener(_watch(self._folder / program))
 
 
 class Listener:
-    """Waits for wake-ups. One thread waits; any thread, or a signal's handler, may interrupt it."""
+    """Waits for wake-ups in one thread. Any thread or signal handler may interrupt it."""
 
     def __init__(self, watched: int | None) -> None:
-        """`watched` is an inotify descriptor, now the listener's; None if there is none to be had."""
+        """`watched` is an inotify descriptor, which the listener closes; None if none is available."""
         self._watched = watched
         self._own = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_closed = False
@@ -70,12 +70,12 @@ class Listener:
             self._poll.register(descriptor, select.POLLIN)
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Return once somebody woke or interrupted this listener since the last call, or time ran out.
+        """Wait for a wake-up or an interruption since the last call. Return False if time ran out.
 
-        False if time ran out. Look for news in either case.
+        Check for changes in either case.
         """
         if self._watched is None:
-            timeout_seconds = min(timeout_seconds, UNTOLD_SECONDS)
+            timeout_seconds = min(timeout_seconds, POLL_SECONDS)
         woken = [descriptor for descriptor, _ in self._poll.poll(timeout_seconds * 1000)]
         for descriptor in woken:
             with suppress(BlockingIOError):
@@ -83,12 +83,12 @@ class Listener:
         return bool(woken)
 
     def interrupt(self) -> None:
-        """End the wait that goes on, or else the next one. Safe in a signal, and once it is closed."""
+        """End the current wait, or else the next one. Signal-safe, also after `close`."""
         if not self._is_closed:
             os.eventfd_write(self._own, 1)
 
     def close(self) -> None:
-        """Listen no more; nothing is left of it."""
+        """Stop listening. Idempotent."""
         if not self._is_closed:
             self._is_closed = True
             for descriptor in self._descriptors():
@@ -105,7 +105,7 @@ class Listener:
 
 
 def _watch(file: Path) -> int | None:
-    """An inotify descriptor that tells when `file` is opened; None where this user may have no more."""
+    """Return an inotify descriptor for openings of `file`; None if this user may not have another."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if descriptor >= 0 and libc.inotify_add_watch(descriptor, os.fsencode(file), _IN_OPEN) >= 0:
@@ -113,5 +113,5 @@ def _watch(file: Path) -> int | None:
     reason = os.strerror(ctypes.get_errno())
     if descriptor >= 0:
         os.close(descriptor)
-    _log.warning("cannot be woken; looks for news instead", reason=reason, every_seconds=UNTOLD_SECONDS)
+    _log.warning("inotify is not available; polling instead", reason=reason, every_seconds=POLL_SECONDS)
     return None

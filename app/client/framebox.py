@@ -16,7 +16,7 @@ _CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1024 * 1024
 _REPORT_SECONDS = 60.0
 _ASK_EVERY_SECONDS = 1.0
-_RENDERING_OPTIONS = ("format", "times")  # of a request for a job's result, too
+_RENDERING_OPTIONS = ("format", "times")  # that a request for a job's result takes too
 
 
 class Refused(Exception):
@@ -32,7 +32,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An object found. Pixels of the frame as displayed; `score` in [0, 1]."""
+    """A detected object, in pixels of the frame as displayed; `score` in [0, 1]."""
 
     box_xyxy: tuple[float, float, float, float]
     label: str
@@ -51,22 +51,27 @@ class Answer:
     """An answer whose body has not been read yet."""
 
     job_id: str
-    complete: bool  # every frame that was asked for is in it
+    complete: bool  # it has every frame that was requested
     frame_count: int
     response: requests.Response
 
     def frames(self) -> Iterator[Frame]:
         """Read the frames in order, once, in constant memory. Only for ``format=pairs``."""
         for record in ijson.items(ijson.from_iter(self.chunks()), "item", use_float=True):
-            yield _frame(*record)
+            frame_id, boxes, *times = record
+            yield Frame(
+                frame_id,
+                tuple(Box(tuple(box["box"]), box["label"], box["score"]) for box in boxes),
+                times[0]["pts_seconds"] if times else None,
+            )
 
     def chunks(self) -> Iterator[bytes]:
-        """Read the body as it is, once."""
+        """Read the raw body, once."""
         return cast(Iterator[bytes], self.response.iter_content(_CHUNK_BYTES))
 
 
 class Framebox:
-    """The service at `url`. Safe to share between threads as far as requests' sessions are."""
+    """The service at `url`. As thread-safe as a session of requests."""
 
     def __init__(self, url: str = "http://localhost:8080") -> None:
         self._url = url.rstrip("/")
@@ -74,22 +79,30 @@ class Framebox:
 
     @contextmanager
     def detect(self, video: Path, **options: str | float | bool) -> Iterator[Answer]:
-        """Send `video`, wait until its frames are all analysed, and yield the answer.
+        """Send `video`, wait until all its frames are analysed, and yield the answer.
 
         `options` are those of ``POST /v1/detections``. The file is streamed, and so is the answer.
-        Raises Refused for what the service refuses, OSError (requests' errors are) where it is not reached.
+        Raises Refused if the service refuses the request, OSError (as requests' errors are) if it is down.
         """
-        query = {name: _query_value(value) for name, value in options.items()}
-        with video.open("rb") as body, self._post(body, query) as response:
+        query = {
+            name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in options.items()
+        }
+        with (
+            video.open("rb") as body,
+            self._session.post(
+                f"{self._url}/v1/detections",
+                params=query,
+                data=body,
+                headers={"Content-Type": "application/octet-stream"},
+                stream=True,
+                timeout=(_CONNECT_SECONDS, None),  # the answer may take hours
+            ) as response,
+        ):
             if response.status_code != requests.codes.accepted:
                 yield _answer(response)
                 return
             report = response.json()
-        with self._collect(report, query) as response:
-            yield _answer(response)
-
-    def _collect(self, report: dict[str, Any], query: dict[str, str]) -> requests.Response:
-        """Wait for the job of a request that the service did not let wait."""
         address = f"{self._url}{report['links']['self']}"
         while report["state"] in ("queued", "running"):
             time.sleep(_ASK_EVERY_SECONDS)
@@ -98,19 +111,10 @@ class Framebox:
                 raise Refused(_problem(asked))
             report = asked.json()
         rendering = {name: query[name] for name in _RENDERING_OPTIONS if name in query}
-        return self._session.get(
+        with self._session.get(
             f"{address}/result", params=rendering, stream=True, timeout=(_CONNECT_SECONDS, None)
-        )
-
-    def _post(self, body: Any, query: dict[str, str]) -> requests.Response:
-        return self._session.post(
-            f"{self._url}/v1/detections",
-            params=query,
-            data=body,
-            headers={"Content-Type": "application/octet-stream"},
-            stream=True,
-            timeout=(_CONNECT_SECONDS, None),  # the answer may take hours
-        )
+        ) as response:
+            yield _answer(response)
 
 
 def _answer(response: requests.Response) -> Answer:
@@ -122,19 +126,6 @@ def _answer(response: requests.Response) -> Answer:
         frame_count=int(response.headers["Framebox-Frames"]),
         response=response,
     )
-
-
-def _query_value(value: str | float | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _frame(frame_id: int, boxes: list[dict[str, Any]], times: dict[str, float] | None = None) -> Frame:
-    return Frame(frame_id, tuple(_box(box) for box in boxes), times["pts_seconds"] if times else None)
-
-
-def _box(box: dict[str, Any]) -> Box:
-    left, top, right, bottom = box["box"]
-    return Box((left, top, right, bottom), box["label"], box["score"])
 
 
 def _problem(response: requests.Response) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which addresses belong to the public internet, and which lead into somebody's own network.
+"""Decides which addresses are public, and which lead into a private network.
 
 Own lists, from IANA's registries of special-purpose addresses, because `ipaddress.is_global` is true for
 multicast, for site-local and 6to4-relay addresses, and for several forms of IPv6 that carry an IPv4 address.
@@ -6,11 +6,14 @@ multicast, for site-local and 6to4-relay addresses, and for several forms of IPv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+_LABEL = re.compile(r"(?!-)(?=.*[a-z0-9])[a-z0-9_-]{1,63}(?<!-)")  # of a name in lower case
 
 # https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast
 _SPECIAL_V4 = tuple(
@@ -37,8 +40,8 @@ _SPECIAL_V4 = tuple(
     )
 )
 
-_GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")  # all that has been given out so far lies in it
-# https://www.iana.org/assignments/iana-ipv6-special-registry, as far as it lies in 2000::/3
+_GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")  # all addresses allocated so far
+# https://www.iana.org/assignments/iana-ipv6-special-registry, within 2000::/3
 _SPECIAL_V6 = tuple(
     IPv6Network(network)
     for network in (
@@ -49,14 +52,12 @@ _SPECIAL_V6 = tuple(
         "3fff::/20",  # documentation
     )
 )
-# What stands for an IPv4 address, and is judged as that: the last 32 bits.
-_MAPPED = IPv6Network("::ffff:0:0/96")
-_NAT64 = IPv6Network("64:ff9b::/96")
-_EMBEDDING = (_MAPPED, _NAT64)
+# IPv6 forms of an IPv4 address, which is in the last 32 bits and decides: mapped, NAT64
+_EMBEDDING = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
 
 
 def is_public(address: Address) -> bool:
-    """Whether `address` is one of the public internet, and of one machine."""
+    """Return whether `address` is a public unicast address."""
     if isinstance(address, IPv4Address):
         return not _lies_in(address, _SPECIAL_V4)
     if address.scope_id is not None:
@@ -67,15 +68,8 @@ def is_public(address: Address) -> bool:
 
 
 def embedded_ipv4(address: IPv6Address) -> IPv4Address:
-    """The last 32 bits of `address`."""
+    """Return the last 32 bits of `address`."""
     return IPv4Address(int(address) & 0xFFFF_FFFF)
-
-
-def plain(address: Address) -> Address:
-    """`address`, or the IPv4 address that a mapped or translated one stands for."""
-    if isinstance(address, IPv6Address) and _lies_in(address, _EMBEDDING):
-        return embedded_ipv4(address)
-    return address
 
 
 def _lies_in(address: Address, networks: Sequence[Network]) -> bool:
@@ -83,7 +77,7 @@ def _lies_in(address: Address, networks: Sequence[Network]) -> bool:
 
 
 class AddressRules:
-    """What may be connected to: the public internet over https, and what the administrator allows."""
+    """What the service may connect to: public addresses, and what the administrator allows."""
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         """`allowed`: names, addresses and networks (CIDR), as `parse_allowed` takes them."""
@@ -92,20 +86,22 @@ class AddressRules:
         self._networks = tuple(entry for entry in parsed if not isinstance(entry, str))
 
     def allows_name(self, name: str) -> bool:
-        """Whether the administrator has named this very host."""
+        """Return whether the administrator has listed this name."""
         return name.lower().rstrip(".") in self._names
 
     def lists(self, address: Address) -> bool:
-        """Whether the administrator has listed the address."""
-        return _lies_in(plain(address), self._networks) or _lies_in(address, self._networks)
+        """Return whether the administrator has listed the address, or the IPv4 address that it embeds."""
+        if isinstance(address, IPv6Address) and _lies_in(address, _EMBEDDING):
+            return _lies_in(embedded_ipv4(address), self._networks) or _lies_in(address, self._networks)
+        return _lies_in(address, self._networks)
 
     def allows(self, address: Address) -> bool:
-        """Whether anybody may connect to the address."""
+        """Return whether the service may connect to the address."""
         return is_public(address) or self.lists(address)
 
 
 def parse_allowed(entry: str) -> str | Network:
-    """A name in lower case, or a network. ValueError if `entry` is neither."""
+    """Return a name in lower case, or a network. ValueError if `entry` is neither."""
     try:
         return ip_network(entry, strict=False)
     except ValueError:
@@ -116,24 +112,16 @@ def parse_allowed(entry: str) -> str | Network:
 
 
 def is_host_name(text: str) -> bool:
-    """Whether `text` is a name for the DNS, and cannot be taken for an address (as 0x7f.1 can)."""
+    """Return whether `text` is a DNS name that cannot be read as an address, as 0x7f.1 can."""
     labels = text.rstrip(".").lower().split(".")
-    if not 1 <= len(text) <= 253 or not all(map(_is_label, labels)):
+    if not 1 <= len(text) <= 253 or not all(map(_LABEL.fullmatch, labels)):
         return False
-    last = labels[-1]
-    return not (last.isdigit() or last.startswith("0x"))
+    return not (labels[-1].isdigit() or labels[-1].startswith("0x"))
 
 
 def parse_address(text: str) -> Address | None:
-    """The address that `text` is, without brackets, or None. Of IPv4 the four dotted numbers alone count."""
+    """Return the address `text`, without brackets, or None. IPv4 is four dotted numbers and nothing else."""
     try:
         return ip_address(text)
     except ValueError:
         return None
-
-
-def _is_label(label: str) -> bool:
-    letters = label.replace("-", "").replace("_", "")
-    if not (1 <= len(label) <= 63 and label.isascii() and letters.isalnum()):
-        return False
-    return "-" not in (label[0], label[-1])

@@ -1,8 +1,8 @@
-"""One request over one connection, to an address that was looked at before.
+"""One request over one connection, to an address that was checked before.
 
-The name is resolved once, every address that it has is checked, and the connection goes to one of these, not
-to the name: what the DNS says a moment later changes nothing. The certificate and the headers are still the
-name's. No redirect is followed, no proxy or password is taken from the environment, no content is decoded.
+The name is resolved once, all its addresses are checked, and the connection goes to one of these addresses:
+a different DNS answer a moment later has no effect. The certificate and the headers are still checked for the
+name. No redirect is followed, no proxy or password is taken from the environment, no content is decoded.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from app.egress.addresses import Address, AddressRules
 from app.egress.targets import Target, private_address
 
 Lookup = Callable[[str, int], Sequence[Address]]
-_MOST_ADDRESSES = 8  # of one name are tried
-_FAULTS = (HTTPError, HTTPException, OSError, ValueError)  # ValueError: a header that makes no sense
+_MOST_ADDRESSES = 8  # that are tried for one name
+_FAULTS = (HTTPError, HTTPException, OSError, ValueError)  # ValueError: a malformed header
 
 _USUAL_HEADERS = {"User-Agent": "Framebox", "Accept": "*/*", "Connection": "close"}
 _LATE = "it took too long to answer"
 
-# The first that fits an error, or what caused it, in words that repeat nothing of the address.
+# The first that matches an error or one of its causes. The texts repeat nothing of the URL.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLCertVerificationError, "its certificate is not valid"),
     (ssl.SSLError, "no secure connection could be made"),
     (TimeoutError, "it did not answer in time"),
     (ConnectionRefusedError, "it refuses connections"),
-    (OSError, "the connection could not be made, or broke"),
+    (OSError, "the connection failed"),
     (ConnectTimeoutError, "it did not answer in time"),
     (ReadTimeoutError, "it did not answer in time"),
 )
 
 
 class Unreachable(Exception):
-    """No answer, or only a part of one. The text says why, and repeats nothing of the address."""
+    """There is no answer, or only a part of one. The text says why and repeats nothing of the URL."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, in seconds."""
+class Timeouts:
+    """In seconds."""
 
-    connect: float = 10.0  # for each address: until it is connected, and again until it has shown who it is
+    connect: float = 10.0  # for each address: to connect, and again for the TLS handshake
     read: float = 15.0  # between two pieces of an answer
     head: float = 30.0  # from the connection to the end of the answer's headers
 
 
 def look_up(name: str, port: int) -> Sequence[Address]:
-    """All addresses of `name`, in the system's order. Raises OSError."""
+    """Return all addresses of `name`, in the system's order. Raises OSError."""
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [*dict.fromkeys(ip_address(str(entry[4][0])) for entry in found)]
 
 
 def make_trust(ca_file: Path | None) -> ssl.SSLContext:
-    """Whose certificates are believed: the public authorities', and those in `ca_file` (PEM)."""
+    """Return a context that trusts the public authorities, and those in `ca_file` (PEM)."""
     trust = ssl.create_default_context(cafile=certifi.where())
     if ca_file is not None:
         trust.load_verify_locations(ca_file)
@@ -72,41 +72,54 @@ def make_trust(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Outbound:
-    """Makes requests under one set of rules. Safe to use from many threads."""
+    """Makes requests under one set of rules. Thread-safe."""
 
     def __init__(
         self,
         rules: AddressRules,
         trust: ssl.SSLContext,
         *,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         lookup: Lookup = look_up,
     ) -> None:
-        self._rules = rules
+        self.rules = rules
         self._trust = trust
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or Timeouts()
         self._lookup = lookup
-
-    @property
-    def rules(self) -> AddressRules:
-        return self._rules
 
     @contextmanager
     def request(
         self, method: str, target: Target, *, headers: Mapping[str, str], body: bytes | None = None
     ) -> Iterator[HTTPResponse]:
-        """Yield the answer, its body unread: read it with `read_piece`.
+        """Yield the answer with its body unread; read it with `read_piece`.
 
-        Raises TargetRefused if the name leads to any address that it must not, Unreachable.
+        Raises TargetRefused if any address of the name is not allowed, Unreachable.
         """
-        connection = self._connect(target, self.resolve(target))
+        connection = self._connect(target)
         try:
-            yield self._ask(connection, method, target, headers, body)
+            with _shut_down_after(connection, self._timeouts.head) as is_late:
+                try:
+                    connection.timeout = self._timeouts.read
+                    connection.sock.settimeout(self._timeouts.read)
+                    connection.request(
+                        method,
+                        target.resource,
+                        body=body,
+                        headers={**_USUAL_HEADERS, "Host": target.authority, **headers},
+                        preload_content=False,
+                        decode_content=False,
+                    )
+                    response = connection.getresponse()
+                except _FAULTS as error:
+                    raise Unreachable(_LATE if is_late() else _reason(error)) from error
+                if is_late():  # headers that were cut off look like complete ones
+                    raise Unreachable(_LATE)
+            yield response
         finally:
             connection.close()
 
     def resolve(self, target: Target) -> Sequence[Address]:
-        """The addresses of the target's host, each one checked. Raises TargetRefused, Unreachable."""
+        """Return the checked addresses of the target's host. Raises TargetRefused, Unreachable."""
         literal = target.address
         try:
             found = [literal] if literal is not None else [*self._lookup(target.host, target.port)]
@@ -114,15 +127,24 @@ class Outbound:
             raise Unreachable("the host's name is not known") from error
         if not found:
             raise Unreachable("the host's name is not known")
-        if not self._rules.allows_name(target.host) and not all(map(self._rules.allows, found)):
+        if not self.rules.allows_name(target.host) and not all(map(self.rules.allows, found)):
             raise private_address()
         return found[:_MOST_ADDRESSES]
 
-    def _connect(self, target: Target, addresses: Sequence[Address]) -> HTTPConnection:
-        """Connect to the first of `addresses` that answers."""
+    def _connect(self, target: Target) -> HTTPConnection:
+        """Return a connection to the first address of the target that accepts one."""
         last: Exception | None = None
-        for address in addresses:
-            connection = self._new_connection(target, str(address))
+        for address in map(str, self.resolve(target)):
+            if target.scheme == "http":
+                connection = HTTPConnection(address, target.port, timeout=self._timeouts.connect)
+            else:
+                connection = HTTPSConnection(
+                    address,
+                    target.port,
+                    timeout=self._timeouts.connect,
+                    server_hostname=target.host,  # for SNI and the certificate, instead of the address
+                    ssl_context=self._trust,
+                )
             try:
                 connection.connect()
             except (HTTPError, OSError) as error:
@@ -132,47 +154,9 @@ class Outbound:
                 return connection
         raise Unreachable(_reason(last)) from last
 
-    def _new_connection(self, target: Target, address: str) -> HTTPConnection:
-        if target.scheme == "http":
-            return HTTPConnection(address, target.port, timeout=self._patience.connect)
-        return HTTPSConnection(
-            address,
-            target.port,
-            timeout=self._patience.connect,
-            server_hostname=target.host,  # for SNI and for the certificate, in place of the address
-            ssl_context=self._trust,
-        )
-
-    def _ask(
-        self,
-        connection: HTTPConnection,
-        method: str,
-        target: Target,
-        headers: Mapping[str, str],
-        body: bytes | None,
-    ) -> HTTPResponse:
-        with _cut_off(connection, self._patience.head) as is_late:
-            try:
-                connection.timeout = self._patience.read
-                connection.sock.settimeout(self._patience.read)
-                connection.request(
-                    method,
-                    target.resource,
-                    body=body,
-                    headers={**_USUAL_HEADERS, "Host": target.authority, **headers},
-                    preload_content=False,
-                    decode_content=False,
-                )
-                response = connection.getresponse()
-            except _FAULTS as error:
-                raise Unreachable(_LATE if is_late() else _reason(error)) from error
-            if is_late():  # headers that were cut off read like those of an answer
-                raise Unreachable(_LATE)
-            return response
-
 
 def read_piece(response: HTTPResponse, most_bytes: int) -> bytes:
-    """The next bytes of the body, as they have come; empty at its end. Raises Unreachable if it broke off."""
+    """Return the next bytes of the body as they arrived; empty at its end. Raises Unreachable."""
     try:
         return response.read1(most_bytes)
     except _FAULTS as error:
@@ -180,17 +164,17 @@ def read_piece(response: HTTPResponse, most_bytes: int) -> bytes:
 
 
 @contextmanager
-def _cut_off(connection: HTTPConnection, seconds: float) -> Iterator[Callable[[], bool]]:
-    """Cut the connection should the block take longer: a server that sends a byte now and then has no end."""
+def _shut_down_after(connection: HTTPConnection, seconds: float) -> Iterator[Callable[[], bool]]:
+    """Shut the connection down if the block takes longer: a server may send a byte now and then forever."""
     late = threading.Event()
 
-    def cut(connected: socket.socket) -> None:
+    def shut_down(connected: socket.socket) -> None:
         late.set()
         with suppress(OSError):
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of TLS too, without a word to its layer
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # for TLS too, without its closing messages
 
-    timer = threading.Timer(seconds, cut, [connection.sock])
-    timer.name, timer.daemon = "cut-off", True
+    timer = threading.Timer(seconds, shut_down, [connection.sock])
+    timer.name, timer.daemon = "shut-down", True
     timer.start()
     try:
         yield late.is_set
@@ -205,4 +189,4 @@ def _reason(error: BaseException | None) -> str:
             if isinstance(cause, kind):
                 return reason
             cause = cause.__cause__
-    return "its answer broke off, or is no HTTP"
+    return "its answer broke off, or is not HTTP"

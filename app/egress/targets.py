@@ -1,4 +1,4 @@
-"""An address that a caller names, taken apart, and refused where nobody should connect to it."""
+"""Parses a URL that a caller names, and refuses it if the service must not connect there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from app.egress.addresses import Address, AddressRules, is_host_name, parse_addr
 DEFAULT_PORTS = {"https": 443, "http": 80}
 PUBLIC_PORTS = (443, 8443)
 LONGEST_URL = 8192  # characters
-_PRINTABLE = re.compile(r"[!-~]+")  # what an address may be made of; of these not \\ " < > ^ ` { | }
-_NEVER = set('\\"<>^`{|}')
+_URL = re.compile(r"[!#-;=?-\[\]_a-z~]+")  # printable ASCII without \\ " < > ^ ` { | }
 
 
 class TargetRefused(Exception):
-    """Nobody connects there. The text says why and is for the caller; it repeats nothing of the address."""
+    """The service does not connect there. The texts are for the caller and repeat nothing of the URL."""
 
     def __init__(self, reason: str, allowed: str) -> None:
         super().__init__(reason)
@@ -26,38 +25,46 @@ class TargetRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect to, and what to ask for there."""
+    """Where to connect to, and what to request there."""
 
     scheme: str
     host: str  # a name in lower case, or an address without brackets
     port: int
-    resource: str  # path and query, as given: a signature may be in it
+    resource: str  # path and query, unchanged: they may be signed
 
     @property
     def shown(self) -> str:
-        """For people and logs: without the query, in which secrets are."""
+        """The URL for people and logs: without the query, which may hold secrets."""
         return f"{self.scheme}://{self.authority}{self.resource.partition('?')[0]}"
 
     @property
     def authority(self) -> str:
-        """What the header Host says."""
+        """The value of the header Host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def address(self) -> Address | None:
-        """The host, where it is an address."""
+        """The host if it is an address, else None."""
         return parse_address(self.host)
 
 
 def parse_target(url: str, rules: AddressRules) -> Target:
-    """Return `url` taken apart. Raises TargetRefused, without a look at the network."""
+    """Return `url` parsed. Raises TargetRefused. Does not use the network."""
     split = _split(url)
     host = _host(split)
     address = parse_address(host)
     is_listed = rules.allows_name(host) or (address is not None and rules.lists(address))
-    _check_scheme(split.scheme, is_listed=is_listed)
-    port = _port(split, is_listed=is_listed)
+    if split.scheme != "https" and not (split.scheme == "http" and is_listed):
+        raise TargetRefused("is not https", "https; http only for hosts of FRAMEBOX_ALLOWED_HOSTS")
+    try:
+        port = DEFAULT_PORTS[split.scheme] if split.port is None else split.port
+    except ValueError as error:
+        raise TargetRefused("has no valid port", "1 to 65535") from error
+    if port not in PUBLIC_PORTS and not (is_listed and port):
+        ports = " or ".join(map(str, PUBLIC_PORTS))
+        allowed = f"port {ports}; any port only for hosts of FRAMEBOX_ALLOWED_HOSTS"
+        raise TargetRefused(f"names port {port}", allowed)
     if address is not None and not rules.allows(address):
         raise private_address()
     resource = (split.path or "/") + (f"?{split.query}" if split.query else "")
@@ -71,10 +78,8 @@ def private_address() -> TargetRefused:
 
 
 def _split(url: str) -> SplitResult:
-    if len(url) > LONGEST_URL or not _PRINTABLE.fullmatch(url) or _NEVER & set(url):
-        allowed = (
-            f"https://HOST/…, at most {LONGEST_URL} characters, others than those of a URL as %XX or xn--"
-        )
+    if len(url) > LONGEST_URL or not _URL.fullmatch(url):
+        allowed = f"https://HOST/…, at most {LONGEST_URL} characters, other characters as %XX or xn--"
         raise TargetRefused("is not a URL", allowed)
     try:
         split = urlsplit(url)
@@ -86,6 +91,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _host(split: SplitResult) -> str:
+    """Return the host: a name without a final dot, or an address in its usual form only."""
     host = split.hostname or ""
     is_bracketed = split.netloc.startswith("[")
     address = parse_address(host)
@@ -94,22 +100,3 @@ def _host(split: SplitResult) -> str:
     if is_bracketed or address is not None or not is_host_name(host):
         raise TargetRefused("has no host", "a host's name, or an address in its usual form")
     return host.rstrip(".")
-
-
-def _check_scheme(scheme: str, *, is_listed: bool) -> None:
-    if scheme == "https" or (scheme == "http" and is_listed):
-        return
-    raise TargetRefused("is not https", "https; http for hosts of FRAMEBOX_ALLOWED_HOSTS alone")
-
-
-def _port(split: SplitResult, *, is_listed: bool) -> int:
-    try:
-        port = DEFAULT_PORTS[split.scheme] if split.port is None else split.port
-    except ValueError as error:
-        raise TargetRefused("has no valid port", "1 to 65535") from error
-    if port not in PUBLIC_PORTS and not (is_listed and port):
-        ports = " or ".join(map(str, PUBLIC_PORTS))
-        raise TargetRefused(
-            f"names port {port}", f"port {ports}; any for hosts of FRAMEBOX_ALLOWED_HOSTS alone"
-        )
-    return port

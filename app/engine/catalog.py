@@ -1,9 +1,10 @@
-"""Which models there are, and how each stands: what the engine tells the web workers."""
+"""The models of this engine: loading each of them once, and what is known of each."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import structlog
@@ -13,23 +14,33 @@ from app.engine.host_pool import HostPool
 from app.errors import FrameboxError, InvalidOption, ModelFault
 from app.pipeline.runner import Cancelled, WorkCancelled
 
-NO_ROOM_SECONDS = 5.0  # a model that found no room is tried again after so long
+NO_ROOM_SECONDS = 5.0  # before a model without room is tried again
+IDLE_CHECK_SECONDS = 0.1  # between two checks whether the hosts are idle
 
 _log = structlog.get_logger(__name__)
 
 
 class Catalog:
-    """What this engine has learnt of its models. Safe to use from many threads."""
+    """What this engine knows of its models. Thread-safe."""
 
-    def __init__(self, hosts: HostPool) -> None:
+    def __init__(
+        self, hosts: HostPool, default_model: str, *, stop: threading.Event, wake: Callable[[], None]
+    ) -> None:
+        """`stop` is set when the engine stops. `wake` is called when `is_ready` or `fault` changes."""
         self._hosts = hosts
+        self._default_model = default_model
+        self._stop = stop
+        self._wake = wake
+        self._loading: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._facts: dict[str, ModelFacts] = {}
         self._refusals: dict[str, Refusal] = {}
-        self._lock = threading.Lock()
+        self.is_ready = False  # the default model has been loaded once
+        self.fault: Exception | None = None  # why the default model could not be loaded at first
 
     @contextmanager
     def use(self, name: str, cancelled: Cancelled) -> Iterator[ModelFacts]:
-        """As `HostPool.use`; what comes of it is remembered."""
+        """Do what `HostPool.use` does, and remember the model's facts, or why it was refused."""
         with ExitStack() as stack:
             try:
                 facts = stack.enter_context(self._hosts.use(name, cancelled))
@@ -42,46 +53,58 @@ class Catalog:
                 self._refusals.pop(name, None)
             yield facts
 
-    def has_untried(self) -> bool:
-        """Whether there are models that nobody has tried to load."""
-        return bool(self._untried())
-
-    def try_next(self, stop: threading.Event) -> None:
-        """Load one of them, to check and to measure it.
-
-        Returns once it is known how that model stands, or that it has to wait for room, or the engine stops.
-        """
-        name = self._untried()[0]
-        try:
-            with self.use(name, stop.is_set):
-                pass
-        except FrameboxError as error:
-            _log.error("model left out", model=name, code=error.code, detail=error.detail)
-        except (NoRoomForModel, WorkCancelled):
-            stop.wait(NO_ROOM_SECONDS)
-
-    def _untried(self) -> list[str]:
-        with self._lock:
-            known = self._facts.keys() | self._refusals.keys()
-        return [name for name in self._hosts.machine.model_names if name not in known]
+    def load_in_background(self, *, has_host_died: bool) -> None:
+        """Load each model once, the default one first. After a host's death, load the default model again."""
+        is_wanted = self._loading is None or (has_host_died and not self._loading.is_alive())
+        if is_wanted and self._hosts.has_begun:
+            self._loading = threading.Thread(target=self._load_models, name="load-models", daemon=True)
+            self._loading.start()
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        """How every model stands."""
+        """Return the state of every model; nothing before the first host is ready."""
+        names = self._hosts.machine.model_names if self._hosts.has_begun else ()
         loaded = self._hosts.loaded_models()
+        statuses = []
         with self._lock:
-            return tuple(
-                ModelStatus(
-                    name=name,
-                    state=self._state(name, name in loaded),
-                    facts=self._facts.get(name),
-                    refusal=self._refusals.get(name),
-                )
-                for name in (self._hosts.machine.model_names if self._hosts.has_begun else ())
-            )
+            for name in names:
+                if name in self._refusals:
+                    state = ModelState.REFUSED
+                elif name not in self._facts:
+                    state = ModelState.LOADING
+                else:
+                    state = ModelState.READY if name in loaded else ModelState.UNLOADED
+                facts, refusal = self._facts.get(name), self._refusals.get(name)
+                statuses.append(ModelStatus(name=name, state=state, facts=facts, refusal=refusal))
+        return tuple(statuses)
 
-    def _state(self, name: str, is_loaded: bool) -> ModelState:
-        if name in self._refusals:
-            return ModelState.REFUSED
-        if name not in self._facts:
-            return ModelState.LOADING
-        return ModelState.READY if is_loaded else ModelState.UNLOADED
+    def _load_models(self) -> None:
+        started, default = time.monotonic(), self._default_model
+        _log.info("default model is loading", model=default)
+        try:
+            with self.use(default, self._stop.is_set):
+                self.is_ready = True
+            _log.info("default model loaded", model=default, seconds=round(time.monotonic() - started, 2))
+            self._wake()
+            while not self._stop.wait(IDLE_CHECK_SECONDS):
+                untried = [each.name for each in self.statuses() if each.state is ModelState.LOADING]
+                if not untried:
+                    break
+                if self._hosts.is_idle():  # loading also measures the model: nothing else should compute
+                    self._try_to_load(untried[0])
+            with self.use(default, self._stop.is_set):
+                pass  # others may have taken its memory, or its host may have died
+        except Exception as error:  # noqa: BLE001 - the thread's boundary
+            if self.is_ready:
+                _log.warning("default model could not be loaded again", exc_info=True)
+            elif not self._stop.is_set():
+                self.fault = error
+                self._wake()
+
+    def _try_to_load(self, name: str) -> None:
+        try:
+            with self.use(name, self._stop.is_set):
+                pass
+        except FrameboxError as error:
+            _log.error("model cannot be used", model=name, code=error.code, detail=error.detail)
+        except (NoRoomForModel, WorkCancelled):
+            self._stop.wait(NO_ROOM_SECONDS)

@@ -1,4 +1,4 @@
-"""One host, seen from the engine: started, spoken to, watched, and ended for sure, with its children."""
+"""One host as the engine sees it: started, sent messages, watched, and ended with its children."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import structlog
 
-from app.host.messages import Heartbeat, HostPlan, HostReady, HostUnusable, Stop
+from app.host.messages import Heartbeat, HostPlan, HostReady, HostUnusable
 
-SILENT_SECONDS = 30.0  # a host that says nothing for so long holds its interpreter for ever
+HOST_SILENT_SECONDS = 30.0  # a host that sends nothing for this long holds its interpreter lock forever
 STOPPED_SECONDS = 5.0  # … or is stopped, as by SIGSTOP
-START_SECONDS = 300.0  # CUDA on a cold machine takes its time
+START_SECONDS = 300.0  # CUDA takes its time on a cold machine
 END_SECONDS = 10.0  # a killed process is gone within this, or something is wrong with the machine
 
 Spawn = Callable[[int], "subprocess.Popen[bytes]"]  # takes the descriptor of the host's end of the socket
@@ -31,17 +31,17 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What is too much of a host."""
+    """A host that exceeds one of these is replaced."""
 
-    call_seconds: float  # a model that stays in one batch for longer hangs
-    load_seconds: float  # … or that loads for longer
-    memory_bytes: int  # of its own
+    call_seconds: float  # for one batch in a model
+    load_seconds: float  # for loading one model
+    memory_bytes: int  # of its own; what CUDA took of it at the start is added
 
 
 def fault_of(beat: Heartbeat, silent_seconds: float, limits: HostLimits) -> str | None:
-    """Why a host that last said `beat`, so long ago, has to be ended; None if all is well.
+    """Return why a host must be ended whose last heartbeat is `beat`; None if nothing is wrong.
 
-    A model may keep the interpreter to itself: then its host is silent for as long as the model may take.
+    A model may hold the interpreter lock. Its host then cannot answer for as long as the model may take.
     """
     if beat.device_fault is not None:
         return "device lost"
@@ -50,14 +50,13 @@ def fault_of(beat: Heartbeat, silent_seconds: float, limits: HostLimits) -> str 
     if beat.loading_seconds and beat.loading_seconds + silent_seconds > limits.load_seconds:
         return "model hangs while it loads"
     is_busy = beat.call_seconds or beat.loading_seconds
-    return None if is_busy or silent_seconds <= SILENT_SECONDS else "host does not answer"
+    return None if is_busy or silent_seconds <= HOST_SILENT_SECONDS else "host does not answer"
 
 
 class HostProcess:
-    """A host process and the socket to it. `is_gone`, `send` and `close` may be called by any thread.
+    """A host process and the socket to it. Thread-safe.
 
-    `on_message` is called with whatever the host says, in a thread of this object's, and with None once it
-    will say no more.
+    `on_message` is called with every message of the host, in a thread of this object, and at last with None.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class HostProcess:
         self._is_closed = False
         self.ready: HostReady | None = None
         self.unusable: str | None = None
-        self.heartbeat: Heartbeat | None = None
-        self._last_sign = time.monotonic()
+        self.heartbeat = Heartbeat()
+        self._heard_at = time.monotonic()
         self._socket, theirs = socket.socketpair()
         self._channel = Connection(os.dup(self._socket.fileno()))
         with theirs:
@@ -82,90 +81,75 @@ class HostProcess:
         self.send(plan)
 
     def start(self) -> None:
-        """Begin to speak and to listen."""
+        """Start sending and receiving."""
         for thread in self._threads:
             thread.start()
 
     def send(self, message: object) -> None:
-        """Queue a message; one to a host that is gone is lost."""
+        """Queue a message. If the host has ended, the message is lost."""
         self._outbox.put(message)
 
-    def stop(self) -> None:
-        """Ask the host to end in good order."""
-        self.send(Stop())
-
     def fault(self, limits: HostLimits) -> str | None:
-        """Why this host has to be ended, as a constant text; None if all is well."""
-        silent_seconds = time.monotonic() - self._last_sign
-        beat = self.heartbeat
-        if self.ready is None or beat is None:
+        """Return why this host must be ended, as a constant text; None if nothing is wrong."""
+        silent_seconds = time.monotonic() - self._heard_at
+        if self.ready is None:
             return "host does not start" if silent_seconds > START_SECONDS else None
-        if self.own_bytes() > self._allowed_bytes(limits):
+        # CUDA takes gigabytes of the host's memory, which no model gives back when it is unloaded.
+        cuda_bytes = 0 if self.ready.device == "cpu" else self.ready.own_bytes
+        if self.own_bytes() > limits.memory_bytes + cuda_bytes:
             return "host takes too much memory"
-        if silent_seconds > STOPPED_SECONDS and self._is_stopped():
-            return "host does not answer"
-        return fault_of(beat, silent_seconds, limits)
+        if silent_seconds > STOPPED_SECONDS:
+            status = self._read_proc("stat")
+            if status and status.rpartition(")")[2].split()[0] == "T":
+                return "host does not answer"
+        return fault_of(self.heartbeat, silent_seconds, limits)
 
     def own_bytes(self) -> int:
-        """Memory of the host's own, its children apart; 0 once it is gone."""
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
+        """Return the memory of the host itself, without its children; 0 once it has ended."""
+        pages = self._read_proc("statm").split()
+        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
-    def _is_stopped(self) -> bool:
-        try:
-            status = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return status.rpartition(")")[2].split()[0] == "T"
+    def exit_status(self) -> int | None:
+        """Return what `subprocess.Popen.returncode` holds: negative for a signal; None while it runs."""
+        return self._process.poll()
 
-    def kill(self) -> None:
-        """End the host and its children, which are a process group; twice is fine."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Kill what is left, and return when it is gone. Twice is fine."""
+    def close(self, *, grace_seconds: float = 0.0) -> None:
+        """Let the host end by itself for `grace_seconds`, then kill what is left. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
-        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # the group that `spawn` gave it
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         self._outbox.put(None)
-        self._socket.shutdown(socket.SHUT_RDWR)  # whoever may still have the other end open
+        self._socket.shutdown(socket.SHUT_RDWR)  # another process may still have the other end open
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(END_SECONDS)
         self._channel.close()
         self._socket.close()
 
-    def wait_for_end(self, seconds: float) -> None:
-        """Return when the host has ended, or after `seconds`."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-
-    def exit_status(self) -> int | None:
-        """As `subprocess.Popen.returncode`: negative for a signal; None while it runs."""
-        return self._process.poll()
-
-    def _allowed_bytes(self, limits: HostLimits) -> int:
-        """What CUDA takes of the host comes on top: gigabytes, which no model's end gives back."""
-        assert self.ready is not None  # noqa: S101 - looked at before
-        return limits.memory_bytes + (0 if self.ready.device == "cpu" else self.ready.own_bytes)
+    def _read_proc(self, name: str) -> str:
+        """Return a file of the host in /proc; an empty text once the host is gone."""
+        try:
+            return Path(f"/proc/{self.pid}/{name}").read_text(encoding="ascii", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
 
     def _receive(self) -> None:
         try:
             while True:
                 message = self._channel.recv()
-                self._last_sign = time.monotonic()
+                self._heard_at = time.monotonic()
                 match message:
                     case HostReady():
                         self.ready = message
                     case HostUnusable():
                         self.unusable = message.detail
+                        _log.error("host cannot be used", detail=message.detail)
                     case Heartbeat():
                         self.heartbeat = message
                 self._on_message(self, message)
@@ -173,6 +157,6 @@ class HostProcess:
             self._on_message(self, None)
 
     def _send_all(self) -> None:
-        with contextlib.suppress(OSError):  # it is gone: the other thread notices
+        with contextlib.suppress(OSError):  # the host is gone; the other thread reports it
             while (message := self._outbox.get()) is not None:
                 self._channel.send(message)

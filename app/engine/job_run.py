@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -19,20 +20,14 @@ from app.failpoints import fail_point
 from app.jobs.job import Advance, Job, JobState, Priority, Progress, Waiting
 from app.jobs.queue import LeaseLost
 from app.jobs.source import OpenVideo, open_video
-from app.pipeline.detect_video import (
-    DetectionCancelled,
-    DetectionProgress,
-    DetectionRequest,
-    Observe,
-    detect_video,
-)
+from app.pipeline.detect_video import DetectionCancelled, DetectionProgress, DetectionRequest, detect_video
 from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.report import DetectionReport
 from app.pipeline.runner import ModelChanged, WorkCancelled
 from app.storage.ingest import Ingest
 from app.storage.space import is_disk_full
 
-PROGRESS_SECONDS = 0.5  # a job's progress is written down at most this often
+PROGRESS_SECONDS = 0.5  # between two writes of a job's progress
 
 _log = structlog.get_logger(__name__)
 
@@ -42,13 +37,13 @@ class JobRules:
     """What all jobs have in common."""
 
     segment_frames: int
-    most_deaths: int  # at a job that gets no further; then it ends
-    call_seconds: float  # a model that stays in one batch for longer hangs
-    count_end: Callable[[JobState], None]  # also of a job that goes back to the queue
+    most_deaths: int  # of engines and hosts, at a job that makes no progress; then it fails
+    call_seconds: float  # for one batch in a model
+    count_end: Callable[[JobState], None]  # called with QUEUED for a job that goes back to the queue
 
 
 class JobRun:
-    """A job while it runs. `start` begins it; it has ended once `is_over`."""
+    """A job while it runs: from `start` until `is_over`."""
 
     def __init__(
         self,
@@ -76,12 +71,12 @@ class JobRun:
         self._report: DetectionReport | None = None
 
     def start(self, on_end: Callable[[], None]) -> None:
-        """`on_end` is called when it has ended, or is back in the queue."""
+        """Start the job's thread, which calls `on_end` when the job has ended or is back in the queue."""
         self._thread = threading.Thread(target=self._run, args=(on_end,), name=f"job-{self.job.id[:8]}")
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask for its end: as cancelled, if that was asked for, else back to the queue."""
+        """Stop the job. It ends as cancelled if a client asked for that, else it goes back to the queue."""
         self._cancel.set()
 
     @property
@@ -89,7 +84,7 @@ class JobRun:
         return self._thread is not None and not self._thread.is_alive()
 
     def advance(self, now: float) -> Advance | None:
-        """Return how far it is, unfinished segments included; None before it begins. `now`: monotonic."""
+        """Return the progress at monotonic time `now`, with unfinished segments; None before it begins."""
         frames, found = self._meter.of(self.job.id), self._found
         self._pace.note(frames, now)
         if found is None:
@@ -104,7 +99,7 @@ class JobRun:
         job, started = self.job, time.monotonic()
         with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
             try:
-                state = self._detect()
+                state = self._detect_and_record()
             except LeaseLost:
                 _log.warning("job belongs to another engine")
             else:
@@ -115,46 +110,12 @@ class JobRun:
                 self._records.database.release()
                 on_end()
 
-    def _detect(self) -> JobState:
-        try:
-            self._check_past()
-            self._detect_with_model()
-        except DetectionCancelled:
-            if self.job.id in self._records.queue.cancel_requests(self._records.epoch):
-                return self._end(JobState.CANCELLED)
-            return self._put_back()
-        except NoRoomForModel:
-            return self._put_back(Waiting.MODEL_MEMORY)
-        except ModelChanged:
-            _log.warning("the model has changed; the job begins anew", model=self.job.model)
-            return self._put_back()
-        except LeaseLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - the job's boundary: it is logged, and the job ends with it
-            return self._end_by(error)
-        return self._end(JobState.SUCCEEDED)
-
-    def _end_by(self, error: Exception) -> JobState:
-        if isinstance(error, FrameboxError):
-            _log.warning("job failed", code=error.code, detail=error.detail)
-            return self._end(JobState.FAILED, error)
-        if is_disk_full(error):
-            _log.warning("no room on disk; the job waits")
-            self._records.note_full_disk()
-            return self._put_back(Waiting.DISK_SPACE)
-        _log.error("job failed", exc_info=error)
-        reason = InternalError("The job failed because of an internal fault; see the service's log.")
-        return self._end(JobState.FAILED, reason)
-
-    def _check_past(self) -> None:
-        """Raise why the job is not tried any more, if it is not."""
-        rules = self._rules
-        reason = why_failed(self.job, most_deaths=rules.most_deaths, call_seconds=rules.call_seconds)
+    def _detect_and_record(self) -> JobState:
+        """Make the document, and record the end of the job or put it back. Return its new state."""
+        job, rules, data = self.job, self._rules, self._records.data
+        reason = why_failed(job, most_deaths=rules.most_deaths, call_seconds=rules.call_seconds)
         if reason is not None:
-            raise reason
-
-    def _detect_with_model(self) -> None:
-        job, data = self.job, self._records.data
+            return self._end_with_error(reason)
         try:
             with (
                 self._catalog.use(job.model, self._cancel.is_set) as model,
@@ -168,21 +129,46 @@ class JobRun:
                         document=data.document(job.id),
                         pts=data.pts(job.id),
                         options=job.options,
-                        segment_frames=self._rules.segment_frames,
+                        segment_frames=rules.segment_frames,
                         is_urgent=job.priority is Priority.INTERACTIVE,
                     ),
                     model=model,
                     runner=self._hosts,
-                    observe=_checking(video, self._observe),
+                    observe=partial(self._observe, video),
                     cancelled=self._cancel.is_set,
                 )
-        except WorkCancelled as error:
-            raise DetectionCancelled from error
+        except (DetectionCancelled, WorkCancelled):
+            is_wanted = job.id not in self._records.queue.cancel_requests(self._records.epoch)
+            return self._put_back() if is_wanted else self._end(JobState.CANCELLED)
+        except NoRoomForModel:
+            return self._put_back(Waiting.MODEL_MEMORY)
+        except ModelChanged:
+            _log.warning("the model has changed; the job starts again", model=job.model)
+            return self._put_back()
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - the job's boundary: the error is logged, and ends the job
+            return self._end_with_error(error)
+        return self._end(JobState.SUCCEEDED)
 
-    def _observe(self, progress: DetectionProgress, report: DetectionReport) -> None:
+    def _end_with_error(self, error: Exception) -> JobState:
+        if isinstance(error, FrameboxError):
+            _log.warning("job failed", code=error.code, detail=error.detail)
+            return self._end(JobState.FAILED, error)
+        if is_disk_full(error):
+            _log.warning("no room on disk; the job waits")
+            self._records.note_full_disk()
+            return self._put_back(Waiting.DISK_SPACE)
+        _log.error("job failed", exc_info=error)
+        reason = InternalError("The job failed because of an internal fault; see the service's log.")
+        return self._end(JobState.FAILED, reason)
+
+    def _observe(self, video: OpenVideo, progress: DetectionProgress, report: DetectionReport) -> None:
+        """Check that the video is unchanged, and write the progress now and then. Called for each segment."""
+        video.check_unchanged()
         self._found = progress
         if not progress.segments_done:
-            return  # a resumed job goes on showing what it had, until its parts are counted
+            return  # a resumed job keeps showing its earlier progress until its parts are counted
         self._progress = Progress(
             progress.frames_done,
             progress.frames_total,
@@ -216,13 +202,3 @@ class JobRun:
         records = self._records
         records.until_room(lambda: records.queue.put_back(self.job.id, records.epoch, waiting))
         return JobState.QUEUED
-
-
-def _checking(video: OpenVideo, observe: Observe) -> Observe:
-    """`observe`, after a look whether the video is still what it was: after every segment, and at the end."""
-
-    def check_then_observe(progress: DetectionProgress, report: DetectionReport) -> None:
-        video.check_unchanged()
-        observe(progress, report)
-
-    return check_then_observe

@@ -1,6 +1,6 @@
 """A host: the process that holds the models of one device, owns decoder children, and makes parts.
 
-It does what the engine says over a socket, and ends when that does.
+It follows the engine's commands, which come over a socket, and ends when the engine does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 import structlog
 
 from app.detection.detector import DeviceLost
+from app.detection.model_facts import NoRoomForModel
 from app.detection.model_pool import ModelPool, WornOut
+from app.errors import FrameboxError
 from app.failpoints import fail_point
 from app.host.messages import (
     Advanced,
@@ -37,23 +39,22 @@ from app.host.messages import (
     Stop,
     UseModel,
     VideoFound,
-    failure,
 )
 from app.pipeline.run_index import index_video
 from app.pipeline.run_segment import PhaseClock, run_segment
-from app.pipeline.runner import WorkCancelled
+from app.pipeline.runner import Cancelled, WorkCancelled
 from app.video.protocol.facts import VideoFacts
 from app.video.segments import Segment
 from app.video.source import DecodingCancelled, FrameSource
 
 HEARTBEAT_SECONDS = 1.0
-_MOST_THREADS = 512  # more than an engine ever has under way
+_MOST_THREADS = 512  # more than an engine ever has running
 
 _log = structlog.get_logger(__name__)
 
 
 class Host:
-    """Serves one engine, over `channel`. Whoever makes it closes what it is given."""
+    """Serves one engine over `channel`. The caller closes the arguments."""
 
     def __init__(self, channel: Connection, models: ModelPool, decoders: FrameSource) -> None:
         self._channel = channel
@@ -61,12 +62,12 @@ class Host:
         self._decoders = decoders
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, "work")
-        self._loader = ThreadPoolExecutor(1, "load")  # models load one at a time, in the order asked for
-        self._cancelled: dict[int, threading.Event] = {}  # by ticket, of what is under way
-        self._uses: dict[str, ExitStack] = {}  # by model, of what the engine has asked to be kept
+        self._loader = ThreadPoolExecutor(1, "load")  # models load one at a time, in the order of requests
+        self._cancelled: dict[int, threading.Event] = {}  # by ticket, of running work
+        self._uses: dict[str, ExitStack] = {}  # by model, of those that the engine wants kept
 
     def serve(self) -> None:
-        """Do what the engine says until it says that it is enough, or is gone."""
+        """Follow commands until the engine sends Stop or is gone."""
         next_heartbeat = 0.0
         try:
             while True:
@@ -85,48 +86,45 @@ class Host:
         match command:
             case UseModel():
                 threads = self._threads if command.model in self._models.loaded() else self._loader
-                threads.submit(self._use, command)
+                self._start(threads, command.ticket, partial(self._use, command))
             case ReleaseModel():
                 self._uses.pop(command.model).close()
             case RunSegment():
-                self._begin(command.ticket, partial(self._run_segment, command))
+                self._start(self._threads, command.ticket, partial(self._run_segment, command))
             case IndexVideo():
-                self._begin(command.ticket, partial(self._index, command))
+                self._start(self._threads, command.ticket, partial(self._index, command))
             case Cancel():
                 if command.ticket in self._cancelled:
                     self._cancelled[command.ticket].set()
             case ForgetVideo():
-                self._threads.submit(self._decoders.forget, command.video)  # which waits for their end
+                self._threads.submit(self._decoders.forget, command.video)  # it waits for decoders to end
             case _:
-                raise TypeError(f"the engine says {type(command).__name__}")
+                raise TypeError(f"the engine sent {type(command).__name__}")
 
-    def _begin(self, ticket: int, work: Callable[[Callable[[], bool]], object]) -> None:
+    def _start(self, threads: ThreadPoolExecutor, ticket: int, work: Callable[[Cancelled], object]) -> None:
+        """Run `work` in one of `threads`, and send what it returns or raises."""
         cancelled = self._cancelled[ticket] = threading.Event()
-        self._threads.submit(self._work, ticket, work, cancelled.is_set)
 
-    def _work(
-        self, ticket: int, work: Callable[[Callable[[], bool]], object], cancelled: Callable[[], bool]
-    ) -> None:
-        try:
-            answer = work(cancelled)
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
-            answer = _told(ticket, error)
-        del self._cancelled[ticket]
-        self._send(answer)
+        def run() -> None:
+            try:
+                answer = work(cancelled.is_set)
+            except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine gets the error
+                answer = failure(ticket, error)
+            del self._cancelled[ticket]
+            self._send(answer)
 
-    def _use(self, command: UseModel) -> None:
+        threads.submit(run)
+
+    def _use(self, command: UseModel, _: Cancelled) -> ModelInUse:
         use = ExitStack()
-        answer: object
         try:
             use.enter_context(self._models.use(command.model))
             self._uses[command.model] = use
-            answer = ModelInUse(command.ticket, self._models.facts_of(command.model))
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine is told
-            answer = _told(command.ticket, error)
-        self._send(self._heartbeat())
-        self._send(answer)
+            return ModelInUse(command.ticket, self._models.facts_of(command.model))
+        finally:
+            self._send(self._heartbeat())  # before the answer: what is loaded and crowded has changed
 
-    def _run_segment(self, command: RunSegment, cancelled: Callable[[], bool]) -> SegmentDone:
+    def _run_segment(self, command: RunSegment, cancelled: Cancelled) -> SegmentDone:
         seconds, started = Counter[str](), time.monotonic()
         fail_point("segment_begun")
         with self._models.use(command.task.model) as device:
@@ -141,7 +139,7 @@ class Host:
         fail_point("segment_run")
         return SegmentDone(command.ticket, outcome, time.monotonic() - started, dict(seconds))
 
-    def _index(self, command: IndexVideo, cancelled: Callable[[], bool]) -> IndexDone:
+    def _index(self, command: IndexVideo, cancelled: Cancelled) -> IndexDone:
         reader = _Reader(command.ticket, self._send)
         return IndexDone(command.ticket, index_video(self._decoders, command.task, reader, cancelled))
 
@@ -150,7 +148,7 @@ class Host:
         call_seconds, call_job_id = max(
             (device.running_call for device in devices), default=(0.0, None), key=lambda call: call[0]
         )
-        faults = [device.lost for device in devices if device.lost is not None]
+        fault = next((device.lost for device in devices if device.lost is not None), None)
         totals = self._models.totals()
         return Heartbeat(
             loaded=self._models.loaded(),
@@ -160,7 +158,7 @@ class Host:
             call_job_id=call_job_id,
             frames=totals.frame_count,
             busy_seconds=totals.busy_seconds,
-            device_fault=str(faults[0]) if faults else None,
+            device_fault=None if fault is None else str(fault),
             out_of_memory_count=totals.out_of_memory_count,
             model_fault_count=totals.model_fault_count,
             dropped_box_count=totals.dropped_box_count,
@@ -172,7 +170,7 @@ class Host:
 
 
 class _Reader:
-    """Passes an index on. Fulfils IndexReader."""
+    """Sends an index to the engine while it grows. Implements IndexReader."""
 
     def __init__(self, ticket: int, send: Callable[[object], None]) -> None:
         self._ticket = ticket
@@ -185,13 +183,22 @@ class _Reader:
         self._send(SegmentsFound(self._ticket, tuple(segments)))
 
 
-def _told(ticket: int, error: BaseException) -> Failed:
-    """What the engine is told of an error; what it is not told goes to the log."""
-    if isinstance(error, DecodingCancelled):
-        error = WorkCancelled()
-    if isinstance(error, WornOut | MemoryError):
-        return Failed(ticket, Reason.WORN, str(error) or "There is not enough memory.")
-    failed = failure(ticket, error, Reason.DEVICE_LOST if isinstance(error, DeviceLost) else Reason.HOST)
-    if failed.reason is Reason.HOST:
-        _log.error("host failed", exc_info=error)
-    return failed
+def failure(ticket: int, error: BaseException) -> Failed:
+    """Return what the engine gets for `error`. An unexpected one is logged here, with its traceback."""
+    match error:
+        case WorkCancelled() | DecodingCancelled():
+            return Failed(ticket, Reason.CANCELLED)
+        case WornOut() | MemoryError():
+            return Failed(ticket, Reason.WORN, str(error) or "There is not enough memory.")
+        case NoRoomForModel():
+            return Failed(ticket, Reason.NO_ROOM, str(error))
+        case FrameboxError():
+            return Failed(ticket, Reason.REFUSED, error.detail, error.code, error.extensions)
+        case OSError():
+            return Failed(ticket, Reason.DISK, type(error).__name__, errno=error.errno or 0)
+        case DeviceLost():
+            reason = Reason.DEVICE_LOST
+        case _:
+            reason = Reason.HOST
+            _log.error("host failed", exc_info=error)
+    return Failed(ticket, reason, f"{type(error).__name__}: {error}")

@@ -1,10 +1,10 @@
-"""What engine and host say to each other: frozen dataclasses, pickled, over a local socket.
+"""The messages between engine and host: frozen dataclasses, pickled, over a local socket.
 
-Nothing but a task, the name of its video and its finished part passes between the two. What is local is the
-*path* of the video and of the parts' folder (`IndexTask.video`, `SegmentTask.video`, `.parts_folder`): a host
-on another machine would be given an address to read the video from, and would send the part's bytes back.
+Only two things are local to the machine: the paths of the video and of the parts' folder (`IndexTask.video`,
+`SegmentTask.video`, `.parts_folder`). A host on another machine would get an address to read the video from,
+and would send the part's bytes back.
 
-Both ends are processes of one user that run code of ours: neither checks the other's pickles.
+Both ends run our code as the same user, so neither checks the other's pickles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
-from app.errors import FrameboxError, InternalError, ModelFault, error_class
+from app.errors import InternalError, ModelFault, error_class
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary
@@ -32,11 +32,11 @@ from app.video.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class DecoderPlan:
-    """How a host makes its decoder children."""
+    """How a host starts its decoder processes."""
 
     limits: VideoLimits
     threads: int
-    memory_bytes: int  # address space of each, its ring apart
+    memory_bytes: int  # address space of each, without its ring
     ring_bytes: int
     stall_seconds: float
     require_sandbox: bool
@@ -45,14 +45,14 @@ class DecoderPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What one host is to be. Its first message, before which it does nothing."""
+    """The configuration of one host. It waits for this message first."""
 
-    device: str | None  # a torch device; None: the host chooses, and says which others there are
-    devices: tuple[str, ...]  # what the administrator named
+    device: str | None  # a torch device; None: the host chooses one and reports the others
+    devices: tuple[str, ...]  # that the administrator named
     models: Path | None
     model_hashes: Path | None
     precision: str
-    memory_bytes: int  # host memory that it may take; on a GPU, beyond what CUDA took at its start
+    memory_bytes: int  # host memory that it may take; on a GPU, in addition to what CUDA took at the start
     torch_threads: int | None
     profiles: Path
     model_attempts: Path
@@ -73,7 +73,7 @@ class UseModel:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseModel:
-    """`model` may be unloaded when another needs its room."""
+    """`model` may be unloaded when another needs its memory."""
 
     model: str
 
@@ -96,14 +96,14 @@ class IndexVideo:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """What this ticket stands for is not wanted any more. It is answered all the same."""
+    """The work of this ticket is no longer wanted. It is answered all the same."""
 
     ticket: int
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetVideo:
-    """Let go of a video: its job is done with it."""
+    """End the decoders of a video, which its job no longer needs."""
 
     video: Path
 
@@ -118,37 +118,37 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class HostReady:
-    """A host is there; its models are not loaded yet."""
+    """A host is ready for work. No model is loaded yet."""
 
     device: str
-    devices: tuple[str, ...]  # those for which there should be hosts
+    devices: tuple[str, ...]  # that should each have a host
     decoder_identity: str
     sandbox: SandboxStatus | None
-    model_names: tuple[str, ...]  # all that can be asked for, sorted
+    model_names: tuple[str, ...]  # all that it can load, sorted
     own_bytes: int  # of host memory, before any model
 
 
 @dataclass(frozen=True, slots=True)
 class HostUnusable:
-    """The host ends: its device or its decoders are of no use, and no other host would fare better."""
+    """The host ends because its device or its decoders cannot be used. No other host would do better."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a host tells once a second."""
+    """The state of a host, sent once a second."""
 
-    loaded: frozenset[str]
-    crowded: frozenset[str]  # models for which there is no room beside those in use
-    loading_seconds: float  # of the model that is being loaded; 0 while none is
-    call_seconds: float  # of the slowest model's present batch
-    call_job_id: str | None  # whose batch that is
-    frames: int  # analysed since the host's start
-    busy_seconds: float  # inside the models since the host's start
-    device_fault: str | None  # why the device is of no use any more
-    # since the host's start, too
-    out_of_memory_count: int = 0  # calls that were halved, because the device had too little memory
+    loaded: frozenset[str] = frozenset()
+    crowded: frozenset[str] = frozenset()  # models that do not fit beside those in use
+    loading_seconds: float = 0.0  # of the model that is being loaded; 0 while none is
+    call_seconds: float = 0.0  # of the longest batch that is now in a model
+    call_job_id: str | None = None  # whose batch that is
+    frames: int = 0  # analysed since the host started
+    busy_seconds: float = 0.0  # inside the models since the host started
+    device_fault: str | None = None  # why the device can no longer be used
+    # these, too, since the host started
+    out_of_memory_count: int = 0  # batches that were halved because the device lacked memory
     model_fault_count: int = 0  # batches that a model failed at
     dropped_box_count: int = 0  # boxes without area inside their frame
 
@@ -179,7 +179,7 @@ class IndexDone:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """So many more frames of a segment under way are dealt with."""
+    """`frames` more frames of a running segment are finished."""
 
     ticket: int
     frames: int
@@ -194,20 +194,20 @@ class SegmentDone:
 
 
 class Reason(StrEnum):
-    """Whose fault it is that something failed, or whether it is one at all."""
+    """Why something failed, and so what to do about it."""
 
-    REFUSED = "refused"  # the video's, the model's or the request's: `code` tells which
-    DISK = "disk"  # a file could not be read or written: `errno` tells why
-    HOST = "host"  # the service's own
-    DEVICE_LOST = "device_lost"  # nothing can be computed in that process any more: elsewhere it may
-    NO_ROOM = "no_room"  # models in use hold the room of this one
-    WORN = "worn"  # memory of models that are gone has not come back: a new host would have room
+    REFUSED = "refused"  # the video, the model or the request is at fault: see `code`
+    DISK = "disk"  # a file could not be read or written: see `errno`
+    HOST = "host"  # an internal fault
+    DEVICE_LOST = "device_lost"  # nothing can be computed in that process any more; in another it may
+    NO_ROOM = "no_room"  # models in use take the memory that this one needs
+    WORN = "worn"  # the process lacks memory that unloaded models should have left; a new one has it
     CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why something came to nothing."""
+    """The work of this ticket failed."""
 
     ticket: int
     reason: Reason
@@ -217,7 +217,7 @@ class Failed:
     errno: int = 0
 
     def error(self) -> Exception:
-        """Return it as the exception that it was at the host."""
+        """Return the failure as the exception that the host caught."""
         match self.reason:
             case Reason.REFUSED:
                 return error_class(self.code)(self.detail, dict(self.extensions))
@@ -225,24 +225,9 @@ class Failed:
                 return OSError(self.errno or errno.EIO, os.strerror(self.errno or errno.EIO))
             case Reason.NO_ROOM:
                 return NoRoomForModel(self.detail)
-            case Reason.WORN:  # for the last time
+            case Reason.WORN:  # although the host was renewed
                 return ModelFault(self.detail)
             case Reason.CANCELLED:
                 return WorkCancelled()
             case Reason.HOST | Reason.DEVICE_LOST:
                 return RuntimeError(f"a host failed: {self.detail}")
-
-
-def failure(ticket: int, error: BaseException, reason: Reason = Reason.HOST) -> Failed:
-    """Return what the engine is told of `error`; `reason` is that of an error of no kind that is known."""
-    match error:
-        case WorkCancelled():
-            return Failed(ticket, Reason.CANCELLED)
-        case NoRoomForModel():
-            return Failed(ticket, Reason.NO_ROOM, str(error))
-        case FrameboxError():
-            return Failed(ticket, Reason.REFUSED, error.detail, error.code, error.extensions)
-        case OSError():
-            return Failed(ticket, Reason.DISK, type(error).__name__, errno=error.errno or 0)
-        case _:
-            return Failed(ticket, reason, f"{type(error).__name__}: {error}")

@@ -12,12 +12,12 @@ import threading
 import structlog
 
 from app.engine.catalog import Catalog
-from app.engine.engine import Engine, EngineLimits
+from app.engine.engine import Engine
 from app.engine.host_pool import HostPool
 from app.engine.host_process import HostLimits
 from app.engine.job_run import JobRules, JobRun
 from app.engine.records import Records
-from app.engine.turns import ClaimTurns, SegmentTurns
+from app.engine.turns import JobTurns, SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan, SegmentDone
 from app.jobs.database import Database
 from app.jobs.queue import JobQueue
@@ -32,9 +32,9 @@ from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.protocol.limits import VideoLimits
-from app.wakeups import Wakeups
+from app.wakeups import Program, Wakeups
 
-SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # that no host needs
+SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # withheld from hosts, which do not need them
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +51,8 @@ def create_engine(settings: Settings) -> Engine:
     database = Database(data.database, wakeups)
     database.create()
     retire_counters()
-    shutil.rmtree(data.model_attempts, ignore_errors=True)  # a model that is refused may be mended by now
+    shutil.rmtree(data.model_attempts, ignore_errors=True)  # a refused model may have been repaired
+    listener = wakeups.listen(Program.ENGINE)
     metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
     records = Records(data, database, min_free_bytes=settings.min_free_bytes, stop=stop)
     hosts = HostPool(
@@ -61,10 +62,10 @@ def create_engine(settings: Settings) -> Engine:
             settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
         ),
         turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
-        account=_Account(metrics, meter),
-        wake=lambda: engine.wake(),  # noqa: PLW0108 - it is made below
+        observer=_MetricsObserver(metrics, meter),
+        wake=listener.interrupt,
     )
-    catalog = Catalog(hosts)
+    catalog = Catalog(hosts, settings.model, stop=stop, wake=listener.interrupt)
     rules = JobRules(
         settings.segment_frames,
         settings.engine_deaths,
@@ -76,10 +77,13 @@ def create_engine(settings: Settings) -> Engine:
         records,
         hosts,
         catalog,
-        ClaimTurns(places=settings.running_jobs, trace_parts=records.trace),
+        JobTurns(slots=settings.running_jobs, trace_parts=records.trace),
         _retention(settings, data, records.queue),
         make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
-        limits=EngineLimits(settings.model, settings.stop_seconds, settings.engine_deaths),
+        listener=listener,
+        stop=stop,
+        stop_seconds=settings.stop_seconds,
+        most_deaths=settings.engine_deaths,
     )
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
@@ -133,7 +137,7 @@ def _plan(settings: Settings, data: DataFolder) -> HostPlan:
 
 
 def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a host, in a process group of its own: so it is ended together with its decoders."""
+    """Start a host in a process group of its own, so that it is ended together with its decoders."""
     return subprocess.Popen(
         [sys.executable, "-m", "app", "host", "--channel", str(descriptor)],
         pass_fds=(descriptor,),
@@ -144,8 +148,8 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     )
 
 
-class _Account:
-    """Counts what hosts do, in metrics and in the log. Fulfils Account."""
+class _MetricsObserver:
+    """Counts what hosts do, in metrics and in the log. Implements HostObserver."""
 
     def __init__(self, metrics: Metrics, meter: FrameMeter) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""Is it up? Asked from outside, as a container's health check or a person's shell asks."""
+"""Health checks of an instance and its programs, for containers and the command line."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.jobs.database import Database
-from app.jobs.engine_status import why_not_ready
+from app.jobs.engine_status import SILENT_SECONDS, why_not_ready
 from app.jobs.heartbeats import Heartbeats
 from app.storage.data_folder import DataFolder
 
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
 _ASK_EVERY_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
-_SILENT_COURIER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an instance listens. With a certificate it speaks HTTPS."""
+    """Where an instance listens; with HTTPS if it has a certificate."""
 
     host: str
     port: int
@@ -32,27 +31,22 @@ class Address:
 
     @property
     def url(self) -> str:
-        """How programs on this machine reach it."""
+        """The URL for programs on this machine."""
         name = reachable(self.host)
         scheme = "http" if self.certificate is None else "https"
         return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}"
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection, not opened yet."""
+        """Return a connection that is not opened yet."""
         name = reachable(self.host)
         if self.certificate is None:
             return http.client.HTTPConnection(name, self.port, timeout=_ANSWER_SECONDS)
-        context = _only(self.certificate)
+        # Trust only this certificate, whatever its names are: the instance is asked as localhost.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(self.certificate)
         return http.client.HTTPSConnection(name, self.port, timeout=_ANSWER_SECONDS, context=context)
-
-
-def _only(certificate: Path) -> ssl.SSLContext:
-    """Trust this one certificate, whatever names it holds: an instance asks itself as localhost."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(certificate)
-    return context
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -69,45 +63,45 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def ask_instance(address: Address) -> tuple[bool, str]:
-    """Ask ``/readyz`` through nginx: whether the whole instance is ready, and its answer."""
+    """Ask ``/readyz`` through nginx. Return whether the whole instance is ready, and the answer."""
     return _ask(address.connect(), "/readyz")
 
 
 def ask_web(web_socket: Path) -> tuple[bool, str]:
-    """Ask ``/livez`` of the HTTP workers behind `web_socket`: whether they answer, and what."""
+    """Ask the HTTP workers behind `web_socket` for ``/livez``. Return whether they answer, and what."""
     return _ask(_UnixConnection(web_socket), "/livez")
 
 
 def look_up_engine(data: DataFolder) -> tuple[bool, str]:
-    """Return whether the engine is ready, by what it last wrote of itself, and why it is not."""
+    """Return whether the engine is ready by its last report, and why it is not."""
     if not data.database.exists():
         return False, "the engine has not started yet"
     try:
         status = Heartbeats(Database(data.database)).engine()
-    except sqlite3.OperationalError as error:  # it is being made, or locked for longer than usual
+    except sqlite3.OperationalError as error:  # it is being created, or locked for longer than usual
         return False, f"the database cannot be read: {error}"
     reason = why_not_ready(status, now=time.time())
     return reason is None, reason or "the engine is ready"
 
 
 def look_up_courier(data: DataFolder) -> tuple[bool, str]:
-    """Look up when the courier last said that it lives."""
+    """Return whether the courier has sent its heartbeat, and when."""
     if not data.database.exists():
         return False, "no courier has started on this data folder yet"
     try:
         silent_seconds = time.time() - Heartbeats(Database(data.database)).courier_at()
     except sqlite3.OperationalError as error:
         return False, f"the database cannot be read: {error}"
-    return silent_seconds < _SILENT_COURIER_SECONDS, f"last heard of {silent_seconds:.0f} s ago"
+    return silent_seconds <= SILENT_SECONDS, f"last heard of {silent_seconds:.0f} s ago"
 
 
 def wait_for_instance(
-    address: Address, data: DataFolder, *, deadline_seconds: float, tell: Callable[[str], None]
+    address: Address, data: DataFolder, *, deadline_seconds: float, tell: Callable[[str], object]
 ) -> tuple[bool, str]:
-    """Wait until it is ready, or for `deadline_seconds`. Returns the last answer.
+    """Wait until the instance is ready, or for `deadline_seconds`. Return the last answer.
 
-    `tell` is called with what is waited for, whenever that is something else. ``/readyz`` is asked only
-    once there is somebody to answer: nginx would log that it cannot reach anybody.
+    `tell` is called with the reason for waiting, whenever it changes. ``/readyz`` is requested only once a
+    worker can answer, else nginx would log an error.
     """
     deadline, last = time.monotonic() + deadline_seconds, ""
     while True:
@@ -123,7 +117,7 @@ def wait_for_instance(
 
 
 def reachable(host: str) -> str:
-    """The name under which this machine reaches what listens on `host`."""
+    """Return the name at which this machine reaches what listens on `host`."""
     return "localhost" if host in EVERY_ADDRESS else host
 
 

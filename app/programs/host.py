@@ -1,4 +1,4 @@
-"""Makes this process a host: the device, its models' room, the decoders, and then `Host.serve`."""
+"""Start a host in this process: set up the device, the model pool and the decoders, then serve."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from app.detection.precision import Precision
 from app.detection.registry import detector_names, load_detector
 from app.errors import FrameboxError
 from app.host.host import Host
-from app.host.messages import DecoderPlan, HostPlan, HostReady, HostUnusable
+from app.host.messages import HostPlan, HostReady, HostUnusable
 from app.logs import configure_logging
 from app.memory import limit_private_bytes, memory_use
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 
-# What a host takes beyond its libraries and its models: the threads of its segments, their records, and what
-# lies free in its allocator.
+# What a host takes beyond its libraries and its models: the threads of its segments, their records, and free
+# memory in its allocator.
 OWN_BYTES = 96 * 1024 * 1024
-DEVICE_SHARE = 0.9  # of a GPU's memory: what else runs there, and what its libraries take, is not ours
+DEVICE_SHARE = 0.9  # of a GPU's memory: other programs and CUDA's libraries need some
 MOST_LOAD_ATTEMPTS = 3
 
 _log = structlog.get_logger(__name__)
 
 
 def run_host(descriptor: int) -> int:
-    """Serve the engine at the other end of the socket `descriptor`; return an exit status."""
+    """Serve the engine at the other end of the socket `descriptor`. Return 0 if it is gone."""
     channel = Connection(descriptor)
     try:
         plan: HostPlan = channel.recv()
@@ -45,22 +45,32 @@ def run_host(descriptor: int) -> int:
         devices = choose_devices(plan.devices)
         device = plan.device or devices[0]
         make_ready(device)
-        with _decoders(plan.decoders, device) as decoders, _models(plan, device) as models:
-            names = detector_names(plan.models)
-            channel.send(
-                HostReady(
-                    device, devices, decoders.identity, decoders.sandbox, tuple(names), memory_use().own
-                )
-            )
+        pinning = pinning_for([device])
+        with (
+            DecoderPool(
+                limits=plan.decoders.limits,
+                threads=plan.decoders.threads,
+                memory_bytes=plan.decoders.memory_bytes,
+                ring_bytes=plan.decoders.ring_bytes,
+                stall_seconds=plan.decoders.stall_seconds,
+                require_sandbox=plan.decoders.require_sandbox,
+                ready_children=plan.decoders.ready_children,
+                pin=None if pinning is None else pinning.pin,
+            ) as decoders,
+            _make_models(plan, device) as models,
+        ):
+            names = tuple(detector_names(plan.models))
+            own_bytes = memory_use().own
+            channel.send(HostReady(device, devices, decoders.identity, decoders.sandbox, names, own_bytes))
             Host(channel, models, decoders).serve()
     except UnusableDevice as error:
         channel.send(HostUnusable(f"FRAMEBOX_DEVICES: {error}"))
     except FrameboxError as error:
         channel.send(HostUnusable(str(error)))
-    os._exit(0)  # what is under way is nobody's any more: no thread is waited for
+    os._exit(0)  # without waiting for threads: the engine no longer needs their results
 
 
-def _models(plan: HostPlan, device: str) -> ModelPool:
+def _make_models(plan: HostPlan, device: str) -> ModelPool:
     room_bytes = plan.memory_bytes - memory_use().own - OWN_BYTES
     if device == "cpu":  # CUDA reserves much more than it takes
         limit_private_bytes(plan.memory_bytes)
@@ -82,18 +92,4 @@ def _models(plan: HostPlan, device: str) -> ModelPool:
             own_bytes=OWN_BYTES,
         ),
         most_attempts=MOST_LOAD_ATTEMPTS,
-    )
-
-
-def _decoders(plan: DecoderPlan, device: str) -> DecoderPool:
-    pinning = pinning_for([device])
-    return DecoderPool(
-        limits=plan.limits,
-        threads=plan.threads,
-        memory_bytes=plan.memory_bytes,
-        ring_bytes=plan.ring_bytes,
-        stall_seconds=plan.stall_seconds,
-        require_sandbox=plan.require_sandbox,
-        ready_children=plan.ready_children,
-        pin=None if pinning is None else pinning.pin,
     )

@@ -1,4 +1,4 @@
-"""nginx' configuration, rendered from ``deploy/nginx.conf`` and the settings."""
+"""Renders the configuration of nginx from ``deploy/nginx.conf`` and the settings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from app.storage.data_folder import DataFolder
 TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
 
 _RETRY_SECONDS = 5
-_SMALL_BODY_BYTES = MIB  # client_max_body_size of all that is no upload
+_SMALL_BODY_BYTES = MIB  # client_max_body_size of all requests but uploads
 _WORKERS = 4
 _FILES_A_CONNECTION = 4  # the client's socket, the application's, a body or a document, and one to spare
-_AFTER_THE_WAIT_SECONDS = 60  # the application answers who waits before nginx gives it up
+_AFTER_THE_WAIT_SECONDS = 60  # the application answers a waiting client before nginx gives up
 
-# What clients must never set themselves: each is given to the application by nginx, or emptied.
+# Headers that clients must not set: nginx sets each of them for the application, or empties it.
 _FORWARDED = {
     "Connection": '""',
     "Host": "$host",
@@ -51,7 +51,7 @@ _ADMIT = _FORWARDED | {
 }
 _BODY = _ADMIT | {"Framebox-Body-File": "$request_body_file"}
 
-# Refusals are literals of nginx: only those leave the body unread and reach every client.
+# Refusals are literals in the configuration: only those leave the body unread and reach every client.
 _ADMISSION = (
     "auth_request_set $refusal_status $upstream_http_framebox_refusal_status;",
     "auth_request_set $refusal_code $upstream_http_framebox_refusal_code;",
@@ -63,7 +63,7 @@ _ADMISSION = (
     "auth_request_set $earlier_job $upstream_http_framebox_earlier_job;",
 )
 
-# Of the application's answer that names a document, what nginx would else drop.
+# Headers of the application's answer that nginx would drop when it sends a document instead.
 _DOCUMENT_HEADERS = (
     "ETag",
     "Vary",
@@ -78,7 +78,7 @@ _DOCUMENT_HEADERS = (
 )
 
 _TOO_MANY_REQUESTS = (
-    "Too many requests are under way, of this address or of all; with Prefer: respond-async none waits."
+    "Too many requests are running, from this address or in total; with Prefer: respond-async, none waits."
 )
 
 # Mozilla's "intermediate" recommendation, version 5.7: every client of the last ten years, forward secrecy.
@@ -87,17 +87,18 @@ _CIPHERS = (
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
 )
 
-# Every status with which the application may refuse an upload: nginx' `return` takes literal ones only.
+# Every status with which the application may refuse an upload: `return` of nginx takes only literals.
 _REFUSAL_STATUSES = (400, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 429, 500, 503, 507)
 
 
 def render_nginx_conf(settings: Settings) -> str:
-    """Return the configuration of `settings`' instance, for a process of the user who calls this.
+    """Return the configuration of the instance, for an nginx that the current user starts.
 
-    Raises SettingsFault if the data folder's path cannot be written in nginx' language.
+    Raises SettingsFault if a path cannot be written in the configuration language of nginx.
     """
     folder = DataFolder(settings.data)
     faults = _faults(settings.max_upload_bytes)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     words = {
         "USER": _user_line(),
         "NGINX": _quotable("FRAMEBOX_DATA", folder.nginx),
@@ -105,7 +106,7 @@ def render_nginx_conf(settings: Settings) -> str:
         "JOBS": _quotable("FRAMEBOX_DATA", folder.jobs),
         "WEB_SOCKET": _quotable("FRAMEBOX_DATA", folder.web_socket),
         "OWN_SOCKET": _quotable("FRAMEBOX_DATA", folder.nginx_socket),
-        "LISTEN": _listen(settings),
+        "LISTEN": f"{host}:{settings.port}{' ssl' if settings.tls_certificate else ''}",
         "TLS": _lines(8, _tls(settings)),
         "TRUSTED_PROXIES": _lines(8, _trusted_proxies(settings)),
         **_limits(settings),
@@ -113,7 +114,17 @@ def render_nginx_conf(settings: Settings) -> str:
             8, (f"proxy_set_header {name} {value};" for name, value in _FORWARDED.items())
         ),
         "ADMIT_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _ADMIT.items())),
-        "DOCUMENT_HEADERS": _lines(12, _document_headers()),
+        "DOCUMENT_HEADERS": _lines(
+            12,
+            [
+                "etag off;   # the application's is the document's digest",
+                *(
+                    f"add_header {name} $upstream_http_{name.lower().replace('-', '_')};"
+                    for name in _DOCUMENT_HEADERS
+                ),
+                "add_header X-Request-ID $request_id;",
+            ],
+        ),
         "ADMISSION": _lines(12, ("auth_request /_admit;", *_ADMISSION)),
         "UPLOADS_ADMISSION": _lines(12, ("auth_request /_admit_upload;", *_ADMISSION)),
         "BODY_HEADERS": _lines(12, (f"proxy_set_header {name} {value};" for name, value in _BODY.items())),
@@ -123,7 +134,13 @@ def render_nginx_conf(settings: Settings) -> str:
         "BODY_ERROR_PAGES": _lines(
             12, _upload_error_pages(fault for fault in faults if fault.nginx_status not in (500, 503))
         ),
-        "REFUSALS": _lines(12, map(_refusal, _REFUSAL_STATUSES)),
+        "REFUSALS": _lines(
+            12,
+            (
+                f"if ($refusal_status = {status}) {{ return {status} $refusal_problem; }}"
+                for status in _REFUSAL_STATUSES
+            ),
+        ),
         "PROBLEMS": _lines(8, (line for fault in faults for line in fault.location())),
     }
     return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -153,7 +170,7 @@ def _limits(settings: Settings) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """What nginx answers by itself. `place` tells apart two answers to one status."""
+    """An answer of nginx itself. `place` distinguishes two answers to one status."""
 
     nginx_status: int  # 494 and the like are nginx' own and never go out
     error: FrameboxError
@@ -163,12 +180,9 @@ class _Fault:
     def address(self) -> str:
         return f"/_problem/{self.nginx_status}{self.place}"
 
-    def literal(self) -> str:
-        """The problem document, as it stands between single quotes in nginx' language."""
-        text = json.dumps(self.error.to_problem() | {"request_id": "$request_id"})
-        return text.replace("\\", "\\\\").replace("'", "\\'")
-
     def location(self) -> list[str]:
+        document = json.dumps(self.error.to_problem() | {"request_id": "$request_id"})
+        literal = document.replace("\\", "\\\\").replace("'", "\\'")  # for single quotes
         retry_after = self.error.extensions.get("retry_after_seconds")
         return [
             f"location = {self.address} {{",
@@ -178,7 +192,7 @@ class _Fault:
             "    add_header X-Request-ID $request_id always;",
             "    add_header Cache-Control no-store always;",
             *([f"    add_header Retry-After {retry_after} always;"] if retry_after else []),
-            f"    return {self.error.status} '{self.literal()}';",
+            f"    return {self.error.status} '{literal}';",
             "}",
         ]
 
@@ -223,15 +237,11 @@ def _body_location(folder: DataFolder, name: str) -> list[str]:
 
 
 def _upload_error_pages(some_faults: Iterable[_Fault]) -> list[str]:
-    """A location with one error_page of its own inherits none: it repeats them, with its own 413."""
+    """Return all error pages for a location with its own 413: with one of its own, it inherits none."""
     faults = [*some_faults]
     special = {fault.nginx_status for fault in faults if fault.place}
     chosen = (fault for fault in faults if fault.place or fault.nginx_status not in special)
     return [_error_page(fault) for fault in chosen]
-
-
-def _refusal(status: int) -> str:
-    return f"if ($refusal_status = {status}) {{ return {status} $refusal_problem; }}"
 
 
 def _lines(indent: int, lines: Iterable[str]) -> str:
@@ -239,24 +249,8 @@ def _lines(indent: int, lines: Iterable[str]) -> str:
 
 
 def _user_line() -> str:
-    """As root, nginx would give its workers to a user who cannot read the data folder."""
-    return f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "# user: whoever started it"
-
-
-def _listen(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}{' ssl' if settings.tls_certificate else ''}"
-
-
-def _document_headers() -> list[str]:
-    passed_on = [
-        f"add_header {name} $upstream_http_{name.lower().replace('-', '_')};" for name in _DOCUMENT_HEADERS
-    ]
-    return [
-        "etag off;   # the application's is the document's digest",
-        *passed_on,
-        "add_header X-Request-ID $request_id;",
-    ]
+    """Return the user directive: as root, nginx would run its workers as a user without the data."""
+    return f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "# user: the one that started it"
 
 
 def _tls(settings: Settings) -> list[str]:
@@ -275,16 +269,16 @@ def _tls(settings: Settings) -> list[str]:
 
 
 def _trusted_proxies(settings: Settings) -> list[str]:
-    """Behind such a proxy, the client is the last address that it did not add itself.
+    """Return the directives for proxies: the client is the last address that is not a trusted proxy.
 
-    nginx is one, before itself: see @overflow in the template.
+    nginx is a proxy of itself: see @overflow in the template.
     """
     trusted = [f"set_real_ip_from {network};" for network in ("unix:", *settings.trusted_proxies)]
     return [*trusted, "real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
 
 
 def _quotable(setting: str, path: Path) -> str:
-    """The path as it stands between double quotes in nginx' language, which cannot write a dollar sign."""
+    """Return the path escaped for double quotes in the configuration, which cannot hold a dollar sign."""
     text = str(path)
     if re.search(r"[$\x00-\x1f\x7f]", text):
         raise SettingsFault(f"{setting}: the path holds a dollar sign or a control character")

@@ -1,4 +1,4 @@
-"""What must hold before an instance starts, and what to do where it does not: every fault at once."""
+"""Checks before an instance starts. All faults are reported at once, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/local/nginx/sb
 
 
 class StartFault(Exception):
-    """The instance cannot start; the text says why and what to do, a fault a line."""
+    """The instance cannot start; the text says why and what to do, one fault per line."""
 
 
 def find_nginx() -> str:
-    """Return nginx' path. StartFault with what to do if there is none."""
+    """Return the path of nginx. StartFault if it is not installed."""
     folders = [*os.get_exec_path(), *_SYSTEM_FOLDERS]
     found = shutil.which("nginx", path=os.pathsep.join(folders))
     if found is None:
@@ -34,31 +34,33 @@ def find_nginx() -> str:
 
 
 def check_socket_path(data: DataFolder) -> None:
-    """StartFault if the socket in the run folder would have a longer name than Linux allows."""
+    """StartFault if the path of the socket in the run folder is longer than Linux allows."""
     excess = len(os.fsencode(data.web_socket)) - LONGEST_SOCKET_PATH_BYTES
     if excess > 0:
         raise StartFault(
-            f"FRAMEBOX_DATA: {data.root} is too long by {excess} bytes for the socket that lies in it; "
+            f"FRAMEBOX_DATA: {data.root} is too long by {excess} bytes for the socket in it; "
             "choose a shorter path, or a link to this one"
         )
 
 
 def check_folders(settings: Settings) -> None:
-    """StartFault if a folder that the administrator named is not there to be read."""
+    """StartFault if a folder or list that the administrator named cannot be read."""
     named = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
     named += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
-    missing = _unreadable_list(settings)
-    missing += [
+    missing = [
         f"{name}: {folder} is not a directory this user can read"
         for name, folder in named
         if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir()
     ]
+    hashes = settings.model_hashes
+    if hashes is not None and not (hashes.is_file() and os.access(hashes, os.R_OK)):
+        missing.insert(0, f"FRAMEBOX_MODEL_HASHES: {hashes} is not a file this user can read")
     if missing:
         raise StartFault("\n".join(missing))
 
 
 def check_ca_file(settings: Settings) -> None:
-    """StartFault if the certificates of an authority of one's own cannot be read."""
+    """StartFault if the file of further certificate authorities cannot be read."""
     try:
         make_trust(settings.ca_file)
     except OSError as error:  # ssl.SSLError is one
@@ -71,10 +73,11 @@ def check_ca_file(settings: Settings) -> None:
 
 
 def check_tls(settings: Settings) -> None:
-    """StartFault if the certificate or its key cannot be used, or do not belong together."""
-    if settings.tls_certificate is None or settings.tls_key is None:
+    """StartFault if the certificate or its key cannot be used, or if they do not match."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
         return
-    named = {"FRAMEBOX_TLS_CERTIFICATE": settings.tls_certificate, "FRAMEBOX_TLS_KEY": settings.tls_key}
+    named = {"FRAMEBOX_TLS_CERTIFICATE": certificate, "FRAMEBOX_TLS_KEY": key}
     unreadable = [
         f"{name}: {path} is not a file this user can read"
         for name, path in named.items()
@@ -84,32 +87,19 @@ def check_tls(settings: Settings) -> None:
         raise StartFault("\n".join(unreadable))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            settings.tls_certificate, settings.tls_key, password=_no_password
+            certificate,
+            key,
+            password=lambda: "",  # else OpenSSL asks for the password at the terminal
         )
     except ssl.SSLError as error:
-        raise StartFault(_tls_fault(settings, error)) from error
-
-
-def _no_password() -> str:
-    """Asked for where a key is encrypted: OpenSSL would else ask at the terminal."""
-    return ""
-
-
-def _tls_fault(settings: Settings, error: ssl.SSLError) -> str:
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"FRAMEBOX_TLS_KEY: {key} is not the key of the certificate {certificate}"
-    return (
-        f"FRAMEBOX_TLS_CERTIFICATE, FRAMEBOX_TLS_KEY: {certificate} and {key} are no certificate and "
-        f"unencrypted key in PEM ({error.reason or 'not readable'})"
-    )
-
-
-def _unreadable_list(settings: Settings) -> list[str]:
-    path = settings.model_hashes
-    if path is None or (path.is_file() and os.access(path, os.R_OK)):
-        return []
-    return [f"FRAMEBOX_MODEL_HASHES: {path} is not a file this user can read"]
+        if error.reason == "KEY_VALUES_MISMATCH":
+            fault = f"FRAMEBOX_TLS_KEY: {key} is not the key of the certificate {certificate}"
+        else:
+            fault = (
+                f"FRAMEBOX_TLS_CERTIFICATE, FRAMEBOX_TLS_KEY: {certificate} and {key} are not a certificate "
+                f"and an unencrypted key in PEM ({error.reason or 'not readable'})"
+            )
+        raise StartFault(fault) from error
 
 
 def check_port(host: str, port: int) -> None:
@@ -121,32 +111,31 @@ def check_port(host: str, port: int) -> None:
             listener.bind((host, port))
             listener.listen()
         except OSError as error:
-            raise StartFault(_port_fault(host, port, error)) from error
-
-
-def _port_fault(host: str, port: int, error: OSError) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            advice = f"is taken by another program; stop it, or choose another port: FRAMEBOX_PORT={port + 1}"
-        case errno.EACCES:
-            advice = "may not be used by this user; choose one above 1023, such as FRAMEBOX_PORT=8080"
-        case _:
-            advice = f"cannot be listened on: {error.strerror}"
-    return f"port {port} of {host} {advice}"
+            match error.errno:
+                case errno.EADDRINUSE:
+                    advice = "is taken by another program; stop it, or choose another port: "
+                    advice += f"FRAMEBOX_PORT={port + 1}"
+                case errno.EACCES:
+                    advice = "may not be used by this user; choose one above 1023: FRAMEBOX_PORT=8080"
+                case _:
+                    advice = f"cannot be used: {error.strerror}"
+            raise StartFault(f"port {port} of {host} {advice}") from error
 
 
 def make_data_folder(data: DataFolder) -> None:
-    """Create the data folder. StartFault if it cannot be, or cannot be written."""
+    """Create the data folder. StartFault if it cannot be created or written."""
     try:
         data.create()
     except OSError as error:
-        raise StartFault(f"FRAMEBOX_DATA: {data.root} cannot be made or written: {error.strerror}") from error
+        raise StartFault(
+            f"FRAMEBOX_DATA: {data.root} cannot be created or written: {error.strerror}"
+        ) from error
     if not os.access(data.root, os.R_OK | os.W_OK | os.X_OK):
         raise StartFault(f"FRAMEBOX_DATA: {data.root} cannot be written by this user")
 
 
 def check_all(checks: list[Callable[[], object]]) -> None:
-    """Run every check, then raise one StartFault with all that was found."""
+    """Run every check, then raise one StartFault with all faults."""
     faults = []
     for check in checks:
         try:

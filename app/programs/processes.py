@@ -1,4 +1,4 @@
-"""Processes that leave nothing behind: they end with their parent, and find what an earlier start left."""
+"""Processes that leave nothing behind: they end with their parent, and end what an earlier start left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from app.storage.locks import try_lock
@@ -17,7 +18,7 @@ _KILL_SECONDS = 10.0  # a killed process is gone within this, or something is wr
 
 
 class LockHeld(Exception):
-    """Somebody else holds the lock, and this process may not or cannot end them."""
+    """Another process holds the lock, and this one may not or cannot end it."""
 
 
 def die_with_parent(signal_number: signal.Signals) -> None:
@@ -34,8 +35,7 @@ def die_with_parent(signal_number: signal.Signals) -> None:
 def take_lock(lock: Path) -> int:
     """Return a descriptor that holds `lock` exclusively. LockHeld if another process does.
 
-    The lock lasts as long as one process has the descriptor open; it is closed on exec unless made
-    inheritable.
+    The lock lasts as long as a process has the descriptor open. It is closed on exec unless made inheritable.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not try_lock(descriptor):
@@ -44,43 +44,34 @@ def take_lock(lock: Path) -> int:
     return descriptor
 
 
-def take_over_lock(lock: Path, *, patience_seconds: float) -> int:
-    """Return a descriptor that holds `lock`, after ending whoever else has it open.
+def take_over_lock(lock: Path, *, grace_seconds: float) -> int:
+    """Return a descriptor that holds `lock`, after ending every other process that has it open.
 
-    They are what an earlier start left, such as nginx workers whose master was killed: they still have
-    its port, and the lock that they inherited from it. They get `patience_seconds` to end by themselves.
-    LockHeld if the lock is not free then, because its holder belongs to another user.
+    Those are left over from an earlier start, such as nginx workers whose master was killed: they still have
+    its port, and the lock that they inherited from it. They get `grace_seconds` to end by themselves.
+    LockHeld if the lock is still held then, because its holder belongs to another user.
     """
     try:
         return take_lock(lock)
     except LockHeld:
-        deadline = time.monotonic() + patience_seconds
-        for pid in list(_who_has_open(lock)):
+        deadline = time.monotonic() + grace_seconds
+        for pid in list(_holders(lock)):
             _end(pid, deadline)
         return take_lock(lock)
 
 
-def _who_has_open(path: Path) -> Iterator[int]:
-    """The ids of the other processes that have `path` open, as far as this user may see."""
+def _holders(path: Path) -> Iterator[int]:
+    """Yield the ids of the other processes that have `path` open, as far as this user may see."""
     wanted = path.stat()
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid() and _has_open(process, wanted):
-            yield int(process.name)
-
-
-def _has_open(process: Path, wanted: os.stat_result) -> bool:
-    try:
-        return any(_is_same(link, wanted) for link in (process / "fd").iterdir())
-    except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False
-
-
-def _is_same(link: Path, wanted: os.stat_result) -> bool:
-    try:
-        found = link.stat()
-    except FileNotFoundError:
-        return False
-    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            for link in (process / "fd").iterdir():
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(link.stat(), wanted):
+                        yield int(process.name)
+                        break
 
 
 def _end(pid: int, deadline: float) -> None:
@@ -89,17 +80,13 @@ def _end(pid: int, deadline: float) -> None:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
     try:
-        if not _has_ended(process, deadline - time.monotonic()):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             signal.pidfd_send_signal(process, signal.SIGKILL)
-            _has_ended(process, _KILL_SECONDS)
+            poll.poll(_KILL_SECONDS * 1000)
     except (ProcessLookupError, PermissionError):
         return
     finally:
         os.close(process)
-
-
-def _has_ended(process: int, timeout_seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(max(0.0, timeout_seconds) * 1000))

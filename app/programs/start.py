@@ -3,12 +3,12 @@
     serve ─▶ supervisord ─┬─▶ engine     python -m app engine ─▶ hosts, one a device ─▶ decoders
                           ├─▶ courier    python -m app courier
                           ├─▶ web        python -m app web    ─▶ gunicorn
-                          ├─▶ nginx      python -m app nginx  ─▶ nginx, whose errors log_lines makes JSON of
-                          └─▶ announce   tells people what the start waits for, and where the service answers
+                          ├─▶ nginx      python -m app nginx  ─▶ nginx; log_lines turns its errors into JSON
+                          └─▶ announce   prints what the start waits for, and the address of the service
 
 In containers the same four commands run as four services, without `serve`.
-A data folder has one of each: a program holds its lock there for as long as it, or a process that it left
-behind, lives. The supervisor's programs *replace*: they end such orphans, since it runs no two of a kind.
+A data folder has one of each: a program, or a process that it left behind, holds its lock there. The
+supervisor never runs two of a kind, so its programs *replace* such orphans, that is, end them.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from app.settings import CHECKOUT, Settings
 from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 
-# The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace for
-# requests and segments under way, and a little. nginx has none: its workers stop at once, or have no master.
+# The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace period
+# for requests and segments, and a little. nginx has none: its workers stop at once, or have no master.
 _STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0, "courier": 30.0}
 
-_EXECUTED = ("nginx", "web")  # turn into another program, which has to inherit the lock
+_EXECUTED = ("nginx", "web")  # become another program, which must inherit the lock
 
 _NO_REPORTS_VARIABLE = "ORT_DISABLE_TELEMETRY"  # read by onnxruntime as it is loaded
-# Read by prometheus-client as it is imported: so nothing that this module imports may import that.
+# Read by prometheus-client as it is imported, so nothing that this module imports may import that.
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
-_STOP_MARGIN_SECONDS = 10  # beyond its own grace, before a program is killed
-# One allocation a read of 1 MiB, kept for the next one instead of being given back: twice the speed.
+_STOP_MARGIN_SECONDS = 10  # after its own grace period, before a program is killed
+# The memory of a read of 1 MiB is kept for the next read instead of being returned: twice the speed.
 _WEB_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
@@ -62,9 +62,9 @@ _WEB_MALLOC = {
 
 
 def become_supervisor(settings: Settings) -> NoReturn:
-    """Check that the instance can start, clear up after an earlier one, and turn into supervisord.
+    """Check that the instance can start, clean up after an earlier one, and become supervisord.
 
-    Raises StartFault with everything that stands in the way.
+    Raises StartFault with all reasons why it cannot start.
     """
     data = DataFolder(settings.data)
     check_all(
@@ -78,8 +78,13 @@ def become_supervisor(settings: Settings) -> NoReturn:
     )
     make_data_folder(data)
     _hold_serve_lock(data)
-    for program, patience_seconds in _STOP_SECONDS.items():
-        _end_leftovers(data, program, patience_seconds)
+    for program, grace_seconds in _STOP_SECONDS.items():
+        try:
+            descriptor = take_lock(data.lock(program))
+        except LockHeld:
+            sys.stderr.write(f"framebox: waiting for the {program} of an earlier start to end\n")
+            descriptor = _take_lock(data, program, replace=True, grace_seconds=grace_seconds)
+        os.close(descriptor)
     check_port(settings.host, settings.port)
     data.empty_run()
     data.create()
@@ -89,26 +94,35 @@ def become_supervisor(settings: Settings) -> NoReturn:
     sys.stderr.write(f"framebox: starting at {url}, with the data in {data.root}\n")
     for descriptor in (1, 2):
         _make_reopenable(descriptor)
-    _execute(
-        sys.executable, "-m", "app.programs.supervisor", *arguments, environment=_for_supervisor(settings)
-    )
+    environment = {  # that supervisord.conf uses; python3 must be this interpreter
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+        "ENGINE_STOP_SECONDS": str(math.ceil(settings.stop_seconds) + _STOP_MARGIN_SECONDS),
+    }
+    _execute(sys.executable, "-m", "app.programs.supervisor", *arguments, environment=environment)
 
 
 def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
-    """Render nginx' configuration and turn into its master."""
+    """Render the configuration of nginx and become its master."""
     check_tls(settings)
     data = _start_program("nginx", settings, replace)
-    BodyFolders(data).remove_all()  # of an earlier nginx: its lock is ours
-    data.nginx_socket.unlink(missing_ok=True)  # a killed one has left it, and none could listen there
+    BodyFolders(data).remove_all()  # of an earlier nginx, which has ended: this process holds its lock
+    data.nginx_socket.unlink(missing_ok=True)  # a killed nginx leaves it behind, and blocks the next one
     configuration = data.run / "nginx.conf"
     configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
     program = find_nginx()
-    _write_stderr_as_json()
+    # A reader turns the plain lines of nginx on standard error into JSON. Writing never blocks nginx: if the
+    # reader is stopped or dead, lines are lost.
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    subprocess.Popen([sys.executable, "-m", "app.programs.log_lines"], stdin=source, cwd=CHECKOUT)
+    os.close(source)
+    os.dup2(sink, 2)
+    os.close(sink)
     _execute(program, "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
 
 
 def become_web(settings: Settings, *, replace: bool) -> NoReturn:
-    """Turn into gunicorn's master."""
+    """Become gunicorn's master."""
     data = _start_program("web", settings, replace)
     environment = _WEB_MALLOC | {_METRICS_VARIABLE: _metrics_folder(data, "web")}
     configuration = str(CHECKOUT / "gunicorn.conf.py")
@@ -116,25 +130,25 @@ def become_web(settings: Settings, *, replace: bool) -> NoReturn:
 
 
 def prepare_engine(settings: Settings, *, replace: bool) -> None:
-    """Make this process the engine's, as far as the system sees it; nothing is loaded yet."""
+    """Set this process up for the engine, before any of its modules is loaded."""
     use_one_arena()
     data = _start_program("engine", settings, replace)
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
 
 
 def prepare_host() -> None:
-    """Make this process a host's, as far as the system sees it; nothing is loaded yet."""
+    """Set this process up for a host, before any of its modules is loaded."""
     die_with_parent(signal.SIGKILL)
     use_one_arena()
     keep_freed_memory()
-    # Threads of a matrix product that spin while they wait take the decoders' cores. Read when torch loads.
+    # Threads of a matrix product that spin while they wait take cores from decoders. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without it, onnxruntime tells its makers of every start, session and fault, over the network.
+    # Without it, onnxruntime reports every start, session and fault to its makers over the network.
     os.environ[_NO_REPORTS_VARIABLE] = "1"
 
 
 def prepare_courier(settings: Settings, *, replace: bool) -> None:
-    """Make this process the courier's, as far as the system sees it; nothing is loaded yet."""
+    """Set this process up for the courier, before any of its modules is loaded."""
     check_ca_file(settings)
     data = _start_program("courier", settings, replace)
     os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "courier")
@@ -144,9 +158,9 @@ def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
     die_with_parent(signal.SIGTERM)
     data = DataFolder(settings.data)
     data.create()
-    if replace:  # under the supervisor, which starts a program again at once, however often it ends
+    if replace:  # under the supervisor, which restarts a program at once, however often it ends
         pause_before_start(data.starts(name))
-    os.set_inheritable(_take_lock(data, name, replace=replace, patience_seconds=0), name in _EXECUTED)
+    os.set_inheritable(_take_lock(data, name, replace=replace, grace_seconds=0), name in _EXECUTED)
     return data
 
 
@@ -156,22 +170,13 @@ def _metrics_folder(data: DataFolder, program: str) -> str:
     return str(folder)
 
 
-def _take_lock(data: DataFolder, program: str, *, replace: bool, patience_seconds: float) -> int:
+def _take_lock(data: DataFolder, program: str, *, replace: bool, grace_seconds: float) -> int:
     try:
         if replace:
-            return take_over_lock(data.lock(program), patience_seconds=patience_seconds)
+            return take_over_lock(data.lock(program), grace_seconds=grace_seconds)
         return take_lock(data.lock(program))
     except LockHeld as error:
         raise StartFault(f"another {program} runs on the data folder {data.root}") from error
-
-
-def _end_leftovers(data: DataFolder, program: str, patience_seconds: float) -> None:
-    try:
-        descriptor = take_lock(data.lock(program))
-    except LockHeld:
-        sys.stderr.write(f"framebox: waiting for the {program} of an earlier start to end\n")
-        descriptor = _take_lock(data, program, replace=True, patience_seconds=patience_seconds)
-    os.close(descriptor)
 
 
 def _hold_serve_lock(data: DataFolder) -> None:
@@ -186,20 +191,11 @@ def _hold_serve_lock(data: DataFolder) -> None:
     os.set_inheritable(_SERVE_LOCK_DESCRIPTOR, True)
 
 
-def _for_supervisor(settings: Settings) -> dict[str, str]:
-    """What supervisord.conf counts on: ``python3`` is this interpreter, and how long the engine may stop."""
-    own = str(Path(sys.executable).parent)
-    return {
-        "PATH": os.pathsep.join([own, *os.get_exec_path()]),
-        "ENGINE_STOP_SECONDS": str(math.ceil(settings.stop_seconds) + _STOP_MARGIN_SECONDS),
-    }
-
-
 def _make_reopenable(descriptor: int) -> None:
-    """Put a pipe before standard output or error where that is a socket, as under systemd.
+    """Put a pipe before standard output or error if that is a socket, as under systemd.
 
-    supervisord opens /dev/fd/1 for each program, and a socket cannot be opened. The pipe's other end outlives
-    a SIGTERM to the whole group, and ends when the last writer does.
+    supervisord opens /dev/fd/1 for each program, and a socket cannot be opened. The process at the other end
+    of the pipe survives a SIGTERM to the whole group, and ends when the last writer does.
     """
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return
@@ -207,19 +203,6 @@ def _make_reopenable(descriptor: int) -> None:
     copier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=descriptor)
     if copier.stdin is not None:
         os.dup2(copier.stdin.fileno(), descriptor)
-
-
-def _write_stderr_as_json() -> None:
-    """Put a pipe before standard error whose reader makes JSON lines of nginx' plain ones.
-
-    Writing never blocks nginx: if the reader is stopped or dead, lines are lost.
-    """
-    source, sink = os.pipe()
-    os.set_blocking(sink, False)
-    subprocess.Popen([sys.executable, "-m", "app.programs.log_lines"], stdin=source, cwd=CHECKOUT)
-    os.close(source)
-    os.dup2(sink, 2)
-    os.close(sink)
 
 
 def _execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:

@@ -12,7 +12,7 @@ _LEVELS = {"CRIT": "critical", "ERRO": "error", "WARN": "warning", "INFO": "info
 
 
 class JsonFormat(str):
-    """A format for supervisor's loggers, which put `format % record` on a line."""
+    """A format for supervisor's loggers, which write `format % record`."""
 
     __slots__ = ()
 
@@ -22,7 +22,7 @@ class JsonFormat(str):
 
 
 def write_own_lines_as_json() -> None:
-    """Have supervisord write its own log as JSON. What its programs write it passes on as it is."""
+    """Have supervisord write its own log as JSON. It passes on the output of its programs unchanged."""
     attach = loggers.handle_file
 
     def attach_with_format(logger: Any, filename: str, fmt: str, **options: Any) -> None:

@@ -195,4 +195,6 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = serve(data=tmp_path / "file" / "data", port=free_port(), host="127.0.0.1")
     assert refused.returncode == 2, refused.stderr
-    assert f"FRAMEBOX_DATA: {tmp_path}/file/data cannot be made or written: Not a directory" in refused.stderr
+    assert (
+        f"FRAMEBOX_DATA: {tmp_path}/file/data cannot be created or written: Not a directory" in refused.stderr
+    )

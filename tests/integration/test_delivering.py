@@ -23,7 +23,7 @@ from stores import Stores
 from app.courier.deliverer import Deliverer
 from app.courier.retry import MOST_ATTEMPTS
 from app.egress.addresses import Address, AddressRules
-from app.egress.connection import Outbound, Patience, make_trust
+from app.egress.connection import Outbound, Timeouts, make_trust
 from app.jobs.deliveries import DeliveryStore
 from app.jobs.job import OWNER, Callback, Delivery, DeliveryState, JobRequest, JobState, VideoSource
 from app.jobs.queue import HOLD_SECONDS
@@ -72,7 +72,7 @@ class Setup:
                 AddressRules(allowed),
                 make_trust(self._authority_file),
                 lookup=self._look_up,
-                patience=Patience(connect=5, read=0.5, head=0.5),
+                timeouts=Timeouts(connect=5, read=0.5, head=0.5),
             ),
             secrets=keys or (NEW,),
             metrics=Metrics(),

@@ -21,7 +21,7 @@ from stores import Stores
 from app.courier import fetcher as fetcher_module
 from app.courier.fetcher import Fetcher, FetchLimits
 from app.egress.addresses import Address, AddressRules
-from app.egress.connection import Outbound, Patience, make_trust
+from app.egress.connection import Outbound, Timeouts, make_trust
 from app.egress.targets import parse_target
 from app.jobs.fetches import FetchStore
 from app.jobs.intake import Intake
@@ -72,7 +72,7 @@ class Setup:
         self,
         limits: FetchLimits = LIMITS,
         allowed: Sequence[str] = ("store.example",),
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> Fetcher:
         return Fetcher(
             data=self.data,
@@ -82,7 +82,7 @@ class Setup:
                 AddressRules(allowed),
                 make_trust(self._authority_file),
                 lookup=self._look_up,
-                patience=patience,
+                timeouts=timeouts,
             ),
             limits=limits,
             metrics=Metrics(),
@@ -306,8 +306,8 @@ def test_a_head_that_never_ends_is_cut_off(setup: Setup, origin: Origin) -> None
 
     origin.usual = drip
     try:
-        patience = Patience(connect=5, read=5, head=0.3)
-        job = setup.fetch(f"{origin.url}/v", replace(LIMITS, failures=0), patience=patience)
+        timeouts = Timeouts(connect=5, read=5, head=0.3)
+        job = setup.fetch(f"{origin.url}/v", replace(LIMITS, failures=0), timeouts=timeouts)
         assert_failed(setup, job, "source_unreachable")
     finally:
         gone.set()

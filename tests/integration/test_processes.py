@@ -15,7 +15,7 @@ from app.programs.processes import LockHeld, take_lock, take_over_lock
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Takes the lock, leaves it to a child that says its number and sleeps, and ends.
+# Takes the lock, passes it to a child that prints its id and sleeps, and ends.
 LEAVES_A_CHILD = """
 import os, subprocess, sys
 from pathlib import Path
@@ -44,7 +44,7 @@ process.wait()
 
 
 def run(script: str, *arguments: str) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """Start a script; return it and the child whose number it says."""
+    """Start a script; return it and the child whose id it prints."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
     )
@@ -62,33 +62,33 @@ def test_a_lock_is_refused_while_it_is_held(tmp_path: Path) -> None:
     os.close(take_lock(lock))
 
 
-def test_what_a_dead_process_left_is_ended_and_its_lock_taken(tmp_path: Path) -> None:
+def test_orphans_are_ended_and_their_lock_is_taken(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     parent, orphan = run(LEAVES_A_CHILD, str(lock))
     assert parent.wait(10) == 0
     with pytest.raises(LockHeld):
         take_lock(lock)
-    os.close(take_over_lock(lock, patience_seconds=0))
+    os.close(take_over_lock(lock, grace_seconds=0))
     assert not psutil.wait_procs([orphan], timeout=10)[1]
 
 
-def test_what_is_left_may_end_by_itself_in_time(tmp_path: Path) -> None:
+def test_orphans_may_end_by_themselves_in_time(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     parent, orphan = run(LEAVES_A_CHILD, str(lock))
     assert parent.wait(10) == 0
     orphan.send_signal(signal.SIGTERM)
-    os.close(take_over_lock(lock, patience_seconds=30))
+    os.close(take_over_lock(lock, grace_seconds=30))
 
 
-def test_who_has_another_file_open_is_left_alone(tmp_path: Path) -> None:
+def test_a_process_with_another_file_open_is_not_ended(tmp_path: Path) -> None:
     parent, bystander = run(LEAVES_A_CHILD, str(tmp_path / "other.lock"))
     assert parent.wait(10) == 0
-    os.close(take_over_lock(tmp_path / "a.lock", patience_seconds=0))
+    os.close(take_over_lock(tmp_path / "a.lock", grace_seconds=0))
     assert bystander.is_running()
     bystander.kill()
 
 
-def test_a_process_ends_with_its_parent_however_that_ends() -> None:
+def test_a_process_ends_with_its_parent() -> None:
     parent, child = run(HAS_A_CHILD)
     parent.kill()
     parent.wait(10)

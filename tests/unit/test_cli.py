@@ -76,7 +76,7 @@ def test_what_is_no_command_ends_with_the_usage(
 
 
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
-    with pytest.raises(StartFault, match=r"port 8080 of 192\.0\.2\.1 cannot be listened on: "):
+    with pytest.raises(StartFault, match=r"port 8080 of 192\.0\.2\.1 cannot be used: "):
         check_port("192.0.2.1", 8080)
 
 

@@ -1,4 +1,4 @@
-"""What a container's health check says."""
+"""The health checks of containers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def data(tmp_path: Path) -> DataFolder:
     return data
 
 
-def test_no_engine_is_told_from_one_that_loads_and_one_that_is_ready(data: DataFolder) -> None:
+def test_the_engines_state_is_read_from_its_last_report(data: DataFolder) -> None:
     assert look_up_engine(data) == (False, "the engine has not started yet")
     store = Stores(data.database)
     store.database.create()
@@ -43,7 +43,7 @@ def test_an_engine_that_has_been_silent_is_not_healthy(
     store.database.close()
 
 
-def test_a_database_that_is_no_database_is_no_healthy_engine(data: DataFolder) -> None:
+def test_an_unreadable_database_is_not_healthy(data: DataFolder) -> None:
     data.database.touch()
     healthy, answer = look_up_engine(data)
     assert not healthy

@@ -1,4 +1,4 @@
-"""Hosts that die, wear out or refuse: what becomes of the work. The hosts here do as the test says.
+"""What happens to work when hosts die, lack memory or refuse a model. The hosts here follow the test.
 
 tests/e2e/test_hosts.py has real ones.
 """
@@ -24,7 +24,8 @@ from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
 from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
-from app.errors import ModelFault, UnsupportedVideo
+from app.errors import InternalError, ModelFault, UnsupportedVideo
+from app.host.host import failure
 from app.host.messages import (
     Advanced,
     Cancel,
@@ -44,7 +45,6 @@ from app.host.messages import (
     SegmentsFound,
     UseModel,
     VideoFound,
-    failure,
 )
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask
@@ -93,7 +93,7 @@ def task(job_id: str = "job", number: int = 0) -> SegmentTask:
     return SegmentTask(
         job_id=job_id,
         video=Path("video"),
-        facts=None,  # type: ignore[arg-type] - nobody looks at it here
+        facts=None,  # type: ignore[arg-type] - not used here
         segment=segment,
         parts_folder=Path("parts"),
         identity="",
@@ -109,7 +109,7 @@ OUTCOME = SegmentOutcome(Part(Path("part"), 0, 0, {}), 3, (), (), ())
 
 @dataclass
 class FakeHost:
-    """One host: what it was told, and how to answer. A real process stands for it, to be ended."""
+    """One host: the messages that it got, and a way to answer. A real process represents it, to be ended."""
 
     channel: Connection
     process: subprocess.Popen[bytes]
@@ -152,7 +152,7 @@ class Hosts:
         return process
 
 
-class Account:
+class Observer:
     def __init__(self) -> None:
         self.frames = 0
         self.ended: list[tuple[str, int]] = []
@@ -185,16 +185,16 @@ def never() -> bool:
 
 
 class Setup:
-    """A pool, and a thread that would be the engine's."""
+    """A pool, and a thread in place of the engine's."""
 
     def __init__(self) -> None:
-        self.hosts, self.account = Hosts(), Account()
+        self.hosts, self.observer = Hosts(), Observer()
         self.pool = HostPool(
             plan=PLAN,
             spawn=self.hosts.spawn,
             limits=HostLimits(10.0, 10.0, 1 << 40),
             turns=SegmentTurns(slots=2),
-            account=self.account,
+            observer=self.observer,
             wake=lambda: None,
         )
         self.threads = ThreadPoolExecutor(4)
@@ -211,7 +211,7 @@ class Setup:
         raise AssertionError("not in time")
 
     def next_host(self, *, devices: tuple[str, ...] = ("cpu",)) -> FakeHost:
-        """The host that is started next, ready for work."""
+        """Return the next host that is started, ready for work."""
         self.tend_until(lambda: len(self.hosts.all) > self.met)
         host = self.hosts.all[self.met]
         self.met += 1
@@ -247,32 +247,32 @@ def setup() -> Iterator[Setup]:
     for host in made.hosts.all:
         host.process.kill()
     made.uses.close()
-    made.pool.close(patience_seconds=5.0)
+    made.pool.close(grace_seconds=5.0)
     made.threads.shutdown()
 
 
-def test_a_segment_that_is_lost_with_its_host_is_run_by_the_next_and_its_frames_count_once(
+def test_the_next_host_runs_a_lost_segment_and_its_frames_count_once(
     setup: Setup,
 ) -> None:
     host, done = setup.next_host(), threading.Event()
     assert setup.hold_model(host, done) == FACTS
     future = setup.pool.submit(task(), never)
     host.say(Advanced(host.hears(RunSegment).ticket, 2))
-    setup.tend_until(lambda: setup.account.frames == 2)
+    setup.tend_until(lambda: setup.observer.frames == 2)
     host.die()
     second = setup.next_host()
-    assert setup.account.frames == 0
+    assert setup.observer.frames == 0
     second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
     run = second.hears(RunSegment)
     second.say(Advanced(run.ticket, 3), SegmentDone(run.ticket, OUTCOME, 1.0))
     assert future.result(WAIT_SECONDS).analysed == 3
-    assert setup.account.frames == 3
-    assert setup.account.ended == [("host died", 1)]
+    assert setup.observer.frames == 3
+    assert setup.observer.ended == [("host died", 1)]
     assert [death.job_ids for death in setup.deaths] == [{"job"}]
     done.set()
 
 
-def test_an_index_that_is_begun_again_tells_its_reader_nothing_twice(setup: Setup) -> None:
+def test_a_repeated_index_passes_nothing_to_its_reader_twice(setup: Setup) -> None:
     host, reader = setup.next_host(), Reader()
     future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), reader, never)
     ticket = host.hears(IndexVideo).ticket
@@ -288,7 +288,7 @@ def test_an_index_that_is_begun_again_tells_its_reader_nothing_twice(setup: Setu
     assert (reader.videos, reader.numbers) == (["facts"], [0, 1, 2, 3])
 
 
-def test_what_is_wrong_with_a_video_arrives_as_the_error_that_it_was(setup: Setup) -> None:
+def test_a_videos_fault_arrives_as_the_error_that_the_host_raised(setup: Setup) -> None:
     host = setup.next_host()
     future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
     fault = UnsupportedVideo("No video.", {"allowed": "others"})
@@ -298,7 +298,7 @@ def test_what_is_wrong_with_a_video_arrives_as_the_error_that_it_was(setup: Setu
     assert caught.value.to_problem() == fault.to_problem()
 
 
-def test_a_full_disk_at_a_host_is_one_at_the_engine(setup: Setup) -> None:
+def test_a_full_disk_at_a_host_arrives_as_the_same_oserror(setup: Setup) -> None:
     host, done = setup.next_host(), threading.Event()
     setup.hold_model(host, done)
     future = setup.pool.submit(task(), never)
@@ -309,7 +309,7 @@ def test_a_full_disk_at_a_host_is_one_at_the_engine(setup: Setup) -> None:
     done.set()
 
 
-def test_work_that_nobody_wants_any_more_is_called_off(setup: Setup) -> None:
+def test_cancelled_work_is_cancelled_at_the_host(setup: Setup) -> None:
     host, done, cancelled = setup.next_host(), threading.Event(), threading.Event()
     setup.hold_model(host, done)
     future = setup.pool.submit(task(), cancelled.is_set)
@@ -323,20 +323,20 @@ def test_work_that_nobody_wants_any_more_is_called_off(setup: Setup) -> None:
     done.set()
 
 
-def test_a_worn_host_is_renewed_for_the_model_that_waits_and_not_for_ever(setup: Setup) -> None:
+def test_a_host_without_memory_for_a_model_is_renewed_a_limited_number_of_times(setup: Setup) -> None:
     host = setup.next_host()
     asking = setup.ask_for_model()
     for _ in range(MOST_RENEWALS):
         host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
         host = setup.next_host()
-    assert setup.account.ended == [("host renewed", 0)] * MOST_RENEWALS
+    assert setup.observer.ended == [("host renewed", 0)] * MOST_RENEWALS
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
     with pytest.raises(ModelFault, match="not enough memory"):
         asking.result(WAIT_SECONDS)
 
 
-def test_a_segment_for_which_a_host_has_no_memory_is_run_by_the_next_and_not_for_ever(setup: Setup) -> None:
+def test_a_host_without_memory_for_a_segment_is_renewed_a_limited_number_of_times(setup: Setup) -> None:
     host, done = setup.next_host(), threading.Event()
     setup.hold_model(host, done)
     future = setup.pool.submit(task(), never)
@@ -344,7 +344,7 @@ def test_a_segment_for_which_a_host_has_no_memory_is_run_by_the_next_and_not_for
         run = host.hears(RunSegment)
         host.say(Advanced(run.ticket, 2), Failed(run.ticket, Reason.WORN, "There is no memory for a frame."))
         host = setup.next_host()
-        assert setup.account.frames == 0
+        assert setup.observer.frames == 0
         host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(RunSegment).ticket, Reason.WORN, "There is no memory for a frame."))
@@ -353,7 +353,18 @@ def test_a_segment_for_which_a_host_has_no_memory_is_run_by_the_next_and_not_for
     done.set()
 
 
-def test_a_model_that_one_host_has_no_room_for_is_used_on_the_other(setup: Setup) -> None:
+def test_lack_of_memory_for_an_index_is_an_internal_error(setup: Setup) -> None:
+    host = setup.next_host()
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
+    for _ in range(MOST_RENEWALS):
+        host.say(Failed(host.hears(IndexVideo).ticket, Reason.WORN, "There is not enough memory."))
+        host = setup.next_host()
+    host.say(Failed(host.hears(IndexVideo).ticket, Reason.WORN, "There is not enough memory."))
+    with pytest.raises(InternalError, match="memory to index the video"):
+        future.result(WAIT_SECONDS)
+
+
+def test_a_model_without_room_on_one_host_is_used_on_another(setup: Setup) -> None:
     first, done = setup.next_host(devices=("cpu", "cpu")), threading.Event()
     second = setup.next_host()
     asking = setup.ask_for_model()
@@ -366,7 +377,7 @@ def test_a_model_that_one_host_has_no_room_for_is_used_on_the_other(setup: Setup
     done.set()
 
 
-def test_who_asks_for_a_model_without_room_anywhere_is_told_so(setup: Setup) -> None:
+def test_a_model_without_room_on_any_host_raises(setup: Setup) -> None:
     host = setup.next_host()
     asking = setup.ask_for_model()
     host.say(Failed(host.hears(UseModel).ticket, Reason.NO_ROOM, "model"))
@@ -374,7 +385,7 @@ def test_who_asks_for_a_model_without_room_anywhere_is_told_so(setup: Setup) -> 
         asking.result(WAIT_SECONDS)
 
 
-def test_a_model_is_released_once_nobody_uses_it(setup: Setup) -> None:
+def test_a_model_is_released_after_its_last_use(setup: Setup) -> None:
     host, done = setup.next_host(), threading.Event()
     setup.hold_model(host, done)
     done.set()
@@ -395,7 +406,7 @@ def test_a_hang_names_the_job_whose_batch_it_was(setup: Setup) -> None:
     done.set()
 
 
-def test_segments_are_shared_out_among_hosts(setup: Setup) -> None:
+def test_segments_are_distributed_among_hosts(setup: Setup) -> None:
     first, done = setup.next_host(devices=("cpu", "cpu")), threading.Event()
     second = setup.next_host()
     setup.hold_model(first, done)
@@ -408,7 +419,7 @@ def test_segments_are_shared_out_among_hosts(setup: Setup) -> None:
     done.set()
 
 
-def test_a_machine_on_which_no_host_can_be_had_is_told(setup: Setup) -> None:
+def test_a_machine_that_can_run_no_host_raises_with_the_reason(setup: Setup) -> None:
     setup.tend_until(lambda: setup.hosts.all)
     setup.hosts.all[0].say(HostUnusable("FRAMEBOX_DEVICES: there is no device 'cuda:9'"))
     with pytest.raises(NoHost, match="cuda:9"):
@@ -430,7 +441,7 @@ def test_a_machine_on_which_no_host_can_be_had_is_told(setup: Setup) -> None:
         ({"device_fault": "CUDA error"}, 0, "device lost"),
     ],
 )
-def test_a_silent_host_has_as_long_as_its_model_may_take(
+def test_a_silent_host_may_take_as_long_as_its_model(
     told: dict[str, Any], silent_seconds: float, fault: str | None
 ) -> None:
     limits = HostLimits(call_seconds=300.0, load_seconds=600.0, memory_bytes=1)

@@ -1,4 +1,4 @@
-"""What a process takes, and the limit that it sets itself, in a process of its own."""
+"""The memory that a process uses, and its own limit, measured in other processes."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ print(memory_use().private_reserved - before > 60 * MIB)
 """
 
 
-def test_what_is_loaded_apart_leaves_no_hole_behind() -> None:
-    """The last line shows what would be left behind else."""
+def test_weights_that_are_allocated_apart_leave_no_hole() -> None:
+    """The last line shows what would be left behind otherwise."""
     done = subprocess.run([sys.executable, "-c", APART], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 
 
-def test_freed_memory_is_kept_until_it_is_to_be_given_back() -> None:
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 
 
-def test_a_process_at_its_limit_is_refused_memory_and_goes_on() -> None:
+def test_an_allocation_beyond_the_limit_fails_and_the_process_continues() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["refused", "True"]
 

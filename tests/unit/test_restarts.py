@@ -29,8 +29,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def start(account: Path, clock: Clock, *, then_run_for: float) -> float:
-    pause_before_start(account, clock=clock, sleep=clock.sleep)
+def start(record: Path, clock: Clock, *, then_run_for: float) -> float:
+    pause_before_start(record, clock=clock, sleep=clock.sleep)
     clock.now += then_run_for
     return clock.pauses[-1]
 
@@ -50,7 +50,7 @@ def test_a_program_that_ran_long_enough_starts_at_once(tmp_path: Path, clock: Cl
 
 
 @pytest.mark.parametrize("text", ["", "3", "three 5.0", "\xff"])
-def test_an_account_that_a_full_disk_cut_short_costs_a_pause_alone(tmp_path: Path, clock: Clock, text: str):
+def test_a_record_that_a_full_disk_truncated_costs_only_a_pause(tmp_path: Path, clock: Clock, text: str):
     (tmp_path / "a").write_bytes(text.encode("latin-1"))
     assert start(tmp_path / "a", clock, then_run_for=1.0) == max(PAUSES_SECONDS)
     (tmp_path / "b").mkdir()  # can be neither read nor written

@@ -1,4 +1,4 @@
-"""A caller's URL is taken apart as it was given, or refused with what is allowed; never repeated whole."""
+"""A caller's URL is parsed unchanged, or refused with what is allowed; it is never repeated in full."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_path_and_query_stay_as_they_were_signed() -> None:
         ("https://[2606:4700::1111]/", Target("https", "2606:4700::1111", 443, "/")),
     ],
 )
-def test_public_addresses_over_https_are_taken(url: str, expected: Target) -> None:
+def test_public_addresses_over_https_are_accepted(url: str, expected: Target) -> None:
     assert parse_target(url, PUBLIC) == expected
 
 
@@ -88,7 +88,7 @@ def test_everything_else_is_refused(url: str, reason: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_what_the_administrator_lists_may_be_private_plain_and_on_any_port() -> None:
+def test_listed_hosts_may_be_private_without_tls_and_on_any_port() -> None:
     for url in (
         "http://127.0.0.1:1/a",
         "https://127.9.9.9/",

@@ -75,5 +75,5 @@ def _encrypted(_: Certificate, folder: Path) -> tuple[Path, Path]:
 def test_what_is_no_certificate_and_key_is_told(
     good: Certificate, tmp_path: Path, spoil: Callable[[Certificate, Path], tuple[Path, Path]]
 ):
-    with pytest.raises(StartFault, match="no certificate and unencrypted key in PEM"):
+    with pytest.raises(StartFault, match="not a certificate and an unencrypted key in PEM"):
         _check(*spoil(good, tmp_path))

@@ -1,4 +1,4 @@
-"""What runs next: jobs and segments take turns, by rules that need no store and no host."""
+"""Which job and which segment runs next, by rules that need no store and no host."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from app.engine.turns import BATCH_TURN, SUSPECTED, UNSUSPECTED, Claim, ClaimTurns, SegmentTurns
+from app.engine.turns import BATCH_JOB_TURN, QUARANTINED, TRUSTED, Claim, JobTurns, SegmentTurns
 from app.jobs.job import Job, Priority
 
 BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
 
 
 def turns_of(*segments: str, slots: int = 2, express_slots: int = 0) -> SegmentTurns[str]:
-    """Segments are called after their jobs: ``big-0``."""
+    """Segments are named after their jobs: ``big-0``."""
     turns = SegmentTurns[str](slots=slots, express_slots=express_slots)
     for segment in segments:
         turns.add(segment.partition("-")[0], segment)
@@ -21,14 +21,14 @@ def turns_of(*segments: str, slots: int = 2, express_slots: int = 0) -> SegmentT
 
 
 def taken(turns: SegmentTurns[str], can_run: Callable[[str], bool] = lambda _: True) -> list[str]:
-    """What is begun until nothing more may be."""
+    """Take segments until none may start."""
     found = []
     while (segment := turns.take(can_run)) is not None:
         found.append(segment)
     return found
 
 
-def test_a_new_job_begins_at_once_beside_a_big_one() -> None:
+def test_a_new_job_starts_at_once_beside_a_big_one() -> None:
     turns = turns_of(*(f"big-{n}" for n in range(6)), express_slots=1)
     assert taken(turns) == ["big-0", "big-1"]
     turns.add("small", "small-0")
@@ -56,7 +56,7 @@ def test_jobs_with_as_many_segments_running_take_turns() -> None:
     assert order == ["a-0", "b-0", "c-0", "a-1", "b-1"]
 
 
-def test_urgent_jobs_come_first_and_the_others_are_not_starved() -> None:
+def test_urgent_jobs_come_first_without_starving_the_others() -> None:
     turns = turns_of(*(f"patient-{n}" for n in range(3)), slots=1)
     for n in range(7):
         turns.add("urgent", f"urgent-{n}", is_urgent=True)
@@ -68,7 +68,7 @@ def test_urgent_jobs_come_first_and_the_others_are_not_starved() -> None:
     assert order == "uuupuuupup"
 
 
-def test_what_no_host_can_run_waits_and_keeps_nobody_else_waiting() -> None:
+def test_a_segment_that_no_host_can_run_does_not_block_other_jobs() -> None:
     turns = turns_of("a-0", "b-0", "b-1", slots=4)
     assert taken(turns, lambda segment: segment[0] == "b") == ["b-0", "b-1"]
     assert taken(turns) == ["a-0"]
@@ -77,21 +77,20 @@ def test_what_no_host_can_run_waits_and_keeps_nobody_else_waiting() -> None:
 def test_a_segment_that_was_lost_is_the_next_of_its_job_and_its_job_the_next() -> None:
     turns = turns_of("a-0", "a-1", "a-2", "b-0", slots=2)
     assert taken(turns) == ["a-0", "b-0"]
-    turns.end("a")
-    turns.put_back("a", ["a-0"])
+    turns.put_back("a", "a-0")
     assert taken(turns) == ["a-0"]
     turns.end("a")
     assert taken(turns) == ["a-1"]
 
 
-def test_beside_a_job_that_runs_alone_no_segment_begins_and_it_waits_for_those_under_way() -> None:
+def test_an_exclusive_job_waits_for_running_segments_and_no_other_segment_starts() -> None:
     turns = turns_of("a-0", "a-1", "suspect-0", "suspect-1", slots=4)
-    turns.alone = "suspect"
+    turns.exclusive_job_id = "suspect"
     assert taken(turns) == ["suspect-0", "suspect-1"]
-    turns.alone = None
+    turns.exclusive_job_id = None
     assert taken(turns) == ["a-0", "a-1"]
     turns.add("other", "other-0")
-    turns.alone = "other"
+    turns.exclusive_job_id = "other"
     assert taken(turns) == []
     for job_id in ("a", "a", "suspect", "suspect"):
         turns.end(job_id)
@@ -115,41 +114,39 @@ class Clock:
 
 
 @pytest.fixture
-def turns() -> ClaimTurns:
-    return ClaimTurns(places=3, trace_parts=lambda _: "", clock=Clock())
+def turns() -> JobTurns:
+    return JobTurns(slots=3, trace_parts=lambda _: "", clock=Clock())
 
 
-def begin(turns: ClaimTurns, make_job: Callable[..., Job], count: int) -> None:
+def begin(turns: JobTurns, make_job: Callable[..., Job], count: int) -> None:
     for _ in range(count):
-        turns.begun(make_job())
+        turns.note_started(make_job())
 
 
-def test_interactive_jobs_come_first_but_for_every_fourth_place(
-    turns: ClaimTurns, make_job: Callable[..., Job]
-) -> None:
-    for claims in range(2 * BATCH_TURN):
-        (claim,) = turns.claims([], (), waits_suspect=False)
-        is_batch_turn = claims % BATCH_TURN == BATCH_TURN - 1
+def test_every_fourth_job_to_start_is_a_batch_job(turns: JobTurns, make_job: Callable[..., Job]) -> None:
+    for claims in range(2 * BATCH_JOB_TURN):
+        (claim,) = turns.claims([], (), quarantined_waiting=False)
+        is_batch_turn = claims % BATCH_JOB_TURN == BATCH_JOB_TURN - 1
         assert list(claim.priorities) == ([BATCH, INTERACTIVE] if is_batch_turn else [INTERACTIVE, BATCH])
         begin(turns, make_job, 1)
 
 
-def test_one_place_is_never_a_batch_jobs(turns: ClaimTurns) -> None:
-    (claim,) = turns.claims([BATCH, BATCH], (), waits_suspect=False)
+def test_one_slot_is_never_given_to_a_batch_job(turns: JobTurns) -> None:
+    (claim,) = turns.claims([BATCH, BATCH], (), quarantined_waiting=False)
     assert list(claim.priorities) == [INTERACTIVE]
-    assert turns.claims([BATCH, BATCH, INTERACTIVE], (), waits_suspect=False) == []
+    assert turns.claims([BATCH, BATCH, INTERACTIVE], (), quarantined_waiting=False) == []
 
 
-def test_models_without_room_are_passed_over(turns: ClaimTurns) -> None:
-    assert turns.claims([], {"large"}, waits_suspect=False) == [
-        Claim((INTERACTIVE, BATCH), {"large"}, None, UNSUSPECTED)
+def test_jobs_of_models_without_room_are_skipped(turns: JobTurns) -> None:
+    assert turns.claims([], {"large"}, quarantined_waiting=False) == [
+        Claim((INTERACTIVE, BATCH), {"large"}, None, TRUSTED)
     ]
 
 
-def test_a_suspected_job_comes_first_and_then_nothing_begins_beside_it(
-    turns: ClaimTurns, make_job: Callable[..., Job]
+def test_a_quarantined_job_comes_first_and_then_no_other_job_starts(
+    turns: JobTurns, make_job: Callable[..., Job]
 ) -> None:
-    suspect, other = turns.claims([], (), waits_suspect=True)
-    assert (suspect.deaths, other.deaths) == (SUSPECTED, UNSUSPECTED)
-    turns.begun(make_job(deaths=2))
-    assert turns.claims([INTERACTIVE], (), waits_suspect=True) == []
+    quarantined, other = turns.claims([], (), quarantined_waiting=True)
+    assert (quarantined.deaths, other.deaths) == (QUARANTINED, TRUSTED)
+    turns.note_started(make_job(deaths=2))
+    assert turns.claims([INTERACTIVE], (), quarantined_waiting=True) == []

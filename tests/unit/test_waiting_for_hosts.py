@@ -1,4 +1,4 @@
-"""What waits for hosts ends with them, and without them: nobody waits for ever."""
+"""Work that waits for hosts ends in every case: nothing waits forever."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from app.video.sampling import Sampling
 CHECKOUT = Path(__file__).resolve().parents[2]
 SECONDS = 20.0
 
-# Is ready, holds any model, takes whatever work it is given, and does nothing.
+# A host that is ready, holds any model, accepts all work and does nothing.
 IDLE_HOST = """
 import sys
 from multiprocessing.connection import Connection
@@ -58,7 +58,7 @@ class Reader:
         raise AssertionError(segments)
 
 
-class NobodyCounts:
+class NullObserver:
     def segment_done(self, task: object, done: object) -> None: ...
     def host_ended(self, why: str, segments: int) -> None: ...
     def advance(self, job_id: str, frames: int) -> None: ...
@@ -75,7 +75,7 @@ def never() -> bool:
 
 @pytest.fixture
 def pool() -> Iterator[HostPool]:
-    """Has no host before it is tended."""
+    """A pool that has no host before `tend` is called."""
     nothing = Path("/nonexistent")
     decoders = DecoderPlan(VideoLimits(), 1, 0, 0, 1.0, require_sandbox=False, ready_children=0)
     made = HostPool(
@@ -83,11 +83,11 @@ def pool() -> Iterator[HostPool]:
         spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),
-        account=NobodyCounts(),
+        observer=NullObserver(),
         wake=lambda: None,
     )
     yield made
-    made.close(patience_seconds=5.0)
+    made.close(grace_seconds=5.0)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def task(tmp_path: Path) -> SegmentTask:
 
 
 def tend_until(pool: HostPool, condition: Callable[[], bool]) -> list[HostDeath]:
-    """Return the deaths that were seen until `condition` held."""
+    """Return the deaths until `condition` holds."""
     deaths: list[HostDeath] = []
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -121,9 +121,7 @@ def index_task(tmp_path: Path) -> IndexTask:
     return IndexTask("job", tmp_path / "video", 100, Sampling())
 
 
-def test_a_segment_that_its_job_takes_back_is_done_with_once_it_is_withdrawn(
-    pool: HostPool, task: SegmentTask
-) -> None:
+def test_a_segment_that_its_job_takes_back_is_settled(pool: HostPool, task: SegmentTask) -> None:
     is_cancelled = threading.Event()
     future = pool.submit(task, is_cancelled.is_set)
     future.cancel()  # as a job's thread does, which then waits for all that it had submitted
@@ -132,7 +130,7 @@ def test_a_segment_that_its_job_takes_back_is_done_with_once_it_is_withdrawn(
     assert wait([future], SECONDS).done
 
 
-def test_segments_of_a_parked_pool_are_done_with(pool: HostPool, task: SegmentTask) -> None:
+def test_waiting_segments_of_a_parked_pool_are_cancelled(pool: HostPool, task: SegmentTask) -> None:
     before = pool.submit(task, never)
     pool.park()
     after = pool.submit(task, never)
@@ -141,19 +139,17 @@ def test_segments_of_a_parked_pool_are_done_with(pool: HostPool, task: SegmentTa
     assert after.cancelled()
 
 
-def test_the_end_of_the_pool_ends_what_hosts_were_at(pool: HostPool, tmp_path: Path) -> None:
+def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> None:
     begun = pool.index(index_task(tmp_path), Reader(), never)
     tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
-    pool.close(patience_seconds=5.0)
+    pool.close(grace_seconds=5.0)
     late = pool.index(index_task(tmp_path), Reader(), never)
     for future in (begun, late):
         with pytest.raises(WorkCancelled):
             future.result(SECONDS)
 
 
-def test_a_segment_is_not_run_with_another_model_than_its_job_began_with(
-    pool: HostPool, task: SegmentTask
-) -> None:
+def test_a_segment_is_not_run_with_another_model_of_the_same_name(pool: HostPool, task: SegmentTask) -> None:
     tend_until(pool, lambda: pool.has_begun)
     with pool.use("none", never) as facts:
         assert facts.identity == ("new", "cpu", "", 1)
@@ -165,10 +161,10 @@ def test_a_segment_is_not_run_with_another_model_than_its_job_began_with(
         assert begun.running()
 
 
-def test_the_end_of_a_host_counts_to_the_jobs_whose_videos_it_was_indexing(
+def test_a_hosts_death_counts_for_the_jobs_whose_videos_it_was_indexing(
     pool: HostPool, tmp_path: Path
 ) -> None:
-    """Else a video that ends every host would be indexed again for ever."""
+    """Else a video that kills every host would be indexed again forever."""
     pool.index(index_task(tmp_path), Reader(), never)
     tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
     os.kill(pool.statuses()[0].pid, signal.SIGKILL)

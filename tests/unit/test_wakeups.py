@@ -1,4 +1,4 @@
-"""Programs wake each other; a wake-up that is lost costs time, and nothing else."""
+"""Programs wake each other; a lost wake-up costs only time."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ def test_every_process_of_a_program_is_woken_and_no_other(wakeups: Wakeups) -> N
         assert courier.wait(SHORT_SECONDS) is False
 
 
-def test_listening_wakes_nobody(wakeups: Wakeups, listener: Listener) -> None:
+def test_listening_wakes_no_other_listener(wakeups: Wakeups, listener: Listener) -> None:
     wakeups.listen(Program.ENGINE).close()
     assert listener.wait(SHORT_SECONDS) is False
 
 
-def test_waking_where_nobody_listens_does_nothing(wakeups: Wakeups, tmp_path: Path) -> None:
+def test_waking_without_a_listener_does_nothing(wakeups: Wakeups, tmp_path: Path) -> None:
     wakeups.wake(*Program)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_listener_that_was_killed_leaves_the_way_free(wakeups: Wakeups, tmp_path: Path) -> None:
+def test_a_killed_listener_does_not_block_the_next_one(wakeups: Wakeups, tmp_path: Path) -> None:
     folder = str(tmp_path / "wakeups")
     done = subprocess.run([sys.executable, "-c", KILLED, folder], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
@@ -100,7 +100,7 @@ def test_a_listener_that_was_killed_leaves_the_way_free(wakeups: Wakeups, tmp_pa
     assert {path.name for path in (tmp_path / "wakeups").iterdir()} == {*Program}
 
 
-def test_the_files_are_this_users_alone(wakeups: Wakeups, listener: Listener, tmp_path: Path) -> None:
+def test_only_this_user_can_use_the_files(wakeups: Wakeups, listener: Listener, tmp_path: Path) -> None:
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("wakeups", "wakeups/engine")]
     assert modes == [0o700, 0o600]
 
@@ -135,9 +135,7 @@ def test_a_closed_listener_leaves_no_descriptor(wakeups: Wakeups) -> None:
     assert len([*DESCRIPTORS.iterdir()]) == before
 
 
-def test_where_the_kernel_allows_no_more_the_listener_looks_often(
-    wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_listener_without_inotify_polls(wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch) -> None:
     class NoMore:
         """A libc whose user has all that he may have."""
 
@@ -153,4 +151,4 @@ def test_where_the_kernel_allows_no_more_the_listener_looks_often(
         assert time.monotonic() - began < LONG_SECONDS / 2
         listener.interrupt()
         assert listener.wait(LONG_SECONDS) is True
-    assert module.UNTOLD_SECONDS < 1
+    assert module.POLL_SECONDS < 1

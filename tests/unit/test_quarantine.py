@@ -1,4 +1,4 @@
-"""Jobs at which engines die: who is suspected, who runs alone, whose job ends."""
+"""Jobs at which hosts or engines die: which are quarantined, which run without others, which fail."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import pytest
 from stores import Stores
 
 from app.engine.turns import (
-    ALONE_SECONDS,
-    LOOK_SECONDS,
+    EXCLUSIVE_SECONDS,
     MOST_HANGS,
-    SUSPECT_DEATHS,
-    SUSPECTED,
-    UNSUSPECTED,
-    Suspects,
-    Verdict,
-    verdict_on,
+    PART_CHECK_SECONDS,
+    QUARANTINE_DEATHS,
+    QUARANTINED,
+    TRUSTED,
+    Quarantine,
+    must_requeue,
     why_failed,
 )
 from app.errors import InternalError, ModelFault
@@ -79,22 +78,22 @@ def test_only_jobs_that_were_running_are_counted(store: Stores) -> None:
     assert (store.get(running, owner=OWNER).deaths, store.get(queued, owner=OWNER).deaths) == (1, 0)
 
 
-def test_suspected_jobs_are_claimed_apart(store: Stores) -> None:
+def test_quarantined_jobs_are_claimed_separately(store: Stores) -> None:
     begin(store)
-    suspect = add(store)
-    assert not store.queue.has_queued(deaths=SUSPECT_DEATHS)
-    die(store, suspect, times=SUSPECT_DEATHS)
+    quarantined = add(store)
+    assert not store.queue.has_queued(deaths=QUARANTINE_DEATHS)
+    die(store, quarantined, times=QUARANTINE_DEATHS)
     other = add(store)
-    assert store.queue.has_queued(deaths=SUSPECT_DEATHS)
+    assert store.queue.has_queued(deaths=QUARANTINE_DEATHS)
     epoch = store.heartbeats.engine().epoch
-    claimed = store.queue.claim(epoch, deaths=UNSUSPECTED)
+    claimed = store.queue.claim(epoch, deaths=TRUSTED)
     assert claimed is not None
     assert claimed.id == other
-    assert store.queue.claim(epoch, deaths=UNSUSPECTED) is None
-    claimed = store.queue.claim(epoch, deaths=SUSPECTED)
+    assert store.queue.claim(epoch, deaths=TRUSTED) is None
+    claimed = store.queue.claim(epoch, deaths=QUARANTINED)
     assert claimed is not None
-    assert (claimed.id, claimed.deaths) == (suspect, SUSPECT_DEATHS)
-    assert not store.queue.has_queued(deaths=SUSPECT_DEATHS)
+    assert (claimed.id, claimed.deaths) == (quarantined, QUARANTINE_DEATHS)
+    assert not store.queue.has_queued(deaths=QUARANTINE_DEATHS)
 
 
 def test_a_job_at_which_too_many_engines_died_ends(store: Stores) -> None:
@@ -112,11 +111,12 @@ def test_the_deaths_of_hosts_count_as_those_of_engines(store: Stores) -> None:
     epoch = begin(store)
     job_id, other = add(store), add(store)
     claim_all(store, epoch)
-    verdicts = []
+    seen = []
     for _ in range(3):
         (job,) = store.queue.count_deaths(epoch, {job_id: ""}, hung=None)
-        verdicts.append(verdict_on(job, most_deaths=3))
-    assert verdicts == [Verdict.GO_ON, Verdict.ALONE, Verdict.FAIL]
+        is_final = why_failed(job, most_deaths=3, call_seconds=300) is not None
+        seen.append((must_requeue(job, most_deaths=3), is_final))
+    assert seen == [(False, False), (True, False), (True, True)]
     (job,) = store.queue.count_deaths(epoch, {job_id: "a part"}, hung=None)
     assert (job.deaths, store.get(other, owner=OWNER).deaths) == (0, 0)
 
@@ -132,7 +132,8 @@ def test_a_job_at_which_a_model_hangs_again_and_again_ends(store: Stores) -> Non
     reason = why_failed(store.get(job_id, owner=OWNER), most_deaths=8, call_seconds=300)
     assert isinstance(reason, ModelFault)
     assert reason.detail == "Model 'none' gave no answer within 300 seconds, 2 times."
-    assert verdict_on(store.get(job_id, owner=OWNER), most_deaths=8) is Verdict.FAIL
+    assert must_requeue(store.get(job_id, owner=OWNER), most_deaths=8)
+    assert not must_requeue(store.get(other, owner=OWNER), most_deaths=8)
     assert (
         store.get(job_id, owner=OWNER).deaths,
         store.get(other, owner=OWNER).deaths,
@@ -158,39 +159,39 @@ class Clock:
 
 
 @pytest.fixture
-def suspected(store: Stores) -> Job:
+def quarantined(store: Stores) -> Job:
     begin(store)
     job_id = add(store)
-    die(store, job_id, times=SUSPECT_DEATHS)
+    die(store, job_id, times=QUARANTINE_DEATHS)
     return store.get(job_id, owner=OWNER)
 
 
-def test_a_suspected_job_runs_alone_until_it_makes_a_part(suspected: Job) -> None:
+def test_a_quarantined_job_runs_without_others_until_it_makes_a_part(quarantined: Job) -> None:
     parts, clock = Parts(), Clock()
-    suspects = Suspects(parts, clock=clock)
-    assert not suspects.is_one_alone()
-    suspects.begin(suspected)
-    assert suspects.is_one_alone()
+    quarantine = Quarantine(parts, clock=clock)
+    assert quarantine.exclusive_job_id() is None
+    quarantine.note_started(quarantined)
+    assert quarantine.exclusive_job_id() == quarantined.id
     parts.trace = "eight"
-    clock.seconds += LOOK_SECONDS
-    assert not suspects.is_one_alone()
-    assert not suspects.is_one_at_work()
+    clock.seconds += PART_CHECK_SECONDS
+    assert quarantine.exclusive_job_id() is None
+    assert not quarantine.is_occupied()
 
 
-def test_a_slow_suspected_job_keeps_others_waiting_for_a_while_only(suspected: Job) -> None:
+def test_a_slow_quarantined_job_delays_others_only_for_a_while(quarantined: Job) -> None:
     clock = Clock()
-    suspects = Suspects(Parts(), clock=clock)
-    suspects.begin(suspected)
-    clock.seconds = ALONE_SECONDS
-    assert not suspects.is_one_alone()
-    assert suspects.is_one_at_work()
-    suspects.end("another")
-    assert suspects.is_one_at_work()
-    suspects.end(suspected.id)
-    assert not suspects.is_one_at_work()
+    quarantine = Quarantine(Parts(), clock=clock)
+    quarantine.note_started(quarantined)
+    clock.seconds = EXCLUSIVE_SECONDS
+    assert quarantine.exclusive_job_id() is None
+    assert quarantine.is_occupied()
+    quarantine.note_ended("another")
+    assert quarantine.is_occupied()
+    quarantine.note_ended(quarantined.id)
+    assert not quarantine.is_occupied()
 
 
-def test_a_job_that_is_not_suspected_keeps_nobody_waiting(store: Stores) -> None:
-    suspects = Suspects(Parts(), clock=Clock())
-    suspects.begin(store.get(add(store), owner=OWNER))
-    assert not suspects.is_one_at_work()
+def test_a_trusted_job_is_not_quarantined(store: Stores) -> None:
+    quarantine = Quarantine(Parts(), clock=Clock())
+    quarantine.note_started(store.get(add(store), owner=OWNER))
+    assert not quarantine.is_occupied()
