@@ -68,7 +68,7 @@ def test_a_power_cut_leaves_an_upload_that_can_be_gone_on_with(disk: CrashDisk) 
     folder.create()
     sender = Sender(_uploads(folder, boot_id="1"), data)
     cuts = []
-    video = folder.upload(sender.upload_id) / "video"
+    video = folder.uploads / sender.upload_id / "video"
     with sender, _busy_kernel(disk.root, video):
         for number in range(8):
             sender.wait_for_bytes((number + 1) * len(data) // 10)

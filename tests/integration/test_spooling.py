@@ -244,7 +244,8 @@ def test_a_killed_nginx_leaves_bodies_that_are_cleared_away_and_none_under_way_i
         with half_sent(instance, 4 * MIB) as upload:
             (under_way,) = files(instance) - {left}
             for path in (left, under_way):
-                os.utime(path, (0, 0))
+                with suppress(FileNotFoundError):  # on a busy machine, the follower has cleared it away
+                    os.utime(path, (0, 0))
             instance.stop("gunicorn")
             instance.start_gunicorn()
             instance.wait_until_ready()

@@ -233,7 +233,7 @@ def test_an_upload_goes_on_after_kills_at_random_offsets(
             lambda process: victim(instance, process),
             seed=len(client),
         )
-        folder = instance.folder.upload(sent["url"].rpartition("/")[2])
+        folder = instance.folder.uploads / (sent["url"].rpartition("/")[2])
         assert (folder / "video").read_bytes() == data
         open_uploads = {path.parent for path in instance.folder.uploads.glob("*/video")}
         assert folder in open_uploads

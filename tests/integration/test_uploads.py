@@ -530,7 +530,7 @@ def test_an_abandoned_upload_expires(tmp_path: Path):
     with running_instance(tmp_path, KEEP_UPLOAD_HOURS="1") as instance:
         client = Client(instance)
         address = client.create(10)
-        folder = instance.folder.upload(address.rpartition("/")[2])
+        folder = instance.folder.uploads / (address.rpartition("/")[2])
         for name in ("about.json", "video"):
             os.utime(folder / name, (time.time() - 3601,) * 2)
         for method in ("HEAD", "PATCH", "DELETE"):
