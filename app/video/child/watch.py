@@ -108,8 +108,10 @@ class PacketWatch:
             self._read_errors = self._reader.read_errors
             self._seen.append((position, "reading failed and went on after the damage"))
         # A whole packet may be marked as damaged only because another stream begins after it.
-        is_joint = isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
-        if packet is not None and packet.is_corrupt and not is_joint:
+        is_damaged = (packet is not None and packet.is_corrupt) and not (
+            isinstance(self._walker, MpegTsWalker) and position in self._walker.ends_at_joints
+        )
+        if is_damaged:
             self._seen.append((position, "the demuxer marks the packet as damaged"))
         for text in self._log.take(self._demuxer):
             if not _HARMLESS.search(text):
