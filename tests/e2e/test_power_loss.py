@@ -17,6 +17,7 @@ import pytest
 from crash_disk import CrashDisk, NoSuchDisk
 from instance import CHECKOUT, Instance, repeat_clip
 
+from app.jobs.job import OWNER
 from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
 from app.storage.uploads import About, UploadLimits, Uploads
@@ -79,16 +80,18 @@ def test_a_power_cut_leaves_an_upload_that_can_be_gone_on_with(disk: CrashDisk) 
             left = DataFolder(root / "data")
             uploads = _uploads(left, boot_id="2")
             uploads.recover()
-            offset = uploads.look(sender.upload_id).offset_bytes
+            offset = uploads.look(sender.upload_id, owner=OWNER).offset_bytes
             assert offset >= acknowledged
             assert (left.upload(sender.upload_id) / "video").read_bytes() == data[:offset]
-            with uploads.hold(sender.upload_id) as held:
+            with uploads.hold(sender.upload_id, owner=OWNER) as held:
                 assert held.sha256() == hashlib.sha256(data[:offset]).hexdigest()
 
 
 def _uploads(folder: DataFolder, *, boot_id: str) -> Uploads:
     space = SpaceLedger(folder.space_ledger, folder.root, min_free_bytes=0)
-    return Uploads(folder, space, UploadLimits(keep_seconds=3600, max_open=5), boot_id=lambda: boot_id)
+    return Uploads(
+        folder.uploads, space, UploadLimits(keep_seconds=3600, max_open=5), boot_id=lambda: boot_id
+    )
 
 
 class Sender:
@@ -96,7 +99,7 @@ class Sender:
 
     def __init__(self, uploads: Uploads, data: bytes) -> None:
         self.acknowledged_bytes = 0
-        self.upload_id = uploads.create(About(len(data)), key="k")
+        self.upload_id = uploads.create(About(OWNER, len(data)), key="k")
         self._uploads = uploads
         self._data = data
         self._sent_bytes = 0
@@ -120,9 +123,9 @@ class Sender:
         random_ = random.Random(6)
         while self.acknowledged_bytes < len(self._data):
             length = random_.choice((1, 700, 5_000, 300_000, 3_000_000))
-            with self._uploads.hold(self.upload_id) as held:
+            with self._uploads.hold(self.upload_id, owner=OWNER) as held:
                 pieces = self._pieces(self.acknowledged_bytes, length, random_)
-                held.append(pieces, None, on_ring=lambda: None)
+                held.append(pieces, None, on_takeover=lambda: None)
                 self.acknowledged_bytes = held.facts().offset_bytes
 
     def _pieces(self, start: int, length: int, random_: random.Random) -> Iterator[bytes]:
