@@ -74,7 +74,6 @@ class HostDeath:
     """A host that ended, or had to be ended. Its work has been queued again."""
 
     why: str  # a constant text
-    device: str | None
     job_ids: frozenset[str]  # that it was working on, and for which its death counts
     hung_job_id: str | None  # the job in whose batch its model hung
 
@@ -293,7 +292,7 @@ class HostPool:
                 self._put_back(work)
         self._observer.host_ended(why, segments)
         job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
-        return HostDeath(why, device.name, job_ids, call_job_id if why == "model hangs" else None)
+        return HostDeath(why, job_ids, call_job_id if why == "model hangs" else None)
 
     def _put_back(self, work: Work) -> None:
         """Queue work again that a host had started."""
