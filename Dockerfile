@@ -3,10 +3,15 @@
 # Without compose the image runs all four under supervisord, as `make serve` does.
 
 FROM python:3.11-slim-bookworm AS packages
+# The build of torch: cuda, or cpu for an image without NVIDIA's libraries.
+ARG FRAMEBOX_TORCH=cuda
 WORKDIR /opt/framebox
-COPY requirements.txt .
+COPY requirements.txt requirements-torch-cpu.txt requirements-torch-cuda.txt ./
 RUN python -m venv .venv \
-    && .venv/bin/python -m pip install --no-cache-dir --no-input --requirement requirements.txt
+    && for lock in "requirements-torch-${FRAMEBOX_TORCH}.txt" requirements.txt; do \
+        .venv/bin/python -m pip install --no-cache-dir --no-input --no-deps --require-hashes --requirement "$lock" \
+            || exit 1; \
+    done
 
 FROM python:3.11-slim-bookworm
 # No version of nginx is pinned: Debian keeps only the newest of a release, with its security fixes.

@@ -6,6 +6,8 @@ PY := .venv/bin/python
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
 ADDRESS ?=
+LOCK_ARGS ?=
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help
 help: ## List the targets
@@ -55,6 +57,35 @@ docs: ready-to-test ## Write docs/settings.md anew; the README's examples too: A
 .PHONY: notices
 notices: ready-to-test ## Write THIRD_PARTY_NOTICES.md anew, from what is installed
 	$(PY) docs/make_notices.py
+
+# A lock pins the whole tree of its *.in file, with the hashes of all platforms. uv keeps the versions that are in the
+# lock already; LOCK_ARGS="--upgrade" or LOCK_ARGS="--upgrade-package NAME" takes newer ones.
+LOCK := .venv/bin/uv pip compile --quiet --system-certs --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --annotation-style line --custom-compile-command "make requirements"
+# Only requirements-torch-cuda.txt names what torch needs for CUDA; this finds it there.
+NO_CUDA := sed -En 's/^((torch|triton|cuda-|nvidia-)[a-z0-9-]*)==.*/--no-emit-package \1/p' requirements-torch-cuda.txt
+
+.PHONY: requirements
+requirements: ready-to-test ## Write the locks (requirements*.txt) anew from requirements*.in; LOCK_ARGS="--upgrade"
+	$(LOCK) $(LOCK_ARGS) requirements-torch.in --output-file requirements-torch-cuda.txt
+	$(LOCK) $(LOCK_ARGS) requirements.in requirements-torch.in --constraint requirements-torch-cuda.txt \
+		$$($(NO_CUDA)) --output-file requirements.txt
+	$(LOCK) $(LOCK_ARGS) requirements-onnx.in --constraint requirements.txt --output-file requirements-onnx.txt
+	$(LOCK) $(LOCK_ARGS) requirements-onnx-gpu.in --constraint requirements.txt \
+		--constraint requirements-onnx.txt --output-file requirements-onnx-gpu.txt
+	$(LOCK) $(LOCK_ARGS) requirements-huggingface.in --constraint requirements.txt \
+		--output-file requirements-huggingface.txt
+	$(LOCK) $(LOCK_ARGS) requirements-dev.in --constraint requirements.txt --constraint requirements-onnx.txt \
+		--constraint requirements-huggingface.txt --output-file requirements-dev.txt
+	@grep -q "^$$(grep ^torch== requirements-torch.in)+cpu " requirements-torch-cpu.txt || $(MAKE) torch-cpu
+
+# Apart from the others, because PyTorch's index is asked: only the lock of another version of torch needs it.
+.PHONY: torch-cpu
+torch-cpu: ready-to-test ## Write requirements-torch-cpu.txt anew, from PyTorch's own index (TORCH_CPU_INDEX)
+	{ echo "--extra-index-url $(TORCH_CPU_INDEX)"; \
+		grep ^torch== requirements-torch.in | sed 's/$$/+cpu/' | $(LOCK) --no-deps --index $(TORCH_CPU_INDEX) -; \
+	} > .venv/torch-cpu.txt
+	mv .venv/torch-cpu.txt requirements-torch-cpu.txt
 
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays

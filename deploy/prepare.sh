@@ -6,7 +6,9 @@
 # System packages are installed with apt, as root or with a sudo that asks for no password, and only those
 # that are missing. Python packages go into .venv; a stamp there remembers which requirements it holds. One test
 # needs packages of Node too; npm comes as a Python package and puts them beside it, into node_modules.
-# PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
+#
+#   PYTHON=/path/to/python3    the interpreter that .venv is made with
+#   FRAMEBOX_TORCH=cpu|cuda    the build of torch; without it, cuda where nvidia-smi finds a GPU, else cpu
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -95,17 +97,58 @@ make_environment() {
     "$python" -m venv .venv
 }
 
-fingerprint() { # of the interpreter and of the requirement files named
+fingerprint() { # of the interpreter and of the locks named
     { .venv/bin/python -VV && cat "$@"; } | sha256sum
 }
 
-install_requirements() { # FILE, then the files that it includes
-    local -r stamp=".venv/installed-${1%.txt}"
+# A lock names the whole tree: nothing else is installed, and nothing needs to be resolved.
+pip_install() { # LOCK…
+    .venv/bin/python -m pip install --no-input --disable-pip-version-check --no-deps --require-hashes \
+        "${@/#/--requirement=}"
+}
+
+install_locks() { # PURPOSE LOCK…
+    local -r stamp=".venv/installed-$1"
     local wanted
+    shift
     wanted=$(fingerprint "$@")
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-    say "installing $1 into .venv"
-    .venv/bin/python -m pip install --no-input --disable-pip-version-check --requirement "$1"
+    say "installing $* into .venv"
+    pip_install "$@"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+torch_build() { # cpu or cuda
+    case "${FRAMEBOX_TORCH:-}" in
+    cpu | cuda) printf '%s\n' "$FRAMEBOX_TORCH" ;;
+    "") if nvidia-smi --list-gpus >/dev/null 2>&1; then echo cuda; else echo cpu; fi ;;
+    *) fail "FRAMEBOX_TORCH=$FRAMEBOX_TORCH is not known: choose cpu or cuda" ;;
+    esac
+}
+
+# The Python Package Index has only the build for CUDA, which does not load without 2 GB of NVIDIA's libraries. The
+# build for the CPU comes from PyTorch's own index, or from where pip's configuration points.
+install_torch() {
+    local -r stamp=".venv/installed-torch"
+    local build wanted
+    build=$(torch_build)
+    wanted=$(fingerprint "requirements-torch-$build.txt")
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    say "installing torch (FRAMEBOX_TORCH=$build) into .venv"
+    if [ "$build" = cpu ]; then
+        PIP_RETRIES=2 pip_install requirements-torch-cpu.txt || {
+            [ -z "${FRAMEBOX_TORCH:-}" ] || fail "pip found no torch for the CPU; FRAMEBOX_TORCH=cuda takes that for CUDA"
+            say "pip found no torch for the CPU; taking that for CUDA (2.7 GB), which runs on a CPU too"
+            build=cuda
+        }
+    fi
+    if [ "$build" = cuda ]; then
+        # To pip, 2.13.0+cpu satisfies the requirement 2.13.0.
+        case "$(echo .venv/lib/python3*/site-packages/torch-*.dist-info)" in
+        *+cpu.dist-info) .venv/bin/python -m pip uninstall --quiet --yes torch ;;
+        esac
+        pip_install requirements-torch-cuda.txt
+    fi
     printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -147,10 +190,11 @@ flock 9 # two at once, `make serve` and `make test`, take turns
 mapfile -t packages < <(missing_packages "${commands[@]}")
 [ "${#packages[@]}" -eq 0 ] || install_packages "${packages[@]}"
 environment_works || make_environment
+install_torch
 case "$1" in
-serve) install_requirements requirements.txt ;;
+serve) install_locks serve requirements.txt ;;
 test)
-    install_requirements requirements-dev.txt requirements-onnx.txt requirements-huggingface.txt requirements.txt
+    install_locks test requirements.txt requirements-onnx.txt requirements-huggingface.txt requirements-dev.txt
     install_node_packages tests/integration/tus_js
     install_browser
     ;;

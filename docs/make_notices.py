@@ -1,20 +1,17 @@
 """Writes THIRD_PARTY_NOTICES.md from the metadata of what is installed: `make notices`.
 
-Listed are the distributions that requirements.txt names and all that these bring along on this machine. Other
-platforms may bring others along; a test compares those that requirements.txt names.
+Listed is what requirements.txt pins, the whole tree, and torch.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageMetadata, distribution
 from pathlib import Path
 
 from av._core import library_meta
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -68,28 +65,14 @@ def render() -> str:
 
 
 def notices() -> list[Notice]:
-    """Return the notice of each distribution that requirements.txt names or needs here, sorted by name."""
-    found: dict[str, Distribution] = {}
-    waiting = list(required_names())
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name not in found:
-            found[name] = distribution(name)
-            waiting += _needed_by(found[name])
-    return [notice_of(found[name]) for name in sorted(found)]
+    """Return the notice of each distribution that the service runs on, sorted by name."""
+    return [notice_of(distribution(name)) for name in required_names()]
 
 
 def required_names() -> list[str]:
-    """Return the names in requirements.txt, as they are written there."""
-    text = (CHECKOUT / "requirements.txt").read_text(encoding="utf-8")
-    return re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)
-
-
-def _needed_by(found: Distribution) -> Iterator[str]:
-    for line in found.requires or ():
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield requirement.name
+    """Return the names in requirements.txt, and torch without NVIDIA's libraries, sorted."""
+    lock = (CHECKOUT / "requirements.txt").read_text(encoding="utf-8")
+    return sorted(["torch", *re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE)])
 
 
 def notice_of(found: Distribution) -> Notice:

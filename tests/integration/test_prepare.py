@@ -92,24 +92,32 @@ def machine(tmp_path: Path) -> Machine:
     return machine
 
 
-def pip_line(requirements: str) -> str:
-    return f"-m pip install --no-input --disable-pip-version-check --requirement {requirements}"
+def pip_line(*locks: str) -> str:
+    """Return how pip is called to install these locks, and nothing that they do not name."""
+    options = "--no-input --disable-pip-version-check --no-deps --require-hashes"
+    return " ".join([f"-m pip install {options}", *(f"--requirement={lock}" for lock in locks)])
+
+
+TORCH = pip_line("requirements-torch-cpu.txt")
+TORCH_FOR_CUDA = pip_line("requirements-torch-cuda.txt")
+SERVICE = pip_line("requirements.txt")
+TESTS = pip_line(*(f"requirements{of}.txt" for of in ("", "-onnx", "-huggingface", "-dev")))
 
 
 def test_the_first_start_makes_the_environment_and_the_second_does_nothing(machine: Machine) -> None:
     first = machine.prepare("serve")
     assert first.returncode == 0, first.stderr
-    assert machine.logged() == [pip_line("requirements.txt")]
+    assert machine.logged() == [TORCH, SERVICE]
     second = machine.prepare("serve")
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
-    assert machine.logged() == [pip_line("requirements.txt")]
+    assert machine.logged() == [TORCH, SERVICE]
 
 
 def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
     for name in FOR_TESTS:
         (machine.programs / name).unlink()
     assert machine.prepare("serve").returncode == 0
-    assert machine.logged() == [pip_line("requirements.txt")]
+    assert machine.logged() == [TORCH, SERVICE]
 
 
 @pytest.mark.parametrize("changed", [f"requirements{of}.txt" for of in ("", "-onnx", "-huggingface", "-dev")])
@@ -118,7 +126,77 @@ def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> N
     with (machine.checkout / changed).open("a") as requirements:
         requirements.write("another==1.0\n")
     assert machine.prepare("test").returncode == 0
-    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci", pip_line("requirements-dev.txt")]
+    assert machine.logged() == [TORCH, TESTS, "npm ci", TESTS]
+
+
+def with_a_gpu(machine: Machine) -> None:
+    machine.add("nvidia-smi", "#!/bin/sh\n")
+
+
+def with_a_driver_but_no_gpu(machine: Machine) -> None:
+    machine.add("nvidia-smi", "#!/bin/sh\nexit 9\n")
+
+
+def without_a_gpu(machine: Machine) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("equip", "build", "installed"),
+    [
+        (without_a_gpu, "", TORCH),
+        (with_a_driver_but_no_gpu, "", TORCH),
+        (with_a_gpu, "", TORCH_FOR_CUDA),
+        (without_a_gpu, "cuda", TORCH_FOR_CUDA),
+        (with_a_gpu, "cpu", TORCH),
+    ],
+)
+def test_torch_is_built_for_what_the_machine_has_or_the_variable_says(
+    machine: Machine, equip: Callable[[Machine], None], build: str, installed: str
+) -> None:
+    equip(machine)
+    for _ in range(2):
+        done = machine.prepare("serve", FRAMEBOX_TORCH=build)
+        assert done.returncode == 0, done.stderr
+    assert machine.logged() == [installed, SERVICE]
+
+
+def test_an_unknown_build_of_torch_is_refused(machine: Machine) -> None:
+    done = machine.prepare("serve", FRAMEBOX_TORCH="rocm")
+    assert done.returncode == 1
+    assert "FRAMEBOX_TORCH=rocm is not known: choose cpu or cuda" in done.stderr
+    assert machine.logged() == []
+
+
+def test_a_change_to_cuda_replaces_torch_for_the_cpu(machine: Machine) -> None:
+    assert machine.prepare("serve").returncode == 0
+    (machine.checkout / ".venv/lib/python3.11/site-packages/torch-2.13.0+cpu.dist-info").mkdir(parents=True)
+    assert machine.prepare("serve", FRAMEBOX_TORCH="cuda").returncode == 0
+    removal = "-m pip uninstall --quiet --yes torch"
+    assert machine.logged() == [TORCH, SERVICE, removal, TORCH_FOR_CUDA]
+
+
+def without_torch_for_the_cpu(machine: Machine) -> None:
+    """No index that pip asks has it."""
+    failing = PYTHON.replace('"{log}"; else', '"{log}"; [[ "$*" != *torch-cpu.txt ]]; else')
+    machine.add("python3", failing.format(outcome=0, log=machine.log))
+
+
+def test_where_torch_for_the_cpu_cannot_be_had_that_for_cuda_is_installed_once(machine: Machine) -> None:
+    without_torch_for_the_cpu(machine)
+    first = machine.prepare("serve")
+    assert first.returncode == 0, first.stderr
+    assert "taking that for CUDA" in first.stderr
+    assert machine.prepare("serve").stderr == ""
+    assert machine.logged() == [TORCH, TORCH_FOR_CUDA, SERVICE]
+
+
+def test_whoever_asks_for_torch_for_the_cpu_gets_no_other(machine: Machine) -> None:
+    without_torch_for_the_cpu(machine)
+    done = machine.prepare("serve", FRAMEBOX_TORCH="cpu")
+    assert done.returncode == 1
+    assert "pip found no torch for the CPU" in done.stderr
+    assert machine.logged() == [TORCH]
 
 
 def test_changed_packages_of_node_are_installed(machine: Machine) -> None:
@@ -127,7 +205,7 @@ def test_changed_packages_of_node_are_installed(machine: Machine) -> None:
     with (machine.checkout / "tests/integration/tus_js/package-lock.json").open("a") as lock_file:
         lock_file.write("\n")
     assert machine.prepare("test").returncode == 0
-    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci", "npm ci"]
+    assert machine.logged() == [TORCH, TESTS, "npm ci", "npm ci"]
 
 
 def test_an_interrupted_installation_is_done_again(machine: Machine) -> None:
@@ -136,14 +214,14 @@ def test_an_interrupted_installation_is_done_again(machine: Machine) -> None:
     machine.add_python()
     shutil.rmtree(machine.checkout / ".venv")
     assert machine.prepare("serve").returncode == 0
-    assert machine.logged() == [pip_line("requirements.txt")]
+    assert machine.logged() == [TORCH, SERVICE]
 
 
 def test_a_shim_without_a_python_behind_it_is_passed_over(machine: Machine) -> None:
     machine.add_python("shim", works=False)
     done = machine.prepare("serve", PYTHON=str(machine.programs / "shim"))
     assert done.returncode == 0, done.stderr
-    assert machine.logged() == [pip_line("requirements.txt")]
+    assert machine.logged() == [TORCH, SERVICE]
 
 
 def become(machine: Machine, user: int) -> None:
@@ -159,7 +237,7 @@ def test_missing_programs_are_installed_with_sudo_and_no_others(machine: Machine
         (machine.programs / name).unlink()
     done = machine.prepare("test")
     assert done.returncode == 0, done.stderr
-    assert machine.logged() == ["sudo ffmpeg strace", pip_line("requirements-dev.txt"), "npm ci"]
+    assert machine.logged() == ["sudo ffmpeg strace", TORCH, TESTS, "npm ci"]
 
 
 def test_a_machine_whose_packages_have_no_browser_does_without(machine: Machine) -> None:
@@ -172,7 +250,7 @@ def test_a_machine_whose_packages_have_no_browser_does_without(machine: Machine)
     assert done.returncode == 0, done.stderr
     assert "going on without a browser" in done.stderr
     assert "browser" not in machine.prepare("test").stderr, "it is tried once"
-    assert machine.logged() == [pip_line("requirements-dev.txt"), "npm ci"]
+    assert machine.logged() == [TORCH, TESTS, "npm ci"]
 
 
 def without_sudo(machine: Machine) -> None:
