@@ -24,12 +24,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
-from stores import Stores
 
-from app.jobs.intake import accept_named
-from app.jobs.job import OWNER, Callback, DeliveryState, JobRequest, JobState, SourceKind, VideoSource
+from app.egress.addresses import AddressRules
+from app.egress.targets import parse_target
+from app.jobs.database import Database
+from app.jobs.heartbeats import Heartbeats
+from app.jobs.intake import Intake
+from app.jobs.job import OWNER, Callback, DeliveryState, JobRequest, JobState, VideoSource
+from app.jobs.store import JobStore
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import DataFolder, new_job_id
+from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from benchmarks.machine import describe_machine
@@ -111,8 +116,9 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self.data = DataFolder(root / "data")
         self.data.create()
-        self.store = Stores(self.data.database)
-        self.store.database.create()
+        database = Database(self.data.database)
+        database.create()
+        self.store, self.heartbeats = JobStore(database), Heartbeats(database)
         self._space = SpaceLedger(self.data.space_ledger, self.data.root, min_free_bytes=0)
         self._environment = os.environ | {
             "FRAMEBOX_DATA": str(self.data.root),
@@ -127,12 +133,9 @@ class _Folder:
         return psutil.Popen(command, env=self._environment, stdout=subprocess.DEVNULL)
 
     def fetch(self, url: str) -> str:
-        source = VideoSource(
-            None, None, None, SourceKind.URL, url, received_bytes=0, url=url, address_sha256=url
-        )
         request = JobRequest(OWNER, "r", "none", DetectionOptions())
-        spool = Spool(self.data, self._space)
-        return accept_named(source, spool=spool, folder=self.data, store=self.store, request=request).id
+        intake = Intake(self.data, self.store, Spool(self.data, self._space), Ingest(()))
+        return intake.from_url(request, url, parse_target(url, AddressRules(["127.0.0.1"]))).id
 
     def cancelled(self, url: str) -> str:
         """A job that has ended, with a callback to be delivered."""
@@ -141,7 +144,7 @@ class _Folder:
         return self.store.request_cancel(job_id, owner=OWNER).id
 
     def are_fetched(self, job_ids: list[str]) -> bool:
-        jobs = self.store.get_many(job_ids).values()
+        jobs = self.store.find(job_ids, owner=OWNER).values()
         assert all(job.state is JobState.QUEUED for job in jobs), [job.problem for job in jobs]
         return all(job.waiting is None for job in jobs)
 
@@ -176,7 +179,7 @@ def measure_fetches(mebibytes: int) -> None:
         folder = _Folder(Path(name))
         bare_seconds = _bare(url, mebibytes, Path(name))
         courier = folder.start_courier()
-        _wait(folder.store.courier_heartbeat_at)
+        _wait(folder.heartbeats.courier_at)
         for at_once in (1, 4):
             began, cpu = time.monotonic(), sum(courier.cpu_times()[:2])
             ids = [folder.fetch(f"{url}/{mebibytes}/{at_once}/{number}") for number in range(at_once)]
@@ -198,11 +201,11 @@ def measure_callbacks(count: int) -> None:
         folder = _Folder(Path(name))
         ids = [folder.cancelled(f"{url}/{number}") for number in range(count)]
         courier = folder.start_courier()
-        _wait(folder.store.courier_heartbeat_at)
+        _wait(folder.heartbeats.courier_at)
         began = time.monotonic()
 
         def delivered() -> int:
-            jobs = folder.store.get_many(ids).values()
+            jobs = folder.store.find(ids, owner=OWNER).values()
             return sum(each.state is DeliveryState.DELIVERED for job in jobs for each in job.deliveries)
 
         _wait(lambda: delivered() == count)
@@ -222,7 +225,7 @@ def measure_kills(kills: int, mebibytes: int) -> None:
             courier = folder.start_courier()
             before = folder.store.get(job_id, owner=OWNER).source.received_bytes or 0
             if killed < kills:
-                _wait(lambda began=began: folder.store.heartbeats.courier_at() > began)
+                _wait(lambda began=began: folder.heartbeats.courier_at() > began)
                 time.sleep(random.uniform(0.0, 8.0))
                 courier.kill()
                 killed += 1

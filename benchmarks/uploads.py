@@ -33,7 +33,6 @@ from pathlib import Path
 
 import psutil
 import requests
-from stores import Stores
 
 from app.jobs.job import OWNER, JobState
 from app.programs.preflight import find_nginx
@@ -44,6 +43,7 @@ from benchmarks.machine import describe_machine
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from sample_reports import SANDBOX, finished_report, ready_model
+from stores import Stores
 
 SECONDS = 600.0
 RAW = ("-H", "Content-Type: application/octet-stream", "-H", "Expect:", "-H", "Prefer: respond-async")

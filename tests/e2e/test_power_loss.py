@@ -82,7 +82,7 @@ def test_a_power_cut_leaves_an_upload_that_can_be_gone_on_with(disk: CrashDisk) 
             uploads.recover()
             offset = uploads.look(sender.upload_id, owner=OWNER).offset_bytes
             assert offset >= acknowledged
-            assert (left.upload(sender.upload_id) / "video").read_bytes() == data[:offset]
+            assert (left.uploads / sender.upload_id / "video").read_bytes() == data[:offset]
             with uploads.hold(sender.upload_id, owner=OWNER) as held:
                 assert held.sha256() == hashlib.sha256(data[:offset]).hexdigest()
 
