@@ -53,7 +53,7 @@ def check_batch(
     for output in outputs:
         if not isinstance(output, Detections):
             raise ModelFault(f"Model {name!r} returned something else than detections.")
-        fault = _find_fault(output, class_count)
+        fault = _describe_fault(output, class_count)
         if fault:
             raise ModelFault(f"Model {name!r} returned {fault}.")
         found = output if not len(output.scores) else _corrected(output, limits)
@@ -62,7 +62,7 @@ def check_batch(
     return Checked(detections, dropped)
 
 
-def _find_fault(output: Detections, class_count: int) -> str | None:
+def _describe_fault(output: Detections, class_count: int) -> str | None:
     boxes, scores, class_ids = output.boxes_xyxy, output.scores, output.class_ids
     count = len(scores) if scores.ndim else -1
     wanted = (
