@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+TEST_WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 BENCHMARK_ARGS ?=
 ADDRESS ?=
 
@@ -32,7 +33,8 @@ lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the sh
 
 .PHONY: pytest
 pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" chooses some
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		--durations 25 --junit-xml build/tests.xml $(PYTEST_ARGS)
 
 .PHONY: benchmark
 benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"
@@ -58,7 +60,7 @@ notices: ready-to-test ## Write THIRD_PARTY_NOTICES.md anew, from what is instal
 
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: ready-to-serve ready-to-test

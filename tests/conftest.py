@@ -1,8 +1,12 @@
-"""Where the tests' data is, and what must not be skipped."""
+"""Where the tests' data is, what must not be skipped, and how tests share the machine."""
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -12,12 +16,21 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test imports onnxruntime; the engine does it by itself
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine sets it: idle threads do not spin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+FOLDERS = ("e2e", "contract", "integration", "unit")  # the longest files first: workers end at the same time
 
 
 def _is_required(variable: str) -> bool:
     return os.environ.get(variable, "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this run, which all of its workers share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +74,46 @@ def people_video(test_data: Path) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that ask for a CUDA device: ``-m cuda`` chooses them."""
+    """Mark the tests that ask for a CUDA device: ``-m cuda`` chooses them. Put the files in order."""
     for item in items:
         if isinstance(item, pytest.Function) and "cuda" in item.fixturenames:
             item.add_marker("cuda")
+    exclusive = {item.path for item in items if _is_exclusive(item)}
+    items.sort(key=lambda item: (item.path in exclusive, FOLDERS.index(_folder(item))))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(CHECKOUT / "tests").parts[0]
+
+
+def _is_exclusive(item: pytest.Item) -> bool:
+    return item.get_closest_marker("exclusive") is not None
+
+
+def pytest_collection_finish() -> None:
+    """Keep garbage collections from looking through everything imported so far: up to a second each."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # waits before the test's time begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run an exclusive test while no other worker runs one; all others side by side."""
+    with _turn(fcntl.LOCK_EX if _is_exclusive(item) else fcntl.LOCK_SH):
+        return (yield)
+
+
+@contextmanager
+def _turn(kind: int) -> Iterator[None]:
+    """Hold the lock that all workers share. They queue for it, so that no test overtakes an exclusive one."""
+    with Path(__file__).open("rb") as lock, (CHECKOUT / "pyproject.toml").open("rb") as queue:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(lock, kind)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # forked processes may hold the file open
 
 
 @pytest.fixture
