@@ -33,8 +33,7 @@ lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the sh
 
 .PHONY: pytest
 pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" chooses some
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
-		--durations 25 --junit-xml build/tests.xml $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --durations 25 --junit-xml build/tests.xml $(PYTEST_ARGS)
 
 .PHONY: benchmark
 benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import os
 from collections.abc import Generator, Iterator
@@ -101,6 +102,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Run an exclusive test while no other worker runs one; all others side by side."""
     with _turn(fcntl.LOCK_EX if _is_exclusive(item) else fcntl.LOCK_SH):
         return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With ``-n``, give each worker a file at a time, in the order of the collection."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - only where xdist is at work
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "shared instance" if _has_shared_instance(CHECKOUT / file) else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _has_shared_instance(file: Path) -> bool:
+    """Whether its tests use the instance that a worker has for several files; one worker runs them all."""
+    return file.parent.name == "e2e" and "shared_instance" in file.read_text()
 
 
 @contextmanager

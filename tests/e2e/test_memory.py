@@ -13,6 +13,7 @@ ENGINE_BYTES = 150 * MIB  # it computes nothing: neither torch nor a codec is lo
 SLACK_BYTES = 24 * MIB  # what an allocator may keep more or less of, from run to run
 
 
+@pytest.mark.exclusive
 @pytest.mark.parametrize("memory_group", [LIMIT_BYTES], indirect=True)
 def test_ten_times_the_frames_take_no_more_memory(memory_group: MemoryGroup, tmp_path: Path) -> None:
     short = make_clip(tmp_path / "short.mp4", frames=10_000, size="64x48", gop=250)

@@ -22,7 +22,7 @@ from app.preflight import StartFault, find_nginx
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """One instance for the tests that leave it running; its folder's name has what trips up shells."""
-    with Instance(tmp_path_factory.mktemp("supervision") / "with space %d ; #") as running:
+    with Instance(tmp_path_factory.mktemp("supervision") / "with space %d ; #", model="none") as running:
         yield running
 
 
@@ -99,21 +99,21 @@ def test_a_taken_port_is_named_with_a_way_out(instance: Instance, tmp_path: Path
 
 
 def test_two_instances_run_side_by_side(instance: Instance, tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as other:
+    with Instance(tmp_path / "data", model="none") as other:
         assert other.is_ready()
         assert instance.is_ready()
 
 
 def test_a_stop_by_ctrl_c_or_sigterm_leaves_no_process(tmp_path: Path) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        with Instance(tmp_path / "data") as instance:
+        with Instance(tmp_path / "data", model="none") as instance:
             family = instance.processes()
             os.kill(instance.supervisor_pid, signal_number)
             assert ended(family, seconds=30), instance.tail()
 
 
 def test_a_killed_supervisor_takes_its_programs_with_it(tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as instance:
+    with Instance(tmp_path / "data", model="none") as instance:
         family = instance.processes()
         os.kill(instance.supervisor_pid, signal.SIGKILL)
         assert ended(family, seconds=30), instance.tail()
@@ -123,7 +123,7 @@ def test_a_killed_supervisor_takes_its_programs_with_it(tmp_path: Path) -> None:
 
 
 def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as instance:
+    with Instance(tmp_path / "data", model="none") as instance:
         nginx = program(instance, "nginx")
         workers = nginx.children()
         supervisor = psutil.Process(instance.supervisor_pid)
