@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
-TEST_WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
+TEST_WORKERS ?= $(shell n=$$(( 2 * $$(nproc) )); echo $$(( n < 8 ? n : 8 )))
 BENCHMARK_ARGS ?=
 ADDRESS ?=
 

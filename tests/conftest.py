@@ -80,11 +80,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "cuda" in item.fixturenames:
             item.add_marker("cuda")
     exclusive = {item.path for item in items if _is_exclusive(item)}
-    items.sort(key=lambda item: (item.path in exclusive, FOLDERS.index(_folder(item))))
+    items.sort(key=lambda item: (item.path in exclusive, _rank(item.path)))
 
 
-def _folder(item: pytest.Item) -> str:
-    return item.path.relative_to(CHECKOUT / "tests").parts[0]
+def _rank(file: Path) -> int:
+    return next((rank for rank, folder in enumerate(FOLDERS) if folder in file.parts), len(FOLDERS))
 
 
 def _is_exclusive(item: pytest.Item) -> bool:

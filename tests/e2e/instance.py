@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 import psutil
 import requests
+from ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0
@@ -23,7 +23,6 @@ STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 SLOW_POLL_SECONDS = 0.1  # of waits that take longer: asking takes a core from what is waited for
 ENDS_WITH_ITS_PARENT = ("setpriv", "--pdeathsig", "TERM")  # a worker that is interrupted runs no teardown
-_RESERVED: list[socket.socket] = []
 
 
 class Instance:
@@ -126,6 +125,9 @@ class Instance:
 
     # ---- what is going on
 
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def is_ready(self) -> bool:
         try:
             return requests.get(f"{self.url}/readyz", timeout=10).status_code == 200
@@ -145,7 +147,7 @@ class Instance:
         """Return what `condition` gives once it is true; fail with the log's end if it stays false."""
         deadline, pause = time.monotonic() + seconds, POLL_SECONDS
         while not (result := condition()):
-            if self._process is not None and self._process.poll() is not None:
+            if self._process is not None and self.has_ended():
                 raise AssertionError(f"the instance ended while waiting: {what}\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds} seconds: {what}\n{self.tail()}")
@@ -236,19 +238,6 @@ def _has_words(process: psutil.Process, words: tuple[str, ...]) -> bool:
     except psutil.Error:
         return False
     return all(any(word == part or part.endswith(f"/{word}") for part in line) for word in words)
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that only these tests use.
-
-    It stays bound until they end, so that the kernel gives it to no other socket. A server that sets
-    SO_REUSEADDR, as nginx does, can listen on it all the same.
-    """
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
-    _RESERVED.append(reserved)
-    return int(reserved.getsockname()[1])
 
 
 def make_clip(path: Path, *, frames: int, size: str = "320x240", rate: int = 25, gop: int = 50) -> Path:
