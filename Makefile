@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+TEST_WORKERS ?= $(shell n=$$(( 2 * $$(nproc) )); echo $$(( n < 8 ? n : 8 )))
 BENCHMARK_ARGS ?=
 ADDRESS ?=
 LOCK_ARGS ?=
@@ -34,7 +35,7 @@ lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the sh
 
 .PHONY: pytest
 pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" chooses some
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --durations 25 --junit-xml build/tests.xml $(PYTEST_ARGS)
 
 .PHONY: benchmark
 benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"
@@ -89,7 +90,7 @@ torch-cpu: ready-to-test ## Write requirements-torch-cpu.txt anew, from PyTorch'
 
 .PHONY: clean
 clean: ## Remove the environment and all caches; the data folder stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: ready-to-serve ready-to-test

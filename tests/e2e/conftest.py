@@ -9,6 +9,12 @@ from instance import Instance, make_clip
 from memory_group import MemoryGroup
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measured(run_folder: Path) -> None:
+    """Measure the built-in models once a run."""
+    Instance.measured = run_folder / "measured"
+
+
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """500 frames, 320 × 240, H.264 with B-frames, ten keyframes."""

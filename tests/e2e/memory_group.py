@@ -12,7 +12,7 @@ import psutil
 from instance import Instance
 
 MIB = 1024 * 1024
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.1
 
 
 class MemoryGroup:

@@ -35,7 +35,7 @@ def test_cancelled_jobs_leave_no_memory_no_child_and_no_file(
     instance = shared_instance
     engine, host = instance.engine(), instance.host()
     for parts_before in (0, 0, 1, 1):
-        job_id = instance.post_async(long_video, model="hog-people", max_side=320)
+        job_id = instance.post_async(long_video, model="hog-people", max_side=240)
         parts = instance.data / "jobs" / job_id / "parts"
         instance.wait(lambda: instance.report(job_id)["state"] == "running", 60, "a running job")  # noqa: B023
         instance.wait(lambda: len(list(parts.glob("*.part"))) >= parts_before, 60, "parts")  # noqa: B023

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from instance import CHECKOUT, Instance, free_port
+from instance import CHECKOUT, Instance
+from ports import free_port
 
 from app.client.framebox import Framebox, Refused
 

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from instance import CHECKOUT, free_port
+from instance import CHECKOUT
+from ports import free_port
 from ruamel.yaml import YAML
 
 CONTAINER = Path(__file__).with_name("container.sh")

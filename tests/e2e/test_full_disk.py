@@ -14,24 +14,16 @@ import requests
 from instance import CHECKOUT, Instance, repeat_clip
 
 OPTIONS = {"model": "hog-people", "max_side": 320}
+SMALL = {"model": "hog-people", "max_side": 240}
 WALKERS = CHECKOUT / "docs" / "walkers.mp4"  # 96 frames
 DISK_BYTES = 48 * 1024 * 1024
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
     """A file system of 48 MiB of its own. Skips where this user may not mount one."""
-    folder = tmp_path / "data"  # its log lies beside it
     folder.mkdir()
-    command = [
-        "mount",
-        "-t",
-        "tmpfs",
-        "-o",
-        f"size={DISK_BYTES}",
-        "tmpfs",
-        str(folder),
-    ]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if mounted.returncode != 0:
         reason = f"cannot mount a small file system: {mounted.stderr.strip()}"
@@ -42,6 +34,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], timeout=30, check=True)
+
+
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """An instance on a small disk that it may fill to the last byte."""
+    settings = {"segment_frames": 24, "min_free_bytes": 0, "keep_free_bytes": 0}
+    folder = tmp_path_factory.mktemp("cramped") / "data"  # its log lies beside it
+    with small_disk(folder), Instance(folder, **settings) as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
@@ -75,43 +76,48 @@ def _writes(descriptor: int, size: int) -> bool:
         return False
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cramped: Instance, video: Path) -> bytes:
+    return cramped.post(video, **SMALL).content
+
+
 @pytest.mark.parametrize("program", ["engine", "host"])
-def test_a_job_waits_for_room_and_then_gives_the_same_bytes(disk: Path, video: Path, program: str) -> None:
+def test_a_job_waits_for_room_and_then_gives_the_same_bytes(
+    cramped: Instance, video: Path, undisturbed: bytes, program: str
+) -> None:
     """Although a program dies while there is none."""
-    settings = {"segment_frames": 24, "min_free_bytes": 0, "keep_free_bytes": 0}
-    with Instance(disk, **settings) as instance:
-        undisturbed = instance.post(video, **OPTIONS).content
-        filler = Filler(disk)
-        job_id = instance.post_async(video, **OPTIONS)
-        parts = instance.data / "jobs" / job_id / "parts"
-        instance.wait(lambda: len(list(parts.glob("*.part"))) >= 2, 60, "two parts")
-        filler.fill()
-        instance.wait(lambda: instance.report(job_id)["waiting"] == "disk_space", 60, "a waiting job")
-        report = instance.report(job_id)
-        assert (report["state"], report["problem"]) == ("queued", None)
-        filler.fill()  # what the service had held back for its records
-        refused = instance.post(video, **OPTIONS)
-        assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
-        done = {path.name: path.stat().st_ino for path in parts.glob("*.part")}
-        killed = instance.engine() if program == "engine" else instance.host()
-        killed.kill()
-        instance.wait(lambda: not killed.is_running(), 30, "the end of it")
-        if program == "host":
-            instance.wait(instance.hosts, 60, "another host, on a full disk")
-        filler.remove()
-        report = instance.wait_for_end(job_id)
-        assert (report["state"], report["waiting"]) == ("succeeded", None)
-        assert instance.result(job_id) == undisturbed
-        assert done
-        left = sorted(path.name for path in (instance.data / "jobs" / job_id).iterdir())
-        assert left == ["result.pairs", "result.pts"]
-        assert requests.get(f"{instance.url}/readyz", timeout=30).status_code == 200
+    instance = cramped
+    filler = Filler(instance.data)
+    job_id = instance.post_async(video, **SMALL)
+    parts = instance.data / "jobs" / job_id / "parts"
+    instance.wait(lambda: len(list(parts.glob("*.part"))) >= 2, 60, "two parts")
+    filler.fill()
+    instance.wait(lambda: instance.report(job_id)["waiting"] == "disk_space", 60, "a waiting job")
+    report = instance.report(job_id)
+    assert (report["state"], report["problem"]) == ("queued", None)
+    filler.fill()  # what the service had held back for its records
+    refused = instance.post(video, **SMALL)
+    assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
+    done = {path.name: path.stat().st_ino for path in parts.glob("*.part")}
+    killed = instance.engine() if program == "engine" else instance.host()
+    killed.kill()
+    instance.wait(lambda: not killed.is_running(), 30, "the end of it")
+    if program == "host":
+        instance.wait(instance.hosts, 60, "another host, on a full disk")
+    filler.remove()
+    report = instance.wait_for_end(job_id)
+    assert (report["state"], report["waiting"]) == ("succeeded", None)
+    assert instance.result(job_id) == undisturbed
+    assert done
+    left = sorted(path.name for path in (instance.data / "jobs" / job_id).iterdir())
+    assert left == ["result.pairs", "result.pts"]
+    assert requests.get(f"{instance.url}/readyz", timeout=30).status_code == 200
 
 
-def test_below_the_minimum_jobs_wait_before_they_begin(disk: Path, video: Path) -> None:
+def test_below_the_minimum_jobs_wait_before_they_begin(tmp_path: Path, video: Path) -> None:
     limit = 16 * 1024 * 1024
-    settings = {"segment_frames": 100, "min_free_bytes": limit, "keep_free_bytes": 0}
-    with Instance(disk, **settings) as instance:
+    settings = {"model": "none", "segment_frames": 100, "min_free_bytes": limit, "keep_free_bytes": 0}
+    with small_disk(tmp_path / "data") as disk, Instance(disk, **settings) as instance:
         engine = instance.engine()
         engine.suspend()
         job_id = instance.post_async(video, model="none")

@@ -11,7 +11,7 @@ import pytest
 import requests
 from instance import CHECKOUT, Instance, repeat_clip
 
-OPTIONS = {"model": "hog-people", "max_side": 400}
+OPTIONS = {"model": "hog-people", "max_side": 240}  # small pictures, soon done
 
 
 @pytest.fixture(scope="module")

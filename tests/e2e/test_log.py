@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from instance import CHECKOUT, free_port
+from instance import CHECKOUT
+from ports import free_port
 
 from app.programs.health import Address
 

@@ -10,7 +10,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import requests
-from instance import Instance, make_clip
+from instance import Instance, make_clip, repeat_clip
 
 
 def test_every_frame_of_a_real_video_has_its_pair(shared_instance: Instance, people_video: Path) -> None:
@@ -173,7 +173,8 @@ def test_one_and_two_decoders_give_the_same_bytes_and_other_segments_the_same_bo
 def test_a_short_clip_is_answered_long_before_a_long_one(
     shared_instance: Instance, tmp_path: Path, clip: Path
 ) -> None:
-    long_clip = make_clip(tmp_path / "long.mp4", frames=3000, size="640x360")
+    short_clip = make_clip(tmp_path / "short.mp4", frames=300, size="640x360")
+    long_clip = repeat_clip(short_clip, tmp_path / "long.mp4", times=10)
     long_job = shared_instance.post_async(long_clip)
     shared_instance.wait(lambda: shared_instance.report(long_job)["state"] == "running", 30, "a start")
     assert shared_instance.post(clip, end=2).status_code == 200

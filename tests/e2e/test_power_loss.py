@@ -22,7 +22,7 @@ from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
 from app.storage.uploads import About, UploadLimits, Uploads
 
-OPTIONS = {"model": "hog-people", "max_side": 320}
+OPTIONS = {"model": "hog-people", "max_side": 240}
 SYNC_FILE_RANGE_WRITE = 2  # sync_file_range(2): begin, and do not wait
 SETTINGS = {"segment_frames": 16, "min_free_bytes": 0, "keep_free_bytes": 0, "http_workers": 1}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from instance import CHECKOUT, Instance, repeat_clip
 from stores import Stores
 
@@ -21,6 +22,7 @@ AFTERWARDS_SECONDS = 5.0  # hosts are killed, jobs put back, nginx and gunicorn 
 FRAMES = 96 * 8
 
 
+@pytest.mark.exclusive
 def test_progress_shows_in_the_first_segment_and_a_stop_gives_it_up_in_time(tmp_path: Path) -> None:
     video = repeat_clip(CHECKOUT / "docs" / "walkers.mp4", tmp_path / "long.mp4", times=8)
     settings = {"segment_frames": 10_000, "stop_seconds": STOP_SECONDS}

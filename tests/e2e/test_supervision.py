@@ -14,16 +14,26 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from instance import CHECKOUT, Instance, free_port
+from instance import CHECKOUT, Instance
+from ports import free_port
 
 from app.programs.preflight import StartFault, find_nginx
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """One instance for the tests that leave it running; its folder's name has what trips up shells."""
-    with Instance(tmp_path_factory.mktemp("supervision") / "with space %d ; #") as running:
+def module_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One instance for most tests; its folder's name has what trips up shells."""
+    with Instance(tmp_path_factory.mktemp("supervision") / "with space %d ; #", model="none") as running:
         yield running
+
+
+@pytest.fixture
+def instance(module_instance: Instance) -> Instance:
+    """The instance, started again if the test before has ended it."""
+    if module_instance.has_ended():
+        module_instance.stop()
+        module_instance.start()
+    return module_instance
 
 
 def serve(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -99,44 +109,41 @@ def test_a_taken_port_is_named_with_a_way_out(instance: Instance, tmp_path: Path
 
 
 def test_two_instances_run_side_by_side(instance: Instance, tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as other:
+    with Instance(tmp_path / "data", model="none") as other:
         assert other.is_ready()
         assert instance.is_ready()
 
 
-def test_a_stop_by_ctrl_c_or_sigterm_leaves_no_process(tmp_path: Path) -> None:
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        with Instance(tmp_path / "data") as instance:
-            family = instance.processes()
-            os.kill(instance.supervisor_pid, signal_number)
-            assert ended(family, seconds=30), instance.tail()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_stop_by_ctrl_c_or_sigterm_leaves_no_process(instance: Instance, number: signal.Signals) -> None:
+    family = instance.processes()
+    os.kill(instance.supervisor_pid, number)
+    assert ended(family, seconds=30), instance.tail()
 
 
-def test_a_killed_supervisor_takes_its_programs_with_it(tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as instance:
-        family = instance.processes()
-        os.kill(instance.supervisor_pid, signal.SIGKILL)
-        assert ended(family, seconds=30), instance.tail()
-        instance.stop()
-        instance.start()
-        assert instance.is_ready()
+def test_a_killed_supervisor_takes_its_programs_with_it(instance: Instance) -> None:
+    family = instance.processes()
+    os.kill(instance.supervisor_pid, signal.SIGKILL)
+    assert ended(family, seconds=30), instance.tail()
+    instance.stop()
+    instance.start()
+    assert instance.is_ready()
 
 
-def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(tmp_path: Path) -> None:
-    with Instance(tmp_path / "data") as instance:
-        nginx = program(instance, "nginx")
-        workers = nginx.children()
-        supervisor = psutil.Process(instance.supervisor_pid)
-        supervisor.suspend()  # it cannot start another
-        nginx.kill()
-        supervisor.kill()
-        assert ended([supervisor, nginx], seconds=10)
-        assert workers
-        assert all(worker.is_running() for worker in workers), "nothing is left to be cleared up"
-        instance.stop()
-        instance.start(wait_until_ready=False)
-        assert ended(workers, seconds=30), instance.tail()
-        instance.wait(instance.is_ready, 90, "the new start is ready")
+def test_nginx_workers_without_any_parent_give_the_port_to_the_next_start(instance: Instance) -> None:
+    nginx = program(instance, "nginx")
+    workers = nginx.children()
+    supervisor = psutil.Process(instance.supervisor_pid)
+    supervisor.suspend()  # it cannot start another
+    nginx.kill()
+    supervisor.kill()
+    assert ended([supervisor, nginx], seconds=10)
+    assert workers
+    assert all(worker.is_running() for worker in workers), "nothing is left to be cleared up"
+    instance.stop()
+    instance.start(wait_until_ready=False)
+    assert ended(workers, seconds=30), instance.tail()
+    instance.wait(instance.is_ready, 90, "the new start is ready")
 
 
 def test_the_log_arrives_where_standard_output_is_a_socket(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import requests
 from instance import CHECKOUT, Instance, repeat_clip
 
-OPTIONS = {"model": "hog-people", "max_side": 320}
+OPTIONS = {"model": "hog-people", "max_side": 240}
 SEGMENT_FRAMES = 16
 
 

@@ -254,17 +254,16 @@ def test_a_client_that_stops_sending_is_cut_off_and_leaves_nothing(tmp_path: Pat
         wait_until(lambda: not [*instance.folder.incoming.iterdir()])
 
 
-def test_without_the_application_nginx_tells_so(tmp_path: Path):
-    with running_instance(tmp_path) as instance:
-        instance.stop("gunicorn")
-        for answer in (
-            exchange(instance.port, post_head("", "video/mp4", "Content-Length: 3") + b"\r\nabc"),
-            exchange(instance.port, b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\n\r\n"),
-        ):
-            assert (answer.status, answer.problem["code"]) == (502, "bad_gateway")
-            assert int(answer.headers["retry-after"]) > 0
-        instance.start_gunicorn()
-        instance.wait_until_ready()
+def test_without_the_application_nginx_tells_so(instance: WebInstance):
+    instance.stop("gunicorn")
+    for answer in (
+        exchange(instance.port, post_head("", "video/mp4", "Content-Length: 3") + b"\r\nabc"),
+        exchange(instance.port, b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ):
+        assert (answer.status, answer.problem["code"]) == (502, "bad_gateway")
+        assert int(answer.headers["retry-after"]) > 0
+    instance.start_gunicorn()
+    instance.wait_until_ready()
 
 
 def _connected(port: int, data: bytes) -> socket.socket:

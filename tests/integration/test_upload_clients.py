@@ -189,9 +189,10 @@ def upload_with_kills(
     seed: int,
 ) -> dict[str, Any]:
     """Kill something at random places of the upload, three times; return what the client says at its end."""
-    random_, client = random.Random(seed), begin()
+    random_, before = random.Random(seed), received_bytes(instance)
+    client = begin()
     for place in sorted(random_.randrange(size * 9 // 10) for _ in range(3)):
-        wait_until(lambda: received_bytes(instance) >= place or client.poll() is not None)  # noqa: B023
+        wait_until(lambda: received_bytes(instance) - before >= place or client.poll() is not None)  # noqa: B023
         kill(client)
         if client.poll() is not None or client.returncode == -signal.SIGKILL:
             client.communicate(timeout=SECONDS)
@@ -220,23 +221,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("victim", [kill_client, kill_workers], ids=["client", "workers"])
 @pytest.mark.parametrize("client", [*START])
 def test_an_upload_goes_on_after_kills_at_random_offsets(
-    tmp_path: Path, client: str, victim: Callable[[WebInstance, subprocess.Popen[bytes]], None]
+    instance: WebInstance,
+    tmp_path: Path,
+    client: str,
+    victim: Callable[[WebInstance, subprocess.Popen[bytes]], None],
 ):
     data = os.urandom(9_000_003)
     video = tmp_path / "video.mp4"
     video.write_bytes(data)
-    with running_instance(tmp_path) as instance:
-        sent = upload_with_kills(
-            instance,
-            lambda: START[client](instance, video, **OPTIONS[client]),
-            len(data),
-            lambda process: victim(instance, process),
-            seed=len(client),
-        )
-        folder = instance.folder.uploads / (sent["url"].rpartition("/")[2])
-        assert (folder / "video").read_bytes() == data
-        open_uploads = {path.parent for path in instance.folder.uploads.glob("*/video")}
-        assert folder in open_uploads
-        # It was one upload all along. But tus-js-client begins a part anew if it asks for the offset while no
-        # worker is there, or if a worker was killed before it could tell the URL.
-        assert open_uploads == {folder} or (client != "tuspy" and victim is kill_workers)
+    before = {path.parent for path in instance.folder.uploads.glob("*/video")}
+    sent = upload_with_kills(
+        instance,
+        lambda: START[client](instance, video, **OPTIONS[client]),
+        len(data),
+        lambda process: victim(instance, process),
+        seed=len(client),
+    )
+    folder = instance.folder.uploads / sent["url"].rpartition("/")[2]
+    assert (folder / "video").read_bytes() == data
+    open_uploads = {path.parent for path in instance.folder.uploads.glob("*/video")} - before
+    assert folder in open_uploads
+    # It was one upload all along. But tus-js-client begins a part anew if it asks for the offset while no
+    # worker is there, or if a worker was killed before it could tell the URL.
+    assert open_uploads == {folder} or (client != "tuspy" and victim is kill_workers)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
+from ports import free_port
 from waiting import SECONDS, wait_until
 
 from app.programs.nginx import render_nginx_conf
@@ -38,7 +39,7 @@ class WebInstance:
     data: Path
     settings: dict[str, str]
     logs: Path
-    port: int = 0
+    port: int = field(default_factory=free_port)
     change_nginx_conf: Callable[[str], str] = str  # for times that no test can wait for
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ class WebInstance:
         own = {f"FRAMEBOX_{name}": value for name, value in self.settings.items()}
         base = {
             "FRAMEBOX_DATA": str(self.data),
-            "FRAMEBOX_PORT": str(self.port or 1),
+            "FRAMEBOX_PORT": str(self.port),
             "FRAMEBOX_HOST": "127.0.0.1",
             "FRAMEBOX_ATTACH": "false",  # tests post the same orders again and again
         }
@@ -91,12 +92,11 @@ class WebInstance:
         self.start("gunicorn", [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"])
 
     def start_nginx(self) -> None:
-        """nginx inherits the listening socket (its variable NGINX), so no other can take the port."""
+        """nginx inherits the listening socket (its variable NGINX): it is there before nginx runs."""
         self.folder.nginx_socket.unlink(missing_ok=True)  # of one that was killed
         listener = socket.create_server(("127.0.0.1", self.port))
         with listener:
             listener.setblocking(False)  # nginx takes it as it is, and must not wait in accept
-            self.port = listener.getsockname()[1]
             settings = Settings(data=self.data, port=self.port, host="127.0.0.1", **_lower(self.settings))
             configuration = self.folder.run / "nginx.conf"
             configuration.write_text(self.change_nginx_conf(render_nginx_conf(settings)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,11 @@ def people_weights() -> np.ndarray:
 
 def frames_of(video: Path, *frame_ids: int) -> np.ndarray:
     """Return (n, height, width, 3) uint8 RGB."""
+    return _decoded(video, *frame_ids).copy()
+
+
+@functools.cache
+def _decoded(video: Path, *frame_ids: int) -> np.ndarray:
     capture = cv2.VideoCapture(str(video))
     frames = []
     for frame_id in range(max(frame_ids) + 1):
