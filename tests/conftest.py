@@ -20,6 +20,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any test imports onnxruntime
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine sets it: idle threads do not spin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+IS_NESTED = "PYTEST_CURRENT_TEST" in os.environ  # a test runs this pytest, and has its turn already
 FOLDERS = ("e2e", "contract", "integration", "unit")  # the longest files first: workers end at the same time
 
 
@@ -100,6 +101,8 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # waits before the test's time begins
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run an exclusive test while no other worker runs one; all others side by side."""
+    if IS_NESTED:
+        return (yield)
     with _turn(fcntl.LOCK_EX if _is_exclusive(item) else fcntl.LOCK_SH):
         return (yield)
 

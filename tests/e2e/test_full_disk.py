@@ -137,6 +137,11 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         yield instance
 
 
+@pytest.fixture(scope="module")
+def walkers_answer(roomy: Instance) -> bytes:
+    return roomy.post(WALKERS, **OPTIONS).content
+
+
 def begin(instance: Instance) -> str:
     job_id = instance.post_async(WALKERS, **OPTIONS)
     instance.wait(lambda: instance.report(job_id)["state"] == "running", 60, "a running job")
@@ -151,33 +156,32 @@ def assert_equal_and_each_segment_once(instance: Instance, job_id: str, undistur
     assert finished == instance.report(job_id)["progress"]["segments_total"]
 
 
-def test_a_part_waits_for_room(roomy: Instance) -> None:
-    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+def test_a_part_waits_for_room(roomy: Instance, walkers_answer: bytes) -> None:
     job_id = begin(roomy)
     with no_room(roomy.host().pid, "fsync,fdatasync"):  # what makes a part durable
         roomy.wait(lambda: roomy.report(job_id)["waiting"] == "disk_space", 120, "a waiting job")
         assert roomy.is_ready()
     assert roomy.wait_for_end(job_id)["state"] == "succeeded"
-    assert roomy.result(job_id) == undisturbed
+    assert roomy.result(job_id) == walkers_answer
 
 
-def test_a_document_waits_for_room_and_no_segment_is_done_again(roomy: Instance) -> None:
-    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+def test_a_document_waits_for_room_and_no_segment_is_done_again(
+    roomy: Instance, walkers_answer: bytes
+) -> None:
     job_id = begin(roomy)
     with no_room(roomy.engine().pid, "copy_file_range"):  # what joins the parts
         roomy.wait(lambda: roomy.report(job_id)["waiting"] == "disk_space", 120, "a waiting job")
         assert [path.name for path in (roomy.data / "jobs" / job_id).glob("*result*")] == []
-    assert_equal_and_each_segment_once(roomy, job_id, undisturbed)
+    assert_equal_and_each_segment_once(roomy, job_id, walkers_answer)
 
 
-def test_a_job_waits_for_room_in_the_database(roomy: Instance) -> None:
-    undisturbed = roomy.post(WALKERS, **OPTIONS).content
+def test_a_job_waits_for_room_in_the_database(roomy: Instance, walkers_answer: bytes) -> None:
     job_id = begin(roomy)
     with no_room(roomy.engine().pid, "pwrite64", roomy.data / "framebox.sqlite3-wal"):
         told = "no room on disk for the jobs' records"
         roomy.wait(lambda: told in roomy.log.read_text(), 120, "an engine that waits")
         assert roomy.report(job_id)["state"] == "running"
-    assert_equal_and_each_segment_once(roomy, job_id, undisturbed)
+    assert_equal_and_each_segment_once(roomy, job_id, walkers_answer)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from origin import Origin, Video, running_origin
 from standardwebhooks import Webhook
 
 OPTIONS = {"end": "4", "stride": "10"}
+LONG = {"stride": "5", "max_side": "240"}  # 279 frames in 28 segments
 SIGNING = f"whsec_{base64.b64encode(os.urandom(32)).decode()}"
 SECONDS = 120.0
 
@@ -113,7 +114,7 @@ def test_a_url_gives_the_answer_that_sending_gives_and_its_end_is_told(
 
 
 def test_a_file_that_is_written_to_while_its_job_runs_fails_it(instance: Instance, copied: Path) -> None:
-    job_id = post_async(instance, copied, stride="5")
+    job_id = post_async(instance, copied, **LONG)
     instance.wait(lambda: instance.report(job_id)["progress"]["segments_done"] > 0, SECONDS, "a segment")
     with copied.open("r+b") as file:
         file.seek(1_000_000)
@@ -144,7 +145,7 @@ def test_a_killed_engine_goes_on_with_the_same_file_and_not_with_another(
     assert [instance.wait_for_end(job_id)["state"] for job_id in jobs] == ["succeeded"] * 2
     assert [instance.result(job_id) for job_id in jobs] == [sent] * 2
     # Another file of the same name, size and time, put there while no engine runs.
-    job_id = post_async(instance, copied, stride="5", attach="false")
+    job_id = post_async(instance, copied, **LONG, attach="false")
     instance.wait(lambda: instance.report(job_id)["video"] is not None, SECONDS, "its being open")
     engine = instance.engine()
     engine.suspend()
