@@ -25,10 +25,10 @@ from app.storage.uploads import UploadLimits, Uploads
 from app.version import VERSION
 from app.wakeups import Wakeups
 from app.web.application import create_web_app
-from app.web.forms import FormMaker, remove_forms_cut_short
-from app.web.pace import PaceKeeper, PaceRule
+from app.web.renderings import Renderer, remove_unfinished_renderings
 from app.web.service import Service, WebLimits
-from app.web.waiting import WaitingPlaces
+from app.web.upload_pace import PaceKeeper, PaceRule
+from app.web.waiting import WaitingSlots
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     spool = Spool(folder, space)
     remove_leftovers(folder, spool, JobQueue(database))
-    remove_forms_cut_short(folder)
+    remove_unfinished_renderings(folder)
     bodies.remove_leftovers()
     uploads = Uploads(
         folder.uploads, space, UploadLimits(settings.keep_upload_hours * 3600.0, settings.max_open_uploads)
@@ -71,11 +71,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         follower=BodyFollower(bodies, space.body_folders, folder.lock("follower")),
         space=space,
         uploads=uploads,
-        forms=FormMaker(folder, store, space),
+        renderer=Renderer(folder, store, space),
         metrics=Metrics(),
         pace=PaceKeeper(PaceRule(settings.min_upload_bytes_per_second, settings.upload_pace_seconds)),
-        places=WaitingPlaces(settings.http_threads // 4),
-        form_places=WaitingPlaces(max(1, settings.http_threads // 16)),
+        waiting_slots=WaitingSlots(settings.http_threads // 4),
+        rendering_slots=WaitingSlots(max(1, settings.http_threads // 16)),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,

@@ -1,1 +1,4 @@
-"""HTTP in, HTTP out. Imports neither torch nor av: a worker stays small and answers while models run."""
+"""HTTP in, HTTP out. Imports neither torch nor av, so that workers stay small and answer while models run.
+
+`routes.py` describes the routes; a method with the route's name in a `*_views.py` module serves it.
+"""

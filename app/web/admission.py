@@ -1,4 +1,4 @@
-"""Whether an upload may begin: everything that can be known before its body is read."""
+"""Whether an upload may begin: all checks that are possible before its body is read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
 from app.jobs.job import Callback, Job, JobRequest, Priority, VideoSource
 from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
-from app.web.head import Query, RequestHead
+from app.web.head import Query, RequestHead, parse_prefer
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
-from app.web.preferences import parse_prefer
 from app.web.service import Service, WebLimits
 from app.web.sources import JSON_BODY_BYTES
 
-PROMISE_SECONDS = 60.0  # from admission until the upload's own reservation
+RESERVATION_SECONDS = 60.0  # from admission until the upload's own reservation
 _KEY = re.compile(r'"(?P<quoted>[ !#-\[\]-~]{1,255})"|(?P<bare>[!#-+\--\[\]-~]{1,255})')
 _ACCEPTED_TYPES = ("video/*", "application/octet-stream", "multipart/form-data", "application/json")
 
@@ -32,36 +31,41 @@ class BodyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Leave to send a body, or the job that makes it needless."""
+    """Permission to send a body, or the job that makes it unnecessary."""
 
     options: RequestOptions
     request: JobRequest
     body_kind: BodyKind
     boundary: bytes  # of a multipart body; else empty
-    digests: tuple[ExpectedDigest, ...]  # what the client says that the body's are
+    digests: tuple[ExpectedDigest, ...]  # as the client states them
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
 def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
-    """Check an upload by its head alone and promise it disk space under `key`, the request's id.
+    """Check an upload by its head and reserve disk space for it under `key`, the request's id.
 
-    `body_folder` names the folder in which nginx writes the body by itself, if it does. Raises the
-    FrameboxError that the caller is to be told: InvalidOption, UnsupportedMediaType, EmptyBody,
-    BodyTooLarge, IdempotencyConflict, TooManyJobs, EngineUnavailable or InsufficientStorage.
+    `body_folder` names the folder to which nginx writes the body, if it does. Raises InvalidOption,
+    UnsupportedMediaType, EmptyBody, MalformedBody, BodyTooLarge, IdempotencyConflict, TooManyJobs,
+    EngineUnavailable or InsufficientStorage.
     """
     admission = examine(head, service, key=key)
     if admission.earlier is None:
         check_queue(service)
-    if admission.earlier is None or admission.body_kind is BodyKind.NAMED:
-        _check_length(head, _limit_bytes(admission.body_kind, service.limits))
+    is_named = admission.body_kind is BodyKind.NAMED
+    if admission.earlier is None or is_named:
+        limit_bytes = JSON_BODY_BYTES if is_named else service.limits.max_upload_bytes
         size_bytes = head.content_length or 0
-        service.space.reserve(key, size_bytes, seconds=PROMISE_SECONDS, body_folder=body_folder)
-        return replace(admission, earlier=None)  # what a short body names is compared too
+        if size_bytes > limit_bytes:
+            raise body_too_large(limit_bytes)
+        if not head.is_chunked and not size_bytes:
+            raise EmptyBody("The request has no body; send the video.")
+        service.space.reserve(key, size_bytes, seconds=RESERVATION_SECONDS, body_folder=body_folder)
+        return replace(admission, earlier=None)  # a body that names its video is short: it is compared too
     return admission
 
 
 def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
-    """Return what `admit` returns, for an upload that has arrived: promise no space, refuse no queue."""
+    """Check an upload that has already arrived: `admit` without reserving space or checking the queue."""
     options = parse_options(head.query)
     request = _job_request(
         options,
@@ -70,9 +74,9 @@ def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
         idempotency_key=_parse_key(head.headers.get("Idempotency-Key")),
         waits=parse_prefer(head.headers.get("Prefer")).wait_seconds != 0,
     )
-    body_kind, boundary = _body_kind(head.headers.get("Content-Type"))
+    body_kind, boundary = _parse_content_type(head.headers.get("Content-Type"))
     digests = expected_digests(head.headers)
-    is_raw = body_kind is BodyKind.RAW  # a form's length and digests are not its video's
+    is_raw = body_kind is BodyKind.RAW  # a multipart body's length and digests are not its video's
     claimed = VideoSource(
         head.content_length if is_raw else None, stated_sha256(digests) if is_raw else None, None
     )
@@ -81,10 +85,7 @@ def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
 
 
 def queued_request(query: Query, service: Service, *, request_id: str) -> JobRequest:
-    """The request for a job that nobody waits for, of a query string's pairs.
-
-    Raises InvalidOption, EngineUnavailable.
-    """
+    """Return the request for a job that no client waits for. Raises InvalidOption, EngineUnavailable."""
     return _job_request(
         parse_options(query), service, request_id=request_id, idempotency_key=None, waits=False
     )
@@ -93,7 +94,7 @@ def queued_request(query: Query, service: Service, *, request_id: str) -> JobReq
 def _job_request(
     options: RequestOptions, service: Service, *, request_id: str, idempotency_key: str | None, waits: bool
 ) -> JobRequest:
-    """Who waits for the answer is served first, unless the request says otherwise."""
+    """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ."""
     models = service.heartbeats.engine().models
     model = check_model(options.detection, models, service.limits.default_model)
     usual = Priority.INTERACTIVE if waits else Priority.BATCH
@@ -125,7 +126,7 @@ def _parse_callback(url: str | None, limits: WebLimits) -> Callback | None:
 
 
 def _parse_key(header: str | None) -> str | None:
-    """The key of an Idempotency-Key header: a string of RFC 8941, or, as many send it, without its quotes."""
+    """Return the key of an Idempotency-Key header: an RFC 8941 string, or one without its quotes."""
     if header is None:
         return None
     match = _KEY.fullmatch(header.strip())
@@ -136,8 +137,8 @@ def _parse_key(header: str | None) -> str | None:
     return match["quoted"] or match["bare"]
 
 
-def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:
-    """A body without a type is taken for the video itself: `curl -T` sends none."""
+def _parse_content_type(content_type: str | None) -> tuple[BodyKind, bytes]:
+    """Return a body's kind and multipart boundary. Without a type, as from `curl -T`, it is raw."""
     if content_type is None:
         return BodyKind.RAW, b""
     media_type, parameters = parse_options_header(content_type)
@@ -159,23 +160,12 @@ def _body_kind(content_type: str | None) -> tuple[BodyKind, bytes]:
     return BodyKind.MULTIPART, boundary.encode()
 
 
-def _limit_bytes(body_kind: BodyKind, limits: WebLimits) -> int:
-    return JSON_BODY_BYTES if body_kind is BodyKind.NAMED else limits.max_upload_bytes
-
-
-def _check_length(head: RequestHead, limit_bytes: int) -> None:
-    if head.content_length is not None and head.content_length > limit_bytes:
-        raise body_too_large(limit_bytes)
-    if not head.is_chunked and not head.content_length:
-        raise EmptyBody("The request has no body; send the video.")
-
-
 def body_too_large(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is longer than {limit_bytes} bytes.", {"limit_bytes": limit_bytes})
 
 
 def check_queue(service: Service) -> None:
-    """Raise TooManyJobs if there may be no more."""
+    """Raise TooManyJobs if the owner may have no more active jobs."""
     limit = service.limits.max_active_jobs
     if service.store.active_count(owner=g.owner) >= limit:
         raise TooManyJobs(f"{limit} jobs are queued or running.", {"limit": limit, "retry_after_seconds": 30})

@@ -1,4 +1,4 @@
-"""Leave for pages of other origins to upload (CORS), as the Fetch standard words it."""
+"""Cross-origin headers (CORS, Fetch standard) for pages of other origins that upload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REMEMBER_SECONDS = 86400
 
 
 def cors_headers(origin: str | None, allowed: Sequence[str], *, is_preflight: bool) -> dict[str, str]:
-    """The headers of an answer to a page of `origin`; none if it may not read the answer."""
+    """Return the headers of an answer to a page of `origin`; no permission if it may not read the answer."""
     if not allowed or origin is None or (origin not in allowed and "*" not in allowed):
         return {"Vary": "Origin"} if allowed else {}
     headers = {

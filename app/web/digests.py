@@ -1,7 +1,7 @@
-"""``Repr-Digest`` and ``Content-Digest`` (RFC 9530) of a body: read before it comes, checked after.
+"""``Repr-Digest`` and ``Content-Digest`` (RFC 9530) of a body: read before the body, checked after it.
 
-A body is sent as it is, without a content coding, so the two mean the same bytes: a raw body's are the
-video's, a form's are those of the whole form.
+Bodies have no content coding, so the two mean the same bytes: a raw body's are the video's, a multipart
+form's are those of the whole form.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from app.errors import DigestMismatch
 from app.web.options import Fault, invalid_options
 
 HEADERS = ("Repr-Digest", "Content-Digest")
-ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}  # as hashlib calls them; others are passed over
+ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}  # hashlib's names; other algorithms are ignored
 _MEMBER = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):(?: *;[^,]*)?")  # RFC 8941, 3.2
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedDigest:
-    """What a client says that its body's digest is."""
+    """A digest that the client states for its body."""
 
     header: str
     algorithm: str  # a key of ALGORITHMS
@@ -33,17 +33,30 @@ class ExpectedDigest:
 
 
 def expected_digests(headers: Headers) -> tuple[ExpectedDigest, ...]:
-    """The digests in `headers` whose algorithms are known here. InvalidOption for what is no digest."""
-    return tuple(
-        ExpectedDigest(header, algorithm, _decode(header, algorithm, text))
-        for header in HEADERS
-        for algorithm, text in _members(header, headers.get(header))
-        if algorithm in ALGORITHMS
-    )
+    """Return the digests in `headers` whose algorithms are supported. Raises InvalidOption."""
+    expected = []
+    for header in HEADERS:
+        allowed = "sha-256=:BASE64: or sha-512=:BASE64:"
+        fault = invalid_options([Fault(header, "is not a valid digest", allowed)])
+        for member in headers[header].split(",") if header in headers else ():
+            match = _MEMBER.fullmatch(member.strip(" \t"))
+            if match is None:
+                raise fault
+            algorithm = match[1]
+            if algorithm not in ALGORITHMS:
+                continue
+            try:
+                digest = base64.b64decode(match[2], validate=True)
+            except binascii.Error as error:
+                raise fault from error
+            if len(digest) != hashlib.new(ALGORITHMS[algorithm]).digest_size:
+                raise fault
+            expected.append(ExpectedDigest(header, algorithm, digest))
+    return tuple(expected)
 
 
 def stated_sha256(expected: Sequence[ExpectedDigest]) -> str | None:
-    """The body's SHA-256 as its client states it, in hex; None if it states none."""
+    """Return the body's SHA-256 as the client states it, in hex, if it does."""
     return next((one.digest.hex() for one in expected if one.algorithm == "sha-256"), None)
 
 
@@ -64,7 +77,7 @@ def check_digests(expected: Sequence[ExpectedDigest], received: Mapping[str, byt
 
 
 def checked_pieces(pieces: Iterator[bytes], expected: Sequence[ExpectedDigest]) -> Iterator[bytes]:
-    """Yield `pieces`; raise DigestMismatch at their end unless they have the `expected` digests."""
+    """Yield `pieces`; at their end, raise DigestMismatch unless they have the `expected` digests."""
     if not expected:
         yield from pieces
         return
@@ -77,27 +90,5 @@ def checked_pieces(pieces: Iterator[bytes], expected: Sequence[ExpectedDigest]) 
 
 
 def algorithm_names(expected: Sequence[ExpectedDigest]) -> tuple[str, ...]:
-    """hashlib's names of what `expected` takes to be checked."""
+    """Return hashlib's names of the algorithms in `expected`."""
     return tuple(dict.fromkeys(ALGORITHMS[one.algorithm] for one in expected))
-
-
-def _members(header: str, text: str | None) -> Iterator[tuple[str, str]]:
-    for member in [] if text is None else text.split(","):
-        match = _MEMBER.fullmatch(member.strip(" \t"))
-        if match is None:
-            raise _no_digest(header)
-        yield match[1], match[2]
-
-
-def _decode(header: str, algorithm: str, text: str) -> bytes:
-    try:
-        digest = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise _no_digest(header) from error
-    if len(digest) != hashlib.new(ALGORITHMS[algorithm]).digest_size:
-        raise _no_digest(header)
-    return digest
-
-
-def _no_digest(header: str) -> Exception:
-    return invalid_options([Fault(header, "is not a valid digest", "sha-256=:BASE64: or sha-512=:BASE64:")])

@@ -1,4 +1,4 @@
-"""The query string of a detection, and what is wrong with it: every fault at once."""
+"""The query string of a detection; an error names all of its faults at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.errors import EngineUnavailable, InvalidOption
 from app.jobs.job import Priority
 from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, Rendering
 
-FAULTS_TOLD = 20  # an answer names so many at most
+MAX_LISTED_FAULTS = 20  # an answer names at most this many
 RENDERING_OPTIONS: Mapping[str, Sequence[str]] = {"format": [*DocumentFormat], "times": ["true", "false"]}
 REQUEST_OPTIONS: Mapping[str, Sequence[str]] = {
     **RENDERING_OPTIONS,
@@ -26,18 +26,18 @@ _VALUE_SHOWN = 80  # characters of a caller's own text that an answer repeats
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """`detection` decides the result; the others, how the request is treated."""
+    """`detection` determines the result; the others, how the request is handled."""
 
     detection: DetectionOptions
     rendering: Rendering
-    priority: Priority | None  # None: not said
-    attach: bool | None  # None: not said
-    callback: str | None = None  # an address, not yet looked at
+    priority: Priority | None  # None: not given
+    attach: bool | None  # None: not given
+    callback: str | None = None  # an address, not yet checked
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a query string. `allowed` is a text or a list of values."""
+    """One fault of a query string. `allowed` is a text or a list of values."""
 
     parameter: str
     message: str
@@ -48,7 +48,7 @@ class Fault:
 
 
 def option_names() -> list[str]:
-    """Every option that a detection takes."""
+    """Return the names of all options of a detection."""
     return [*DetectionOptions.model_fields, *REQUEST_OPTIONS, CALLBACK]
 
 
@@ -79,7 +79,7 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
 
 
 def parse_rendering(document_format: str | None, times: str | None, faults: list[Fault]) -> Rendering:
-    """Return how the document is to be written; None: not said. What is wrong is added to `faults`."""
+    """Return the requested rendering; arguments are None if not given. Adds to `faults`."""
     chosen_format = _parse_choice("format", document_format, faults)
     chosen = DocumentFormat(chosen_format or DocumentFormat.PAIRS)
     has_times = _parse_choice("times", times, faults) == "true"
@@ -91,59 +91,49 @@ def parse_rendering(document_format: str | None, times: str | None, faults: list
 
 
 def invalid_options(faults: Sequence[Fault]) -> InvalidOption:
-    """One error that tells of all `faults`, of which there is at least one."""
-    told = [fault.to_json() for fault in faults[:FAULTS_TOLD]]
-    detail = "; ".join(f"{fault['parameter']}: {fault['message']}" for fault in told)
-    return InvalidOption(f"{detail}.", {**told[0], "errors": told})
+    """Return one error that lists all `faults`, of which there is at least one."""
+    listed = [fault.to_json() for fault in faults[:MAX_LISTED_FAULTS]]
+    detail = "; ".join(f"{fault['parameter']}: {fault['message']}" for fault in listed)
+    return InvalidOption(f"{detail}.", {**listed[0], "errors": listed})
 
 
 def check_model(options: DetectionOptions, models: Sequence[ModelStatus], default: str) -> str:
-    """Return the name of the model that is to run. `models` is what the engine has, empty if not known.
+    """Return the name of the model to run. `models` are the engine's, empty if they are not known yet.
 
-    The labels of a model that is still being loaded are not checked: the engine does so when the job begins.
-    Raises InvalidOption for a model that is refused, and for a model or label that there is not,
-    EngineUnavailable if nobody knows yet.
+    The labels of a model that is still being loaded are checked by the engine when the job begins.
+    Raises InvalidOption for a refused or unknown model and for unknown labels, EngineUnavailable if the
+    models are not known yet.
     """
     name = options.model or default
     model = next((model for model in models if model.name == name), None)
-    if model is not None:
-        _check_not_refused(model, models)
-        _check_labels(options, model)
-    elif models:
+    if model is None and models:
         raise invalid_options([Fault("model", f"there is no model {_shown(name)}", usable_models(models))])
-    elif options.model not in (None, default):
-        raise EngineUnavailable(
-            "The models are still being loaded; only the default one can be asked for.",
-            {"retry_after_seconds": 5},
-        )
+    if model is None:
+        if options.model not in (None, default):
+            raise EngineUnavailable(
+                "The models are still being loaded; only the default one can be asked for.",
+                {"retry_after_seconds": 5},
+            )
+        return name
+    if model.state is ModelState.REFUSED:
+        reason = "it cannot be loaded." if model.refusal is None else model.refusal.detail
+        usable = usable_models(models)
+        message = f"{_shown(name)} is refused: {reason} There are: {', '.join(usable) or 'none'}"
+        raise invalid_options([Fault("model", message, usable)])
+    labels = () if model.facts is None else model.facts.labels
+    faults = [
+        Fault("labels", f"the model finds no {_shown(label)}", [*labels][:200])
+        for label in options.labels or ()
+        if labels and label not in labels
+    ]
+    if faults:
+        raise invalid_options(faults)
     return name
 
 
 def usable_models(models: Iterable[ModelStatus]) -> list[str]:
-    """Return the names of the models that can be asked for."""
+    """Return the names of the models that requests may select."""
     return [model.name for model in models if model.state is not ModelState.REFUSED]
-
-
-def _check_not_refused(model: ModelStatus, models: Sequence[ModelStatus]) -> None:
-    if model.state is not ModelState.REFUSED:
-        return
-    reason = "it cannot be loaded." if model.refusal is None else model.refusal.detail
-    usable = usable_models(models)
-    message = f"{_shown(model.name)} is refused: {reason} There are: {', '.join(usable) or 'none'}"
-    raise invalid_options([Fault("model", message, usable)])
-
-
-def _check_labels(options: DetectionOptions, model: ModelStatus) -> None:
-    labels = () if model.facts is None else model.facts.labels
-    if not options.labels or not labels:
-        return
-    faults = [
-        Fault("labels", f"the model finds no {_shown(label)}", [*labels][:200])
-        for label in options.labels
-        if label not in labels
-    ]
-    if faults:
-        raise invalid_options(faults)
 
 
 def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | None:
@@ -156,7 +146,7 @@ def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | No
 
 
 def _describe(fault: Any) -> Fault:
-    """A pydantic fault in our words; one that concerns several options has no parameter of its own."""
+    """Return a pydantic fault as ours; one that concerns several options has no parameter of its own."""
     name = str(fault["loc"][0]) if fault["loc"] else "options"
     if fault["type"] == "extra_forbidden":
         return Fault(name, "is not a known option", option_names())
@@ -167,7 +157,7 @@ def _describe(fault: Any) -> Fault:
 
 
 def describe_values(name: str) -> str:
-    """What the option `name` may be, in words."""
+    """Describe the allowed values of the option `name` in words."""
     whole = DetectionOptions.model_json_schema()
     schema = whole["properties"][name]
     kind = next(kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null")

@@ -47,7 +47,8 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def _on_framebox_error(error: FrameboxError) -> Response:
-    if error.status >= 500 and not isinstance(error, errors.NotReady):  # asked every second, and said by it
+    # NotReady is requested every second, and its answer gives the reasons.
+    if error.status >= 500 and not isinstance(error, errors.NotReady):
         _log.warning("request refused", code=error.code, detail=error.detail)
     return problem_response(error.to_problem())
 
@@ -58,7 +59,7 @@ def _on_http_exception(error: HTTPException) -> Response:
         refusal = errors.MethodNotAllowed(f"{request.method} is not possible here.", {"allowed": allowed})
         return problem_response(refusal.to_problem(), {"Allow": ", ".join(allowed)})
     status = error.code or 500
-    if status < 400:  # a redirect that Flask makes is no error
+    if status < 400:  # a redirect by Flask is not an error
         return Response(status=status, headers=dict(error.get_headers()))
     kind = _BY_STATUS.get(status, errors.BadRequest if status < 500 else errors.InternalError)
     details: dict[type[FrameboxError], str] = {errors.RouteNotFound: "There is no route at this address."}
@@ -66,7 +67,7 @@ def _on_http_exception(error: HTTPException) -> Response:
 
 
 def _on_fault(error: Exception) -> Response:
-    """A fault of ours: the log has it all, the caller the request id alone."""
+    """Log a programming error in full; the client gets only the request id."""
     if is_disk_full(error):
         return problem_response(errors.InsufficientStorage("The disk is full.").to_problem())
     _log.error("request failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""What a request's time was spent on: serving it, or waiting for its client or its job."""
+"""Measure what a request's time was spent on: serving it, or waiting for its client or its job."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import IO
 
 
 class Wait(StrEnum):
-    """What a request waits for, while the service has nothing to do for it."""
+    """What a request waits for while the service has nothing to do for it."""
 
-    BODY = "body"  # bytes that the client has yet to send
-    JOB = "job"  # the end of its job
+    BODY = "body"  # bytes from the client
+    JOB = "job"  # its job's end
 
 
 class RequestTimes:
-    """The clock of one request, begun when it arrives. Not shared between threads."""
+    """The clock of one request, started when it arrives. Not shared between threads."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -25,7 +25,7 @@ class RequestTimes:
 
     @property
     def waits(self) -> Mapping[Wait, float]:
-        """Return the seconds of each kind of waiting that there was."""
+        """Return the seconds of each kind of waiting so far."""
         return self._waits
 
     @property
@@ -46,7 +46,7 @@ class RequestTimes:
 
 
 class TimedBody:
-    """A request's ``wsgi.input`` whose reads count as waiting: they take as long as the client does."""
+    """A request's ``wsgi.input`` whose reads count as waiting for the client."""
 
     def __init__(self, body: IO[bytes], times: RequestTimes) -> None:
         self._body = body

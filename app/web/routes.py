@@ -473,5 +473,5 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/_internal/again", "answer_again", "nginx asks for the answer to a key that is known."),
     Route("POST", "/_internal/body", "create_from_body", "nginx has written a video to disk by itself."),
-    Route("GET", "/_internal/unspooled", "tell_unspooled", "nginx asks why it could not write a video."),
+    Route("GET", "/_internal/unspooled", "explain_unspooled", "nginx asks why it could not write a video."),
 )

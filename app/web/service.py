@@ -1,4 +1,4 @@
-"""What the views work with: collaborators and limits, given to them by the factory."""
+"""The views' collaborators and limits."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from app.storage.data_folder import DataFolder
 from app.storage.follower import BodyFollower
 from app.storage.space import SpaceLedger
 from app.storage.uploads import Uploads
-from app.web.forms import FormMaker
-from app.web.pace import PaceKeeper
-from app.web.waiting import WaitingPlaces
+from app.web.renderings import Renderer
+from app.web.upload_pace import PaceKeeper
+from app.web.waiting import WaitingSlots
 
 
 @dataclass(frozen=True, slots=True)
 class WebLimits:
-    """What a request may ask for."""
+    """Limits and defaults of requests."""
 
     max_upload_bytes: int
     max_active_jobs: int
-    max_wait_seconds: float  # of a request for its answer
+    max_wait_seconds: float  # for a job's end
     compress: bool  # documents, for clients that accept it
     default_model: str
-    cors_origins: tuple[str, ...]  # whose pages may upload
-    attach: bool  # a request that does not say gets an equal job's answer
-    version: str  # of this release
+    cors_origins: tuple[str, ...]  # of pages that may upload
+    attach: bool  # the default: answer with the job of an equal video and options
+    version: str
     addresses: AddressRules = field(default_factory=AddressRules)  # of other servers
-    callbacks: bool = False  # there is a secret to sign them with
+    callbacks: bool = False  # whether there is a secret to sign them with
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class Service:
     follower: BodyFollower
     space: SpaceLedger
     uploads: Uploads
-    forms: FormMaker
+    renderer: Renderer
     metrics: Metrics
     pace: PaceKeeper
-    places: WaitingPlaces  # of requests that wait for their job's end
-    form_places: WaitingPlaces  # of those that want another form, which may have to be made
+    waiting_slots: WaitingSlots  # for requests that wait for their job's end
+    rendering_slots: WaitingSlots  # for requests whose rendering may have to be converted first
     limits: WebLimits
-    stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is told to end
+    stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is asked to stop

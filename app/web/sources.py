@@ -1,4 +1,4 @@
-"""The JSON body of ``POST /v1/detections``: one member that names the video, in place of the video itself."""
+"""The JSON body of ``POST /v1/detections``: one member that names the video, instead of the video itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from app.jobs.job import Job, JobRequest, SourceKind
 from app.web.service import Service
 from app.web.tus import NAME_KEYS, metadata_of, metadata_text
 
-JSON_BODY_BYTES = 64 * 1024  # of a body at most: an address, however long its signature, is far below
+JSON_BODY_BYTES = 64 * 1024  # an address, however long its signature, is far shorter
 _LONGEST_VALUE = 8192  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class NamedSource:
-    """What a JSON body names: `value` is a path, an address or an id, as `kind` says. Not yet looked at."""
+    """What a JSON body names: `value` is a path, an address or an id, as `kind` says; not yet checked."""
 
     kind: SourceKind
     value: str
@@ -35,8 +35,9 @@ def parse_source(body: bytes, kinds: Sequence[SourceKind]) -> NamedSource:
     except orjson.JSONDecodeError as error:
         raise MalformedBody("The body is not valid JSON.") from error
     if not isinstance(members, dict) or len(members) != 1 or (name := next(iter(members))) not in [*kinds]:
+        listed = " or ".join(f'"{kind}"' for kind in kinds)
         raise InvalidSource(
-            f"The body names no video: it must be a JSON object with one member, {_listed(kinds)}.",
+            f"The body names no video: it must be a JSON object with one member, {listed}.",
             {"parameter": "body", "allowed": [*kinds]},
         )
     value = members[name]
@@ -47,7 +48,7 @@ def parse_source(body: bytes, kinds: Sequence[SourceKind]) -> NamedSource:
 
 
 def accept_named(body: bytes, request: JobRequest, service: Service) -> Job:
-    """Return the job of the video that the JSON `body` names. Raises what is wrong with the body or video."""
+    """Return the job of the video that the JSON `body` names. Raises the FrameboxError of either."""
     source = parse_source(body, [*SourceKind])
     intake = service.intake
     match source.kind:
@@ -65,7 +66,3 @@ def accept_named(body: bytes, request: JobRequest, service: Service) -> Job:
             with service.uploads.hold(source.value, owner=request.owner) as held:
                 name = metadata_text(metadata_of(held.facts()), *NAME_KEYS)
                 return intake.from_upload(request, held, name)
-
-
-def _listed(kinds: Sequence[SourceKind]) -> str:
-    return " or ".join(f'"{kind}"' for kind in kinds)

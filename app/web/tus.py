@@ -1,7 +1,6 @@
 """tus 1.0.0, the protocol of resumable uploads (https://tus.io/protocols/resumable-upload), without I/O.
 
-What a request's headers say, and whether an upload may take what the request brings. Every fault is raised as
-the error that the caller is told.
+Parses a request's headers and decides whether an upload may take its body; raises the client's errors.
 """
 
 from __future__ import annotations
@@ -28,26 +27,21 @@ from app.errors import (
 )
 from app.storage.data_folder import JOB_ID
 from app.storage.hashing import ALGORITHMS, Checksum
-from app.storage.uploads import UploadFacts
+from app.storage.uploads import About, UploadFacts
 
 VERSION = "1.0.0"
 EXTENSIONS = (
-    "creation",
-    "creation-with-upload",
-    "creation-defer-length",
-    "termination",
-    "checksum",
-    "expiration",
-    "concatenation",
+    *("creation", "creation-with-upload", "creation-defer-length"),
+    *("termination", "checksum", "expiration", "concatenation"),
 )
-NAME_KEYS = ("filename", "name")  # of the metadata: the file's name, as clients send it
+NAME_KEYS = ("filename", "name")  # metadata keys for the file's name: clients differ
 CHUNK_TYPE = "application/offset+octet-stream"
 
-_LARGEST_BYTES = 2**63 - 1  # what a file's size can be
+_LARGEST_BYTES = 2**63 - 1  # of a file
 _METADATA_CHARACTERS = 8192  # of the header
 _METADATA_KEY = re.compile(r"[!-+\--~]{1,128}")  # printable ASCII without space and comma
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_PARTS = 200  # that one upload may be joined from
+_MAX_PARTS = 200  # that one upload may be joined from
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ class Patch:
     """A request to append to an upload."""
 
     offset_bytes: int
-    length_bytes: int | None  # of the whole upload, told now
+    length_bytes: int | None  # of the whole upload, if sent now
     checksum: Checksum | None
     body_bytes: int | None  # None: chunked
 
@@ -64,19 +58,19 @@ class Patch:
 class Creation:
     """A request for a new upload."""
 
-    length_bytes: int | None  # None: told later, or the sum of the parts
+    length_bytes: int | None  # None: sent later, or the sum of the parts
     metadata: dict[str, bytes]
-    kept_headers: dict[str, str]  # those that a HEAD is to be answered with, as received
+    kept_headers: dict[str, str]  # to be repeated in answers to HEAD
     is_part: bool = False
-    parts: tuple[str, ...] = ()  # ids of the uploads that are to be joined
-    body: Patch | None = None  # the first bytes, if they come along
+    parts: tuple[str, ...] = ()  # ids of the uploads to join
+    body: Patch | None = None  # the first bytes, if sent along
 
 
 def check_version(headers: Headers) -> None:
     """Raise UnsupportedTusVersion unless the request speaks this version."""
-    told = headers.get("Tus-Resumable")
-    if told != VERSION:
-        what = "names no version of tus" if told is None else f"is of tus {told[:20]}"
+    version = headers.get("Tus-Resumable")
+    if version != VERSION:
+        what = "names no version of tus" if version is None else f"is of tus {version[:20]}"
         raise UnsupportedTusVersion(
             f"The request {what}; set Tus-Resumable: {VERSION}.", {"allowed": [VERSION]}
         )
@@ -96,15 +90,25 @@ def parse_creation(headers: Headers, *, limit_bytes: int, body_bytes: int | None
         return Creation(None, metadata, kept, parts=_parse_final(concat, headers, body_bytes))
     if concat not in ("", "partial"):
         raise _invalid("Upload-Concat", "partial, or final; and the addresses of the parts")
-    length = _creation_length(headers)
+    length, deferred = _number(headers, "Upload-Length"), headers.get("Upload-Defer-Length")
+    if deferred not in (None, "1"):
+        raise _invalid("Upload-Defer-Length", "1, or the header left out")
+    if (length is None) == (deferred is None):
+        raise _invalid("Upload-Length", "the length in bytes, or else Upload-Defer-Length: 1")
     if length is not None and length > limit_bytes:
-        raise too_long(limit_bytes)
-    body = _first_bytes(headers, body_bytes, limit_bytes if length is None else length)
+        raise _too_long(limit_bytes)
+    body = None
+    if body_bytes != 0:
+        _check_type(headers)
+        most_bytes = limit_bytes if length is None else length
+        if body_bytes is not None and body_bytes > most_bytes:
+            raise _too_long(most_bytes)
+        body = Patch(0, None, parse_checksum(headers.get("Upload-Checksum")), body_bytes)
     return Creation(length, metadata, kept, is_part=bool(concat), body=body)
 
 
 def parse_patch(headers: Headers, *, body_bytes: int | None) -> Patch:
-    """Return what a PATCH says of itself. Raises InvalidOption, UnsupportedMediaType."""
+    """Return what a PATCH asks for. Raises InvalidOption, UnsupportedMediaType."""
     _check_type(headers)
     offset = _number(headers, "Upload-Offset")
     if offset is None:
@@ -115,10 +119,10 @@ def parse_patch(headers: Headers, *, body_bytes: int | None) -> Patch:
 
 
 def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
-    """Return how many bytes the upload takes of this request at most, if it may be appended at all.
+    """Return the maximum number of bytes that the upload may take from this request.
 
-    Raises UploadIsFinal, OffsetMismatch, UploadGone, BodyTooLarge, or InvalidOption for another length than
-    the one that was told before.
+    Raises UploadIsFinal, OffsetMismatch, UploadGone, BodyTooLarge, or InvalidOption for a length that differs
+    from the one sent before.
     """
     if upload.about.parts:
         raise UploadIsFinal("The upload was joined from others; nothing can be added to it.")
@@ -128,25 +132,29 @@ def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
             {"offset_bytes": upload.offset_bytes},
         )
     if upload.is_spent and patch.body_bytes != 0:
-        raise UploadGone("The upload has been used.", spent_for(upload))
-    length = _agreed_length(upload.about.length_bytes, patch.length_bytes, limit_bytes)
+        raise UploadGone("The upload has been used.", _link_to_user(upload.about))
+    known = upload.about.length_bytes
+    if known is not None and patch.length_bytes not in (None, known):
+        raise _invalid("Upload-Length", f"{known}, which was told before")
+    length = patch.length_bytes if known is None else known
+    if length is not None and length > limit_bytes:
+        raise _too_long(limit_bytes)
     if length is not None and length < upload.offset_bytes:
         raise _invalid("Upload-Length", f"at least {upload.offset_bytes}: that much is here already")
     left = (limit_bytes if length is None else length) - upload.offset_bytes
     if patch.body_bytes is not None and patch.body_bytes > left:
-        raise too_long(left)
+        raise _too_long(left)
     return left
 
 
-def spent_for(upload: UploadFacts) -> dict[str, Any]:
-    """What became of a used upload, for a problem document."""
-    about = upload.about
+def _link_to_user(about: About) -> dict[str, Any]:
+    """Return a problem document's link to the job or upload that has used an upload."""
     if about.job_id is not None:
         return {"instance": f"/v1/jobs/{about.job_id}"}
     return {} if about.final_id is None else {"instance": f"/v1/uploads/{about.final_id}"}
 
 
-def too_long(limit_bytes: int) -> BodyTooLarge:
+def _too_long(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The upload takes {limit_bytes} bytes at most.", {"limit_bytes": limit_bytes})
 
 
@@ -170,7 +178,7 @@ def metadata_of(upload: UploadFacts) -> dict[str, bytes]:
 
 
 def metadata_text(metadata: Mapping[str, bytes], *keys: str) -> str | None:
-    """The value of the first of `keys` that is there, as text; None if none is. Raises InvalidOption."""
+    """Return the value of the first of `keys` that is present, as text, if any. Raises InvalidOption."""
     for key in keys:
         if key in metadata:
             try:
@@ -195,57 +203,27 @@ def parse_checksum(header: str | None) -> Checksum | None:
 
 
 def expires_header(expires_at: float) -> str:
-    """An Upload-Expires header. `expires_at` is in Unix seconds."""
+    """Return an Upload-Expires header. `expires_at` is in Unix seconds."""
     return formatdate(expires_at, usegmt=True)
 
 
-def _first_bytes(headers: Headers, body_bytes: int | None, limit_bytes: int) -> Patch | None:
-    if body_bytes == 0:
-        return None
-    _check_type(headers)
-    if body_bytes is not None and body_bytes > limit_bytes:
-        raise too_long(limit_bytes)
-    return Patch(0, None, parse_checksum(headers.get("Upload-Checksum")), body_bytes)
-
-
 def _parse_final(header: str, headers: Headers, body_bytes: int | None) -> tuple[str, ...]:
+    """Return the ids of the parts. Their addresses may be relative; an absolute one may name any host."""
     if body_bytes != 0 or "Upload-Length" in headers or "Upload-Defer-Length" in headers:
         raise _invalid("Upload-Concat", "a final upload, which has neither a length nor a body of its own")
     kind, separator, addresses = header.partition(";")
-    parts = tuple(_part_id(address) for address in addresses.split(" ") if address)
-    if kind != "final" or not separator or not 1 <= len(parts) <= _PARTS or len({*parts}) != len(parts):
-        raise _invalid("Upload-Concat", f"final; and the addresses of 1 to {_PARTS} parts, each once")
-    return parts
-
-
-def _part_id(address: str) -> str:
-    """The id of the upload at an absolute or relative address; which host it names does not matter."""
-    try:
-        name = urlsplit(address).path.rstrip("/").rpartition("/")[2]
-    except ValueError:
-        name = ""
-    if not JOB_ID.fullmatch(name):
-        raise _invalid("Upload-Concat", "final; and the addresses of uploads of this service")
-    return name
-
-
-def _creation_length(headers: Headers) -> int | None:
-    length, deferred = _number(headers, "Upload-Length"), headers.get("Upload-Defer-Length")
-    if deferred not in (None, "1"):
-        raise _invalid("Upload-Defer-Length", "1, or the header left out")
-    if (length is None) == (deferred is None):
-        raise _invalid("Upload-Length", "the length in bytes, or else Upload-Defer-Length: 1")
-    return length
-
-
-def _agreed_length(known: int | None, told: int | None, limit_bytes: int) -> int | None:
-    """The upload's length, now that a request may have told it."""
-    if known is not None and told not in (None, known):
-        raise _invalid("Upload-Length", f"{known}, which was told before")
-    length = known if known is not None else told
-    if length is not None and length > limit_bytes:
-        raise too_long(limit_bytes)
-    return length
+    parts = []
+    for address in filter(None, addresses.split(" ")):
+        try:
+            name = urlsplit(address).path.rstrip("/").rpartition("/")[2]
+        except ValueError:
+            name = ""
+        if not JOB_ID.fullmatch(name):
+            raise _invalid("Upload-Concat", "final; and the addresses of uploads of this service")
+        parts.append(name)
+    if kind != "final" or not separator or not 1 <= len(parts) <= _MAX_PARTS or len({*parts}) != len(parts):
+        raise _invalid("Upload-Concat", f"final; and the addresses of 1 to {_MAX_PARTS} parts, each once")
+    return tuple(parts)
 
 
 def _check_type(headers: Headers) -> None:

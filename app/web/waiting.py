@@ -11,30 +11,30 @@ from contextlib import contextmanager
 from app.jobs.job import Job
 from app.jobs.watcher import JobWatcher
 
-_GLANCE_SECONDS = 1.0  # how often a waiting request looks whether anybody still waits for its answer
+_ABANDONED_CHECK_SECONDS = 1.0  # how often a waiting request checks whether its client is still there
 
 
-class WaitingPlaces:
-    """How many requests of a process may wait at a time: each holds a thread, and some must stay free."""
+class WaitingSlots:
+    """Limits how many requests of a process wait at a time: each holds a thread, and some must stay free."""
 
     def __init__(self, count: int) -> None:
         self._free = threading.BoundedSemaphore(count)
 
     @contextmanager
     def take(self) -> Iterator[bool]:
-        """Hold a place until the block ends; False if there is none."""
-        has_place = self._free.acquire(blocking=False)
+        """Hold a slot until the block ends; yield False if none is free."""
+        has_slot = self._free.acquire(blocking=False)
         try:
-            yield has_place
+            yield has_slot
         finally:
-            if has_place:
+            if has_slot:
                 self._free.release()
 
 
 def wait_for_end(
     watcher: JobWatcher, job: Job, *, seconds: float | None, is_abandoned: Callable[[], bool]
 ) -> Job:
-    """Return the job once it has ended, `seconds` have passed (None: any time), or `is_abandoned()`.
+    """Return the job once it has ended, `seconds` have passed (None: no limit), or `is_abandoned()`.
 
     Raises JobNotFound if it is deleted meanwhile.
     """
@@ -44,12 +44,12 @@ def wait_for_end(
             left = deadline - time.monotonic()
             if left <= 0 or is_abandoned():
                 break
-            job = watch.next_change(min(left, _GLANCE_SECONDS)) or job
+            job = watch.next_change(min(left, _ABANDONED_CHECK_SECONDS)) or job
     return job
 
 
 def client_is_gone(connection: socket.socket | None) -> bool:
-    """Whether the peer has closed `connection`; False where the server does not show its socket."""
+    """Whether the peer has closed `connection`; False if the server does not expose its socket."""
     if connection is None:
         return False
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.web.preferences import parse_prefer
+from app.web.head import parse_prefer
 
 
 @pytest.mark.parametrize(

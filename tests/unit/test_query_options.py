@@ -7,7 +7,7 @@ from sample_reports import loading_model, ready_model, refused_model
 
 from app.errors import EngineUnavailable, InvalidOption
 from app.pipeline.options import TIMED_FORMATS, DetectionOptions, DocumentFormat, OnDamage, Rendering
-from app.web.options import FAULTS_TOLD, check_model, describe_values, option_names, parse_options
+from app.web.options import MAX_LISTED_FAULTS, check_model, describe_values, option_names, parse_options
 
 MODELS = [ready_model("people", "person"), ready_model("pets", "cat", "dog")]
 
@@ -116,7 +116,7 @@ def test_options_that_contradict_each_other_are_refused(query: list[tuple[str, s
 def test_what_a_caller_wrote_is_repeated_in_part_only():
     with pytest.raises(InvalidOption) as caught:
         parse_options([(f"{number}{'x' * 5000}", "") for number in range(500)])
-    assert len(caught.value.extensions["errors"]) == FAULTS_TOLD
+    assert len(caught.value.extensions["errors"]) == MAX_LISTED_FAULTS
     assert len(str(caught.value.to_problem())) < 20_000
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.web.pace import PaceKeeper, PaceRule, UploadPace
+from app.web.upload_pace import PaceKeeper, PaceRule, UploadPace
 
 PIECE = 1000
 

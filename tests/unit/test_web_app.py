@@ -45,7 +45,7 @@ from app.settings import CHECKOUT, Settings
 from app.storage.data_folder import DataFolder
 from app.version import VERSION
 from app.web.openapi import openapi_document, openapi_path
-from app.web.pages import error_entries
+from app.web.page_views import error_entries
 from app.web.routes import ROUTES
 from app.web.schemas import Document, JobList, ModelList, Readiness
 

@@ -1,11 +1,10 @@
-"""``/v1/uploads``: resumable uploads, as tus 1.0.0 has them, and what becomes of them."""
+"""``/v1/uploads``: resumable uploads, as tus 1.0.0 defines them, and the jobs that they become."""
 
 from __future__ import annotations
 
 import socket
 import threading
 from contextlib import suppress
-from functools import partial
 
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
@@ -15,33 +14,14 @@ from app.jobs.job import Job
 from app.storage.hashing import ALGORITHMS
 from app.storage.joining import NotAPart, join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
+from app.web import tus
 from app.web.admission import check_queue, queued_request
-from app.web.body import READ_BYTES, body_pieces
+from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards
 from app.web.cors import cors_headers
-from app.web.detections import discard_rest_afterwards
 from app.web.head import RequestHead, head_of
 from app.web.results import job_headers
 from app.web.service import Service
-from app.web.tus import (
-    EXTENSIONS,
-    NAME_KEYS,
-    VERSION,
-    Creation,
-    Patch,
-    check_patch,
-    check_version,
-    expires_header,
-    metadata_of,
-    metadata_text,
-    parse_patch,
-)
-from app.web.upload_admission import (
-    ADDRESS,
-    detection_query,
-    method_of,
-    read_creation,
-    upload_id_of,
-)
+from app.web.upload_admission import ADDRESS, detection_query, method_of, read_creation, upload_id_of
 
 
 class UploadViews:
@@ -49,65 +29,75 @@ class UploadViews:
         self._service = service
         self._uploads = service.uploads
 
-    def serve(self, upload_id: str | None = None) -> Response:
+    def serve_upload(self, upload_id: str | None = None) -> Response:
         """Answer a request to the address of all uploads, or of one; the method may be overridden."""
         after_this_request(self._add_headers)
         head = head_of(request)
         try:
             method, upload_id = method_of(head), upload_id_of(head)
             if method == "OPTIONS":
-                return self._describe()
-            check_version(head.headers)
+                return Response(
+                    status=204,
+                    headers={
+                        "Tus-Version": tus.VERSION,
+                        "Tus-Extension": ",".join(tus.EXTENSIONS),
+                        "Tus-Max-Size": str(self._service.limits.max_upload_bytes),
+                        "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
+                    },
+                )
+            tus.check_version(head.headers)
             if upload_id is None:
                 return self._create(head)
             if method == "HEAD":
-                return self._tell(upload_id)
+                return self._describe(upload_id)
             if method == "DELETE":
                 with self._uploads.hold(upload_id, owner=g.owner) as held:
                     held.remove()
                 return Response(status=204)
-            patch = parse_patch(head.headers, body_bytes=head.body_bytes)
+            patch = tus.parse_patch(head.headers, body_bytes=head.body_bytes)
             facts, job = self._receive(upload_id, patch)
-            return Response(status=204, headers=_progress(facts) | _about_job(job))
+            return Response(status=204, headers=_progress_headers(facts, job))
         except FrameboxError as error:
             if head.body_bytes != 0:
                 self._service.metrics.uploads.labels(outcome=error.code).inc()
                 after_this_request(discard_rest_afterwards)
             raise
 
-    def _describe(self) -> Response:
-        headers = {
-            "Tus-Version": VERSION,
-            "Tus-Extension": ",".join(EXTENSIONS),
-            "Tus-Max-Size": str(self._service.limits.max_upload_bytes),
-            "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
-        }
-        return Response(status=204, headers=headers)
+    # Seven routes, one view: X-HTTP-Method-Override decides.
+    create_upload = describe_uploads = serve_upload
+    get_upload = append_to_upload = remove_upload = override_method = describe_upload = serve_upload
 
-    def _tell(self, upload_id: str) -> Response:
-        """Return the upload's offset. A request that writes to it is stopped: this client will resume it."""
+    def _describe(self, upload_id: str) -> Response:
+        """Answer HEAD. A request that writes to the upload is stopped: this client will resume it."""
         with self._uploads.hold(upload_id, owner=g.owner) as held:
             facts = held.settle()
             job = self._job_of(held, facts)
-        return Response(status=200, headers=_about_upload(facts) | _about_job(job))
+        length = facts.about.length_bytes
+        declared = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
+        headers = dict(facts.about.notes) | declared | _progress_headers(facts, job)
+        return Response(status=200, headers=headers)
 
     # ---- bytes
 
     def _create(self, head: RequestHead) -> Response:
         creation = read_creation(head, self._service)
         if creation.parts:
-            return self._join(creation)
-        about = About(g.owner, creation.length_bytes, is_part=creation.is_part, notes=creation.kept_headers)
-        upload_id = self._uploads.create(about, key=g.request_id)
-        try:
-            facts, job = self._receive(upload_id, creation.body)
-        except BaseException:  # the client does not get its address
-            with suppress(UploadNotFound), self._uploads.hold(upload_id, owner=g.owner) as held:
-                held.remove()
-            raise
-        return self._created(facts, job)
+            facts, job = self._join(creation)
+        else:
+            about = About(
+                g.owner, creation.length_bytes, is_part=creation.is_part, notes=creation.kept_headers
+            )
+            upload_id = self._uploads.create(about, key=g.request_id)
+            try:
+                facts, job = self._receive(upload_id, creation.body)
+            except BaseException:  # the client does not get the upload's address
+                with suppress(UploadNotFound), self._uploads.hold(upload_id, owner=g.owner) as held:
+                    held.remove()
+                raise
+        headers = {"Location": f"{ADDRESS}/{facts.id}"} | _progress_headers(facts, job)
+        return Response(status=201, headers=headers)
 
-    def _join(self, creation: Creation) -> Response:
+    def _join(self, creation: tus.Creation) -> tuple[UploadFacts, Job | None]:
         about = About(g.owner, None, parts=creation.parts, notes=creation.kept_headers)
         limit = self._service.limits.max_upload_bytes
         try:
@@ -118,18 +108,13 @@ class UploadViews:
                 {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
             ) from fault
         with self._uploads.hold(facts.id, owner=g.owner) as held:
-            job = self._job_of(held, facts)
-        return self._created(facts, job)
+            return facts, self._job_of(held, facts)
 
-    def _created(self, facts: UploadFacts, job: Job | None) -> Response:
-        headers = {"Location": f"{ADDRESS}/{facts.id}"} | _progress(facts) | _about_job(job)
-        return Response(status=201, headers=headers)
-
-    def _receive(self, upload_id: str, patch: Patch | None) -> tuple[UploadFacts, Job | None]:
+    def _receive(self, upload_id: str, patch: tus.Patch | None) -> tuple[UploadFacts, Job | None]:
         with self._uploads.hold(upload_id, owner=g.owner) as held:
             before = held.settle()
             if patch is not None:
-                limit = check_patch(before, patch, limit_bytes=self._service.limits.max_upload_bytes)
+                limit = tus.check_patch(before, patch, limit_bytes=self._service.limits.max_upload_bytes)
                 if patch.length_bytes is not None and before.about.length_bytes is None:
                     held.take_length(patch.length_bytes)
                 try:
@@ -140,7 +125,7 @@ class UploadViews:
             facts = held.facts()
             return facts, self._job_of(held, facts)
 
-    def _read_body(self, held: HeldUpload, patch: Patch, limit_bytes: int) -> None:
+    def _read_body(self, held: HeldUpload, patch: tus.Patch, limit_bytes: int) -> None:
         connection = request.environ.get("gunicorn.socket")
         pieces = body_pieces(
             request.stream,
@@ -149,9 +134,15 @@ class UploadViews:
             watch=self._service.pace.watch(connection, piece_bytes=READ_BYTES),
         )
         is_taken_over = threading.Event()
-        on_takeover = partial(_stop_reading, connection, is_taken_over)
+
+        def stop_reading() -> None:  # the thread that waits for more of the body sees its end
+            is_taken_over.set()
+            if connection is not None:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)
+
         try:
-            held.append(pieces, patch.checksum, on_takeover=on_takeover)
+            held.append(pieces, patch.checksum, on_takeover=stop_reading)
         except IncompleteBody as error:
             if not is_taken_over.is_set():
                 raise
@@ -162,58 +153,36 @@ class UploadViews:
     # ---- jobs
 
     def _job_of(self, held: HeldUpload, facts: UploadFacts) -> Job | None:
-        """Return the upload's job, which is made now if the upload is whole and its metadata says so."""
+        """Return the upload's job; create it if the upload is complete and its metadata asks for one."""
         job = self._service.intake.job_of_upload(facts)
         if job is not None or facts.is_spent or not facts.is_whole or facts.about.is_part:
             return job
-        metadata = metadata_of(facts)
+        metadata = tus.metadata_of(facts)
         query = detection_query(metadata)
         if query is None:
             return None
         check_queue(self._service)
         job_request = queued_request(query, self._service, request_id=g.request_id)
-        job = self._service.intake.from_upload(job_request, held, metadata_text(metadata, *NAME_KEYS))
+        job = self._service.intake.from_upload(job_request, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
         outcome = "accepted" if job.request_id == g.request_id else "attached"
         self._service.metrics.uploads.labels(outcome=outcome).inc()
         bind_contextvars(job_id=job.id)
         return job
 
     def _add_headers(self, response: Response) -> Response:
-        response.headers["Tus-Resumable"] = VERSION
+        response.headers["Tus-Resumable"] = tus.VERSION
         if response.status_code < 300:  # none has a body
             response.headers.pop("Content-Type", None)
         response.headers["Cache-Control"] = "no-store"
         if response.status_code == 412:
-            response.headers["Tus-Version"] = VERSION
+            response.headers["Tus-Version"] = tus.VERSION
         origin, allowed = request.headers.get("Origin"), self._service.limits.cors_origins
         response.headers.update(cors_headers(origin, allowed, is_preflight=request.method == "OPTIONS"))
         return response
 
 
-def _stop_reading(connection: socket.socket | None, is_taken_over: threading.Event) -> None:
-    """End the body where it is: the thread that waits for more of it sees its end."""
-    is_taken_over.set()
-    if connection is not None:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RD)
-
-
-def _about_upload(facts: UploadFacts) -> dict[str, str]:
-    """Return the headers of an answer to HEAD."""
-    about, headers = facts.about, dict(facts.about.notes)
-    if about.length_bytes is None:
-        headers["Upload-Defer-Length"] = "1"
-    else:
-        headers["Upload-Length"] = str(about.length_bytes)
-    return headers | _progress(facts)
-
-
-def _progress(facts: UploadFacts) -> dict[str, str]:
-    headers = {"Upload-Expires": expires_header(facts.expires_at)}
-    if facts.about.parts and not facts.is_whole:  # it is not joined yet
-        return headers
-    return headers | {"Upload-Offset": str(facts.offset_bytes)}
-
-
-def _about_job(job: Job | None) -> dict[str, str]:
-    return {} if job is None else job_headers(job)
+def _progress_headers(facts: UploadFacts, job: Job | None) -> dict[str, str]:
+    headers = {"Upload-Expires": tus.expires_header(facts.expires_at)}
+    if facts.is_whole or not facts.about.parts:  # else it is not joined yet
+        headers["Upload-Offset"] = str(facts.offset_bytes)
+    return headers if job is None else headers | job_headers(job)

@@ -1,4 +1,4 @@
-"""Other forms of a document: what a killed conversion left is cleared, what is under way is not."""
+"""Renderings of a document: files of killed conversions are removed, those of running ones are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.locks import held_folder
-from app.web.forms import remove_forms_cut_short
+from app.web.renderings import remove_unfinished_renderings
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_conversions_cut_short_are_cleared_and_nothing_else_is(data: DataFolder)
     kept = (*whole, *of_the_engine)
     cut_short = (".result.csv.0b.tmp", ".result.coco.sha256.0c.tmp", ".result.pairs-times.0d.tmp")
     folder = make_job(data, *kept, *cut_short)
-    assert remove_forms_cut_short(data) == len(cut_short)
+    assert remove_unfinished_renderings(data) == len(cut_short)
     assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
 
 
@@ -41,8 +41,8 @@ def test_a_conversion_under_way_is_left_alone(data: DataFolder):
     folder = make_job(data, ".result.csv.0b.tmp")
     with held_folder(folder, deadline=time.monotonic()) as is_held:
         assert is_held
-        assert remove_forms_cut_short(data) == 0
-    assert remove_forms_cut_short(data) == 1
+        assert remove_unfinished_renderings(data) == 0
+    assert remove_unfinished_renderings(data) == 1
 
 
 def test_a_folder_is_held_by_one_at_a_time(data: DataFolder):

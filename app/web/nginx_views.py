@@ -1,8 +1,8 @@
-"""``/_internal/admit``: nginx asks here whether an upload may begin, before it reads a byte of it.
+"""``/_internal/admit``: nginx asks whether an upload may begin, before it reads a byte of it.
 
-nginx's auth_request knows yes (204) and no (403) alone. What the client is to be told goes in headers:
-the status and the problem document, which nginx sends as a literal, leaving the body unread; or the job
-that answers already, for which nginx then asks without the body.
+nginx's auth_request understands only yes (204) and no (403). The answer for the client goes in headers: the
+status and the problem document, which nginx sends literally, leaving the body unread; or the existing job,
+for which nginx then asks without the body.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from app.web.tus import VERSION
 from app.web.upload_admission import admit_upload_body
 
 
-class InternalViews:
+class NginxViews:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def admit(self) -> Response:
+    def admit_upload(self) -> Response:
         head = head_in(request.headers)
         try:
             if head.method != "POST":  # with or without a body
@@ -41,7 +41,7 @@ class InternalViews:
         return Response(status=204)
 
     def admit_upload_body(self) -> Response:
-        """The same for ``/v1/uploads``: may this part of a resumable upload be sent?"""
+        """Answer for ``/v1/uploads``: whether this request of a resumable upload may send its body."""
         try:
             admit_upload_body(head_in(request.headers), self._service, key=g.request_id)
         except FrameboxError as error:
@@ -55,7 +55,7 @@ class InternalViews:
 
 
 def _refusal(error: FrameboxError) -> Response:
-    """Headers hold ASCII without line breaks, which is what `json.dumps` writes."""
+    """Answer no. Headers hold ASCII without line breaks, which is what `json.dumps` writes."""
     problem = {**error.to_problem(), "request_id": g.request_id}
     response = Response(status=403)
     response.headers["Framebox-Refusal-Status"] = str(error.status)

@@ -1,7 +1,7 @@
-"""Uploads that come too slowly are cut off: a byte now and then would hold a thread for ever.
+"""Cut off uploads that arrive too slowly: one byte now and then would occupy a thread for ever.
 
-A read waits in the kernel for as long as any byte comes before the socket's timeout, so the reading thread
-cannot notice by itself. One thread a process watches those that read, and ends the reading side of a socket.
+A read waits in the kernel as long as some byte arrives before the socket's timeout, so the reading thread
+cannot notice by itself. One thread per process watches the readers and shuts down a socket's reading side.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-_LOOKS_A_WINDOW = 20  # a slow upload is noticed that much of a window late, at most
+_CHECKS_PER_WINDOW = 20  # a slow upload is noticed at most this fraction of a window late
 
 
 @dataclass(frozen=True, slots=True)
 class PaceRule:
-    """At least `bytes_per_second`, on average over `window_seconds`. 0: any pace will do."""
+    """At least `bytes_per_second`, on average over `window_seconds`. 0: no minimum."""
 
     bytes_per_second: int
     window_seconds: float
 
     def window(self, piece_bytes: int) -> tuple[float, int]:
-        """Seconds, and bytes that must come in them, where only whole pieces are counted.
+        """Return a window's seconds and the bytes that must arrive in it, if only whole pieces are counted.
 
-        So that a piece almost read does not count against a client, it is taken off; and the window is long
-        enough for two at the least.
+        One piece is subtracted, so that an almost complete one does not count against the client, and the
+        window is long enough for at least two.
         """
         seconds = max(self.window_seconds, 2 * piece_bytes / self.bytes_per_second)
         return seconds, int(self.bytes_per_second * seconds) - piece_bytes
 
 
 class UploadPace:
-    """How fast one upload comes. The reader's time elsewhere, at a slow disk, is not the client's."""
+    """The speed of one upload. Time that the reader spends elsewhere, at a slow disk, does not count."""
 
     def __init__(
         self, rule: PaceRule, piece_bytes: int, connection: socket.socket, clock: Callable[[], float]
@@ -51,7 +51,7 @@ class UploadPace:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """What this block takes is waiting for the client."""
+        """Count the block's time as waiting for the client."""
         with self._lock:
             self._reading_since = self._clock()
         try:
@@ -62,14 +62,14 @@ class UploadPace:
                 self._reading_since = None
 
     def count(self, received_bytes: int) -> None:
-        """Tell of a piece that has come."""
+        """Count a received piece."""
         with self._lock:
             self._received_bytes += received_bytes
             if self._received_bytes >= self._window_bytes:
                 self._waited_seconds, self._received_bytes = 0.0, 0
 
     def cut_if_too_slow(self) -> None:
-        """End the reading side if the window is over: the read returns as if the client had ended."""
+        """Shut down the reading side if the window is over: the read returns as if the client had ended."""
         with self._lock:
             if self._reading_since is None or self.was_cut:
                 return
@@ -80,7 +80,7 @@ class UploadPace:
 
 
 class PaceKeeper:
-    """Watches the uploads that a process receives. Its thread starts with the first of them."""
+    """Watches the uploads that a process receives. Its thread starts with the first upload."""
 
     def __init__(self, rule: PaceRule, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.rule = rule
@@ -91,9 +91,9 @@ class PaceKeeper:
 
     @contextmanager
     def watch(self, connection: socket.socket | None, *, piece_bytes: int) -> Iterator[UploadPace | None]:
-        """Yield the pace of an upload that is watched until the block ends.
+        """Watch an upload until the block ends, and yield its pace.
 
-        None where there is no minimum, or where the server does not show its socket.
+        None if there is no minimum, or if the server does not expose its socket.
         """
         if connection is None or not self.rule.bytes_per_second:
             yield None
@@ -101,12 +101,14 @@ class PaceKeeper:
         pace = UploadPace(self.rule, piece_bytes, connection, self._clock)
         with self._changed:
             self._uploads.add(pace)
-            self._ensure_thread()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="upload-pace", daemon=True)
+                self._thread.start()
             self._changed.notify_all()
         try:
             yield pace
         finally:
-            with self._changed:  # from here on the connection is another request's, and is not cut
+            with self._changed:  # the connection serves another request from here on and must not be cut
                 self._uploads.discard(pace)
 
     def look(self) -> None:
@@ -115,15 +117,9 @@ class PaceKeeper:
             for pace in self._uploads:
                 pace.cut_if_too_slow()
 
-    def _ensure_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="upload-pace", daemon=True)
-            self._thread.start()
-
     def _run(self) -> None:
-        pause_seconds = self.rule.window_seconds / _LOOKS_A_WINDOW
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._uploads)
-                self._changed.wait(pause_seconds)
+                self._changed.wait(self.rule.window_seconds / _CHECKS_PER_WINDOW)
             self.look()

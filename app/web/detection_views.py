@@ -1,9 +1,8 @@
-"""``POST /v1/detections``: a video comes in, and its document goes out."""
+"""``POST /v1/detections``: takes a video and answers with its document."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
 
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
@@ -15,25 +14,22 @@ from app.storage.bodies import SpooledBody
 from app.storage.space import free_bytes
 from app.storage.spool import Upload
 from app.web.admission import Admission, BodyKind, admit, examine
-from app.web.body import READ_BYTES, body_pieces, discard_rest, receive_multipart, receive_raw
+from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
-from app.web.head import RequestHead, head_in, head_of
-from app.web.preferences import Preference, parse_prefer
+from app.web.head import Preference, RequestHead, head_in, head_of, parse_prefer
 from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES, accept_named
 from app.web.waiting import client_is_gone, wait_for_end
 
-_DISCARD_SECONDS = 5.0
-
 
 class DetectionViews:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def create(self) -> Response:
-        """Spool the video, queue its job, wait as long as the caller wants, answer."""
+    def create_detection(self) -> Response:
+        """Spool the video, queue its job, wait as long as the client prefers, and answer."""
         preference = parse_prefer(request.headers.get("Prefer"))
         try:
             head = head_of(request)
@@ -47,16 +43,15 @@ class DetectionViews:
             after_this_request(discard_rest_afterwards)
         return self._answer(job, admission, preference)
 
-    def attached(self) -> Response:
-        """Answer a request whose key is known: nginx keeps its body, and asks here."""
-        head = head_in(request.headers)
-        admission = admit(head, self._service, key=g.request_id)
+    def answer_again(self) -> Response:
+        """Answer a request with a known idempotency key: nginx keeps its body and asks here."""
+        admission = admit(head_in(request.headers), self._service, key=g.request_id)
         if admission.earlier is None:
             raise EngineUnavailable("The job was just removed; try again.", {"retry_after_seconds": 1})
         return self._answer(admission.earlier, admission, parse_prefer(request.headers.get("Prefer")))
 
     def create_from_body(self) -> Response:
-        """Take the video that nginx wrote, queue its job, wait as long as the caller wants, answer."""
+        """Take the video that nginx wrote to disk; otherwise like `create_detection`."""
         preference = parse_prefer(request.headers.get("Prefer"))
         try:
             head = head_in(request.headers)
@@ -69,10 +64,10 @@ class DetectionViews:
             raise
         return self._answer(job, admission, preference)
 
-    def tell_unspooled(self) -> Response:
-        """Say why nginx could not write a body: nginx only logs it.
+    def explain_unspooled(self) -> Response:
+        """Explain to the client why nginx could not write a body, which nginx itself only logs.
 
-        Nothing is written here, because the disk may be full. The promise ends with the body's file.
+        Writes nothing, because the disk may be full. The space reservation ends with the body's file.
         """
         needed_bytes = head_in(request.headers).content_length or 0
         available_bytes = free_bytes(self._service.folder.root)
@@ -85,7 +80,7 @@ class DetectionViews:
         )
 
     def _accept(self, head: RequestHead, admission: Admission) -> Job:
-        """Take the body as it arrives: the video, a form that holds it, or JSON that names it."""
+        """Take the body as it arrives: the video, a multipart form with it, or JSON that names it."""
         service, is_named = self._service, admission.body_kind is BodyKind.NAMED
         pieces = body_pieces(
             request.stream,
@@ -130,11 +125,14 @@ class DetectionViews:
         self._service.metrics.uploads.labels(outcome="accepted" if is_own else "attached").inc()
         bind_contextvars(job_id=job.id)
         connection = request.environ.get("gunicorn.socket")
-        with self._service.places.take() as may_wait, g.times.waiting(Wait.JOB):
+        seconds = self._service.limits.max_wait_seconds
+        if preference.wait_seconds is not None:
+            seconds = min(preference.wait_seconds, seconds)
+        with self._service.waiting_slots.take() as may_wait, g.times.waiting(Wait.JOB):
             job = wait_for_end(
                 self._service.watcher,
                 job,
-                seconds=self._wait_seconds(preference) if may_wait else 0.0,
+                seconds=seconds if may_wait else 0.0,
                 is_abandoned=lambda: self._service.stopping.is_set() or client_is_gone(connection),
             )
         if job.state.is_final and preference.wait_seconds != 0:
@@ -147,14 +145,3 @@ class DetectionViews:
         if not is_own:
             response.headers["Framebox-Attached"] = "true"
         return response
-
-    def _wait_seconds(self, preference: Preference) -> float:
-        longest = self._service.limits.max_wait_seconds
-        return longest if preference.wait_seconds is None else min(preference.wait_seconds, longest)
-
-
-def discard_rest_afterwards(response: Response) -> Response:
-    """The answer goes out first; then what the client still sends is read and dropped."""
-    stream, connection = request.stream, request.environ.get("gunicorn.socket")
-    response.call_on_close(partial(discard_rest, stream, connection, seconds=_DISCARD_SECONDS))
-    return response

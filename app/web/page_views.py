@@ -1,4 +1,4 @@
-"""Pages for people: the routes, the errors, the jobs. Rendered here, without scripts."""
+"""HTML pages without scripts: the routes, the errors, the jobs; and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class PageViews:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def openapi(self) -> Response:
+    def get_openapi(self) -> Response:
         return json_response(openapi_document(self._service.limits.version))
 
-    def docs(self) -> Response:
+    def show_docs(self) -> Response:
         routes = [(openapi_path(route.rule), route) for route in ROUTES if route.is_public]
         options = [(option, describe_values(option.name)) for option in detection_parameters()]
         return _page("docs.html", routes=routes, options=options)
 
-    def errors(self) -> Response:
+    def show_errors(self) -> Response:
         return _page("errors.html", errors=error_entries())
 
-    def dashboard(self) -> Response:
+    def show_dashboard(self) -> Response:
         now, store = time.time(), self._service.store
         jobs = [public_report(job, now=now) for job in store.list(owner=g.owner, limit=DASHBOARD_JOBS)]
         counts = {state.value: count for state, count in store.counts(owner=g.owner).items()}
@@ -50,7 +50,7 @@ class PageViews:
 
 
 def error_entries() -> list[ErrorEntry]:
-    """Every error that a caller can be told, by status and code."""
+    """Return every error that a client can get, sorted by status and code."""
     found: dict[str, ErrorEntry] = {}
     waiting: list[type[FrameboxError]] = [FrameboxError]
     while waiting:

@@ -1,0 +1,133 @@
+"""A document's renderings in other formats: converted on first request and kept beside the document."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from app.errors import Busy
+from app.jobs.job import Job
+from app.jobs.store import JobStore
+from app.pipeline.formats import FormatContext, convert
+from app.pipeline.frame_times import FrameTimes
+from app.pipeline.options import RENDERINGS, Rendering
+from app.storage.data_folder import DataFolder
+from app.storage.durable import atomic_write
+from app.storage.locks import held_folder
+from app.storage.space import SpaceLedger
+
+_WAIT_SECONDS = 600.0  # for other conversions
+_RESERVATION_SECONDS = 3600.0
+_PTS_TEXT_RATIO = 5  # how many times longer a time is as text than as a binary time stamp
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedDocument:
+    """A finished file and its digest."""
+
+    path: Path
+    sha256: str  # hex
+
+
+class Renderer:
+    """Returns documents in the requested rendering; one conversion at a time per process."""
+
+    def __init__(self, folder: DataFolder, store: JobStore, space: SpaceLedger) -> None:
+        self._folder = folder
+        self._store = store
+        self._space = space
+        self._converting = threading.Lock()  # a conversion uses a whole core: a second would slow it down
+
+    def get(self, job: Job, rendering: Rendering) -> RenderedDocument:
+        """Return the succeeded job's document as `rendering`.
+
+        Raises JobNotFound if the job is deleted meanwhile, InsufficientStorage, Busy.
+        """
+        if rendering.is_document:
+            if job.report is None or job.report.document is None:
+                raise ValueError("the job has not succeeded")
+            return RenderedDocument(self._folder.document(job.id), job.report.document.sha256)
+        try:
+            return self._find(job, rendering) or self._wait_and_convert(job, rendering)
+        except FileNotFoundError:
+            self._store.get(job.id, owner=job.owner)
+            raise
+
+    def _find(self, job: Job, rendering: Rendering) -> RenderedDocument | None:
+        path = self._folder.result(job.id, rendering.name)
+        digest_file = _digest_file(path)
+        return RenderedDocument(path, digest_file.read_text()) if digest_file.exists() else None
+
+    def _wait_and_convert(self, job: Job, rendering: Rendering) -> RenderedDocument:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        busy = Busy("Other documents are being converted.", {"retry_after_seconds": 60})
+        if not self._converting.acquire(timeout=_WAIT_SECONDS):
+            raise busy
+        try:
+            with held_folder(self._folder.job(job.id), deadline=deadline) as is_held:
+                if not is_held:
+                    raise busy
+                return self._find(job, rendering) or self._convert(job, rendering)
+        finally:
+            self._converting.release()
+
+    def _convert(self, job: Job, rendering: Rendering) -> RenderedDocument:
+        """Convert, holding the job's folder. The digest is written last: if it exists, the file is whole."""
+        if job.report is None or job.report.video is None:
+            raise ValueError("the job has not succeeded")
+        video = job.report.video
+        times = FrameTimes(self._folder.pts(job.id), Fraction(video.time_base))
+        # From the report: the instance may have replaced or removed the model since.
+        labels = job.report.model.labels
+        context = FormatContext(job.source.name or "video", video.width, video.height, labels)
+        pairs, path = self._folder.document(job.id), self._folder.result(job.id, rendering.name)
+        key = f"{job.id} {rendering.name}"
+        size_bytes = pairs.stat().st_size
+        if rendering.times:
+            size_bytes += times.pts.stat().st_size * _PTS_TEXT_RATIO
+        _remove_unfinished(self._folder.job(job.id))
+        self._space.reserve(key, size_bytes, seconds=_RESERVATION_SECONDS)
+        try:
+            convert(pairs, rendering, path, context, times)
+            with path.open("rb") as rendered:
+                digest = hashlib.file_digest(rendered, "sha256").hexdigest()
+            with atomic_write(_digest_file(path)) as file:
+                file.write(digest.encode())
+        finally:
+            self._space.release(key)
+        return RenderedDocument(path, digest)
+
+
+def remove_unfinished_renderings(folder: DataFolder) -> int:
+    """Remove what killed conversions left and return the number of files; running ones are left alone."""
+    removed = 0
+    for job_folder in folder.jobs.iterdir():
+        if any(_unfinished(job_folder)):
+            with held_folder(job_folder, deadline=time.monotonic()) as is_held:
+                removed += _remove_unfinished(job_folder) if is_held else 0
+    return removed
+
+
+def _remove_unfinished(job_folder: Path) -> int:
+    """The caller holds the folder. The engine writes and cleans up the document itself."""
+    unfinished = [*_unfinished(job_folder)]
+    for path in unfinished:
+        path.unlink(missing_ok=True)
+    return len(unfinished)
+
+
+def _unfinished(job_folder: Path) -> Iterator[Path]:
+    own = tuple(f".result.{rendering.name}." for rendering in RENDERINGS if not rendering.is_document)
+    try:
+        yield from (path for path in job_folder.glob(".result.*.tmp") if path.name.startswith(own))
+    except FileNotFoundError:  # the job was removed
+        return
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
