@@ -174,7 +174,7 @@ def as_onnx(
         torch.onnx.export(
             network.eval(),
             (example(batch or 2, dtype, channels_last=channels_last),),
-            file,
+            file,  # type: ignore[arg-type]  # the exporter without dynamo writes to files too
             dynamo=False,
             input_names=["images"],
             output_names=list(output_names),
@@ -182,4 +182,4 @@ def as_onnx(
         )
     model = onnx.load_from_string(file.getvalue())
     onnx.helper.set_model_props(model, {key: str(value) for key, value in (metadata or {}).items()})
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 LABELS = {0: "person", 1: "car", 2: "dog"}
+# mypy misses the configurations' options that transformers takes as further keywords: hence call-arg below.
 COMMON: Mapping[str, Any] = {"id2label": LABELS, "label2id": {label: n for n, label in LABELS.items()}}
 
 RESNET: Mapping[str, Any] = {
@@ -44,11 +45,11 @@ TRANSFORMER: Mapping[str, Any] = {  # what DETR's family shares
 
 
 def _hybrid_backbone() -> Any:
-    return transformers.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
+    return transformers.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])  # type: ignore[call-arg]
 
 
 def _resnet_backbone(stages: list[str]) -> Any:
-    return transformers.ResNetConfig(**RESNET, out_features=stages)
+    return transformers.ResNetConfig(**RESNET, out_features=stages)  # type: ignore[call-arg]
 
 
 def rt_detr() -> Any:
@@ -67,14 +68,14 @@ def d_fine() -> Any:
 
 
 def detr() -> Any:
-    config = transformers.DetrConfig(
+    config = transformers.DetrConfig(  # type: ignore[call-arg]
         use_timm_backbone=False, backbone_config=_resnet_backbone(["stage4"]), **TRANSFORMER, **COMMON
     )
     return transformers.DetrForObjectDetection(config)
 
 
 def conditional_detr() -> Any:
-    config = transformers.ConditionalDetrConfig(
+    config = transformers.ConditionalDetrConfig(  # type: ignore[call-arg]
         use_timm_backbone=False, backbone_config=_resnet_backbone(["stage4"]), **TRANSFORMER, **COMMON
     )
     return transformers.ConditionalDetrForObjectDetection(config)
@@ -95,7 +96,7 @@ def yolos() -> Any:
 
 
 def rf_detr() -> Any:
-    backbone = transformers.RfDetrDinov2Config(
+    backbone = transformers.RfDetrDinov2Config(  # type: ignore[call-arg]
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,

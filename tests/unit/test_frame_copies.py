@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 import pytest
 import torch
+from test_device_thread import ScriptedDetector, frames_marked, marks_of
 from torch import Tensor
 
 from app.detection.detector import DeviceLost
@@ -16,7 +17,6 @@ from app.detection.device import DeviceThread
 from app.detection.frame_copies import Pinning, copies_to, pinning_for
 from app.detection.hog import HogPeopleDetector
 from app.video.protocol import ring
-from tests.unit.test_device_thread import ScriptedDetector, frames_marked, marks_of
 
 WAIT_SECONDS = 10
 RING_BYTES = 1 << 20
