@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -68,7 +69,8 @@ def test_the_service_is_started_as_the_page_says_and_answers_so(followed: Follow
     assert followed.start == "make serve"
     assert "\nserve:" in (CHECKOUT / "Makefile").read_text()
     (shown,) = re.findall(r"^    (Framebox answers .*)$", PAGE, re.MULTILINE)
-    assert shown in cli._welcome(ADDRESS).splitlines()
+    welcome = inspect.getsource(cli.announce).replace("{address.url}", ADDRESS)
+    assert shown in welcome
 
 
 def test_the_lines_that_are_shown_are_those_that_come(followed: Followed) -> None:

@@ -107,7 +107,7 @@ def test_a_wait_ends_when_nobody_waits_any_more(store: Stores, watcher: JobWatch
 
 
 def test_a_closed_watcher_leaves_no_thread(store: Stores, wakeups: Wakeups):
-    watcher = JobWatcher(store.database.database, wakeups)
+    watcher = JobWatcher(store.database, wakeups)
     with watcher.watch(_add(store).id, owner=OWNER) as watch:
         watch.next_change(WAIT_SECONDS)
     watcher.close()
@@ -118,7 +118,7 @@ def test_a_change_whose_wake_up_was_lost_is_seen_by_and_by(
     folder: DataFolder, store: Stores, wakeups: Wakeups
 ):
     job, silent = _add(store), Stores(folder.database)
-    watcher = JobWatcher(store.database.database, wakeups, poll_seconds=0.05)
+    watcher = JobWatcher(store.database, wakeups, poll_seconds=0.05)
     try:
         with watcher.watch(job.id, owner=OWNER) as watch:
             watch.next_change(WAIT_SECONDS)
