@@ -197,7 +197,8 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(
         1 * GIB,
         ge=0,
-        description="disk space that uploads must leave free in the data folder; beyond it they get a 507",
+        description="disk space to be left free in the data folder: with less, uploads get a 507 and no job "
+        "starts",
     )
     keep_days: float = Field(30.0, gt=0, description="how long finished jobs and their answers are kept")
     keep_free_bytes: int = Field(

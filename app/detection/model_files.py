@@ -93,7 +93,8 @@ class ModelContent:
 
 def changed_fault(name: str) -> ModelFault:
     return ModelFault(
-        f"Model {name!r} changed while it was loaded; it will be another model when it is done."
+        f"Model {name!r} changed while it was being loaded. "
+        "Once its files no longer change, it is loaded as another model."
     )
 
 

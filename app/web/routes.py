@@ -60,9 +60,9 @@ class Route:
 
 # What a JSON body may name in place of the video.
 NAMED_KINDS: dict[SourceKind, str] = {
-    SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read where it lies",
+    SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read in place",
     SourceKind.UPLOAD: "the id of a finished resumable upload, which its job takes over",
-    SourceKind.URL: "https; the video is fetched, with pauses and goes as it takes, and the job waits for it",
+    SourceKind.URL: "https; the video is fetched, in as many requests as it takes, and the job waits for it",
 }
 
 _TEXT = {"type": "string"}

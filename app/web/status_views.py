@@ -20,15 +20,15 @@ from app.web.results import json_response
 from app.web.service import Service
 
 _HOST_GAUGES = {
-    "ready": "1 while it takes work.",
-    "memory_bytes": "Host memory of its own, its decoders apart.",
-    "segments": "Segments that it is at.",
+    "ready": "1 while it accepts work.",
+    "memory_bytes": "Resident memory of the process, without its decoder processes.",
+    "segments": "Segments in progress.",
     "frames": "Frames analysed since its start.",
     "busy_seconds": "Seconds inside its models since its start.",
-    "out_of_memory_count": "Batches halved for want of the device's memory since its start.",
-    "model_fault_count": "Batches that a model failed at since its start.",
-    "dropped_box_count": "Boxes without area inside their frame, left out since its start.",
-    "restarts": "How often it was replaced since the engine's start.",
+    "out_of_memory_count": "Batches halved because the device ran out of memory, since its start.",
+    "model_fault_count": "Batches on which a model failed, since its start.",
+    "dropped_box_count": "Boxes without area inside their frame, left out, since its start.",
+    "restarts": "Times that it was replaced since the engine's start.",
 }
 
 
