@@ -51,28 +51,25 @@ class OggWalker(Walker):
             _, flags, granule, serial, page, _ = unpack(data, offset)
             stream = self._streams.get(serial)
             if stream and not flags & ~_CONTINUED and page == stream.page + 1 and not stream.is_at_headers:
-                stream.page = page  # nearly all: what _check_page would do, without calls
+                stream.page = page  # nearly all pages
+            elif stream is None or flags & _FIRST:
+                if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
+                    self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
+                if len(self._streams) < _MAX_STREAMS or serial in self._streams:
+                    self._streams[serial] = _Stream(page, granule == 0, bool(flags & _LAST))
             else:
-                self._check_page(at, flags, granule, serial, page)
+                # A server sends its headers to each listener, and then the pages that are live.
+                may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
+                if page != (stream.page + 1) % _PAGES and not may_jump:
+                    self._note(
+                        at, f"a page is missing: page {page} of a stream comes after page {stream.page}"
+                    )
+                stream.page = page
+                stream.is_at_headers &= granule in (0, _NO_GRANULE)
+                stream.has_ended |= bool(flags & _LAST)
             self._last = at
             at += size
         self._at = at
-
-    def _check_page(self, at: int, flags: int, granule: int, serial: int, page: int) -> None:
-        stream = self._streams.get(serial)
-        if stream is None or flags & _FIRST:
-            if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
-                self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
-            if len(self._streams) < _MAX_STREAMS or serial in self._streams:
-                self._streams[serial] = _Stream(page, granule == 0, bool(flags & _LAST))
-            return
-        # A server sends its headers to each listener, and then the pages that are live.
-        may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
-        if page != (stream.page + 1) % _PAGES and not may_jump:
-            self._note(at, f"a page is missing: page {page} of a stream comes after page {stream.page}")
-        stream.page = page
-        stream.is_at_headers &= granule in (0, _NO_GRANULE)
-        stream.has_ended |= bool(flags & _LAST)
 
     def _search(self) -> None:
         self._find((_CAPTURE,), lambda _: True)  # five bytes by chance: once in a terabyte
