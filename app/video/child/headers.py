@@ -171,14 +171,13 @@ class _Mp4Reader:
         self._descriptor = descriptor
         self._header = header
         self._limits = limits
-        self._has_movie = False
         self._ticks_a_second = 0
         self._inner_boxes = 0
         self._tags = _Counter("max_tags", limits.max_tags)
 
     def read(self) -> None:
         end = 0
-        has_meta = is_image = False
+        has_meta = has_movie = is_image = False
         for number, box in enumerate(self._boxes(0, self._header.file_bytes, 0)):
             end = box.end
             has_meta |= box.kind == b"meta"
@@ -187,14 +186,14 @@ class _Mp4Reader:
             if number > _MAX_TOP_BOXES:
                 raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
             if box.kind in (b"moov", b"moof"):
+                has_movie = True
                 self._read_movie(box)
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
         self._header.declared_bytes = end
-        self._header.is_still_image = is_image or (has_meta and not self._has_movie)
+        self._header.is_still_image = is_image or (has_meta and not has_movie)
 
     def _read_movie(self, movie: Box) -> None:
-        self._has_movie = True
         self._check("max_header_bytes", self._limits.max_header_bytes, movie.end - movie.start)
         for box in self._descend(movie):
             if box.kind == b"trak":
@@ -269,7 +268,13 @@ class _Mp4Reader:
             case b"mdhd":
                 track.ticks_a_second, track.declared_ticks = self._time_scale_and_duration(box)
             case b"elst":
-                track.edits = self._edits(box)
+                layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
+                size = struct.calcsize(layout)
+                count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
+                self._check("max_frames", self._limits.max_frames, count)
+                data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
+                edits = struct.iter_unpack(layout, data[: len(data) // size * size])
+                track.edits = [duration for duration, media_time, *_ in edits if media_time >= 0]
             case b"stsd":
                 track.descriptions = self._number(box.start + 4)
                 entries = islice(self._boxes(box.start + 8, box.end, box.depth + 1), _MAX_DESCRIPTIONS)
@@ -281,15 +286,6 @@ class _Mp4Reader:
             duration = self._number(box.start + 24) << 32 | self._number(box.start + 28)
             return self._number(box.start + 20), duration
         return self._number(box.start + 12), self._number(box.start + 16)
-
-    def _edits(self, box: Box) -> list[int]:
-        layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
-        size = struct.calcsize(layout)
-        count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
-        self._check("max_frames", self._limits.max_frames, count)
-        data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
-        entries = struct.iter_unpack(layout, data[: len(data) // size * size])
-        return [duration for duration, media_time, *_ in entries if media_time >= 0]
 
     def _number(self, at: int) -> int:
         data = os.pread(self._descriptor, 4, at)

@@ -41,7 +41,15 @@ def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
         os.dup2(null, standard)
     os.closerange(3, channel)
     os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    _limit_resources(memory_bytes)
+    in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    for name, value in (
+        (resource.RLIMIT_AS, in_use + memory_bytes),
+        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),
+    ):
+        resource.setrlimit(name, (value, value))
     no_new_privileges = _prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
     if require and not no_new_privileges:
         raise SandboxUnavailable
@@ -70,18 +78,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _prctl(option: int, value: int) -> int:
     result: int = _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
     return result
-
-
-def _limit_resources(memory_bytes: int) -> None:
-    in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    for name, value in (
-        (resource.RLIMIT_AS, in_use + memory_bytes),
-        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),
-    ):
-        resource.setrlimit(name, (value, value))
 
 
 # -- Landlock
