@@ -60,13 +60,10 @@ class MpegPsWalker(Walker):
             at += length
         self._elements += elements
         self._at, self._last = at, last
-        if at < end:
-            self._read_other()
-
-    def _read_other(self) -> None:
-        """Move over an end code or zeros between packets. Lose the chain at anything else."""
-        at = self._at
-        data = self._window.load(at)
+        if at >= end:
+            return
+        # No packet: an end code, or zeros between packets. The chain is lost at anything else.
+        data = window.load(at)
         if data.startswith(_END_CODE):
             self._at = self._ended_at = at + len(_END_CODE)
             return

@@ -86,7 +86,12 @@ class MpegTsWalker(Walker):
                 self._at = self._file_bytes
                 return
             heads = np.ndarray((count,), ">u4", block, 0, (self._size,)).astype(np.uint32)
-            first = _first_of_runs(heads)
+            # Where runs of packets begin that differ in nothing but a counter that goes up by one.
+            step = heads[1:] - heads[:-1]
+            is_break = (step != 1) & (step != _WRAPS)
+            is_other = heads & (_START | _HAS_PAYLOAD) != _HAS_PAYLOAD  # may begin something
+            is_break |= is_other[1:] | is_other[:-1]
+            first = np.flatnonzero(np.append(True, is_break))
             whole = count
             if not (heads[first] & _SYNC_OR_ERROR == _SYNC << 24).all():
                 is_packet = heads >> 24 == _SYNC
@@ -155,7 +160,11 @@ class MpegTsWalker(Walker):
             was_repeat = is_repeat[place - 1] and rows[place - 1] == last_rows[place - 1]
             if is_first[place]:
                 earlier, was_repeat = int(self._positions[pid]), self._is_repeat[pid]
-            if not was_repeat and self._repeats(earlier, here, head_before, head):
+            # A packet may come twice: only its clock may differ then (2.4.3.3).
+            may_repeat = (
+                not was_repeat and not (head ^ head_before) & 15 and head & head_before & _HAS_PAYLOAD
+            )
+            if may_repeat and _payload(self._packet(earlier)) == _payload(self._packet(here)):
                 is_repeat[place] = True
                 continue
             # Does a stream begin again between the PID's last packet and this one?
@@ -219,13 +228,6 @@ class MpegTsWalker(Walker):
             stamp_bytes = _STAMP_BYTES if self._size == _STAMP_BYTES + _BYTES else 0
             self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
-    def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
-        """Whether the packet at `here` repeats the one at `earlier`: only the clock may differ (2.4.3.3)."""
-        both = head & head_before
-        if (head ^ head_before) & 15 or not both & _HAS_PAYLOAD:
-            return False
-        return _payload(self._packet(earlier)) == _payload(self._packet(here))
-
     def _packet(self, position: int) -> bytes:
         offset = position - self._at
         if offset >= 0:
@@ -267,15 +269,6 @@ def _packet_size(data: bytes) -> int:
         return float(shares.max())
 
     return max(_SIZES, key=best_share)
-
-
-def _first_of_runs(heads: _Heads) -> _Rows:
-    """Return where runs of packets begin that differ in nothing but a counter that goes up by one."""
-    step = heads[1:] - heads[:-1]
-    is_break = (step != 1) & (step != _WRAPS)
-    is_other = heads & (_START | _HAS_PAYLOAD) != _HAS_PAYLOAD  # may begin something
-    is_break |= is_other[1:] | is_other[:-1]
-    return np.flatnonzero(np.append(True, is_break))
 
 
 def _payload(packet: bytes) -> bytes:

@@ -43,7 +43,12 @@ class OggWalker(Walker):
             if data[offset : offset + 5] != _CAPTURE:
                 self._lose(at, "bytes that are no page", search_from=self._last + 1)
                 return
-            size = _page_bytes(data, offset)
+            # A page is its head, the sizes of its segments, and these.
+            first, size = offset + _HEAD.size, _HEAD.size
+            if first <= len(data):
+                sizes = data[first : first + data[first - 1]]
+                others = sizes.translate(None, b"\xff")  # than 255, which nearly all are
+                size += len(sizes) + 255 * (len(sizes) - len(others)) + sum(others)
             self._elements += 1
             if at + size > self._file_bytes:
                 self._lose(at, "the file ends inside a page", search_from=at + 1)
@@ -77,13 +82,3 @@ class OggWalker(Walker):
     def _check_end(self) -> None:
         if not all(stream.has_ended for stream in self._streams.values()):
             self._note(self._file_bytes, "no last page: a stream stops without its end mark")
-
-
-def _page_bytes(data: bytes, offset: int) -> int:
-    """Return the size of the page at `offset`: its head, the sizes of its segments, and these."""
-    first = offset + _HEAD.size
-    if first > len(data):
-        return _HEAD.size
-    sizes = data[first : first + data[first - 1]]
-    others = sizes.translate(None, b"\xff")  # than 255, which nearly all are
-    return _HEAD.size + len(sizes) + 255 * (len(sizes) - len(others)) + sum(others)
