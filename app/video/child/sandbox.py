@@ -184,22 +184,12 @@ _Program = list[tuple[int, int, int, int]]
 
 
 def _enter_seccomp(channel: int) -> bool:
-    """Install the filter in every thread. Return whether it is in force."""
+    """Allow only some system calls, in every thread. Return whether the filter is in force."""
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return False
     column, audit_number = known
     numbers = {name: numbers[column] for name, numbers in _SYSCALLS.items()}
-    program = _filter(numbers, audit_number, channel)
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    status = _libc.syscall(numbers["seccomp"], _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
-    return int(status) == 0
-
-
-def _filter(numbers: dict[str, int], audit_number: int, channel: int) -> _Program:
-    """Return the program that allows the system calls of `numbers`, some of them under conditions."""
     allow, refuse = _ALLOW, _REFUSE | errno.EPERM
     conditions: dict[str, _Program] = {
         "mmap": _if_set(2, _PROT_EXEC, refuse, allow),
@@ -233,7 +223,12 @@ def _filter(numbers: dict[str, int], audit_number: int, channel: int) -> _Progra
             continue
         block = conditions.get(name, [(_RETURN, 0, 0, _ALLOW)])
         program += [(_JUMP_IF_EQUAL, 0, len(block), number), *block]
-    return [*program, (_RETURN, 0, 0, refuse)]
+    program.append((_RETURN, 0, 0, refuse))
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    status = _libc.syscall(numbers["seccomp"], _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
+    return int(status) == 0
 
 
 def _load_argument(index: int, *, high: bool = False) -> tuple[int, int, int, int]:

@@ -114,21 +114,19 @@ class FlvWalker(Walker):
         for offset in np.flatnonzero(may_start).tolist():
             self._elements += 1
             position = self._at + offset
-            if self._is_element(position):
+            head = self._window.get(position, _HEAD_BYTES)
+            tag_bytes = _HEAD_BYTES + int.from_bytes(head[1:4], "big")
+            after = self._window.get(position + tag_bytes, _STEP_BYTES)
+            stored = int.from_bytes(after[:_LENGTH_BYTES], "big")
+            if self._stores_zero:
+                is_tag = not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
+            else:
+                lengths = (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES)
+                is_tag = len(after) >= _LENGTH_BYTES and stored in lengths and tag_bytes > _HEAD_BYTES
+            if is_tag:
                 self._at = position - _LENGTH_BYTES
                 self._tag_bytes = None
                 self._is_lost = False
                 return
         is_last = self._at + len(block) >= self._file_bytes or not block
         self._at = self._file_bytes if is_last else self._at + len(block) - _HEAD_BYTES + 1
-
-    def _is_element(self, position: int) -> bool:
-        head = self._window.get(position, _HEAD_BYTES)
-        tag_bytes = _HEAD_BYTES + int.from_bytes(head[1:4], "big")
-        after = self._window.get(position + tag_bytes, _STEP_BYTES)
-        if len(after) < _LENGTH_BYTES:
-            return False
-        stored = int.from_bytes(after[:_LENGTH_BYTES], "big")
-        if self._stores_zero:
-            return not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
-        return stored in (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES) and tag_bytes > _HEAD_BYTES
