@@ -66,21 +66,17 @@ def open_container(options: OpenOptions) -> InputContainer:
     except MemoryError as error:
         raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY)) from error
     except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
-        limit = options.limits.max_streams
-        if _says_too_many_streams(options):
+        # It may have too many streams: only FFmpeg's log shows it.
+        os.lseek(options.descriptor, 0, os.SEEK_SET)
+        with (
+            captured(av.logging.ERROR) as log,
+            contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
+        ):
+            av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
+        if any("max_streams" in text for _, _, text in log):
+            limit = options.limits.max_streams
             raise VideoRefused(over_limit("max_streams", limit, limit + 1)) from error
         raise VideoRefused(Fault(FaultCode.UNSUPPORTED)) from error
-
-
-def _says_too_many_streams(options: OpenOptions) -> bool:
-    """Whether a container that does not open has too many streams: only FFmpeg's log shows it."""
-    os.lseek(options.descriptor, 0, os.SEEK_SET)
-    with (
-        captured(av.logging.ERROR) as log,
-        contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
-    ):
-        av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
-    return any("max_streams" in text for _, _, text in log)
 
 
 def _av_options(options: OpenOptions) -> dict[str, str]:
@@ -266,7 +262,12 @@ class PacketReader:
             except (StopIteration, IndexError):  # PyAV 18.1 raises it at the end if streams were found late
                 return None
             except (av.FFmpegError, OSError):
-                if self._is_at_end_of_gxf():
+                end = self.header.file_bytes
+                if (  # after the end mark of a GXF, FFmpeg fails to read another packet
+                    self.container.format.name == "gxf"
+                    and os.lseek(self.descriptor, 0, os.SEEK_CUR) == end
+                    and os.pread(self.descriptor, len(_GXF_END), end - len(_GXF_END)) == _GXF_END
+                ):
                     return None
                 self.read_errors += 1
                 self._packets = self.container.demux(self.stream)
@@ -277,15 +278,6 @@ class PacketReader:
             return None if is_flush else packet
         self.gave_up = True
         return None
-
-    def _is_at_end_of_gxf(self) -> bool:
-        """Whether a GXF was read to its end mark: FFmpeg then fails to read the packet behind it."""
-        end = self.header.file_bytes
-        return (
-            self.container.format.name == "gxf"
-            and os.lseek(self.descriptor, 0, os.SEEK_CUR) == end
-            and os.pread(self.descriptor, len(_GXF_END), end - len(_GXF_END)) == _GXF_END
-        )
 
     def move_to(self, entry: Entry) -> bool:
         """Make `read` return the packet of `entry` next. False if the video does not hold it."""

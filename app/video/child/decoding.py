@@ -183,30 +183,26 @@ class MatchingDecoder:
                     break
                 count += 1
                 self._channel.show_fed(count)
-                self._feed(packet, request.entry.ordinal + count - 1)
+                rank, fields = self._rank(packet.pts), self._fields
+                is_second_field = (
+                    fields is not None
+                    and (packet.is_keyframe or fields.may_see_fields)
+                    and fields.is_second_field(
+                        bytes(memoryview(packet)[:SEARCHED_BYTES]), packet.size, is_key=packet.is_keyframe
+                    )
+                )
+                if not is_second_field:  # which is treated as the first: a frame needs both
+                    self._drop_unneeded(is_unwanted=rank < 0 or not request.wanted[rank])
+                if request.entry.ordinal + count - 1 not in request.skipped:
+                    self._decode(packet, rank)
+                elif rank >= 0:
+                    self._delivery.statuses[rank] = FrameStatus.SKIPPED
             if self._delivery.left:
                 self._decode(None, -1)
         else:
             self._delivery.mark_unseen(FrameStatus.NO_PACKET)
         self._drop_unneeded(is_unwanted=False)
         self._delivery.finish()
-
-    def _feed(self, packet: Packet[VideoStream], ordinal: int) -> None:
-        rank = self._rank(packet.pts)
-        fields = self._fields
-        is_second_field = (
-            fields is not None
-            and (packet.is_keyframe or fields.may_see_fields)
-            and fields.is_second_field(
-                bytes(memoryview(packet)[:SEARCHED_BYTES]), packet.size, is_key=packet.is_keyframe
-            )
-        )
-        if not is_second_field:  # which is treated as the first: a frame needs both
-            self._drop_unneeded(is_unwanted=rank < 0 or not self._request.wanted[rank])
-        if ordinal not in self._request.skipped:
-            self._decode(packet, rank)
-        elif rank >= 0:
-            self._delivery.statuses[rank] = FrameStatus.SKIPPED
 
     def _drop_unneeded(self, *, is_unwanted: bool) -> None:
         """Let the decoder drop the next picture if it is unwanted and no other picture needs it."""

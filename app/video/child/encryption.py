@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from av.video.stream import VideoStream
@@ -53,14 +52,12 @@ def is_encrypted(stream: VideoStream, container: str, header: Header, descriptor
         return stream.index < len(header.tracks) and header.tracks[stream.index].is_encrypted
     if container == "mpegts":
         return _is_scrambled(descriptor, header.file_bytes, stream.id)
-    return container.startswith("asf") and _has_asf_encryption(descriptor, header.file_bytes)
-
-
-def _has_asf_encryption(descriptor: int, file_bytes: int) -> bool:
+    if not container.startswith("asf"):
+        return False
     head = os.pread(descriptor, _ASF_HEADER_BYTES, 0)
     if head[:16] != _ASF_HEADER or len(head) < _ASF_HEADER_BYTES:
         return False
-    end = min(file_bytes, int.from_bytes(head[16:24], "little"))
+    end = min(header.file_bytes, int.from_bytes(head[16:24], "little"))
     at = _ASF_HEADER_BYTES
     for _ in range(_MAX_ASF_OBJECTS):
         one = os.pread(descriptor, 24, at)
@@ -84,24 +81,20 @@ def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
     scrambled = packets = 0
     tables = _Tables()
     for start in sorted({0, file_bytes // 2, max(0, file_bytes - _WINDOW_BYTES)}):
-        for packet in _packets(os.pread(descriptor, _WINDOW_BYTES, start)):
+        data = os.pread(descriptor, _WINDOW_BYTES, start)
+        first, stride = _first_packet(data)
+        for at in range(first, len(data) - _PACKET_BYTES + 1, stride):
+            sync, head, control = struct.unpack_from(">BHB", data, at)
+            if sync != _SYNC or head & 0x8000:  # lost, or marked as damaged
+                continue
+            begin = 5 + data[at + 4] if control & 0x20 else 4
+            payload = data[at + begin : at + _PACKET_BYTES] if control & 0x10 else b""
+            packet = _TsPacket(head & 0x1FFF, bool(head & 0x4000), bool(control & 0xC0), payload)
             tables.take(packet)
-            if packet.pid == pid and packet.payload:
+            if packet.pid == pid and payload:
                 packets += 1
                 scrambled += packet.is_scrambled
     return pid in tables.encrypted_pids or (packets > 0 and packets - scrambled <= packets * _MOST_CLEAR)
-
-
-def _packets(data: bytes) -> Iterator[_TsPacket]:
-    """Yield the packets of a piece of a transport stream, from the first of several in a row."""
-    start, stride = _first_packet(data)
-    for at in range(start, len(data) - _PACKET_BYTES + 1, stride):
-        sync, pid, control = struct.unpack_from(">BHB", data, at)
-        if sync != _SYNC or pid & 0x8000:  # lost, or marked as damaged
-            continue
-        begin = 5 + data[at + 4] if control & 0x20 else 4
-        payload = data[at + begin : at + _PACKET_BYTES] if control & 0x10 else b""
-        yield _TsPacket(pid & 0x1FFF, bool(pid & 0x4000), bool(control & 0xC0), payload)
 
 
 def _first_packet(data: bytes) -> tuple[int, int]:
@@ -133,11 +126,10 @@ class _Tables:
             self._sections[packet.pid] += packet.payload
         section = self._sections.get(packet.pid, b"")
         length = 3 + (int.from_bytes(section[1:3], "big") & 0xFFF)
-        if len(section) >= max(12, length):
-            del self._sections[packet.pid]
-            self._read(section[0], section[: length - 4])  # less its check sum
-
-    def _read(self, table_id: int, section: bytes) -> None:
+        if len(section) < max(12, length):
+            return
+        del self._sections[packet.pid]
+        table_id, section = section[0], section[: length - 4]  # less its check sum
         if table_id == 0:
             for at in range(8, len(section) - 3, 4):
                 number, pid = struct.unpack_from(">HH", section, at)

@@ -185,9 +185,15 @@ class _Bits:
         self._at = one
         return self.number(zeros + 1) - 1
 
-    def signed(self) -> int:
-        value = self.golomb()
-        return (value + 1) // 2 if value % 2 else -(value // 2)
+    def skip_scaling_list(self, entries: int) -> None:
+        """Skip a list of 7.3.2.1.1.1, which ends early where the rest repeats its last entry."""
+        last = following = 8
+        for _ in range(entries):
+            if following:
+                value = self.golomb()
+                step = (value + 1) // 2 if value % 2 else -(value // 2)  # se(v)
+                following = (last + step) % 256
+            last = following or last
 
     def skip_golombs(self, count: int) -> None:
         for _ in range(count):
@@ -205,7 +211,9 @@ def _read_sequence(bits: _Bits) -> _Sequence:
         bits.skip_golombs(2)
         bits.number(1)
         if bits.number(1):
-            _skip_scaling_lists(bits, 12 if chroma_format == 3 else 8)
+            for number in range(12 if chroma_format == 3 else 8):
+                if bits.number(1):
+                    bits.skip_scaling_list(16 if number < 6 else 64)
     frame_number_bits = bits.golomb() + 4
     order_type = bits.golomb()
     if order_type == 0:
@@ -219,16 +227,6 @@ def _read_sequence(bits: _Bits) -> _Sequence:
     bits.skip_golombs(2)
     is_frames_only = bool(bits.number(1))
     return _Sequence(not is_frames_only, frame_number_bits, has_colour_planes, may_leave_out_numbers)
-
-
-def _skip_scaling_lists(bits: _Bits, count: int) -> None:
-    for number in range(count):
-        if bits.number(1):
-            last = following = 8
-            for _ in range(16 if number < 6 else 64):
-                if following:
-                    following = (last + bits.signed()) % 256
-                last = following or last
 
 
 def _read_frame_number(bits: _Bits, sequence: _Sequence) -> int:

@@ -171,14 +171,13 @@ class _Mp4Reader:
         self._descriptor = descriptor
         self._header = header
         self._limits = limits
-        self._has_movie = False
-        self._ticks_a_second = 0
         self._inner_boxes = 0
         self._tags = _Counter("max_tags", limits.max_tags)
 
     def read(self) -> None:
-        end = 0
-        has_meta = is_image = False
+        tracks = self._header.tracks
+        end = ticks_a_second = 0
+        has_meta = has_movie = is_image = False
         for number, box in enumerate(self._boxes(0, self._header.file_bytes, 0)):
             end = box.end
             has_meta |= box.kind == b"meta"
@@ -187,31 +186,28 @@ class _Mp4Reader:
             if number > _MAX_TOP_BOXES:
                 raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
             if box.kind in (b"moov", b"moof"):
-                self._read_movie(box)
+                has_movie = True
+                self._check("max_header_bytes", self._limits.max_header_bytes, box.end - box.start)
+                for inner in self._descend(box):
+                    if inner.kind == b"trak":
+                        tracks.append(Track())
+                        self._check("max_streams", self._limits.max_streams, len(tracks))
+                    elif inner.kind in _OF_TAGS:
+                        self._count_tags(inner)
+                    elif inner.kind == b"mvhd":
+                        ticks_a_second, _ = self._time_scale_and_duration(inner)
+                    elif inner.kind == b"trun":
+                        self._header.fragment_samples += self._number(inner.start + 4)
+                    elif tracks:
+                        self._read_table(inner, tracks[-1])
+                entries = sum(track.counted(ticks_a_second) for track in tracks)
+                # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
+                limit = min(self._limits.max_frames, self._header.file_bytes)
+                self._check("max_frames", limit, entries + self._header.fragment_samples)
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
         self._header.declared_bytes = end
-        self._header.is_still_image = is_image or (has_meta and not self._has_movie)
-
-    def _read_movie(self, movie: Box) -> None:
-        self._has_movie = True
-        self._check("max_header_bytes", self._limits.max_header_bytes, movie.end - movie.start)
-        for box in self._descend(movie):
-            if box.kind == b"trak":
-                self._header.tracks.append(Track())
-                self._check("max_streams", self._limits.max_streams, len(self._header.tracks))
-            elif box.kind in _OF_TAGS:
-                self._count_tags(box)
-            elif box.kind == b"mvhd":
-                self._ticks_a_second, _ = self._time_scale_and_duration(box)
-            elif box.kind == b"trun":
-                self._header.fragment_samples += self._number(box.start + 4)
-            elif self._header.tracks:
-                self._read_table(box, self._header.tracks[-1])
-        entries = sum(track.counted(self._ticks_a_second) for track in self._header.tracks)
-        # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
-        limit = min(self._limits.max_frames, self._header.file_bytes)
-        self._check("max_frames", limit, entries + self._header.fragment_samples)
+        self._header.is_still_image = is_image or (has_meta and not has_movie)
 
     def _descend(self, parent: Box) -> Iterator[Box]:
         for box in self._boxes(parent.start, min(parent.end, self._header.file_bytes), parent.depth + 1):
@@ -269,7 +265,13 @@ class _Mp4Reader:
             case b"mdhd":
                 track.ticks_a_second, track.declared_ticks = self._time_scale_and_duration(box)
             case b"elst":
-                track.edits = self._edits(box)
+                layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
+                size = struct.calcsize(layout)
+                count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
+                self._check("max_frames", self._limits.max_frames, count)
+                data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
+                edits = struct.iter_unpack(layout, data[: len(data) // size * size])
+                track.edits = [duration for duration, media_time, *_ in edits if media_time >= 0]
             case b"stsd":
                 track.descriptions = self._number(box.start + 4)
                 entries = islice(self._boxes(box.start + 8, box.end, box.depth + 1), _MAX_DESCRIPTIONS)
@@ -281,15 +283,6 @@ class _Mp4Reader:
             duration = self._number(box.start + 24) << 32 | self._number(box.start + 28)
             return self._number(box.start + 20), duration
         return self._number(box.start + 12), self._number(box.start + 16)
-
-    def _edits(self, box: Box) -> list[int]:
-        layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
-        size = struct.calcsize(layout)
-        count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
-        self._check("max_frames", self._limits.max_frames, count)
-        data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
-        entries = struct.iter_unpack(layout, data[: len(data) // size * size])
-        return [duration for duration, media_time, *_ in entries if media_time >= 0]
 
     def _number(self, at: int) -> int:
         data = os.pread(self._descriptor, 4, at)

@@ -75,7 +75,17 @@ class Indexer:
             for record in self._movie.records_from(self._ordinal):
                 self._add(record)
         if not skips or not self._movie.can_replace_reading:
-            self._read_on(without_decoder=is_large or skips)
+            if is_large or skips:  # give the decoder's memory back: the rest of the pass does not decode
+                self._reader.reopen()
+                for _ in range(self._ordinal):
+                    self._reader.read()
+                self._watch.overlook()
+            largest_bytes = 0
+            while (packet := self._watch.read()) is not None:
+                self._record(packet)
+                largest_bytes = max(largest_bytes, packet.size)
+            if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
+                raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
         lost = max(0, len(self._movie) - self._ordinal)
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
@@ -114,19 +124,6 @@ class Indexer:
                 shown = [shown[-1], *context.decode(packet)]
         return False
 
-    def _read_on(self, *, without_decoder: bool) -> None:
-        if without_decoder:  # give its memory back: the rest of the pass does not decode
-            self._reader.reopen()
-            for _ in range(self._ordinal):
-                self._reader.read()
-            self._watch.overlook()
-        largest_bytes = 0
-        while (packet := self._watch.read()) is not None:
-            self._record(packet)
-            largest_bytes = max(largest_bytes, packet.size)
-        if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
-            raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
-
     def _find_first_frame(self) -> VideoFrame:
         context = self._reader.stream.codec_context
         for _ in range(_MAX_PACKETS_BEFORE_FIRST_FRAME):
@@ -145,11 +142,7 @@ class Indexer:
                 break
         if not has_room(context.width * context.height * 4):
             raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
-        self._refuse_if_too_large()
-        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
-
-    def _refuse_if_too_large(self) -> None:
-        """Raise VideoRefused if FFmpeg's log says that no frame came because frames have too many pixels."""
+        # FFmpeg's log shows if no frame came because frames have too many pixels.
         self._reader.reopen()
         with captured(av.logging.ERROR) as log:
             for _ in range(_PACKETS_ASKED_FOR_A_SIZE):
@@ -161,6 +154,7 @@ class Indexer:
         for _, _, text in log:
             if found := _TOO_LARGE.search(text):
                 check_size(int(found[1]), int(found[2]), self._limits)
+        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
 
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)

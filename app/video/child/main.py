@@ -39,37 +39,34 @@ from app.video.protocol.plan import ChildPlan
 def serve(plan: ChildPlan) -> None:
     """Lock down, and serve commands until the host closes its end. Never returns."""
     try:
-        _serve(plan)
+        # To look through what the server had loaded takes 10 ms a collection, and copies its pages.
+        gc.freeze()
+        assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
+        assert isinstance(plan.ring, int)  # noqa: S101
+        pictures = SharedPictures(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes))
+        os.close(plan.ring)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel) as end:
+            state = sandbox.lock_down(
+                channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
+            )
+            channel = Channel(end, pictures.counters)
+            versions = sorted((name, ".".join(map(str, number))) for name, number in library_versions.items())
+            libraries = ", ".join(f"{name} {version}" for name, version in versions)
+            channel.send(Message.READY, Ready(state, libraries).pack())
+            video, payload = channel.receive_video()
+            options = OpenOptions(video, unpack_threads(payload), plan.limits)
+            try:
+                _Child(channel, options, pictures).serve()
+            except VideoRefused as refusal:
+                channel.send(Message.FAULT, refusal.fault.pack())
+            except MemoryError:
+                channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
     except EOFError:
         os._exit(0)
     except MemoryError:
         os._exit(2)
     except BaseException:  # noqa: BLE001 - the process's boundary; its end is what the host sees
         os._exit(1)
-
-
-def _serve(plan: ChildPlan) -> None:
-    gc.freeze()  # to look through what the server had loaded takes 10 ms a collection, and copies its pages
-    assert isinstance(plan.channel, int)  # noqa: S101 - they have arrived
-    assert isinstance(plan.ring, int)  # noqa: S101
-    pictures = SharedPictures(mmap.mmap(plan.ring, ring.HEADER_BYTES + plan.ring_bytes))
-    os.close(plan.ring)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=plan.channel) as end:
-        state = sandbox.lock_down(
-            channel=plan.channel, memory_bytes=plan.memory_bytes, require=plan.require_sandbox
-        )
-        channel = Channel(end, pictures.counters)
-        versions = sorted((name, ".".join(map(str, number))) for name, number in library_versions.items())
-        libraries = ", ".join(f"{name} {version}" for name, version in versions)
-        channel.send(Message.READY, Ready(state, libraries).pack())
-        video, payload = channel.receive_video()
-        options = OpenOptions(video, unpack_threads(payload), plan.limits)
-        try:
-            _Child(channel, options, pictures).serve()
-        except VideoRefused as refusal:
-            channel.send(Message.FAULT, refusal.fault.pack())
-        except MemoryError:
-            channel.send(Message.FAULT, Fault(FaultCode.OUT_OF_MEMORY).pack())
 
 
 class _Child:
@@ -112,6 +109,7 @@ class _Child:
         return self._log
 
     def _decode(self, request: DecodeRequest) -> None:
+        # Not a part of `serve`: its variables would keep the last decoder's frames.
         self._channel.show_fed(0)
         reader = self._open()
         if request.frames_before is None:

@@ -50,7 +50,12 @@ class MatroskaReader:
             if element.name == _CLUSTER:
                 break
             if element.name == _SEEK_HEAD:
-                pointed_at |= set(self._targets(element, self._segment.start))
+                for seek in self._children(element):
+                    fields = {child.name: child for child in self._children(seek)}
+                    is_seek = {_SEEK_ID, _SEEK_POSITION} <= fields.keys()
+                    if is_seek and self._content(fields[_SEEK_ID]) == _TAGS:
+                        position = int.from_bytes(self._content(fields[_SEEK_POSITION]), "big")
+                        pointed_at.add(self._segment.start + position)
             elif element.name == _TAGS:
                 seen.add(element.start)
                 self._count(element, on_tag)
@@ -65,14 +70,6 @@ class MatroskaReader:
                 on_tag()
             if child.name in _OF_TAGS and depth < _MAX_DEPTH:
                 self._count(child, on_tag, depth + 1)
-
-    def _targets(self, seek_head: Element, segment_start: int) -> Iterator[int]:
-        for seek in self._children(seek_head):
-            fields = {child.name: child for child in self._children(seek)}
-            if not {_SEEK_ID, _SEEK_POSITION} <= fields.keys():
-                continue
-            if self._content(fields[_SEEK_ID]) == _TAGS:
-                yield segment_start + int.from_bytes(self._content(fields[_SEEK_POSITION]), "big")
 
     def _content(self, element: Element) -> bytes:
         length = 0 if element.end is None else min(8, element.end - element.start)

@@ -144,17 +144,14 @@ class MovieIndex:
         size = max(0, min(entry.size, self._file_bytes - entry.pos))
         flags = PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
         if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
-            flags |= self._key_flags(entry.pos, size)
+            head, is_clean = b"", self._codec not in _TOLD_BY_BYTES
+            for length in () if is_clean else (HEAD_BYTES, SEARCHED_BYTES):
+                head = os.pread(self._reader.descriptor, min(length, size), entry.pos)
+                is_clean = self._keyframes.is_clean_entry(head, size)
+                if is_clean or length >= size:
+                    break
+            if is_clean:
+                flags |= PacketFlag.KEY | PacketFlag.CLEAN
+            elif self._keyframes.is_any_entry(head, size):
+                flags |= PacketFlag.KEY
         return PacketRecord(ordinal, pts, entry.timestamp, entry.pos, size, flags)
-
-    def _key_flags(self, position: int, size: int) -> PacketFlag:
-        if self._codec not in _TOLD_BY_BYTES:
-            return PacketFlag.KEY | PacketFlag.CLEAN
-        head = b""
-        for length in (HEAD_BYTES, SEARCHED_BYTES):
-            head = os.pread(self._reader.descriptor, min(length, size), position)
-            if self._keyframes.is_clean_entry(head, size):
-                return PacketFlag.KEY | PacketFlag.CLEAN
-            if length >= size:
-                break
-        return PacketFlag.KEY if self._keyframes.is_any_entry(head, size) else PacketFlag(0)

@@ -41,7 +41,15 @@ def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
         os.dup2(null, standard)
     os.closerange(3, channel)
     os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    _limit_resources(memory_bytes)
+    in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    for name, value in (
+        (resource.RLIMIT_AS, in_use + memory_bytes),
+        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),
+    ):
+        resource.setrlimit(name, (value, value))
     no_new_privileges = _prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
     if require and not no_new_privileges:
         raise SandboxUnavailable
@@ -70,18 +78,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _prctl(option: int, value: int) -> int:
     result: int = _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
     return result
-
-
-def _limit_resources(memory_bytes: int) -> None:
-    in_use = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    for name, value in (
-        (resource.RLIMIT_AS, in_use + memory_bytes),
-        (resource.RLIMIT_CPU, _MAX_CPU_SECONDS),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS),
-    ):
-        resource.setrlimit(name, (value, value))
 
 
 # -- Landlock
@@ -188,22 +184,12 @@ _Program = list[tuple[int, int, int, int]]
 
 
 def _enter_seccomp(channel: int) -> bool:
-    """Install the filter in every thread. Return whether it is in force."""
+    """Allow only some system calls, in every thread. Return whether the filter is in force."""
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return False
     column, audit_number = known
     numbers = {name: numbers[column] for name, numbers in _SYSCALLS.items()}
-    program = _filter(numbers, audit_number, channel)
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    status = _libc.syscall(numbers["seccomp"], _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
-    return int(status) == 0
-
-
-def _filter(numbers: dict[str, int], audit_number: int, channel: int) -> _Program:
-    """Return the program that allows the system calls of `numbers`, some of them under conditions."""
     allow, refuse = _ALLOW, _REFUSE | errno.EPERM
     conditions: dict[str, _Program] = {
         "mmap": _if_set(2, _PROT_EXEC, refuse, allow),
@@ -237,7 +223,12 @@ def _filter(numbers: dict[str, int], audit_number: int, channel: int) -> _Progra
             continue
         block = conditions.get(name, [(_RETURN, 0, 0, _ALLOW)])
         program += [(_JUMP_IF_EQUAL, 0, len(block), number), *block]
-    return [*program, (_RETURN, 0, 0, refuse)]
+    program.append((_RETURN, 0, 0, refuse))
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    filter_program = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    status = _libc.syscall(numbers["seccomp"], _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, filter_program)
+    return int(status) == 0
 
 
 def _load_argument(index: int, *, high: bool = False) -> tuple[int, int, int, int]:

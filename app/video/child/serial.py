@@ -70,15 +70,12 @@ class SerialDecoder:
                 self._channel.show_fed(self._packets)
                 if self._entry.ordinal + self._packets - 1 in self._skipped:
                     continue
-            self._decode(packet)
+            try:
+                self._pending += self._reader.stream.codec_context.decode(packet)
+            except (av.FFmpegError, OSError, ValueError):
+                self.on_refusal()
         self.position += 1
         return self._pending.popleft()
-
-    def _decode(self, packet: Packet[VideoStream] | None) -> None:
-        try:
-            self._pending += self._reader.stream.codec_context.decode(packet)
-        except (av.FFmpegError, OSError, ValueError):
-            self.on_refusal()
 
 
 class _StampOrder:

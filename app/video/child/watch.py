@@ -21,7 +21,6 @@ from app.video.child.ffmpeg_log import LogTail
 from app.video.child.sample_table import disagreement
 from app.video.child.walkers.choice import walker_for
 from app.video.child.walkers.mpegts import MpegTsWalker
-from app.video.child.walkers.walker import Walker
 from app.video.protocol import messages
 from app.video.protocol.evidence import Evidence
 from app.video.protocol.messages import Message
@@ -101,7 +100,15 @@ class PacketWatch:
         reached = sys.maxsize if packet is None else position
         if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
             try:
-                self._take_from_walker(self._walker, reached)
+                # Let the walker go ahead of the packet, and take what it has found before it.
+                if reached + _WALKERS_LEAD_BYTES < self._reader.header.file_bytes:
+                    self._walker.walk_to(reached + _WALKERS_LEAD_BYTES)
+                    self._walks_at = reached + _WALKING_STEP_BYTES
+                elif not self._has_walked:
+                    self._has_walked = True
+                    self._walker.finish()
+                while self._ahead and self._ahead[0][0] <= reached:
+                    self._seen.append(heappop(self._ahead))
             except OSError:  # the demuxer meets it, too, and goes on after it
                 self._walker = None
         if self._reader.read_errors > self._read_errors:
@@ -157,17 +164,6 @@ class PacketWatch:
         """Forget the errors that the reader met while it read known packets again."""
         self._log.take("")
         self._read_errors = self._reader.read_errors
-
-    def _take_from_walker(self, walker: Walker, reached: int) -> None:
-        """Let the walker go ahead of byte `reached`, and take the evidence that it has seen before that."""
-        if reached + _WALKERS_LEAD_BYTES < self._reader.header.file_bytes:
-            walker.walk_to(reached + _WALKERS_LEAD_BYTES)
-            self._walks_at = reached + _WALKING_STEP_BYTES
-        elif not self._has_walked:
-            self._has_walked = True
-            walker.finish()
-        while self._ahead and self._ahead[0][0] <= reached:
-            self._seen.append(heappop(self._ahead))
 
     def _send(self) -> None:
         fresh = [seen for seen in self._seen if seen[0] is None or seen[0] >= self._from_byte]

@@ -66,34 +66,31 @@ class AsfWalker(Walker):
         while self._at < end and not self._is_lost:
             data_end = self._file_bytes if self._end is None else min(self._end, self._file_bytes)
             count = min(data_end - self._at, MAPPED_BYTES) // self._packet_bytes
-            if count:
-                block = map_block(self._descriptor, self._at, self._at + count * self._packet_bytes)
-                self._check_packets(block)
+            if not count:
+                # Less than a packet is left of the data; what follows the data is of no interest.
+                if self._end is None and self._at < data_end and not self._is_index():
+                    self._note(self._at, "the file ends inside a data packet")
+                self._at = self._file_bytes
+                return
+            data = map_block(self._descriptor, self._at, self._at + count * self._packet_bytes)
+            count = len(data) // self._packet_bytes
+            heads = np.ndarray((count,), "<u4", data, 0, (self._packet_bytes,))
+            is_packet = (heads & 0xFFFFFF == int.from_bytes(_CORRECTION, "little")) | (not self._has_heads)
+            whole = count if is_packet.all() else int(is_packet.argmin())
+            if self._has_heads:
+                for at in range(0, whole * self._packet_bytes, self._packet_bytes):
+                    if reason := self._objects.fault_in(data[at : at + self._packet_bytes]):
+                        self._note(self._at + at, reason)
+            if whole == count:
+                self._at = self._at + len(data) if count else self._file_bytes
                 continue
-            # Less than a packet is left of the data; what follows the data is of no interest.
-            if self._end is None and self._at < data_end and not self._is_index():
-                self._note(self._at, "the file ends inside a data packet")
-            self._at = self._file_bytes
-
-    def _check_packets(self, data: memoryview) -> None:
-        count = len(data) // self._packet_bytes
-        heads = np.ndarray((count,), "<u4", data, 0, (self._packet_bytes,))
-        is_packet = (heads & 0xFFFFFF == int.from_bytes(_CORRECTION, "little")) | (not self._has_heads)
-        whole = count if is_packet.all() else int(is_packet.argmin())
-        if self._has_heads:
-            for at in range(0, whole * self._packet_bytes, self._packet_bytes):
-                if reason := self._objects.fault_in(data[at : at + self._packet_bytes]):
-                    self._note(self._at + at, reason)
-        if whole == count:
-            self._at = self._at + len(data) if count else self._file_bytes
-            return
-        self._at += whole * self._packet_bytes
-        if self._end is None and self._is_index():
-            self._at = self._file_bytes
-            return
-        self._end = None  # bytes may have been lost or inserted
-        self._objects = _MediaObjects()  # what is lost here is noted once
-        self._lose(self._at, _NO_PACKET, search_from=self._at + 1)
+            self._at += whole * self._packet_bytes
+            if self._end is None and self._is_index():
+                self._at = self._file_bytes
+                return
+            self._end = None  # bytes may have been lost or inserted
+            self._objects = _MediaObjects()  # what is lost here is noted once
+            self._lose(self._at, _NO_PACKET, search_from=self._at + 1)
 
     def _is_index(self) -> bool:
         return self._window.get(self._at, 16) in _INDEXES

@@ -92,7 +92,13 @@ class AviWalker(Walker):
         elif kind == b"RIFF" or (kind == b"LIST" and list_kind in (b"movi", b"rec ")):
             self._enter(kind if kind == b"RIFF" else list_kind, size)
         elif _is_kind(kind) and end <= min(parent_end, self._file_bytes):
-            self._read_chunk(kind, size)
+            if kind == b"idx1" or kind.startswith(b"ix"):
+                self._wants_index = False
+                if kind == b"idx1" and not self._notes:  # else chunks may have been skipped
+                    self._check_index(at + _HEAD_BYTES, size)
+            elif kind[:2].isdigit() and len(self._filled) < _MAX_KINDS:
+                self._filled[kind] += bool(size)
+                self._empty[kind] += not size
             self._is_after_odd = size & 1
             self._at = end + self._is_after_odd
         elif self._is_after_odd and self._is_chunk(at - 1):
@@ -127,15 +133,6 @@ class AviWalker(Walker):
 
     def _lose_chain(self, reason: str) -> None:
         self._lose(self._at, reason, search_from=self._at + 1)
-
-    def _read_chunk(self, kind: bytes, size: int) -> None:
-        if kind == b"idx1" or kind.startswith(b"ix"):
-            self._wants_index = False
-            if kind == b"idx1" and not self._notes:  # else chunks may have been skipped
-                self._check_index(self._at + _HEAD_BYTES, size)
-        elif kind[:2].isdigit() and len(self._filled) < _MAX_KINDS:
-            self._filled[kind] += bool(size)
-            self._empty[kind] += not size
 
     def _check_index(self, start: int, size: int) -> None:
         """Compare the index with the chunks that were found."""
@@ -183,20 +180,17 @@ class AviWalker(Walker):
                 if kind == b"hdrl" and inner == b"avih":
                     flags = os.pread(self._descriptor, 4, inner_start + 12)
                     self._wants_index = bool(int.from_bytes(flags, "little") & _HAS_INDEX)
-                elif kind == b"hdrl" and inner == b"strl":
-                    self._check_super_index(inner_start, inner_end)
-
-    def _check_super_index(self, start: int, end: int) -> None:
-        for kind, body, body_end in _chunks(self._descriptor, start, end):
-            data = os.pread(self._descriptor, min(body_end - body, BLOCK_BYTES), body)
-            if kind != b"indx" or len(data) < 24 or data[3]:  # another kind of index than one of indexes
-                continue
-            count = min(int.from_bytes(data[4:8], "little"), (len(data) - 24) // _ENTRY_BYTES)
-            for place in range(24, 24 + count * _ENTRY_BYTES, _ENTRY_BYTES):
-                offset, size = struct.unpack_from("<QI", data, place)
-                if offset + size > self._file_bytes:
-                    self._note(body - _HEAD_BYTES, "the index points beyond the end of the file")
-                    return
+                if kind != b"hdrl" or inner != b"strl":
+                    continue
+                for name, body, body_end in _chunks(self._descriptor, inner_start, inner_end):
+                    data = os.pread(self._descriptor, min(body_end - body, BLOCK_BYTES), body)
+                    if name != b"indx" or len(data) < 24 or data[3]:  # not an index of indexes
+                        continue
+                    count = min(int.from_bytes(data[4:8], "little"), (len(data) - 24) // _ENTRY_BYTES)
+                    places = range(24, 24 + count * _ENTRY_BYTES, _ENTRY_BYTES)
+                    if any(sum(struct.unpack_from("<QI", data, at)) > self._file_bytes for at in places):
+                        self._note(body - _HEAD_BYTES, "the index points beyond the end of the file")
+                        break
 
 
 def _chunks(

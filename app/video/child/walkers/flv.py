@@ -79,7 +79,13 @@ class FlvWalker(Walker):
 
     def _step(self, head: bytes) -> None:
         """Move over the length at `_at` and the tag behind it; or lose the chain."""
-        if int.from_bytes(head[:4], "big") != self._tag_bytes and not self._is_usual(head[:_LENGTH_BYTES]):
+        last_bytes, stored = self._tag_bytes, int.from_bytes(head[:_LENGTH_BYTES], "big")
+        is_usual = last_bytes is None or len(head) < _LENGTH_BYTES or (self._stores_zero and not stored)
+        if last_bytes is not None and not is_usual:  # see flvdec.c for what recorders write instead
+            sum_of_all = self._at - self._first - _LENGTH_BYTES * (self._tags - 1)
+            usual = (last_bytes - 1, last_bytes - _HEAD_BYTES, sum_of_all)
+            is_usual = stored == last_bytes or (stored in usual and stored > 0)
+        if not is_usual:
             self._lose_chain("a tag's length is not the one that is stored behind it")
         elif len(head) < _STEP_BYTES:  # the end: nothing, or the last tag's length
             if len(head) not in (0, _LENGTH_BYTES):
@@ -93,16 +99,6 @@ class FlvWalker(Walker):
             if head[4] == _PICTURE and not is_empty and not head[_STEP_BYTES] & _FRAME_TYPE:
                 self._note(self._at, "a picture's tag that holds none")
             self._move(self._at + _LENGTH_BYTES + tag_bytes, tag_bytes, 1)
-
-    def _is_usual(self, stored: bytes) -> bool:
-        """Whether `stored` is one of what recorders write instead of a tag's length (flvdec.c)."""
-        if self._tag_bytes is None or len(stored) < _LENGTH_BYTES:
-            return True
-        value = int.from_bytes(stored, "big")
-        if self._stores_zero and not value:
-            return True
-        sum_of_all = self._at - self._first - _LENGTH_BYTES * (self._tags - 1)
-        return value in (self._tag_bytes - 1, self._tag_bytes - _HEAD_BYTES, sum_of_all) and value > 0
 
     def _lose_chain(self, reason: str) -> None:
         self._lose(self._at, reason, search_from=self._tag + 1)
@@ -118,21 +114,19 @@ class FlvWalker(Walker):
         for offset in np.flatnonzero(may_start).tolist():
             self._elements += 1
             position = self._at + offset
-            if self._is_element(position):
+            head = self._window.get(position, _HEAD_BYTES)
+            tag_bytes = _HEAD_BYTES + int.from_bytes(head[1:4], "big")
+            after = self._window.get(position + tag_bytes, _STEP_BYTES)
+            stored = int.from_bytes(after[:_LENGTH_BYTES], "big")
+            if self._stores_zero:
+                is_tag = not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
+            else:
+                lengths = (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES)
+                is_tag = len(after) >= _LENGTH_BYTES and stored in lengths and tag_bytes > _HEAD_BYTES
+            if is_tag:
                 self._at = position - _LENGTH_BYTES
                 self._tag_bytes = None
                 self._is_lost = False
                 return
         is_last = self._at + len(block) >= self._file_bytes or not block
         self._at = self._file_bytes if is_last else self._at + len(block) - _HEAD_BYTES + 1
-
-    def _is_element(self, position: int) -> bool:
-        head = self._window.get(position, _HEAD_BYTES)
-        tag_bytes = _HEAD_BYTES + int.from_bytes(head[1:4], "big")
-        after = self._window.get(position + tag_bytes, _STEP_BYTES)
-        if len(after) < _LENGTH_BYTES:
-            return False
-        stored = int.from_bytes(after[:_LENGTH_BYTES], "big")
-        if self._stores_zero:
-            return not stored and len(after) == _STEP_BYTES and after[4] & _KIND_BITS in _KINDS
-        return stored in (tag_bytes, tag_bytes - 1, tag_bytes - _HEAD_BYTES) and tag_bytes > _HEAD_BYTES

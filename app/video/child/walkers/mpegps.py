@@ -35,7 +35,16 @@ class MpegPsWalker(Walker):
 
     def _follow(self, end: int) -> None:
         if self._at >= self._skips_at:
-            self._skip_sectors()
+            # Move over sectors of one size that packets fill, all at once, except the last of them.
+            block = map_block(self._descriptor, self._at, min(self._at + MAPPED_BYTES, self._file_bytes))
+            size = self._sector_bytes or _sector_bytes(block)
+            whole = _count_sectors(block, size) if size else 0
+            is_worth_it = whole * size > len(block) // 8
+            self._sector_bytes = size if is_worth_it else 0
+            self._skips_at = self._at + (0 if is_worth_it else MAPPED_BYTES)
+            self._at += max(whole - 1, 0) * size
+            self._elements += whole
+            del block  # not mapped for longer
         window = self._window
         data, start, at, last = window.data, window.start, self._at, self._last
         elements = 0
@@ -51,25 +60,10 @@ class MpegPsWalker(Walker):
             at += length
         self._elements += elements
         self._at, self._last = at, last
-        if at < end:
-            self._read_other()
-
-    def _skip_sectors(self) -> None:
-        """Move over sectors of one size that packets fill, all at once, except the last of them."""
-        end = min(self._at + MAPPED_BYTES, self._file_bytes)
-        block = map_block(self._descriptor, self._at, end)
-        size = self._sector_bytes or _sector_bytes(block)
-        whole = _count_sectors(block, size) if size else 0
-        is_worth_it = whole * size > len(block) // 8
-        self._sector_bytes = size if is_worth_it else 0
-        self._skips_at = self._at + (0 if is_worth_it else MAPPED_BYTES)
-        self._at += max(whole - 1, 0) * size
-        self._elements += whole
-
-    def _read_other(self) -> None:
-        """Move over an end code or zeros between packets. Lose the chain at anything else."""
-        at = self._at
-        data = self._window.load(at)
+        if at >= end:
+            return
+        # No packet: an end code, or zeros between packets. The chain is lost at anything else.
+        data = window.load(at)
         if data.startswith(_END_CODE):
             self._at = self._ended_at = at + len(_END_CODE)
             return

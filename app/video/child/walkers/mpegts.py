@@ -77,39 +77,42 @@ class MpegTsWalker(Walker):
             self._is_lost = True
             return
         while self._at < end and not self._is_lost and not self._is_over:
-            self._check_block()
-
-    def _check_block(self) -> None:
-        end = min(self._at + _BLOCK_PACKETS * self._size, self._file_bytes)
-        block = map_block(self._descriptor, self._at, end)
-        self._block = np.frombuffer(block, np.uint8)
-        count = (len(self._block) + self._size - _BYTES) // self._size
-        if not count:
-            self._note(self._at, "the file ends inside a packet")
-            self._at = self._file_bytes
-            return
-        heads = np.ndarray((count,), ">u4", block, 0, (self._size,)).astype(np.uint32)
-        first = _first_of_runs(heads)
-        whole = count
-        if not (heads[first] & _SYNC_OR_ERROR == _SYNC << 24).all():
-            is_packet = heads >> 24 == _SYNC
-            whole = count if is_packet.all() else int(is_packet.argmin())
-            first = first[first < whole]
-            marked = np.flatnonzero(heads[:whole] & _ERROR)
-            _, runs, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
-            for row, marks in zip(marked[runs].tolist(), counts.tolist(), strict=True):
-                place = self._at + row * self._size
-                self._note(place, f"packets marked as damaged by the receiver: {marks}")
-        if whole:
-            self._check_starts(heads[first], first)
-            self._check_counters(heads[:whole], first)
-        if whole < count:
-            self._heads[:] = 0  # what is lost here is noted once, not once a PID
-            place = self._at + whole * self._size
-            self._lose(place, "bytes that are no transport packet", search_from=place + 1)
-        else:
-            self._at += whole * self._size
-        self._block = _NOTHING  # not mapped for longer
+            block_end = min(self._at + _BLOCK_PACKETS * self._size, self._file_bytes)
+            block = map_block(self._descriptor, self._at, block_end)
+            self._block = np.frombuffer(block, np.uint8)
+            count = (len(self._block) + self._size - _BYTES) // self._size
+            if not count:
+                self._note(self._at, "the file ends inside a packet")
+                self._at = self._file_bytes
+                return
+            heads = np.ndarray((count,), ">u4", block, 0, (self._size,)).astype(np.uint32)
+            # Where runs of packets begin that differ in nothing but a counter that goes up by one.
+            step = heads[1:] - heads[:-1]
+            is_break = (step != 1) & (step != _WRAPS)
+            is_other = heads & (_START | _HAS_PAYLOAD) != _HAS_PAYLOAD  # may begin something
+            is_break |= is_other[1:] | is_other[:-1]
+            first = np.flatnonzero(np.append(True, is_break))
+            whole = count
+            if not (heads[first] & _SYNC_OR_ERROR == _SYNC << 24).all():
+                is_packet = heads >> 24 == _SYNC
+                whole = count if is_packet.all() else int(is_packet.argmin())
+                first = first[first < whole]
+                marked = np.flatnonzero(heads[:whole] & _ERROR)
+                _, runs, counts = np.unique(marked // _MARKED_TOGETHER, return_index=True, return_counts=True)
+                for row, marks in zip(marked[runs].tolist(), counts.tolist(), strict=True):
+                    place = self._at + row * self._size
+                    self._note(place, f"packets marked as damaged by the receiver: {marks}")
+            if whole:
+                self._check_starts(heads[first], first)
+                self._check_counters(heads[:whole], first)
+            if whole < count:
+                self._heads[:] = 0  # what is lost here is noted once, not once a PID
+                place = self._at + whole * self._size
+                self._lose(place, "bytes that are no transport packet", search_from=place + 1)
+            else:
+                self._at += whole * self._size
+            self._block = _NOTHING
+            del block  # not mapped for longer
 
     def _check_starts(self, heads: _Heads, rows: _Rows) -> None:
         """Note packets that should begin a PES packet, of a PID that has such, and do not (2.4.3.6).
@@ -157,12 +160,23 @@ class MpegTsWalker(Walker):
             was_repeat = is_repeat[place - 1] and rows[place - 1] == last_rows[place - 1]
             if is_first[place]:
                 earlier, was_repeat = int(self._positions[pid]), self._is_repeat[pid]
-            if not was_repeat and self._repeats(earlier, here, head_before, head):
+            # A packet may come twice: only its clock may differ then (2.4.3.3).
+            may_repeat = (
+                not was_repeat and not (head ^ head_before) & 15 and head & head_before & _HAS_PAYLOAD
+            )
+            if may_repeat and _payload(self._packet(earlier)) == _payload(self._packet(here)):
                 is_repeat[place] = True
-            elif self._begins_anew(pid, head, earlier, here):
+                continue
+            # Does a stream begin again between the PID's last packet and this one?
+            nearest = bisect_right(self._repeated_at, here) - 1
+            is_joint = nearest >= 0 and self._repeated_at[nearest] > earlier
+            if is_joint and not (head ^ int(self._first_heads[pid])) & (_START | 15):
                 joints += [here] if here in self._repeated_at else []
                 self._check_time(pid, positions[(pids == pid) & (heads & _START != 0)], here)
-            elif not self._may_jump(here, head):
+                continue
+            packet = self._packet(here)
+            has_indicator = head & _HAS_FIELD and packet[4] and packet[5] & 0x80  # discontinuity_indicator
+            if not has_indicator:
                 step = f"jumps from {head_before & 15} to {head & 15}"
                 step = f"stays at {head & 15}" if not (head ^ head_before) & 15 else step
                 self._note(here, f"packets are missing: the continuity counter of PID {pid} {step}")
@@ -177,10 +191,8 @@ class MpegTsWalker(Walker):
         self._heads[pids[last]] = last_heads[last]
         self._positions[pids[last]] = self._at + last_rows[last] * self._size
         self._is_repeat[pids[last]] = is_repeat[last] & (rows[last] == last_rows[last])
-        self._keep_starts(pids[heads & _START != 0], positions[heads & _START != 0])
-
-    def _keep_starts(self, pids: npt.NDArray[np.uint16], positions: npt.NDArray[np.int64]) -> None:
-        """Keep the last two of `positions` of each PID, which are in a row."""
+        # Keep the last two starts of each PID; here they are in a row.
+        pids, positions = pids[heads & _START != 0], positions[heads & _START != 0]
         self._starts[0, pids] = self._starts[1, pids]
         is_followed = pids[:-1] == pids[1:]
         self._starts[0, pids[:-1][is_followed]] = positions[:-1][is_followed]
@@ -201,12 +213,6 @@ class MpegTsWalker(Walker):
                 place for place in places if self._packet(place) == self._first
             ]
 
-    def _begins_anew(self, pid: int, head: int, earlier: int, here: int) -> bool:
-        """Whether a stream begins again between the PID's last packet, at `earlier`, and this one."""
-        nearest = bisect_right(self._repeated_at, here) - 1
-        is_joint = nearest >= 0 and self._repeated_at[nearest] > earlier
-        return is_joint and not (head ^ int(self._first_heads[pid])) & (_START | 15)
-
     def _check_time(self, pid: int, starts: npt.NDArray[np.int64], here: int) -> None:
         """Note it if a stream begins again at `here` and the time leaps ahead. Only video is checked."""
         last_two = [*self._starts[:, pid].tolist(), *starts[starts < here].tolist()][-2:]
@@ -222,17 +228,6 @@ class MpegTsWalker(Walker):
             stamp_bytes = _STAMP_BYTES if self._size == _STAMP_BYTES + _BYTES else 0
             self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
-    def _repeats(self, earlier: int, here: int, head_before: int, head: int) -> bool:
-        """Whether the packet at `here` repeats the one at `earlier`: only the clock may differ (2.4.3.3)."""
-        both = head & head_before
-        if (head ^ head_before) & 15 or not both & _HAS_PAYLOAD:
-            return False
-        return _payload(self._packet(earlier)) == _payload(self._packet(here))
-
-    def _may_jump(self, here: int, head: int) -> bool:
-        packet = self._packet(here)
-        return bool(head & _HAS_FIELD and packet[4] and packet[5] & 0x80)  # discontinuity_indicator
-
     def _packet(self, position: int) -> bytes:
         offset = position - self._at
         if offset >= 0:
@@ -243,7 +238,17 @@ class MpegTsWalker(Walker):
         length = BLOCK_BYTES + (_SYNCS_IN_A_ROW - 1) * self._size
         block = np.frombuffer(os.pread(self._descriptor, length, self._at), np.uint8)
         count = len(block) - (_SYNCS_IN_A_ROW - 1) * self._size
-        found = _first_run(block, count, self._size) if count > 0 else None
+        found: int | None = None
+        if count > 0:
+            is_run = block[:count] == _SYNC  # packets follow each other from there
+            for number in range(1, _SYNCS_IN_A_ROW):
+                is_run &= block[number * self._size : number * self._size + count] == _SYNC
+            place = int(is_run.argmax())
+            # M2TS: for half a second a time stamp may begin with the sync byte.
+            behind_stamp = place + _STAMP_BYTES
+            is_stamp = self._size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
+            if is_run[place]:
+                found = behind_stamp if is_stamp else place
         is_start = not self._notes and self._at == 0
         self._is_lost = found is None
         if is_start and (found is None or found >= self._size):  # else a recording begins inside a packet
@@ -264,29 +269,6 @@ def _packet_size(data: bytes) -> int:
         return float(shares.max())
 
     return max(_SIZES, key=best_share)
-
-
-def _first_run(block: npt.NDArray[np.uint8], count: int, size: int) -> int | None:
-    """Return the first of `count` places where packets follow each other."""
-    is_run = block[:count] == _SYNC
-    for number in range(1, _SYNCS_IN_A_ROW):
-        is_run &= block[number * size : number * size + count] == _SYNC
-    place = int(is_run.argmax())
-    if not is_run[place]:
-        return None
-    # M2TS: for half a second a time stamp may begin with the sync byte.
-    behind_stamp = place + _STAMP_BYTES
-    is_stamp = size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
-    return behind_stamp if is_stamp else place
-
-
-def _first_of_runs(heads: _Heads) -> _Rows:
-    """Return where runs of packets begin that differ in nothing but a counter that goes up by one."""
-    step = heads[1:] - heads[:-1]
-    is_break = (step != 1) & (step != _WRAPS)
-    is_other = heads & (_START | _HAS_PAYLOAD) != _HAS_PAYLOAD  # may begin something
-    is_break |= is_other[1:] | is_other[:-1]
-    return np.flatnonzero(np.append(True, is_break))
 
 
 def _payload(packet: bytes) -> bytes:

@@ -43,7 +43,12 @@ class OggWalker(Walker):
             if data[offset : offset + 5] != _CAPTURE:
                 self._lose(at, "bytes that are no page", search_from=self._last + 1)
                 return
-            size = _page_bytes(data, offset)
+            # A page is its head, the sizes of its segments, and these.
+            first, size = offset + _HEAD.size, _HEAD.size
+            if first <= len(data):
+                sizes = data[first : first + data[first - 1]]
+                others = sizes.translate(None, b"\xff")  # than 255, which nearly all are
+                size += len(sizes) + 255 * (len(sizes) - len(others)) + sum(others)
             self._elements += 1
             if at + size > self._file_bytes:
                 self._lose(at, "the file ends inside a page", search_from=at + 1)
@@ -51,28 +56,25 @@ class OggWalker(Walker):
             _, flags, granule, serial, page, _ = unpack(data, offset)
             stream = self._streams.get(serial)
             if stream and not flags & ~_CONTINUED and page == stream.page + 1 and not stream.is_at_headers:
-                stream.page = page  # nearly all: what _check_page would do, without calls
+                stream.page = page  # nearly all pages
+            elif stream is None or flags & _FIRST:
+                if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
+                    self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
+                if len(self._streams) < _MAX_STREAMS or serial in self._streams:
+                    self._streams[serial] = _Stream(page, granule == 0, bool(flags & _LAST))
             else:
-                self._check_page(at, flags, granule, serial, page)
+                # A server sends its headers to each listener, and then the pages that are live.
+                may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
+                if page != (stream.page + 1) % _PAGES and not may_jump:
+                    self._note(
+                        at, f"a page is missing: page {page} of a stream comes after page {stream.page}"
+                    )
+                stream.page = page
+                stream.is_at_headers &= granule in (0, _NO_GRANULE)
+                stream.has_ended |= bool(flags & _LAST)
             self._last = at
             at += size
         self._at = at
-
-    def _check_page(self, at: int, flags: int, granule: int, serial: int, page: int) -> None:
-        stream = self._streams.get(serial)
-        if stream is None or flags & _FIRST:
-            if len(self._streams) >= _MAX_STREAMS and serial not in self._streams:
-                self._streams = {key: one for key, one in self._streams.items() if not one.has_ended}
-            if len(self._streams) < _MAX_STREAMS or serial in self._streams:
-                self._streams[serial] = _Stream(page, granule == 0, bool(flags & _LAST))
-            return
-        # A server sends its headers to each listener, and then the pages that are live.
-        may_jump = stream.is_at_headers and granule not in (0, _NO_GRANULE)
-        if page != (stream.page + 1) % _PAGES and not may_jump:
-            self._note(at, f"a page is missing: page {page} of a stream comes after page {stream.page}")
-        stream.page = page
-        stream.is_at_headers &= granule in (0, _NO_GRANULE)
-        stream.has_ended |= bool(flags & _LAST)
 
     def _search(self) -> None:
         self._find((_CAPTURE,), lambda _: True)  # five bytes by chance: once in a terabyte
@@ -80,13 +82,3 @@ class OggWalker(Walker):
     def _check_end(self) -> None:
         if not all(stream.has_ended for stream in self._streams.values()):
             self._note(self._file_bytes, "no last page: a stream stops without its end mark")
-
-
-def _page_bytes(data: bytes, offset: int) -> int:
-    """Return the size of the page at `offset`: its head, the sizes of its segments, and these."""
-    first = offset + _HEAD.size
-    if first > len(data):
-        return _HEAD.size
-    sizes = data[first : first + data[first - 1]]
-    others = sizes.translate(None, b"\xff")  # than 255, which nearly all are
-    return _HEAD.size + len(sizes) + 255 * (len(sizes) - len(others)) + sum(others)
