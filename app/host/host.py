@@ -40,8 +40,7 @@ from app.host.messages import (
     UseModel,
     VideoFound,
 )
-from app.pipeline.run_index import index_video
-from app.pipeline.run_segment import PhaseClock, run_segment
+from app.pipeline.run_segment import PhaseClock, index_video, run_segment
 from app.pipeline.runner import Cancelled, WorkCancelled
 from app.video.protocol.facts import VideoFacts
 from app.video.segments import Segment

@@ -38,7 +38,7 @@ from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
 from app.video.index_summary import IndexSummary
-from app.video.protocol.facts import OtherStream, VideoFacts
+from app.video.protocol.facts import VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -128,14 +128,30 @@ class _Run:
         )
 
     def execute(self) -> DetectionReport:
-        self._check_labels()
+        unknown = [label for label in self._request.options.labels or () if label not in self._model.labels]
+        if unknown:  # the model may have been loaded after the request was checked
+            raise InvalidOption(
+                f"labels: the model finds no {unknown[0]!r}.",
+                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_LISTED])},
+            )
         PartStore(self._request.parts_folder).create()
         with self._feed() as feed:
             facts = feed.facts()
             self._report = DetectionReport(model=self._report.model, video=_video_report(facts))
             self._observe(self._progress, self._report)
             for outcome in self._run_segments(feed, facts):
-                self._take(outcome)
+                self._parts.append(outcome.part)
+                self._digest.add(outcome.part)
+                self._tally.add(
+                    analysed=outcome.analysed,
+                    undecodable=outcome.undecodable,
+                    corrupt=outcome.corrupt,
+                    doubtful=outcome.doubtful,
+                )
+                self._progress.frames_done = self._tally.analysed
+                self._progress.frames_missing = self._tally.undecodable.frames
+                self._progress.segments_done += 1
+                self._observe(self._progress, self._report)
             summary = feed.summary()
         self._progress.frames_missing += summary.lost.total
         video, completeness = _video_report(facts, summary), completeness_report(self._tally, summary)
@@ -154,15 +170,6 @@ class _Run:
 
     def _must_stop(self) -> bool:
         return self._abort.is_set() or self._is_cancelled()
-
-    def _check_labels(self) -> None:
-        """Raise InvalidOption for an unknown label: the model may have been loaded after the request."""
-        unknown = [label for label in self._request.options.labels or () if label not in self._model.labels]
-        if unknown:
-            raise InvalidOption(
-                f"labels: the model finds no {unknown[0]!r}.",
-                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_LISTED])},
-            )
 
     @contextmanager
     def _feed(self) -> Iterator[_SegmentFeed]:
@@ -257,21 +264,7 @@ class _Run:
             ),
         )
 
-    # ---- results
-
-    def _take(self, outcome: SegmentOutcome) -> None:
-        self._parts.append(outcome.part)
-        self._digest.add(outcome.part)
-        self._tally.add(
-            analysed=outcome.analysed,
-            undecodable=outcome.undecodable,
-            corrupt=outcome.corrupt,
-            doubtful=outcome.doubtful,
-        )
-        self._progress.frames_done = self._tally.analysed
-        self._progress.frames_missing = self._tally.undecodable.frames
-        self._progress.segments_done += 1
-        self._observe(self._progress, self._report)
+    # ---- the result
 
     def _check_outcome(self, video: VideoReport, completeness: Completeness) -> None:
         if not completeness.frames_wanted:
@@ -390,20 +383,18 @@ def _video_report(facts: VideoFacts, summary: IndexSummary | None = None) -> Vid
         start_seconds=start_seconds,
         duration_seconds=duration_seconds,
         stream=facts.stream_index,
-        other_streams=tuple(map(_stream_report, facts.other_streams)),
+        other_streams=tuple(
+            StreamReport(
+                index=stream.index,
+                kind=stream.kind,
+                codec=stream.codec or None,
+                width=stream.width if stream.width > 0 and stream.height > 0 else None,
+                height=stream.height if stream.width > 0 and stream.height > 0 else None,
+                language=stream.language or None,
+                default=stream.is_default,
+                picture=stream.is_picture,
+            )
+            for stream in facts.other_streams
+        ),
         variable_frame_rate=None if summary is None else summary.variable_frame_rate,
-    )
-
-
-def _stream_report(stream: OtherStream) -> StreamReport:
-    has_size = stream.width > 0 and stream.height > 0
-    return StreamReport(
-        index=stream.index,
-        kind=stream.kind,
-        codec=stream.codec or None,
-        width=stream.width if has_size else None,
-        height=stream.height if has_size else None,
-        language=stream.language or None,
-        default=stream.is_default,
-        picture=stream.is_picture,
     )

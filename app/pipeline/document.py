@@ -92,25 +92,23 @@ def _join(file: BinaryIO, sections: Iterable[Section], separator: bytes = b"") -
     size_bytes = 0
     for section in sections:
         if section.size_bytes:
-            size_bytes += file.write(separator if size_bytes else b"") + _append(file, section)
+            size_bytes += file.write(separator if size_bytes else b"")
+            file.flush()
+            done = 0
+            with section.path.open("rb") as source:
+                while done < section.size_bytes:
+                    offset, count = section.offset + done, min(section.size_bytes - done, _COPY_BYTES)
+                    try:
+                        copied = os.copy_file_range(source.fileno(), file.fileno(), count, offset_src=offset)
+                    except OSError as error:
+                        if error.errno not in _NO_COPY_HERE:
+                            raise
+                        # Not every file system supports copy_file_range; sendfile works on all of them and
+                        # costs one copy.
+                        copied = os.sendfile(file.fileno(), source.fileno(), offset, count)
+                    if copied == 0:
+                        raise OSError(errno.EIO, "a part ended before its section did")
+                    done += copied
+            file.seek(0, os.SEEK_END)
+            size_bytes += done
     return size_bytes
-
-
-def _append(file: BinaryIO, section: Section) -> int:
-    file.flush()
-    with section.path.open("rb") as source:
-        done = 0
-        while done < section.size_bytes:
-            offset, count = section.offset + done, min(section.size_bytes - done, _COPY_BYTES)
-            try:
-                copied = os.copy_file_range(source.fileno(), file.fileno(), count, offset_src=offset)
-            except OSError as error:
-                if error.errno not in _NO_COPY_HERE:
-                    raise
-                # Not every file system supports copy_file_range; sendfile works on all and costs one copy.
-                copied = os.sendfile(file.fileno(), source.fileno(), offset, count)
-            if copied == 0:
-                raise OSError(errno.EIO, "a part ended before its section did")
-            done += copied
-    file.seek(0, os.SEEK_END)
-    return done

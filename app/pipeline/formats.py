@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -94,7 +94,30 @@ def convert(
         raise ValueError(f"{target.name} needs no conversion")
     source = _Source(pairs, times if target.times else None)
     with atomic_write(destination) as file:
-        _WRITERS[target.format](source, file, context)
+        match target.format:
+            case DocumentFormat.PAIRS:  # as in the document, with a third member in each record
+                file.write(OPENING)
+                separator = b""
+                for record in source.records():
+                    file.write(separator + record)
+                    separator = SEPARATOR
+                file.write(CLOSING)
+            case DocumentFormat.BOXES:
+                _write_array(
+                    file, ([frame.id, [box["box"] for box in frame.boxes]] for frame in source.frames())
+                )
+                file.write(b"\n")
+            case DocumentFormat.NDJSON:
+                file.writelines(record + b"\n" for record in source.records())
+            case DocumentFormat.CSV:
+                _write_csv(source, file)
+            case DocumentFormat.COCO:
+                _write_coco(source, file, context)
+            case DocumentFormat.MOT:  # MOTChallenge's detections: frame numbers from 1, no identities (-1)
+                for frame in source.frames():
+                    for box in frame.boxes:
+                        xywh = ",".join(map(str, _xywh(box["box"])))
+                        file.write(f"{frame.id + 1},-1,{xywh},{box['score']},-1,-1,-1\n".encode())
 
 
 def _read_records(pairs: Path) -> Iterator[bytes]:
@@ -106,16 +129,6 @@ def _read_records(pairs: Path) -> Iterator[bytes]:
                 yield record
 
 
-def _write_pairs(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """Write the document with a third member in each record; all other bytes are the document's."""
-    file.write(OPENING)
-    separator = b""
-    for record in source.records():
-        file.write(separator + record)
-        separator = SEPARATOR
-    file.write(CLOSING)
-
-
 def _write_array(file: BinaryIO, values: Iterator[Any]) -> None:
     separator = b"["
     for value in values:
@@ -125,17 +138,7 @@ def _write_array(file: BinaryIO, values: Iterator[Any]) -> None:
     file.write(b"[]" if separator == b"[" else b"]")
 
 
-def _write_boxes(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    _write_array(file, ([frame.id, [box["box"] for box in frame.boxes]] for frame in source.frames()))
-    file.write(b"\n")
-
-
-def _write_ndjson(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """Write the document's records without the brackets and commas around them."""
-    file.writelines(record + b"\n" for record in source.records())
-
-
-def _write_csv(source: _Source, file: BinaryIO, _: FormatContext) -> None:
+def _write_csv(source: _Source, file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     try:
         rows = csv.writer(text)
@@ -148,19 +151,27 @@ def _write_csv(source: _Source, file: BinaryIO, _: FormatContext) -> None:
         text.detach()
 
 
-def _write_mot(source: _Source, file: BinaryIO, _: FormatContext) -> None:
-    """Write MOTChallenge's detection file: frame numbers from 1, no identities (-1)."""
-    for frame in source.frames():
-        for box in frame.boxes:
-            x, y, width, height = _xywh(box["box"])
-            file.write(f"{frame.id + 1},-1,{x},{y},{width},{height},{box['score']},-1,-1,-1\n".encode())
-
-
 def _write_coco(source: _Source, file: BinaryIO, context: FormatContext) -> None:
     def image(frame: Frame) -> dict[str, Any]:
         time = {} if frame.pts_seconds is None else {"pts_seconds": frame.pts_seconds}
         size = {"width": context.width, "height": context.height}
         return {"id": frame.id, "file_name": context.video_name, "frame_id": frame.id, **size, **time}
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        number = 0
+        for frame in source.frames():
+            for box in frame.boxes:
+                number += 1
+                x, y, width, height = _xywh(box["box"])
+                yield {
+                    "id": number,
+                    "image_id": frame.id,
+                    "category_id": category_ids[box["label"]],
+                    "bbox": [x, y, width, height],
+                    "area": round(width * height, 2),
+                    "iscrowd": 0,
+                    "score": box["score"],
+                }
 
     category_ids = {label: number for number, label in enumerate(context.labels, start=1)}
     file.write(b'{"categories":')
@@ -168,37 +179,10 @@ def _write_coco(source: _Source, file: BinaryIO, context: FormatContext) -> None
     file.write(b',\n"images":')
     _write_array(file, map(image, source.frames()))
     file.write(b',\n"annotations":')
-    _write_array(file, _coco_annotations(source, category_ids))
+    _write_array(file, annotations())
     file.write(b"}\n")
-
-
-def _coco_annotations(source: _Source, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
-    number = 0
-    for frame in source.frames():
-        for box in frame.boxes:
-            number += 1
-            x, y, width, height = _xywh(box["box"])
-            yield {
-                "id": number,
-                "image_id": frame.id,
-                "category_id": category_ids[box["label"]],
-                "bbox": [x, y, width, height],
-                "area": round(width * height, 2),
-                "iscrowd": 0,
-                "score": box["score"],
-            }
 
 
 def _xywh(box_xyxy: list[float]) -> tuple[float, float, float, float]:
     x_min, y_min, x_max, y_max = box_xyxy
     return x_min, y_min, round(x_max - x_min, 1), round(y_max - y_min, 1)
-
-
-_WRITERS: dict[DocumentFormat, Callable[[_Source, BinaryIO, FormatContext], None]] = {
-    DocumentFormat.PAIRS: _write_pairs,
-    DocumentFormat.BOXES: _write_boxes,
-    DocumentFormat.NDJSON: _write_ndjson,
-    DocumentFormat.CSV: _write_csv,
-    DocumentFormat.COCO: _write_coco,
-    DocumentFormat.MOT: _write_mot,
-}

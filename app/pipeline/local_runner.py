@@ -8,8 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from app.pipeline.run_index import index_video
-from app.pipeline.run_segment import Device, PhaseClock, run_segment
+from app.pipeline.run_segment import Device, PhaseClock, index_video, run_segment
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary
@@ -49,20 +48,20 @@ class LocalRunner:
         *,
         is_urgent: bool = False,  # noqa: ARG002 - all are
     ) -> Future[SegmentOutcome]:
-        return self._segments.submit(self._run, task, cancelled)
+        def run() -> SegmentOutcome:
+            try:
+                return run_segment(
+                    task,
+                    decoders=self._decoders,
+                    device=self._device_for(task.model),
+                    cancelled=cancelled,
+                    clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
+                    advance=lambda _frames: None,
+                )
+            except DecodingCancelled as error:
+                raise WorkCancelled from error
 
-    def _run(self, task: SegmentTask, cancelled: Cancelled) -> SegmentOutcome:
-        try:
-            return run_segment(
-                task,
-                decoders=self._decoders,
-                device=self._device_for(task.model),
-                cancelled=cancelled,
-                clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
-                advance=lambda _frames: None,
-            )
-        except DecodingCancelled as error:
-            raise WorkCancelled from error
+        return self._segments.submit(run)
 
     def forget(self, video: Path) -> None:
         self._decoders.forget(video)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class OnDamage(StrEnum):
@@ -53,12 +53,6 @@ class Rendering:
 RENDERINGS = (*map(Rendering, DocumentFormat), *(Rendering(each, times=True) for each in TIMED_FORMATS))
 
 
-def _split_labels(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(label.strip() for label in value.split(",") if label.strip())
-    return value
-
-
 class DetectionOptions(BaseModel):
     """The options that decide a result, so part of its identity. The query string's names and units.
 
@@ -74,7 +68,7 @@ class DetectionOptions(BaseModel):
         le=1,
         description="Drop boxes below this score; the default is the model's own.",
     )
-    labels: Annotated[tuple[str, ...] | None, BeforeValidator(_split_labels)] = Field(
+    labels: tuple[str, ...] | None = Field(
         default=None, min_length=1, max_length=1000, description="Keep only these labels; comma-separated."
     )
     stride: int | None = Field(default=None, ge=1, le=1_000_000, description="Analyse every n-th frame.")
@@ -90,6 +84,13 @@ class DetectionOptions(BaseModel):
         default=OnDamage.REPORT,
         description="What undecodable frames do: stand in the report, or fail the job.",
     )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(label.strip() for label in value.split(",") if label.strip())
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

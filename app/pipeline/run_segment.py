@@ -1,4 +1,4 @@
-"""Run one segment in a host: decode, detect, write its part."""
+"""What a host does of a video: index it, and run its segments (decode, detect, write the part)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import numpy.typing as npt
 from app.detection.detector import Detections, Detector
 from app.detection.resize import fit_within
 from app.pipeline.frame_records import encode_record
-from app.pipeline.runner import Cancelled
-from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, outcome_of, plan_of
-from app.storage.parts import PartStore, PartWriter
-from app.video.source import FrameBatch, FrameSource
+from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.segment_task import SegmentOutcome, SegmentTask, outcome_of, plan_of
+from app.storage.parts import PartStore
+from app.video.index_summary import IndexSummary
+from app.video.source import DecodingCancelled, FrameBatch, FrameSource
 
 BATCHES_IN_FLIGHT = 2  # one on the device, one that waits for it; the ring holds at least as many
 
@@ -38,6 +39,25 @@ class Device(Protocol):
         `owner` is the id of its job.
         """
         ...
+
+
+def index_video(
+    decoders: FrameSource, task: IndexTask, reader: IndexReader, cancelled: Cancelled
+) -> IndexSummary:
+    """Index a video in this thread, and pass its segments on as they are found.
+
+    Raises the video's fault, or WorkCancelled.
+    """
+    try:
+        with decoders.index(
+            task.video, segment_frames=task.segment_frames, sampling=task.sampling, cancelled=cancelled
+        ) as index:
+            reader.found_video(index.facts)
+            for segment in index:
+                reader.found_segments((segment,))
+            return index.summary
+    except DecodingCancelled as error:
+        raise WorkCancelled from error
 
 
 def run_segment(
@@ -71,7 +91,19 @@ def run_segment(
         with closing(_detected(iter(session), device, task.job_id, clock)) as detected:
             for batch, found in detected:
                 with clock.phase("encode"):
-                    _write_batch(writer, batch, found, task.rules)
+                    height, width = batch.frames.shape[1:3]
+                    records = [
+                        encode_record(
+                            frame_id,
+                            detections,
+                            given_size=(width, height),
+                            source_size=batch.source_size,
+                            rules=task.rules,
+                        )
+                        for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
+                    ]
+                    writer.append(records, batch.pts.tolist())
+                    batch.release()
                 analysed += len(found)
                 advance(len(found))
         outcome = session.outcome
@@ -132,21 +164,3 @@ def _result(
 ) -> tuple[FrameBatch, list[Detections]]:
     with clock.phase("wait_for_device"):
         return batch, future.result()
-
-
-def _write_batch(writer: PartWriter, batch: FrameBatch, found: list[Detections], rules: RecordRules) -> None:
-    height, width = batch.frames.shape[1:3]
-    writer.append(
-        [
-            encode_record(
-                frame_id,
-                detections,
-                given_size=(width, height),
-                source_size=batch.source_size,
-                rules=rules,
-            )
-            for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
-        ],
-        batch.pts.tolist(),
-    )
-    batch.release()

@@ -120,7 +120,24 @@ class DecodeSession:
                 end = request.entry.ordinal + request.packet_count
                 is_last = end >= segment.entry.ordinal + segment.packet_count
                 request = None if is_last else self._pass_over(end)
-        self._outcome = self._settle()
+        statuses = self._statuses
+        if self._deaths.total > _MAX_DEATHS:
+            self._give_up(len(statuses))
+        if self._has_starved:
+            statuses[statuses == FrameStatus.SKIPPED] = FrameStatus.OUT_OF_MEMORY
+        reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
+        has_picture = np.isin(statuses, _HAS_PICTURE)
+        missing = segment.wanted & ~has_picture
+        corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
+        after_damage = _are_after_damage(segment, missing | corrupt)
+        doubtful = segment.wanted & has_picture & ~corrupt & after_damage
+        self._outcome = DecodeOutcome(
+            frames_wanted=segment.wanted_count,
+            frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
+            undecodable=_ranges(self._frame_ids, missing, statuses, reasons),
+            corrupt=_ranges(self._frame_ids, corrupt, statuses, reasons),
+            doubtful=_ranges(self._frame_ids, doubtful, statuses, reasons),
+        )
 
     # -- one request to one child
 
@@ -145,7 +162,13 @@ class DecodeSession:
             if kind is Message.BATCH:
                 yield self._batch(child, request, BatchMessage.unpack(payload))
             elif kind is Message.SEGMENT_END:
-                self._take_statuses(request, unpack_statuses(payload, len(request.pts)))
+                statuses = unpack_statuses(payload, len(request.pts))
+                delivered = np.isin(self._statuses, _HAS_PICTURE)
+                claimed = np.isin(statuses, _HAS_PICTURE) & request.wanted
+                if bool((claimed & ~delivered).any()):
+                    raise DecoderProtocolError("frames that were decoded but not delivered")
+                open_frames = request.wanted & (~delivered | (statuses == FrameStatus.CORRUPT))
+                self._statuses[open_frames] = statuses[open_frames]
                 return
             elif kind is Message.FAULT:
                 fault = Fault.unpack(payload)
@@ -173,6 +196,13 @@ class DecodeSession:
             raise DecoderProtocolError("a batch that was not requested")
         if request.frames_before is None and not np.array_equal(request.pts[ranks], message.pts):
             raise DecoderProtocolError("frames with other time stamps")
+
+        def release() -> None:
+            self._held.discard(message.slot)
+            if child is self._child:
+                with suppress(ChildDied):  # the session notices when it asks for the next batch
+                    child.send(Command.RELEASE, message.slot.to_bytes(4, "little"))
+
         size = request.batch_size * request.frame_bytes
         slot = child.pictures[message.slot * size : (message.slot + 1) * size]
         shape = (request.batch_size, request.height, request.width, 3)
@@ -184,22 +214,8 @@ class DecodeSession:
             pts=self._segment.pts[ranks],
             frames=slot.reshape(shape)[: len(ranks)],
             source_size=(message.source_width, message.source_height),
-            on_release=lambda: self._release(child, message.slot),
+            on_release=release,
         )
-
-    def _release(self, child: ChildProcess, slot: int) -> None:
-        self._held.discard(slot)
-        if child is self._child:
-            with suppress(ChildDied):  # the session notices when it asks for the next batch
-                child.send(Command.RELEASE, slot.to_bytes(4, "little"))
-
-    def _take_statuses(self, request: DecodeRequest, statuses: npt.NDArray[np.uint8]) -> None:
-        delivered = np.isin(self._statuses, _HAS_PICTURE)
-        claimed = np.isin(statuses, _HAS_PICTURE) & request.wanted
-        if bool((claimed & ~delivered).any()):
-            raise DecoderProtocolError("frames that were decoded but not delivered")
-        open_frames = request.wanted & (~delivered | (statuses == FrameStatus.CORRUPT))
-        self._statuses[open_frames] = statuses[open_frames]
 
     # -- the next request
 
@@ -270,26 +286,6 @@ class DecodeSession:
         open_frames[end:] = False
         self._statuses[open_frames & ~np.isin(self._statuses, _HAS_PICTURE)] = FrameStatus.SKIPPED
         self._next_rank = max(self._next_rank, end)
-
-    def _settle(self) -> DecodeOutcome:
-        segment, statuses = self._segment, self._statuses
-        if self._deaths.total > _MAX_DEATHS:
-            self._give_up(len(statuses))
-        if self._has_starved:
-            statuses[statuses == FrameStatus.SKIPPED] = FrameStatus.OUT_OF_MEMORY
-        reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
-        has_picture = np.isin(statuses, _HAS_PICTURE)
-        missing = segment.wanted & ~has_picture
-        corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
-        after_damage = _are_after_damage(segment, missing | corrupt)
-        doubtful = segment.wanted & has_picture & ~corrupt & after_damage
-        return DecodeOutcome(
-            frames_wanted=segment.wanted_count,
-            frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
-            undecodable=_ranges(self._frame_ids, missing, statuses, reasons),
-            corrupt=_ranges(self._frame_ids, corrupt, statuses, reasons),
-            doubtful=_ranges(self._frame_ids, doubtful, statuses, reasons),
-        )
 
 
 def _are_after_damage(segment: Segment, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

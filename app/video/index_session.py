@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from typing import Self
 
@@ -221,7 +222,12 @@ class IndexSession:
             try:
                 return self._receive_packets()
             except (ChildDied, DecoderProtocolError):
-                if not self._start_again():
+                while self._may_try_again():
+                    with suppress(ChildDied, DecoderProtocolError):
+                        self._start_child()
+                        self._child_packets = 0
+                        break
+                else:
                     self._notes.append("reading stopped where the data crashed or stalled the reader")
                     self._end = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)
                     return []
@@ -254,16 +260,6 @@ class IndexSession:
             raise DecoderProtocolError("evidence from beyond the packets")
         self._evidence.add(evidence)
 
-    def _start_again(self) -> bool:
-        while self._may_try_again():
-            try:
-                self._start_child()
-            except (ChildDied, DecoderProtocolError):
-                continue
-            self._child_packets = 0
-            return True
-        return False
-
     def _within_limits(self, segment: Segment) -> Segment:
         pixels = self.facts.width * self.facts.height * self._numbering.frames
         if pixels > self._limits.max_decoded_pixels:
@@ -271,12 +267,24 @@ class IndexSession:
         return segment
 
     def _summarise(self) -> IndexSummary:
-        numbering, end = self._numbering, self._end
+        numbering, end, notes = self._numbering, self._end, self._notes
         assert end is not None  # noqa: S101 - after the pass
         numbering.finish()
         # Frames of which data is there, but neither a picture nor an id.
         without_id = max(self._planner.hidden_by_damage, end.lost if self._is_counted else 0)
-        self._note_findings(end, without_id)
+        if end.read_errors:
+            notes.append(f"reading failed {end.read_errors} times and went on after the damage")
+        if end.lost and not self._is_counted:
+            notes.append(f"the file ends before {end.lost} frames of which its header tells")
+        if without_id:
+            notes.append(f"no picture came of the data of {without_id} frames, which have no ids")
+        if end.claimed_seconds is not None:
+            notes.append(f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before")
+        if numbering.unsure_from is not None:
+            notes.append(
+                f"from frame {numbering.unsure_from} on, ids may differ from those in the intact video:"
+                " frames are missing, and the clock does not tell how many"
+            )
         is_unbroken = (
             self.facts.container in _STAMPS_EVERY_FRAME
             and not self._is_counted
@@ -294,7 +302,7 @@ class IndexSession:
             variable_frame_rate=numbering.clock.is_variable,
             truncated=end.truncated or end.gave_up,
             frames_without_id=without_id,
-            notes=tuple(self._notes),
+            notes=tuple(notes),
             lost=numbering.lost,
             damage=self._evidence.report(safe),
             damage_total=self._evidence.total,
@@ -302,20 +310,3 @@ class IndexSession:
             leading_frames=end.leading if self._is_counted and end.leading else self._planner.leading_frames,
             proof=Proof.TABLE if self._enumerates_frames else Proof.CLOCK if is_unbroken else Proof.NONE,
         )
-
-    def _note_findings(self, end: IndexEnd, without_id: int) -> None:
-        if end.read_errors:
-            self._notes.append(f"reading failed {end.read_errors} times and went on after the damage")
-        if end.lost and not self._is_counted:
-            self._notes.append(f"the file ends before {end.lost} frames of which its header tells")
-        if without_id:
-            self._notes.append(f"no picture came of the data of {without_id} frames, which have no ids")
-        if end.claimed_seconds is not None:
-            self._notes.append(
-                f"the header claims {end.claimed_seconds:.3f} seconds, and the frames end before"
-            )
-        if self._numbering.unsure_from is not None:
-            self._notes.append(
-                f"from frame {self._numbering.unsure_from} on, ids may differ from those in the intact video:"
-                " frames are missing, and the clock does not tell how many"
-            )

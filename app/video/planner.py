@@ -181,7 +181,14 @@ class SegmentNumbering:
                 continue
             if rank > first:
                 yield first, rank
-            self._number_lost(missing, gap)
+            # The lost frames are spread evenly over the gap, a block at a time.
+            step, rest = divmod(gap, missing + 1)
+            for done in range(0, missing, _LOST_FRAMES_A_BLOCK):
+                numbers = np.arange(done + 1, min(done + _LOST_FRAMES_A_BLOCK, missing) + 1, dtype=np.int64)
+                shares = (2 * numbers * rest + missing + 1) // (2 * (missing + 1))
+                first_id = self.frames
+                wanted = self._sample(before[0] + numbers * step + shares, before[1])
+                self.lost.add(first_id + np.flatnonzero(wanted))
             first = rank
         yield first, len(pts)
 
@@ -199,17 +206,6 @@ class SegmentNumbering:
                 return
             yield at + offset
             at += 1
-
-    def _number_lost(self, count: int, gap: int) -> None:
-        """Give ids to lost frames, spread evenly over the gap, a block at a time."""
-        assert self._previous is not None  # noqa: S101 - a gap is behind a frame
-        before, place = self._previous
-        for first in range(0, count, _LOST_FRAMES_A_BLOCK):
-            numbers = np.arange(first + 1, min(first + _LOST_FRAMES_A_BLOCK, count) + 1, dtype=np.int64)
-            step, rest = divmod(gap, count + 1)
-            pts = before + numbers * step + (2 * numbers * rest + count + 1) // (2 * (count + 1))
-            first_id = self.frames
-            self.lost.add(first_id + np.flatnonzero(self._sample(pts, place)))
 
     def _sample(self, pts: PtsArray, place: int) -> BoolArray:
         assert self._start_pts is not None  # noqa: S101 - set by `number`

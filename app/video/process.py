@@ -204,7 +204,14 @@ class ChildProcess:
                 raise ChildDied("stalled")
             self._check_opening()
             if _poll(self._channel.fileno(), select.POLLIN, _POLL_SECONDS):
-                self._read_more()
+                try:
+                    piece = self._channel.recv(1 << 16)
+                except ConnectionError:  # it ended, and had not read all of its commands
+                    piece = b""
+                if not piece:
+                    self._has_ended = True
+                    raise ChildDied("ended")
+                self._buffer += piece
 
     def _signs_of_life(self) -> tuple[int, ...]:
         return tuple(map(int, ring.counters(self.memory)))
@@ -221,16 +228,6 @@ class ChildProcess:
             return  # it has ended
         if spent >= self._max_opening_seconds:
             raise slow_opening(self._max_opening_seconds, spent)
-
-    def _read_more(self) -> None:
-        try:
-            piece = self._channel.recv(1 << 16)
-        except ConnectionError:  # it ended, and had not read all of its commands
-            piece = b""
-        if not piece:
-            self._has_ended = True
-            raise ChildDied("ended")
-        self._buffer += piece
 
     @property
     def has_unread(self) -> bool:

@@ -55,23 +55,22 @@ class Sampling:
             ids = np.arange(first_frame_id, first_frame_id + len(pts))
             mask &= ids % self.stride == 0
         if self.fps is not None:
-            mask &= self._opens_a_period(pts, previous_pts, start_pts, time_base)
+            per_tick = time_base * Fraction(self.fps).limit_denominator(1_000_000)
+            farthest = (
+                max(abs(int(pts.min()) - start_pts), abs(int(pts.max()) - start_pts)) if len(pts) else 0
+            )
+            is_small = (
+                max(farthest * per_tick.numerator, per_tick.denominator) < 2**62 and abs(start_pts) < 2**62
+            )
+            ticks = pts if is_small else pts.astype(object)  # which counts without a limit, and slowly
+            periods = (ticks - start_pts) * per_tick.numerator // per_tick.denominator
+            opens = np.ones(len(pts), dtype=np.bool_)  # the frames that are the first of their period
+            opens[1:] = periods[1:] != periods[:-1]
+            if previous_pts is not None and len(pts):
+                before = (previous_pts - start_pts) * per_tick.numerator // per_tick.denominator
+                opens[0] = int(periods[0]) != before
+            mask &= opens
         return mask
-
-    def _opens_a_period(
-        self, pts: PtsArray, previous_pts: int | None, start_pts: int, time_base: Fraction
-    ) -> BoolArray:
-        per_tick = time_base * Fraction(self.fps or 0).limit_denominator(1_000_000)
-        farthest = max(abs(int(pts.min()) - start_pts), abs(int(pts.max()) - start_pts)) if len(pts) else 0
-        is_small = max(farthest * per_tick.numerator, per_tick.denominator) < 2**62 and abs(start_pts) < 2**62
-        ticks = pts if is_small else pts.astype(object)  # which counts without a limit, and slowly
-        periods = (ticks - start_pts) * per_tick.numerator // per_tick.denominator
-        opens = np.ones(len(pts), dtype=np.bool_)
-        opens[1:] = periods[1:] != periods[:-1]
-        if previous_pts is not None and len(pts):
-            before = (previous_pts - start_pts) * per_tick.numerator // per_tick.denominator
-            opens[0] = int(periods[0]) != before
-        return opens
 
 
 def _first_tick_at(seconds: float, start_pts: int, time_base: Fraction) -> int:
