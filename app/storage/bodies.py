@@ -126,7 +126,15 @@ class BodyFolders:
             closing_descriptor(_open_file(expected, name)) as descriptor,
             _open_note(expected / name) as note,
         ):
-            _check_own(os.fstat(descriptor), expected_bytes)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BodyFault("it is not a regular file")
+            if status.st_nlink != 1:
+                raise BodyFault("the file has another name, or none")
+            if status.st_uid != os.geteuid():
+                raise BodyFault("the file is another user's")
+            if status.st_size != expected_bytes:
+                raise BodyFault("the file is not as long as the body")
             yield SpooledBody(expected / name, descriptor, expected_bytes, note)
 
     def remove_leftovers(self) -> int:
@@ -204,17 +212,6 @@ def _open_note(body: Path) -> Iterator[int | None]:
         return
     with closing_descriptor(note):
         yield note
-
-
-def _check_own(status: os.stat_result, expected_bytes: int) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise BodyFault("it is not a regular file")
-    if status.st_nlink != 1:
-        raise BodyFault("the file has another name, or none")
-    if status.st_uid != os.geteuid():
-        raise BodyFault("the file is another user's")
-    if status.st_size != expected_bytes:
-        raise BodyFault("the file is not as long as the body")
 
 
 def _remove_unless_written(path: Path, status: os.stat_result) -> bool:

@@ -114,24 +114,20 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
     except OSError:
         return None
     try:
-        return _open_regular(root, inside)
+        found = _resolve(root, inside)
+        # Check the type first: opening a FIFO waits for its writer, and opening a device may have effects.
+        try:
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                return None
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        finally:
+            os.close(found)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # not the path's fault
         return None
     finally:
         os.close(root)
-
-
-def _open_regular(root: int, inside: PurePosixPath) -> int | None:
-    """Check the type first: opening a FIFO waits for its writer, and opening a device may have effects."""
-    found = _resolve(root, inside)
-    try:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return None
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-    finally:
-        os.close(found)
 
 
 def _resolve(root: int, inside: PurePosixPath) -> int:
