@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 
 
 class Courier:
-    """Runs until it is told to stop."""
+    """Starts fetches and deliveries until it is stopped."""
 
     def __init__(
         self,

@@ -115,13 +115,13 @@ class BodyFolders:
     def open(self, named: str, *, request_id: str, expected_bytes: int) -> Iterator[SpooledBody]:
         """Yield the body that nginx says it wrote for this request.
 
-        Raises BodyFault unless `named` is a whole file of nginx' own in this request's folder, IncompleteBody
-        if it is there no more: nginx removes it when the client goes.
+        Raises BodyFault unless `named` is a whole file that nginx wrote in this request's folder,
+        IncompleteBody if it is gone: nginx removes it when the client disconnects.
         """
         folder, _, name = named.rpartition("/")
         expected = self._root / folder_name(request_id)
         if folder != str(expected) or not _FILE_NAME.fullmatch(name):
-            raise BodyFault("the path is none of this request's")
+            raise BodyFault("the path does not belong to this request")
         with (
             closing_descriptor(_open_file(expected, name)) as descriptor,
             _open_note(expected / name) as note,

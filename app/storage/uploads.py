@@ -196,7 +196,7 @@ class Uploads:
         return [folder for folder in self._root.iterdir() if JOB_ID.fullmatch(folder.name)]
 
     def remove(self, upload_id: str) -> None:
-        """Remove the upload, whoever owns it; absent is fine."""
+        """Remove the upload, regardless of its owner. Does nothing if there is none."""
         with suppress(UploadNotFound), self._locked(upload_id) as held:
             held.remove()
 
