@@ -16,7 +16,7 @@ Follow a video from the socket to the answer:
 ``programs/``   What runs as which process, and how each is put together; the checks before a start.
 
 Imports point down only, and not sideways between two names of one step:
-``errors failpoints logs memory metrics restarts version wakeups``
+``libc`` < ``errors failpoints logs memory metrics restarts version wakeups``
 < ``storage video detection egress`` < ``pipeline`` < ``host jobs`` < ``web courier engine`` < ``settings``
 < ``client`` < ``programs`` < ``cli``.
 """

@@ -8,11 +8,12 @@ same speed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.libc import LIBC
 
 # mallopt(3)
 _M_TRIM_THRESHOLD = -1
@@ -76,13 +77,13 @@ def large_blocks_apart() -> Iterator[None]:
 def give_back_free_memory() -> None:
     """Return free memory of the allocator to the system; a no-op without glibc."""
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        LIBC.malloc_trim(0)
 
 
 def _mallopt(parameter: int, value: int) -> None:
     """Call mallopt(3); a no-op without glibc."""
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(parameter, value)
+        LIBC.mallopt(parameter, value)
 
 
 def memory_use() -> MemoryUse:

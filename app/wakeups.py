@@ -21,6 +21,8 @@ from typing import Self
 
 import structlog
 
+from app.libc import LIBC
+
 POLL_SECONDS = 0.05  # the longest wait of a listener that the kernel cannot wake
 
 _IN_OPEN = 0x20  # inotify(7)
@@ -106,9 +108,8 @@ class Listener:
 
 def _watch(file: Path) -> int | None:
     """Return an inotify descriptor for openings of `file`; None if this user may not have another."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor >= 0 and libc.inotify_add_watch(descriptor, os.fsencode(file), _IN_OPEN) >= 0:
+    descriptor: int = LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor >= 0 and LIBC.inotify_add_watch(descriptor, os.fsencode(file), _IN_OPEN) >= 0:
         return descriptor
     reason = os.strerror(ctypes.get_errno())
     if descriptor >= 0:

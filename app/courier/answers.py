@@ -72,7 +72,20 @@ def judge(status: int, headers: Mapping[str, str], asked: Received) -> SourceAns
         raise SourceRefused("The video's server sends it encoded, though it was asked not to.")
     etag, modified = _validator(headers.get("ETag")), _validator(headers.get("Last-Modified"))
     if status == 206:
-        return _judge_part(headers, asked, etag, modified)
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+        if match is None or "Range" not in asked.headers():
+            raise SourceRefused(
+                "The video's server sends a part that was not asked for.", {"source_status": 206}
+            )
+        first, last, whole = map(int, match.groups())
+        is_same = (
+            first == asked.size_bytes
+            and last == whole - 1
+            and asked.expected_bytes in (None, whole)
+            and (etag is None or etag == asked.etag)
+        )
+        verdict = Verdict.GOES_ON if is_same else Verdict.CHANGED
+        return SourceAnswer(verdict, whole, etag or asked.etag, modified or asked.modified)
     if "chunked" in headers.get("Transfer-Encoding", "").lower():  # the body shows its end
         return SourceAnswer(Verdict.FROM_START, None, etag, modified)
     length = headers.get("Content-Length", "")
@@ -87,23 +100,6 @@ def refusal(status: int) -> FrameboxError:
     if 300 <= status < 400:
         return SourceRefused("The video's server redirects, and redirects are not followed.", told)
     return SourceRefused(f"The video's server answered {status}.", told)
-
-
-def _judge_part(
-    headers: Mapping[str, str], asked: Received, etag: str | None, modified: str | None
-) -> SourceAnswer:
-    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
-    if match is None or "Range" not in asked.headers():
-        raise SourceRefused("The video's server sends a part that was not asked for.", {"source_status": 206})
-    first, last, whole = map(int, match.groups())
-    is_same = (
-        first == asked.size_bytes
-        and last == whole - 1
-        and asked.expected_bytes in (None, whole)
-        and (etag is None or etag == asked.etag)
-    )
-    verdict = Verdict.GOES_ON if is_same else Verdict.CHANGED
-    return SourceAnswer(verdict, whole, etag or asked.etag, modified or asked.modified)
 
 
 def _validator(header: str | None) -> str | None:

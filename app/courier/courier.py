@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 
 
 class Courier:
-    """Runs until it is told to stop."""
+    """Starts fetches and deliveries until it is stopped."""
 
     def __init__(
         self,
@@ -98,41 +98,38 @@ class Courier:
                 self._fetching.pop(key, None)
                 self._delivering.pop(key, None)
             self._fetcher.remove_unwanted(self._fetching.keys())
-            self._start_due()
+            if len(self._fetching) < self._fetches_at_once:
+                for job_id in self._fetches.wanted(2 * self._fetches_at_once):
+                    if len(self._fetching) < self._fetches_at_once:
+                        self._start(self._fetching, job_id, job_id, partial(self._fetcher.fetch, job_id))
+            if self._deliverer is not None and len(self._delivering) < DELIVERIES_AT_ONCE:
+                for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
+                    if len(self._delivering) < DELIVERIES_AT_ONCE:
+                        deliver = partial(self._deliverer.deliver, due)
+                        self._start(self._delivering, due.id, due.job_id, deliver)
         except sqlite3.Error as error:
             if not is_disk_full(error):
                 raise
             _log.warning("no room on disk for the courier's records", exc_info=True)
             self._stop.wait(NO_ROOM_SECONDS)
 
-    def _start_due(self) -> None:
-        if len(self._fetching) < self._fetches_at_once:
-            for job_id in self._fetches.wanted(2 * self._fetches_at_once):
-                if len(self._fetching) < self._fetches_at_once:
-                    self._start(self._fetching, job_id, job_id, partial(self._fetcher.fetch, job_id))
-        if self._deliverer is not None and len(self._delivering) < DELIVERIES_AT_ONCE:
-            for due in self._deliveries.due(2 * DELIVERIES_AT_ONCE, now=time.time()):
-                if len(self._delivering) < DELIVERIES_AT_ONCE:
-                    deliver = partial(self._deliverer.deliver, due)
-                    self._start(self._delivering, due.id, due.job_id, deliver)
-
     def _start(self, under_way: _Threads, key: str, job_id: str, work: Callable[[], None]) -> None:
+        """Run `work` in a thread of its own. After an internal error it is tried again, after a pause."""
         if key in under_way:
             return
-        name = f"courier-{key.removeprefix('msg_')[:8]}"
-        thread = threading.Thread(target=self._work, args=(key, job_id, work), name=name, daemon=True)
-        under_way[key] = thread
-        thread.start()
 
-    def _work(self, key: str, job_id: str, work: Callable[[], None]) -> None:
-        """Do one thread's work. An internal error is logged, and the work is tried again after a pause."""
-        with structlog.contextvars.bound_contextvars(job_id=job_id):
-            try:
-                work()
-            except Exception:  # noqa: BLE001 - the thread's boundary: it is logged, and the next tick tries again
-                _log.exception("courier's work failed")
-                self._stop.wait(NO_ROOM_SECONDS)
-            finally:
-                self._database.close()
-                self._ended.append(key)
-                self._look_again()  # there is a free place
+        def run() -> None:
+            with structlog.contextvars.bound_contextvars(job_id=job_id):
+                try:
+                    work()
+                except Exception:  # noqa: BLE001 - the thread's boundary: it is logged, and a later tick tries again
+                    _log.exception("courier's work failed")
+                    self._stop.wait(NO_ROOM_SECONDS)
+                finally:
+                    self._database.close()
+                    self._ended.append(key)
+                    self._look_again()  # another fetch or delivery may start
+
+        name = f"courier-{key.removeprefix('msg_')[:8]}"
+        under_way[key] = threading.Thread(target=run, name=name, daemon=True)
+        under_way[key].start()

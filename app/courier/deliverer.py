@@ -56,30 +56,29 @@ class Deliverer:
         if not self._deliveries.begin(due.id, next_at=next_at):
             return
         fail_point("delivery_begun")
+        is_last = attempts >= MOST_ATTEMPTS
         try:
-            self._send(due, body, next_at, is_last=attempts >= MOST_ATTEMPTS)
+            target = parse_target(due.url, self._outbound.rules)
+            headers = {"Content-Type": "application/json", **self._signature(due.id, body)}
+            with self._outbound.request("POST", target, headers=headers, body=body) as response:
+                # The body of the answer is not read: the connection is closed.
+                status, wish = response.status, retry_after_seconds(response.headers.get("Retry-After"))
         except TargetRefused as refusal:
             self._give_up(due, None, refusal.reason)
+            return
         except Unreachable as fault:
-            self._fail(due, None, str(fault), next_at, is_last=attempts >= MOST_ATTEMPTS)
-
-    def _send(self, due: DueDelivery, body: bytes, next_at: float, *, is_last: bool) -> None:
-        target = parse_target(due.url, self._outbound.rules)
-        headers = {"Content-Type": "application/json", **self._signature(due.id, body)}
-        with self._outbound.request("POST", target, headers=headers, body=body) as response:
-            # The body of the answer is not read: the connection is closed.
-            status, wish = response.status, retry_after_seconds(response.headers.get("Retry-After"))
+            self._fail(due, None, str(fault), next_at, is_last=is_last)
+            return
         fail_point("delivery_answered")
         if 200 <= status < 300:
             self._deliveries.delivered(due.id, status)
             self._metrics.deliveries.labels("delivered").inc()
-            _log.info("callback delivered", status=status, attempts=due.attempts + 1)
+            _log.info("callback delivered", status=status, attempts=attempts)
         elif status == HTTPStatus.GONE:
             self._give_up(due, status, "the receiver wants no more callbacks")
         else:
-            self._fail(
-                due, status, "the answer was not a success", max(next_at, time.time() + wish), is_last=is_last
-            )
+            next_at = max(next_at, time.time() + wish)
+            self._fail(due, status, "the answer was not a success", next_at, is_last=is_last)
 
     def _signature(self, delivery_id: str, body: bytes) -> dict[str, str]:
         """Return the three headers, with the signatures of all secrets; a receiver checks for one of them."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 from urllib3.response import HTTPResponse
 
-from app.courier.answers import Received, SourceAnswer, Verdict, judge
+from app.courier.answers import Received, Verdict, judge
 from app.courier.retry import retry_after_seconds
 from app.egress.connection import Outbound, Unreachable, read_piece
 from app.egress.targets import Target, TargetRefused, parse_target
@@ -161,43 +161,44 @@ class Fetcher:
         _log.info("fetch ended", outcome=outcome)
 
     def _bring(self, fetch: Fetch) -> None:
+        """Receive the whole video and give its file to the job. Raises the error that ends the fetch."""
         with self._uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.expected_bytes)) as held:
             size = held.settle().offset_bytes
-            run = _Run(
-                fetch,
-                self._target(fetch),
-                held,
-                fetch.expected_bytes,
-                fetch.etag,
-                fetch.modified,
-                size_bytes=size,
-                farthest_bytes=size,
-            )
-            while not run.is_whole:
-                self._go(run)
+            try:
+                run = _Run(
+                    fetch,
+                    parse_target(fetch.url, self._outbound.rules),
+                    held,
+                    fetch.expected_bytes,
+                    fetch.etag,
+                    fetch.modified,
+                    size_bytes=size,
+                    farthest_bytes=size,
+                )
+                while not run.is_whole:
+                    self._go(run)
+            except TargetRefused as refusal:  # perhaps the rules have changed since it was accepted
+                raise SourceRefused(
+                    f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed}
+                ) from refusal
             held.link_to(self._data.video(fetch.job_id))
             fail_point("fetch_linked")
             if not self._fetches.complete(fetch.job_id, run.size_bytes, held.sha256()):
                 raise _NotWanted
             fail_point("fetch_completed")
 
-    def _target(self, fetch: Fetch) -> Target:
-        try:
-            return parse_target(fetch.url, self._outbound.rules)
-        except TargetRefused as refusal:  # the rules have changed since it was accepted
-            raise _refused(refusal) from refusal
-
     # ---- one request after the other
 
     def _go(self, run: _Run) -> None:
-        """Try once; wait before the next try. Raises the error that ends the fetch."""
+        """Try once; wait if the next try must. Raises TargetRefused, or the error that ends the fetch."""
         self._check_time(run)
         try:
             self._try(run)
-        except TargetRefused as refusal:
-            raise _refused(refusal) from refusal
         except InsufficientStorage:
-            self._wait_for_room(run)
+            _log.warning("no room on disk; the fetch waits")
+            if not self._fetches.say_waiting(run.fetch.job_id, Waiting.DISK_SPACE):
+                raise _NotWanted from None
+            self._pause(NO_ROOM_SECONDS)
         except Unreachable as fault:
             self._note_progress(run)
             self._count_failure(run, str(fault), None, 0.0)
@@ -216,18 +217,25 @@ class Fetcher:
                 self._count_change(run)
                 self._start_over(run, None, None, None)
                 return
-            if answer.verdict is Verdict.FROM_START:
-                self._begin(run, answer)
-            self._receive(run, response)
-
-    def _begin(self, run: _Run, answer: SourceAnswer) -> None:
-        """Accept an answer that starts with the first byte; drop the bytes of an earlier one."""
-        if run.size_bytes and (answer.etag, answer.expected_bytes) != (run.etag, run.expected_bytes):
-            self._count_change(run)
-        if answer.expected_bytes == 0:
-            raise EmptyBody("The video at the URL is empty.")
-        self._check_size(answer.expected_bytes or 0)
-        self._start_over(run, answer.expected_bytes, answer.etag, answer.modified)
+            if answer.verdict is Verdict.FROM_START:  # the bytes of an earlier answer are dropped
+                is_same = (answer.etag, answer.expected_bytes) == (run.etag, run.expected_bytes)
+                if run.size_bytes and not is_same:
+                    self._count_change(run)
+                if answer.expected_bytes == 0:
+                    raise EmptyBody("The video at the URL is empty.")
+                self._check_size(answer.expected_bytes or 0)
+                self._start_over(run, answer.expected_bytes, answer.etag, answer.modified)
+            run.held.renew_promise()
+            try:
+                run.held.append(self._pieces(run, response))
+            finally:
+                run.size_bytes = run.held.facts().offset_bytes
+            if run.expected_bytes is None:
+                if not run.size_bytes:
+                    raise EmptyBody("The video at the URL is empty.")
+                run.expected_bytes = run.size_bytes
+            elif not run.is_whole:
+                raise Unreachable("it sent less than it said")
 
     def _start_over(
         self, run: _Run, expected_bytes: int | None, etag: str | None, modified: str | None
@@ -240,23 +248,14 @@ class Fetcher:
         ):
             raise _NotWanted
 
-    def _receive(self, run: _Run, response: HTTPResponse) -> None:
-        run.held.renew_promise()
-        try:
-            run.held.append(self._checked_pieces(run, response))
-        finally:
-            run.size_bytes = run.held.facts().offset_bytes
-        if run.expected_bytes is None:
-            if not run.size_bytes:
-                raise EmptyBody("The video at the URL is empty.")
-            run.expected_bytes = run.size_bytes
-        elif not run.is_whole:
-            raise Unreachable("it sent less than it said")
+    def _pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
+        """Yield the body while it fits and is wanted; record the progress now and then.
 
-    def _checked_pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
-        """Yield the body while it fits and is wanted; record the progress now and then."""
-        noted_at = time.monotonic()
-        for piece in self._pieces(response):
+        Raises Unreachable if it breaks off, is too slow or too long, BodyTooLarge, _NotWanted, _Stopped.
+        """
+        noted_at = pace_from = time.monotonic()
+        received = 0  # since `pace_from`
+        while piece := read_piece(response, READ_BYTES):
             coming = run.size_bytes + len(piece)
             if run.expected_bytes is not None and coming > run.expected_bytes:
                 raise Unreachable("it sends more than it said")
@@ -268,19 +267,13 @@ class Fetcher:
                 self._note_progress(run)
                 self._check_time(run)
                 noted_at = time.monotonic()
-
-    def _pieces(self, response: HTTPResponse) -> Iterator[bytes]:
-        """Yield the body. Raises Unreachable if it breaks off or is too slow, _Stopped."""
-        began, received = time.monotonic(), 0
-        while piece := read_piece(response, READ_BYTES):
-            yield piece
             if self._stop.is_set():
                 raise _Stopped
             received += len(piece)
-            if time.monotonic() - began >= PACE_SECONDS:
+            if time.monotonic() - pace_from >= PACE_SECONDS:
                 if received < PACE_BYTES:
                     raise Unreachable("it sends next to nothing")
-                began, received = time.monotonic(), 0
+                pace_from, received = time.monotonic(), 0
 
     def _note_progress(self, run: _Run) -> None:
         if not self._fetches.progress(run.fetch.job_id, run.size_bytes):
@@ -316,19 +309,9 @@ class Fetcher:
         if time.time() - run.fetch.created_at > self._limits.max_seconds:
             raise _unreachable(run, f"it was not there after {self._limits.max_seconds:.0f} seconds")
 
-    def _wait_for_room(self, run: _Run) -> None:
-        _log.warning("no room on disk; the fetch waits")
-        if not self._fetches.say_waiting(run.fetch.job_id, Waiting.DISK_SPACE):
-            raise _NotWanted
-        self._pause(NO_ROOM_SECONDS)
-
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise _Stopped
-
-
-def _refused(refusal: TargetRefused) -> SourceRefused:
-    return SourceRefused(f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed})
 
 
 def _unreachable(run: _Run, why: str) -> SourceUnreachable:

@@ -165,7 +165,7 @@ def read_piece(response: HTTPResponse, most_bytes: int) -> bytes:
 
 @contextmanager
 def _shut_down_after(connection: HTTPConnection, seconds: float) -> Iterator[Callable[[], bool]]:
-    """Shut the connection down if the block takes longer: a server may send a byte now and then forever."""
+    """Shut the connection down if the block takes longer: a server may send single bytes forever."""
     late = threading.Event()
 
     def shut_down(connected: socket.socket) -> None:

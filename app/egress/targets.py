@@ -51,7 +51,15 @@ class Target:
 
 def parse_target(url: str, rules: AddressRules) -> Target:
     """Return `url` parsed. Raises TargetRefused. Does not use the network."""
-    split = _split(url)
+    if len(url) > LONGEST_URL or not _URL.fullmatch(url):
+        allowed = f"https://HOST/…, at most {LONGEST_URL} characters, other characters as %XX or xn--"
+        raise TargetRefused("is not a URL", allowed)
+    try:
+        split = urlsplit(url)
+    except ValueError as error:
+        raise TargetRefused("is not a URL", "https://HOST/…") from error
+    if "@" in split.netloc:
+        raise TargetRefused("holds a user name or a password", "a URL without them")
     host = _host(split)
     address = parse_address(host)
     is_listed = rules.allows_name(host) or (address is not None and rules.lists(address))
@@ -75,19 +83,6 @@ def private_address() -> TargetRefused:
     return TargetRefused(
         "leads to a private or special address", "public addresses, and those of FRAMEBOX_ALLOWED_HOSTS"
     )
-
-
-def _split(url: str) -> SplitResult:
-    if len(url) > LONGEST_URL or not _URL.fullmatch(url):
-        allowed = f"https://HOST/…, at most {LONGEST_URL} characters, other characters as %XX or xn--"
-        raise TargetRefused("is not a URL", allowed)
-    try:
-        split = urlsplit(url)
-    except ValueError as error:
-        raise TargetRefused("is not a URL", "https://HOST/…") from error
-    if "@" in split.netloc:
-        raise TargetRefused("holds a user name or a password", "a URL without them")
-    return split
 
 
 def _host(split: SplitResult) -> str:

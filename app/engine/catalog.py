@@ -90,7 +90,15 @@ class Catalog:
                 if not untried:
                     break
                 if self._hosts.is_idle():  # loading also measures the model: nothing else should compute
-                    self._try_to_load(untried[0])
+                    try:
+                        with self.use(untried[0], self._stop.is_set):
+                            pass
+                    except FrameboxError as error:
+                        _log.error(
+                            "model cannot be used", model=untried[0], code=error.code, detail=error.detail
+                        )
+                    except (NoRoomForModel, WorkCancelled):
+                        self._stop.wait(NO_ROOM_SECONDS)
             with self.use(default, self._stop.is_set):
                 pass  # others may have taken its memory, or its host may have died
         except Exception as error:  # noqa: BLE001 - the thread's boundary
@@ -99,12 +107,3 @@ class Catalog:
             elif not self._stop.is_set():
                 self.fault = error
                 self._wake()
-
-    def _try_to_load(self, name: str) -> None:
-        try:
-            with self.use(name, self._stop.is_set):
-                pass
-        except FrameboxError as error:
-            _log.error("model cannot be used", model=name, code=error.code, detail=error.detail)
-        except (NoRoomForModel, WorkCancelled):
-            self._stop.wait(NO_ROOM_SECONDS)

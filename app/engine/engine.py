@@ -146,40 +146,37 @@ class Engine:
             self._next_retention = now + RETENTION_SECONDS
 
     def _start_jobs(self) -> None:
-        queue = self._records.queue
+        """Take the jobs whose turn it is from the queue and start them, while any may start."""
+        queue, turns = self._records.queue, self._turns
         while not self._stop.is_set():
             if not self._records.has_room():
                 queue.say_waiting(Waiting.DISK_SPACE)
                 return
             crowded = self._hosts.crowded_models()
-            job = self._claim(crowded)
+            turns.overtaken.update(queue.queued_models({*crowded, *turns.overtaken.names}))
+            claims = turns.claims(
+                [run.job.priority for run in self._running.values()],
+                crowded,
+                quarantined_waiting=queue.has_queued(deaths=QUARANTINE_DEATHS),
+            )
+            taken = (
+                queue.claim(
+                    self._records.epoch,
+                    claim.priorities,
+                    without_models=claim.without_models,
+                    only_model=claim.only_model,
+                    deaths=claim.deaths,
+                )
+                for claim in claims
+            )
+            job = next((each for each in taken if each is not None), None)
             if job is None:
                 queue.say_waiting(None, crowded_models=crowded)
                 return
             fail_point("job_claimed")
-            self._turns.note_started(job)
+            turns.note_started(job)
             run = self._running[job.id] = self._make_run(job)
             run.start(self._listener.interrupt)
-
-    def _claim(self, crowded: frozenset[str]) -> Job | None:
-        """Take the job from the queue whose turn it is; None if none may start."""
-        queue, turns = self._records.queue, self._turns
-        turns.overtaken.update(queue.queued_models({*crowded, *turns.overtaken.names}))
-        for claim in turns.claims(
-            [run.job.priority for run in self._running.values()],
-            crowded,
-            quarantined_waiting=queue.has_queued(deaths=QUARANTINE_DEATHS),
-        ):
-            job = queue.claim(
-                self._records.epoch,
-                claim.priorities,
-                without_models=claim.without_models,
-                only_model=claim.only_model,
-                deaths=claim.deaths,
-            )
-            if job is not None:
-                return job
-        return None
 
     def _report(self) -> None:
         """Write that the engine is alive, how far its jobs are, and its models if they have changed."""

@@ -246,7 +246,16 @@ class HostPool:
             if device.process is not None and device.process.unusable is not None and not self.has_begun:
                 raise NoHost(device.process.unusable)
             if (why := device.why_to_end(self._limits)) is not None:
-                deaths.append(self._end_host(device, why))
+                call_job_id = device.kill_host(why)
+                is_excused = why in ("host renewed", "model hangs while it loads")
+                with self._lock:
+                    segments = device.segments_running
+                    lost = device.forget_host()
+                    for work in lost:
+                        self._put_back(work)
+                self._observer.host_ended(why, segments)
+                job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
+                deaths.append(HostDeath(why, job_ids, call_job_id if why == "model hangs" else None))
             if device.process is None and time.monotonic() >= device.next_start:
                 process = HostProcess(replace(self._plan, device=device.name), self._spawn, self._on_message)
                 _log.info("host is starting", device=device.name, pid=process.pid)
@@ -280,19 +289,6 @@ class HostPool:
         for future in lost:
             if not future.done():
                 future.set_exception(WorkCancelled())
-
-    def _end_host(self, device: Device, why: str) -> HostDeath:
-        """End a host, and queue its work again."""
-        call_job_id = device.kill_host(why)
-        with self._lock:
-            segments = device.segments_running
-            is_excused = why in ("host renewed", "model hangs while it loads")
-            lost = device.forget_host()
-            for work in lost:
-                self._put_back(work)
-        self._observer.host_ended(why, segments)
-        job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
-        return HostDeath(why, job_ids, call_job_id if why == "model hangs" else None)
 
     def _put_back(self, work: Work) -> None:
         """Queue work again that a host had started."""
@@ -368,9 +364,26 @@ class HostPool:
                     device.is_down = True
                     self._wake()
                 case HostReady():
-                    self._on_ready(device, message)
+                    device.name = message.device
+                    _log.info("host ready", device=message.device, models=len(message.model_names))
+                    if self._first is None:
+                        self._first = message
+                        self._devices += [Device(name) for name in message.devices[1:]]
+                    # First the model for which the host was renewed, while memory is free.
+                    for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
+                        self._ask_for(model)
+                    self._hand_out()
+                    self._wake()
                 case ModelInUse():
-                    self._on_model(device, message)
+                    model = device.asked.pop(message.ticket)
+                    if self._users[model]:
+                        device.models[model] = message.facts
+                        self._renewals.pop(model, None)
+                        self._ask_for(model)
+                        self._hand_out()
+                    else:  # it is no longer wanted
+                        del self._users[model]
+                        device.send(ReleaseModel(model))
                 case Failed(reason=Reason.DEVICE_LOST):
                     device.is_down = True  # its work is queued again when the host is ended
                     self._wake()
@@ -382,28 +395,6 @@ class HostPool:
                     settle = self._on_end(device, message)
         if settle is not None:
             settle()  # without the lock: other code runs in it
-
-    def _on_ready(self, device: Device, ready: HostReady) -> None:
-        device.name = ready.device
-        _log.info("host ready", device=ready.device, models=len(ready.model_names))
-        if self._first is None:
-            self._first = ready
-            self._devices += [Device(name) for name in ready.devices[1:]]
-        for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
-            self._ask_for(model)  # first the model for which the host was renewed, while memory is free
-        self._hand_out()
-        self._wake()
-
-    def _on_model(self, device: Device, message: ModelInUse) -> None:
-        model = device.asked.pop(message.ticket)
-        if not self._users[model]:  # it is no longer wanted
-            del self._users[model]
-            device.send(ReleaseModel(model))
-            return
-        device.models[model] = message.facts
-        self._renewals.pop(model, None)
-        self._ask_for(model)
-        self._hand_out()
 
     def _on_refusal(self, device: Device, message: Failed) -> Callable[[], None] | None:
         """Deal with a model that a host could not load; the last host to refuse it decides."""

@@ -72,7 +72,24 @@ class JobRun:
 
     def start(self, on_end: Callable[[], None]) -> None:
         """Start the job's thread, which calls `on_end` when the job has ended or is back in the queue."""
-        self._thread = threading.Thread(target=self._run, args=(on_end,), name=f"job-{self.job.id[:8]}")
+        job = self.job
+
+        def run() -> None:
+            started = time.monotonic()
+            with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
+                try:
+                    state = self._detect_and_record()
+                except LeaseLost:
+                    _log.warning("job belongs to another engine")
+                else:
+                    self._rules.count_end(state)
+                    _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
+                finally:
+                    self._meter.forget(job.id)
+                    self._records.database.release()
+                    on_end()
+
+        self._thread = threading.Thread(target=run, name=f"job-{job.id[:8]}")
         self._thread.start()
 
     def cancel(self) -> None:
@@ -94,21 +111,6 @@ class JobRun:
         return Advance(reached, total, found.segments_total, seconds)
 
     # ---- in its thread
-
-    def _run(self, on_end: Callable[[], None]) -> None:
-        job, started = self.job, time.monotonic()
-        with structlog.contextvars.bound_contextvars(job_id=job.id, request_id=job.request_id):
-            try:
-                state = self._detect_and_record()
-            except LeaseLost:
-                _log.warning("job belongs to another engine")
-            else:
-                self._rules.count_end(state)
-                _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
-            finally:
-                self._meter.forget(job.id)
-                self._records.database.release()
-                on_end()
 
     def _detect_and_record(self) -> JobState:
         """Make the document, and record the end of the job or put it back. Return its new state."""

@@ -38,6 +38,14 @@ def create_courier(settings: Settings) -> Courier:
     metrics, stop = Metrics(), threading.Event()
     outbound = Outbound(AddressRules(settings.allowed_hosts), make_trust(settings.ca_file))
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
+    secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
+    deliverer = Deliverer(
+        store=JobStore(database),
+        deliveries=DeliveryStore(database),
+        outbound=outbound,
+        secrets=secrets,
+        metrics=metrics,
+    )
     courier = Courier(
         database=database,
         fetcher=Fetcher(
@@ -49,7 +57,7 @@ def create_courier(settings: Settings) -> Courier:
             metrics=metrics,
             stop=stop,
         ),
-        deliverer=_deliverer(settings, database, outbound, metrics),
+        deliverer=deliverer if secrets else None,
         fetches_at_once=settings.fetches,
         stop=stop,
         wakeups=wakeups,
@@ -57,18 +65,3 @@ def create_courier(settings: Settings) -> Courier:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: courier.stop())
     return courier
-
-
-def _deliverer(
-    settings: Settings, database: Database, outbound: Outbound, metrics: Metrics
-) -> Deliverer | None:
-    secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
-    if not secrets:
-        return None
-    return Deliverer(
-        store=JobStore(database),
-        deliveries=DeliveryStore(database),
-        outbound=outbound,
-        secrets=secrets,
-        metrics=metrics,
-    )

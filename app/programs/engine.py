@@ -20,7 +20,6 @@ from app.engine.records import Records
 from app.engine.turns import JobTurns, SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan, SegmentDone
 from app.jobs.database import Database
-from app.jobs.queue import JobQueue
 from app.jobs.retention import Retention, RetentionLimits
 from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
@@ -73,12 +72,22 @@ def create_engine(settings: Settings) -> Engine:
         count_end=lambda state: metrics.jobs_ended.labels(state).inc(),
     )
     ingest = Ingest(settings.ingest)
+    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
+    retention = Retention(
+        data,
+        records.queue,
+        RetentionLimits(
+            keep_seconds=settings.keep_days * 86400.0,
+            keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
+        ),
+        Uploads(data.uploads, space, UploadLimits(settings.keep_upload_hours * 3600.0)),
+    )
     engine = Engine(
         records,
         hosts,
         catalog,
         JobTurns(slots=settings.running_jobs, trace_parts=records.trace),
-        _retention(settings, data, records.queue),
+        retention,
         make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
         listener=listener,
         stop=stop,
@@ -88,19 +97,6 @@ def create_engine(settings: Settings) -> Engine:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda _number, _frame: engine.stop())
     return engine
-
-
-def _retention(settings: Settings, data: DataFolder, queue: JobQueue) -> Retention:
-    space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
-    return Retention(
-        data,
-        queue,
-        RetentionLimits(
-            keep_seconds=settings.keep_days * 86400.0,
-            keep_free_bytes=max(settings.keep_free_bytes, settings.min_free_bytes),
-        ),
-        Uploads(data.uploads, space, UploadLimits(settings.keep_upload_hours * 3600.0)),
-    )
 
 
 def _plan(settings: Settings, data: DataFolder) -> HostPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from app.libc import LIBC, checked
 from app.storage.locks import try_lock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -26,10 +26,7 @@ def die_with_parent(signal_number: signal.Signals) -> None:
 
     Survives exec, not fork. The parent is the *thread* that started this process.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    checked(LIBC.prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0))
 
 
 def take_lock(lock: Path) -> int:

@@ -77,7 +77,15 @@ def become_supervisor(settings: Settings) -> NoReturn:
         ]
     )
     make_data_folder(data)
-    _hold_serve_lock(data)
+    try:
+        descriptor = take_lock(data.lock("serve"))
+    except LockHeld as error:
+        raise StartFault(
+            f"another instance runs on the data folder {data.root}; "
+            "give this one its own: FRAMEBOX_DATA=/another/folder"
+        ) from error
+    os.dup2(descriptor, _SERVE_LOCK_DESCRIPTOR)
+    os.set_inheritable(_SERVE_LOCK_DESCRIPTOR, True)
     for program, grace_seconds in _STOP_SECONDS.items():
         try:
             descriptor = take_lock(data.lock(program))
@@ -177,18 +185,6 @@ def _take_lock(data: DataFolder, program: str, *, replace: bool, grace_seconds: 
         return take_lock(data.lock(program))
     except LockHeld as error:
         raise StartFault(f"another {program} runs on the data folder {data.root}") from error
-
-
-def _hold_serve_lock(data: DataFolder) -> None:
-    try:
-        descriptor = take_lock(data.lock("serve"))
-    except LockHeld as error:
-        raise StartFault(
-            f"another instance runs on the data folder {data.root}; "
-            "give this one its own: FRAMEBOX_DATA=/another/folder"
-        ) from error
-    os.dup2(descriptor, _SERVE_LOCK_DESCRIPTOR)
-    os.set_inheritable(_SERVE_LOCK_DESCRIPTOR, True)
 
 
 def _make_reopenable(descriptor: int) -> None:

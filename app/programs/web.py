@@ -1,4 +1,4 @@
-"""Who builds what: the programs' parts, put together from the settings."""
+"""Builds an HTTP worker's application from the settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from app.web.waiting import WaitingSlots
 def create_app(settings: Settings | None = None) -> Flask:
     """Return an HTTP worker's application: the entry point of gunicorn.
 
-    Makes the data folder and its database where they are missing, and removes what crashed uploads left.
+    Creates the data folder and its database if they are missing, and removes what crashed uploads left.
     Raises SettingsFault.
     """
     settings = settings or load_settings()

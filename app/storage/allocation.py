@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 
+from app.libc import LIBC, checked
+
 _KEEP_SIZE = 0x01  # fallocate(2): take the blocks, leave the size
 _PUNCH_HOLE = 0x02
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -32,11 +34,10 @@ def bytes_before_hole(descriptor: int) -> int:
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, size_bytes: int) -> bool:
-    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if fallocate(descriptor, mode, offset, size_bytes) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _CANNOT:
-        return False
-    raise OSError(code, os.strerror(code))
+    try:
+        checked(LIBC.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(size_bytes)))
+    except OSError as error:
+        if error.errno in _CANNOT:
+            return False
+        raise
+    return True

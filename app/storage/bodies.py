@@ -115,18 +115,26 @@ class BodyFolders:
     def open(self, named: str, *, request_id: str, expected_bytes: int) -> Iterator[SpooledBody]:
         """Yield the body that nginx says it wrote for this request.
 
-        Raises BodyFault unless `named` is a whole file of nginx' own in this request's folder, IncompleteBody
-        if it is there no more: nginx removes it when the client goes.
+        Raises BodyFault unless `named` is a whole file that nginx wrote in this request's folder,
+        IncompleteBody if it is gone: nginx removes it when the client disconnects.
         """
         folder, _, name = named.rpartition("/")
         expected = self._root / folder_name(request_id)
         if folder != str(expected) or not _FILE_NAME.fullmatch(name):
-            raise BodyFault("the path is none of this request's")
+            raise BodyFault("the path does not belong to this request")
         with (
             closing_descriptor(_open_file(expected, name)) as descriptor,
             _open_note(expected / name) as note,
         ):
-            _check_own(os.fstat(descriptor), expected_bytes)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BodyFault("it is not a regular file")
+            if status.st_nlink != 1:
+                raise BodyFault("the file has another name, or none")
+            if status.st_uid != os.geteuid():
+                raise BodyFault("the file is another user's")
+            if status.st_size != expected_bytes:
+                raise BodyFault("the file is not as long as the body")
             yield SpooledBody(expected / name, descriptor, expected_bytes, note)
 
     def remove_leftovers(self) -> int:
@@ -204,17 +212,6 @@ def _open_note(body: Path) -> Iterator[int | None]:
         return
     with closing_descriptor(note):
         yield note
-
-
-def _check_own(status: os.stat_result, expected_bytes: int) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise BodyFault("it is not a regular file")
-    if status.st_nlink != 1:
-        raise BodyFault("the file has another name, or none")
-    if status.st_uid != os.geteuid():
-        raise BodyFault("the file is another user's")
-    if status.st_size != expected_bytes:
-        raise BodyFault("the file is not as long as the body")
 
 
 def _remove_unless_written(path: Path, status: os.stat_result) -> bool:

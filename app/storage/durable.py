@@ -7,11 +7,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from app.failpoints import fail_point
+from app.libc import LIBC
 
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2  # sync_file_range(2)
 
@@ -43,14 +43,7 @@ def wait_for_write_back(descriptor: int, end: int) -> None:
 
 
 def _sync_file_range(descriptor: int, offset: int, size_bytes: int, flags: int) -> None:
-    _libc().sync_file_range(
-        descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), ctypes.c_uint(flags)
-    )
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    LIBC.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), ctypes.c_uint(flags))
 
 
 def remove_unfinished(path: Path) -> None:

@@ -94,23 +94,20 @@ class BodyFollower:
                 pass
             while not self._stop.is_set():
                 try:
-                    self._tend()
+                    now = time.monotonic()
+                    if now >= self._next_look:
+                        self._next_look = now + LOOK_SECONDS
+                        self.look()
+                    if now >= self._next_cleaning:
+                        self._next_cleaning = now + CLEAN_SECONDS
+                        self._bodies.remove_leftovers()
+                    if not self.step():
+                        self._stop.wait(FOLLOW_SECONDS if self._followed else LOOK_SECONDS)
                 except Exception:  # noqa: BLE001 - the thread's boundary: without it, bodies are read again
                     _log.exception("bodies are not followed for a while")
                     self._forget_all()
                     self._stop.wait(STAND_BY_SECONDS)
             self._forget_all()
-
-    def _tend(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
-            self.look()
-        if now >= self._next_cleaning:
-            self._next_cleaning = now + CLEAN_SECONDS
-            self._bodies.remove_leftovers()
-        if not self.step():
-            self._stop.wait(FOLLOW_SECONDS if self._followed else LOOK_SECONDS)
 
     def _present(self, names: Iterable[str]) -> set[Path]:
         return {path for name in names for path in self._bodies.paths(name)}

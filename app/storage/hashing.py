@@ -148,23 +148,15 @@ def running_hash(record: Path, size_bytes: int) -> RunningHash | None:
 
     A state of more bytes than the file has is deleted, durably: the file was cut, and may grow differently.
     """
-    found = _load(record)
-    if found is not None and found.hashed_bytes > size_bytes:
-        record.unlink()
-        fsync_folder(record.parent)
-        found = None
-    found = found or RunningHash(record, PySha256(), 0)
-    return found if size_bytes - found.hashed_bytes <= CATCH_UP_BYTES else None
-
-
-def _load(record: Path) -> RunningHash | None:
-    try:
-        content = record.read_bytes()
-    except FileNotFoundError:
-        return None
+    found = RunningHash(record, PySha256(), 0)
+    content = record.read_bytes() if record.exists() else b""
     checksum, text = content[:_SUM_BYTES], content[_SUM_BYTES:]
     form, _, rest = text.partition(b"\n")
-    if hashlib.sha256(text).digest() != checksum or form != _FORMAT:
-        return None
-    size, _, state = rest.partition(b"\n")
-    return RunningHash(record, PySha256.deserialize(state), int(size))
+    if hashlib.sha256(text).digest() == checksum and form == _FORMAT:
+        size, _, state = rest.partition(b"\n")
+        if int(size) <= size_bytes:
+            found = RunningHash(record, PySha256.deserialize(state), int(size))
+        else:
+            record.unlink()
+            fsync_folder(record.parent)
+    return found if size_bytes - found.hashed_bytes <= CATCH_UP_BYTES else None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from app.errors import InvalidSource, SourceChanged, SourceNotFound
+from app.libc import LIBC, checked
 
 _SYS_OPENAT2 = 437  # the same on every architecture that has the call
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -80,24 +81,20 @@ class Ingest:
 
         Raises InvalidSource if the path lies in none of them, SourceNotFound if there is no such file.
         """
-        descriptor = self._open(path)
-        try:
-            yield IngestFile(descriptor, FileIdentity.of(descriptor))
-        finally:
-            os.close(descriptor)
-
-    def _open(self, path: str) -> int:
         places = [*self._places(path)]
         if not places:
             raise InvalidSource(
                 "path: lies in none of the folders from which files may be read.",
                 {"parameter": "path", "allowed": "a file in a folder of FRAMEBOX_INGEST"},
             )
-        for folder, inside in places:
-            descriptor = _open_beneath(folder, inside)
-            if descriptor is not None:
-                return descriptor
-        raise SourceNotFound("path: no readable regular file is there.", {"parameter": "path"})
+        opened = (_open_beneath(folder, inside) for folder, inside in places)
+        descriptor = next((each for each in opened if each is not None), None)
+        if descriptor is None:
+            raise SourceNotFound("path: no readable regular file is there.", {"parameter": "path"})
+        try:
+            yield IngestFile(descriptor, FileIdentity.of(descriptor))
+        finally:
+            os.close(descriptor)
 
     def _places(self, path: str) -> Iterator[tuple[Path, PurePosixPath]]:
         """Yield where to look: each folder, and the path from there. Does not access the disk."""
@@ -117,24 +114,20 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
     except OSError:
         return None
     try:
-        return _open_regular(root, inside)
+        found = _resolve(root, inside)
+        # Check the type first: opening a FIFO waits for its writer, and opening a device may have effects.
+        try:
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                return None
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        finally:
+            os.close(found)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # not the path's fault
         return None
     finally:
         os.close(root)
-
-
-def _open_regular(root: int, inside: PurePosixPath) -> int | None:
-    """Check the type first: opening a FIFO waits for its writer, and opening a device may have effects."""
-    found = _resolve(root, inside)
-    try:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return None
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-    finally:
-        os.close(found)
 
 
 def _resolve(root: int, inside: PurePosixPath) -> int:
@@ -152,19 +145,15 @@ def _resolve(root: int, inside: PurePosixPath) -> int:
 
 def _openat2(root: int, inside: str) -> int:
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
-    descriptor = syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(root),
-        ctypes.c_char_p(os.fsencode(inside)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
+    return checked(
+        LIBC.syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(root),
+            ctypes.c_char_p(os.fsencode(inside)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
     )
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(descriptor)
 
 
 def walk_beneath(root: int, inside: PurePosixPath) -> int:

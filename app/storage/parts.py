@@ -139,11 +139,29 @@ class PartStore:
 
     def read(self, number: int) -> Part | None:
         """Return part `number`, its checksum verified; None if it is absent. Raises TornPart."""
+        path = self._path(number)
         try:
-            with self._path(number).open("rb") as file:
-                return _verified(self._path(number), file)
+            file = path.open("rb")
         except FileNotFoundError:
             return None
+        with file:
+            size = file.seek(0, 2)
+            if size < _TAIL.size:
+                raise TornPart(path.name)
+            file.seek(size - _TAIL.size)
+            body_bytes, pts_bytes, footer_bytes, expected_crc, magic = _TAIL.unpack(file.read(_TAIL.size))
+            if magic != _MAGIC or body_bytes + pts_bytes + footer_bytes + _TAIL.size != size:
+                raise TornPart(path.name)
+            file.seek(0)
+            crc, remaining = 0, body_bytes + pts_bytes
+            while remaining:
+                block = file.read(min(_READ_BYTES, remaining))
+                crc = zlib.crc32(block, crc)
+                remaining -= len(block)
+            footer = file.read(footer_bytes)
+        if zlib.crc32(footer, crc) != expected_crc:
+            raise TornPart(path.name)
+        return Part(path, body_bytes, pts_bytes, orjson.loads(footer))
 
     def trace(self) -> str:
         """Return a text that changes with each part that is made or replaced; empty if there is none.
@@ -161,23 +179,3 @@ class PartStore:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.part"
-
-
-def _verified(path: Path, file: BinaryIO) -> Part:
-    size = file.seek(0, 2)
-    if size < _TAIL.size:
-        raise TornPart(path.name)
-    file.seek(size - _TAIL.size)
-    body_bytes, pts_bytes, footer_bytes, expected_crc, magic = _TAIL.unpack(file.read(_TAIL.size))
-    if magic != _MAGIC or body_bytes + pts_bytes + footer_bytes + _TAIL.size != size:
-        raise TornPart(path.name)
-    file.seek(0)
-    crc, remaining = 0, body_bytes + pts_bytes
-    while remaining:
-        block = file.read(min(_READ_BYTES, remaining))
-        crc = zlib.crc32(block, crc)
-        remaining -= len(block)
-    footer = file.read(footer_bytes)
-    if zlib.crc32(footer, crc) != expected_crc:
-        raise TornPart(path.name)
-    return Part(path, body_bytes, pts_bytes, orjson.loads(footer))

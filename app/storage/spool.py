@@ -57,8 +57,17 @@ class Upload:
             while rest:  # a write near a full disk may be short
                 rest = rest[os.write(self._descriptor, rest) :]
         self.size_bytes += len(data)
-        if self.size_bytes - self._synced_bytes >= SYNC_BYTES:
-            self._sync()
+        if self.size_bytes - self._synced_bytes < SYNC_BYTES:
+            return
+        # Bound the dirty pages. Where no space is allocated, only bytes on disk count.
+        if self._allocated:
+            wait_for_write_back(self._descriptor, self._synced_bytes)
+            start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
+        else:
+            with self._disk_full_told():
+                os.fdatasync(self._descriptor)
+            self._promise()
+        self._synced_bytes = self.size_bytes
 
     def finish(self) -> None:
         """Make the bytes durable and free the space that was allocated beyond them."""
@@ -80,17 +89,6 @@ class Upload:
                 self._allocated = allocate(self._descriptor, self.expected_bytes)
         if self._allocated:
             self._space.release(self.key)
-
-    def _sync(self) -> None:
-        """Bound the dirty pages. Where no space is allocated, only bytes on disk count."""
-        if self._allocated:
-            wait_for_write_back(self._descriptor, self._synced_bytes)
-            start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
-        else:
-            with self._disk_full_told():
-                os.fdatasync(self._descriptor)
-            self._promise()
-        self._synced_bytes = self.size_bytes
 
     def _promise(self) -> None:
         coming = SYNC_BYTES if self.expected_bytes is None else max(0, self.expected_bytes - self.size_bytes)

@@ -196,7 +196,7 @@ class Uploads:
         return [folder for folder in self._root.iterdir() if JOB_ID.fullmatch(folder.name)]
 
     def remove(self, upload_id: str) -> None:
-        """Remove the upload, whoever owns it; absent is fine."""
+        """Remove the upload, regardless of its owner. Does nothing if there is none."""
         with suppress(UploadNotFound), self._locked(upload_id) as held:
             held.remove()
 
@@ -325,7 +325,8 @@ class HeldUpload:
         """
         start = self.settle().offset_bytes
         if checksum is not None:
-            self._note_unchecked(start)
+            with atomic_write(self._folder / "unchecked") as file:
+                file.write(str(start).encode())
         running = running_hash(self._hash_record, start)
         with self._watcher.watch(self._folder / "about.json", on_takeover):
             if checksum is None:
@@ -396,10 +397,6 @@ class HeldUpload:
     @property
     def _hash_record(self) -> Path:
         return self._folder / "sha256"
-
-    def _note_unchecked(self, start: int) -> None:
-        with atomic_write(self._folder / "unchecked") as file:
-            file.write(str(start).encode())
 
     def _forget_unchecked(self) -> None:
         (self._folder / "unchecked").unlink()
@@ -509,16 +506,12 @@ def _read_facts(folder: Path, keep_seconds: float) -> UploadFacts:
     size, written_at = 0, 0.0
     with suppress(FileNotFoundError):  # used, or not joined yet
         video = (folder / "video").stat()
-        size, written_at = min(video.st_size, _unchecked_from(folder, video.st_size)), video.st_mtime
+        size, written_at = video.st_size, video.st_mtime
+        with suppress(FileNotFoundError):  # bytes whose checksum was not compared yet do not count
+            size = min(size, int((folder / "unchecked").read_text()))
     is_spent = (about.job_id or about.final_id) is not None
     offset = about.length_bytes or 0 if is_spent else size
     return UploadFacts(folder.name, about, offset, is_spent, max(told_at, written_at) + keep_seconds)
-
-
-def _unchecked_from(folder: Path, size_bytes: int) -> int:
-    with suppress(FileNotFoundError):
-        return int((folder / "unchecked").read_text())
-    return size_bytes
 
 
 def _is_of(folder: Path, owner: str) -> bool:

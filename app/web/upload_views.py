@@ -9,10 +9,10 @@ from contextlib import suppress
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
-from app.errors import FrameboxError, IncompleteBody, InvalidOption, UploadLocked, UploadNotFound
+from app.errors import FrameboxError, IncompleteBody, InvalidOption, UploadGone, UploadLocked, UploadNotFound
 from app.jobs.job import Job
 from app.storage.hashing import ALGORITHMS
-from app.storage.joining import NotAPart, join_uploads
+from app.storage.joining import NotAPart, PartUsed, join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
 from app.web import tus
 from app.web.admission import check_queue, queued_request
@@ -106,6 +106,10 @@ class UploadViews:
             raise InvalidOption(
                 f"Upload-Concat: {fault} was not created as a part.",
                 {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
+            ) from fault
+        except PartUsed as fault:
+            raise UploadGone(
+                f"The part {fault.part_id} has been used.", {"instance": f"{ADDRESS}/{fault.final_id}"}
             ) from fault
         with self._uploads.hold(facts.id, owner=g.owner) as held:
             return facts, self._job_of(held, facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import stat
@@ -139,12 +138,10 @@ def test_a_listener_without_inotify_polls(wakeups: Wakeups, monkeypatch: pytest.
     class NoMore:
         """A libc whose user has all that he may have."""
 
-        def __init__(self, *_: object, **__: object) -> None: ...
-
         def inotify_init1(self, _flags: int) -> int:
             return -1
 
-    monkeypatch.setattr(ctypes, "CDLL", NoMore)
+    monkeypatch.setattr(module, "LIBC", NoMore())
     with wakeups.listen(Program.WEB) as listener:
         began = time.monotonic()
         assert listener.wait(LONG_SECONDS) is False
