@@ -107,7 +107,7 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
     space.reserve(key, min(_STEP_BYTES, sum(lengths)), seconds=_PROMISE_SECONDS)
     try:
         for part, length in zip(parts, lengths, strict=True):
-            with space.disk_full_told(length):
+            with space.disk_full_reported(length):
                 _append(part.video, final.video, start, length)
             part.drop_bytes()
             start += length

@@ -101,7 +101,7 @@ class SpaceLedger:
         With a `body_folder` the promise also lasts while a file in that folder may be the body's.
         Raises InsufficientStorage if less than the minimum would be left.
         """
-        with self.disk_full_told(size_bytes), self._transaction() as connection:
+        with self.disk_full_reported(size_bytes), self._transaction() as connection:
             available = self._available(connection, but_for=key)
             if size_bytes > available:
                 raise InsufficientStorage(
@@ -114,7 +114,7 @@ class SpaceLedger:
             )
 
     @contextmanager
-    def disk_full_told(self, needed_bytes: int) -> Iterator[None]:
+    def disk_full_reported(self, needed_bytes: int) -> Iterator[None]:
         """Raise InsufficientStorage, with what is available, if the block finds the disk full."""
         try:
             yield

@@ -53,7 +53,7 @@ class Upload:
         """Append `data`, which must not change afterwards. Raises InsufficientStorage."""
         self._hash.update(data)
         rest = memoryview(data)
-        with self._disk_full_told():
+        with self._disk_full_reported():
             while rest:  # a write near a full disk may be short
                 rest = rest[os.write(self._descriptor, rest) :]
         self.size_bytes += len(data)
@@ -64,7 +64,7 @@ class Upload:
             wait_for_write_back(self._descriptor, self._synced_bytes)
             start_write_back(self._descriptor, self._synced_bytes, self.size_bytes - self._synced_bytes)
         else:
-            with self._disk_full_told():
+            with self._disk_full_reported():
                 os.fdatasync(self._descriptor)
             self._promise()
         self._synced_bytes = self.size_bytes
@@ -72,7 +72,7 @@ class Upload:
     def finish(self) -> None:
         """Make the bytes durable and free the space that was allocated beyond them."""
         fail_point("upload_received")
-        with self._disk_full_told():
+        with self._disk_full_reported():
             if self._allocated and self.size_bytes != self.expected_bytes:
                 os.ftruncate(self._descriptor, self.size_bytes)
             os.fsync(self._descriptor)
@@ -85,7 +85,7 @@ class Upload:
         """
         self._promise()
         if self.expected_bytes is not None:
-            with self._disk_full_told():
+            with self._disk_full_reported():
                 self._allocated = allocate(self._descriptor, self.expected_bytes)
         if self._allocated:
             self._space.release(self.key)
@@ -94,8 +94,8 @@ class Upload:
         coming = SYNC_BYTES if self.expected_bytes is None else max(0, self.expected_bytes - self.size_bytes)
         self._space.reserve(self.key, coming, seconds=_PROMISE_SECONDS)
 
-    def _disk_full_told(self) -> AbstractContextManager[None]:
-        return self._space.disk_full_told(max(self.expected_bytes or 0, self.size_bytes + 1))
+    def _disk_full_reported(self) -> AbstractContextManager[None]:
+        return self._space.disk_full_reported(max(self.expected_bytes or 0, self.size_bytes + 1))
 
 
 class ReceivedUpload(Protocol):

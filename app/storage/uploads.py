@@ -137,7 +137,7 @@ class Uploads:
                 if held.facts().about.owner != about.owner:
                     raise _not_found(upload_id)
             else:
-                with self._space.disk_full_told(0):
+                with self._space.disk_full_reported(0):
                     _write_about(folder, about)
                 fsync_folder(self._root)
             yield held
@@ -258,7 +258,7 @@ class HeldUpload:
         """Make all bytes durable; return the upload's state."""
         with (
             suppress(FileNotFoundError),
-            self._space.disk_full_told(0),
+            self._space.disk_full_reported(0),
             _opened(self.video, os.O_RDONLY) as fd,
         ):
             os.fsync(fd)
@@ -269,7 +269,7 @@ class HeldUpload:
         length = about.length_bytes or 0
         self._space.reserve(self._promise, length, seconds=self._keep_seconds)
         with (
-            self._space.disk_full_told(length),
+            self._space.disk_full_reported(length),
             _opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor,
         ):
             is_allocated = allocate(descriptor, length)
@@ -281,14 +281,14 @@ class HeldUpload:
     def tell(self, **changes: object) -> None:
         """Change members of `About`, durably."""
         about = replace(self.facts().about, **changes)  # type: ignore[arg-type]
-        with self._space.disk_full_told(0):
+        with self._space.disk_full_reported(0):
             _write_about(self._folder, about)
 
     def take_length(self, length_bytes: int) -> None:
         """Record the length of an upload that had none, and allocate it. Raises InsufficientStorage."""
         missing = length_bytes - self.facts().offset_bytes
         self._space.reserve(self._promise, missing, seconds=self._keep_seconds)
-        with self._space.disk_full_told(missing), _opened(self.video, os.O_WRONLY) as descriptor:
+        with self._space.disk_full_reported(missing), _opened(self.video, os.O_WRONLY) as descriptor:
             is_allocated = allocate(descriptor, length_bytes)
         if is_allocated:
             self._space.release(self._promise)
@@ -296,7 +296,7 @@ class HeldUpload:
 
     def start_over(self, length_bytes: int | None) -> None:
         """Drop all bytes, durably, and allocate the new length if it is known. InsufficientStorage."""
-        with self._space.disk_full_told(length_bytes or 0):
+        with self._space.disk_full_reported(length_bytes or 0):
             with _opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
                 os.fsync(descriptor)
             self._hash_record.unlink(missing_ok=True)
@@ -344,7 +344,7 @@ class HeldUpload:
     ) -> None:
         """`may_save`: durable bytes will not be dropped again, so the digest's state may be saved."""
         needed = self.facts().about.length_bytes or start + SYNC_BYTES
-        with self._space.disk_full_told(needed), _opened(self.video, _APPEND) as descriptor:
+        with self._space.disk_full_reported(needed), _opened(self.video, _APPEND) as descriptor:
             promise = self._on_sync(descriptor)
 
             def on_sync(size_bytes: int) -> None:
