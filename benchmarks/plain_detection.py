@@ -95,7 +95,7 @@ def decoded(video: Path) -> Iterator[Frame]:
     """Yield the frames of `video`, decoded by PyAV."""
     with av.open(str(video)) as container:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)  # which it is
 
 
 def captured(video: Path) -> Iterator[Frame]:

@@ -202,7 +202,9 @@ class Instance:
 
     # ---- requests
 
-    def post(self, video: Path, headers: dict[str, str] | None = None, **options: Any) -> requests.Response:
+    def post(
+        self, video: Path, headers: dict[str, str] | None = None, /, **options: Any
+    ) -> requests.Response:
         with video.open("rb") as body:
             return requests.post(
                 f"{self.url}/v1/detections",
@@ -219,7 +221,8 @@ class Instance:
         return str(answer.headers["Framebox-Job"])
 
     def report(self, job_id: str) -> dict[str, Any]:
-        return requests.get(f"{self.url}/v1/jobs/{job_id}", timeout=30).json()
+        report: dict[str, Any] = requests.get(f"{self.url}/v1/jobs/{job_id}", timeout=30).json()
+        return report
 
     def wait_for_end(self, job_id: str, seconds: float = 300.0) -> dict[str, Any]:
         ends = ("succeeded", "failed", "cancelled")

@@ -26,6 +26,7 @@ def points_in_source() -> list[str]:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fail_point":
                 (name,) = node.args
                 assert isinstance(name, ast.Constant), module
+                assert isinstance(name.value, str), module
                 names.append(name.value)
     assert len(names) == len(set(names))
     return sorted(names)

@@ -79,7 +79,9 @@ def wait_for_parts(instance: Instance, job_id: str, count: int) -> None:
 
 
 def host_statuses(instance: Instance) -> list[dict[str, Any]]:
-    return requests.get(f"{instance.url}/readyz", timeout=30).json()["checks"]["hosts"]
+    readiness = requests.get(f"{instance.url}/readyz", timeout=30).json()
+    statuses: list[dict[str, Any]] = readiness["checks"]["hosts"]
+    return statuses
 
 
 def model_states(instance: Instance) -> dict[str, str]:

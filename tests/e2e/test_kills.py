@@ -63,7 +63,8 @@ class Waiting:
 
 
 def jobs(instance: Instance) -> list[dict[str, str]]:
-    return requests.get(f"{instance.url}/v1/jobs", timeout=30).json()["jobs"]
+    listed: list[dict[str, str]] = requests.get(f"{instance.url}/v1/jobs", timeout=30).json()["jobs"]
+    return listed
 
 
 def assert_nothing_left(instance: Instance, job_id: str) -> None:

@@ -72,7 +72,7 @@ def wait_until_alone(instance: Instance, name: str) -> None:
 def test_jobs_of_models_that_do_not_fit_together_all_succeed(instance: Instance, short_clip: Path) -> None:
     engine = instance.engine()
     instance.wait(lambda: not is_loading(instance), 120, "every model to be tried once")
-    alone = {}
+    alone: dict[str, bytes] = {}
     for name in (*NAMES, *NAMES):
         answer = instance.post(short_clip, model=name)
         assert answer.status_code == 200, answer.text

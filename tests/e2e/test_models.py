@@ -95,7 +95,8 @@ def instance(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def listing(instance: Instance) -> dict[str, Any]:
     answer = requests.get(f"{instance.url}/v1/models", timeout=30)
     assert answer.status_code == 200
-    return answer.json()
+    models: dict[str, Any] = answer.json()
+    return models
 
 
 def test_the_list_tells_all_of_each_model_and_why_one_was_refused(instance: Instance) -> None:

@@ -59,7 +59,8 @@ def model_hash(instance: Instance, name: str) -> str:
 
     def listed() -> str | None:
         models = requests.get(f"{instance.url}/v1/models", timeout=30).json()["models"]
-        return next(model["sha256"] for model in models if model["name"] == name)
+        sha256: str | None = next(model["sha256"] for model in models if model["name"] == name)
+        return sha256
 
     return str(instance.wait(listed, 60, f"model {name!r}"))
 

@@ -33,7 +33,7 @@ def test_a_video_sent_in_pieces_has_the_answer_of_the_posted_one(
     assert posted.status_code == 200
     data = people_video.read_bytes()
     last = upload(shared_instance, data, requests_of_bytes=len(data) // 3 + 1, filename="people.mp4")
-    upload_id = last.request.url.rpartition("/")[2]
+    upload_id = str(last.request.url).rpartition("/")[2]
     url = f"{shared_instance.url}/v1/detections"
     answer = requests.post(url, params=options, json={"upload": upload_id}, timeout=600)
     assert answer.status_code == 200, answer.text

@@ -153,7 +153,10 @@ def test_the_log_arrives_where_standard_output_is_a_socket(tmp_path: Path) -> No
     with ours, theirs:
         ours.settimeout(60)
         with subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"], cwd=CHECKOUT, env=os.environ | settings, stdout=theirs
+            [sys.executable, "-m", "app", "serve"],
+            cwd=CHECKOUT,
+            env=os.environ | settings,
+            stdout=theirs.fileno(),
         ) as process:
             theirs.close()
             log = b""

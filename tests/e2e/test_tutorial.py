@@ -27,7 +27,8 @@ def blocks(language: str) -> list[str]:
 
 def frames_of(text: str) -> list[Any]:
     """Lines of a document: as many JSON arrays, separated by commas."""
-    return json.loads(f"[{text.strip().removesuffix(',')}]")
+    frames: list[Any] = json.loads(f"[{text.strip().removesuffix(',')}]")
+    return frames
 
 
 def labels_of(frames: list[Any]) -> list[tuple[int, list[str]]]:

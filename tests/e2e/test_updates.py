@@ -90,7 +90,9 @@ def test_a_new_web_side_leaves_the_job_alone_and_tells_who_waits_where_to_ask(
 
 
 def _jobs(instance: Instance, state: str) -> list[dict[str, str]]:
-    return requests.get(f"{instance.url}/v1/jobs", params={"state": state}, timeout=30).json()["jobs"]
+    listing = requests.get(f"{instance.url}/v1/jobs", params={"state": state}, timeout=30).json()
+    jobs: list[dict[str, str]] = listing["jobs"]
+    return jobs
 
 
 def test_a_job_goes_on_when_the_whole_instance_was_stopped_and_started_again(
