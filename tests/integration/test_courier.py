@@ -182,7 +182,11 @@ def test_a_job_waits_for_its_video_and_tells_how_much_is_there(courier: Instance
 
 def test_other_jobs_do_not_wait_for_somebody_elses_video(courier: Instance, origin: Origin) -> None:
     go_on = threading.Event()
-    origin.usual = lambda _: go_on.wait(SECONDS)
+
+    def halting(_: Exchange) -> None:
+        go_on.wait(SECONDS)
+
+    origin.usual = halting
     job_id = post_async(courier, {"url": f"{origin.url}/v"})
     try:
         sent = requests.post(

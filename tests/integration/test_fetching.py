@@ -102,9 +102,9 @@ class Setup:
         intake = Intake(self.data, self.store, Spool(self.data, self.space), Ingest(()))
         return intake.from_url(request, url, parse_target(url, AddressRules(["store.example"]))).id
 
-    def fetch(self, url: str, limits: FetchLimits = LIMITS, **options: object) -> Job:
+    def fetch(self, url: str, limits: FetchLimits = LIMITS, timeouts: Timeouts | None = None) -> Job:
         job_id = self.add(url)
-        self.fetcher(limits, **options).fetch(job_id)  # type: ignore[arg-type]
+        self.fetcher(limits, timeouts=timeouts).fetch(job_id)
         return self.store.get(job_id, owner=OWNER)
 
     def video(self, job: Job) -> bytes:
@@ -419,7 +419,12 @@ def test_a_cancelled_fetch_stops_and_leaves_nothing(
 def interrupt(setup: Setup, origin: Origin, video: Video) -> str:
     """Begin a fetch, and end the process after 1.5 MB. Return the job's id."""
     origin.script.append(video.cut(1_500_000))
-    origin.usual = lambda exchange: setup.stop.set() or exchange.send(503)
+
+    def stop_and_refuse(exchange: Exchange) -> None:
+        setup.stop.set()
+        exchange.send(503)
+
+    origin.usual = stop_and_refuse
     job_id = setup.add(f"{origin.url}/v")
     setup.fetcher().fetch(job_id)
     assert setup.store.get(job_id, owner=OWNER).waiting is Waiting.SOURCE
@@ -467,15 +472,15 @@ def test_what_was_fetched_for_a_cancelled_job_is_removed(setup: Setup, origin: O
 
 
 def test_a_video_that_was_in_place_before_its_record_needs_no_second_request(
-    setup: Setup, origin: Origin
+    setup: Setup, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin.usual = Video(CONTENT).serve
     job_id = setup.add(f"{origin.url}/v")
-    complete, setup.fetches.complete = setup.fetches.complete, _die  # type: ignore[method-assign]
-    with pytest.raises(SystemExit):
-        setup.fetcher().fetch(job_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.fetches, "complete", _die)
+        with pytest.raises(SystemExit):
+            setup.fetcher().fetch(job_id)
     assert setup.data.video(job_id).exists()
-    setup.fetches.complete = complete  # type: ignore[method-assign]
     setup.fetcher().fetch(job_id)
     assert len(origin.requests) == 1
     assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)

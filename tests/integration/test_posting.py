@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -277,6 +278,10 @@ def test_log_lines_are_json_and_carry_the_ids(instance: WebInstance):
     assert asked == ("POST", "/v1/detections", "/v1/detections", "127.0.0.1")
 
 
+def _has_jobs(instance: WebInstance, count: int) -> bool:
+    return len(_get(instance, "/v1/jobs").json()["jobs"]) == count
+
+
 def test_a_client_that_leaves_while_it_waits_frees_its_thread_and_its_job_goes_on(tmp_path: Path):
     with running_instance(tmp_path, HTTP_WORKERS="1", HTTP_THREADS="8") as instance:
         hold = Hold(tmp_path)
@@ -284,7 +289,7 @@ def test_a_client_that_leaves_while_it_waits_frees_its_thread_and_its_job_goes_o
         for number in range(1, 25):  # three times as many as there are threads
             with socket.create_connection(("127.0.0.1", instance.port), timeout=SECONDS) as connection:
                 connection.sendall(head + b"\r\n" + hold.orders())
-                wait_until(lambda number=number: len(_get(instance, "/v1/jobs").json()["jobs"]) == number)
+                wait_until(functools.partial(_has_jobs, instance, number))
         hold.release()
         wait_until(lambda: len(_get(instance, "/v1/jobs?state=succeeded").json()["jobs"]) == 24)
 

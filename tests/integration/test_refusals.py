@@ -140,7 +140,7 @@ def test_curl_sees_each_of_many_refusals_in_the_middle_of_a_form(instance: WebIn
 
 
 def test_a_library_that_sends_all_before_it_reads_sees_the_refusal_too(instance: WebInstance, big_file: Path):
-    seen = collections.Counter()
+    seen = collections.Counter[int]()
     for _ in range(20):
         with big_file.open("rb") as file:
             seen[
@@ -248,7 +248,7 @@ def test_a_client_that_stops_sending_is_cut_off_and_leaves_nothing(tmp_path: Pat
         assert "client_body_timeout 60s;" in text
         return text.replace("client_body_timeout 60s;", "client_body_timeout 1s;")
 
-    with running_instance(tmp_path, change_nginx_conf=shorten) as instance:
+    with running_instance(tmp_path, shorten) as instance:
         answer = exchange(instance.port, post_head("", "video/mp4", "Content-Length: 100") + b"\r\nabc")
         assert not answer.received  # nginx closes such a connection without a word
         wait_until(lambda: not [*instance.folder.incoming.iterdir()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -443,7 +444,7 @@ def test_uploads_survive_clients_workers_and_nginx_that_die_at_any_offset(tmp_pa
         address = client.create(len(data), Upload_Metadata=metadata(detect=""))
         for victim in ("client", "worker", "nginx", "worker", "client", "nginx"):
             before = _send_some(
-                client, address, data, random_, then=lambda victim=victim: _kill(instance, victim)
+                client, address, data, random_, then=functools.partial(_kill, instance, victim)
             )
             assert _offset_when_up(client, address) >= before
         offset = _offset_when_up(client, address)

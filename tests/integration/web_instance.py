@@ -76,7 +76,7 @@ class WebInstance:
     def log(self, program: str) -> str:
         return (self.logs / f"{program}.log").read_text(errors="replace")
 
-    def start(self, program: str, command: list[str], **options: object) -> None:
+    def start(self, program: str, command: list[str], **options: Any) -> None:
         with (self.logs / f"{program}.log").open("ab") as log:
             self.programs[program] = _popen(command, log, self.environment(), **options)
 
@@ -131,7 +131,7 @@ class WebInstance:
 
 @contextmanager
 def running_instance(
-    folder: Path, *, change_nginx_conf: Callable[[str], str] = str, **settings: str
+    folder: Path, change_nginx_conf: Callable[[str], str] = str, /, **settings: str
 ) -> Iterator[WebInstance]:
     """Yield a ready instance with its data and logs in `folder`; all of it is gone afterwards."""
     instance = WebInstance(folder / "data", dict(settings), folder, change_nginx_conf=change_nginx_conf)
@@ -157,12 +157,12 @@ def _stop_all(instance: WebInstance) -> None:
 
 
 def _popen(
-    command: list[str], log: IO[bytes], environment: dict[str, str], **options: object
+    command: list[str], log: IO[bytes], environment: dict[str, str], **options: Any
 ) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(
         command, cwd=CHECKOUT, env=environment, stdout=log, stderr=log, start_new_session=True, **options
     )
 
 
-def _lower(settings: dict[str, str]) -> dict[str, object]:
+def _lower(settings: dict[str, str]) -> dict[str, Any]:
     return {name.lower(): value for name, value in settings.items()}
