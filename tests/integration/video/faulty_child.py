@@ -6,18 +6,24 @@ import ctypes
 import functools
 import os
 import socket
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Container
+from typing import Any, NoReturn
+
+from av.packet import Packet
+from av.video.stream import VideoStream
 
 from app.video.child import main as child_main
-from app.video.child.channel import Channel
+from app.video.child import serial
+from app.video.child.channel import Channel, SharedPictures
+from app.video.child.container import PacketReader
 from app.video.child.decoding import BatchWriter, MatchingDecoder
 from app.video.child.serial import SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.launch import run_child
 from app.video.protocol import messages
 from app.video.protocol.evidence import Evidence
-from app.video.protocol.messages import BatchMessage, FrameStatus, Message
+from app.video.protocol.messages import BatchMessage, DecodeRequest, FrameStatus, Message
+from app.video.protocol.packets import Entry
 from app.video.protocol.plan import ChildPlan
 
 POISON = 25  # ordinal of the packet at which children go wrong
@@ -40,21 +46,53 @@ def fill_memory() -> None:
 
 def run_with_poison(fault: Callable[[], object], plan: ChildPlan) -> None:
     """A child whose decoder does `fault` whenever it is given the packet POISON."""
-    feed, decode = MatchingDecoder._feed, SerialDecoder._decode
 
-    def poisoned_feed(self: MatchingDecoder, packet: object, ordinal: int) -> None:
-        if ordinal == POISON and ordinal not in self._request.skipped:
-            fault()
-        feed(self, packet, ordinal)
+    class PoisonedMatching(MatchingDecoder):
+        def __init__(
+            self, reader: PacketReader, channel: Channel, ring: SharedPictures, request: DecodeRequest
+        ) -> None:
+            super().__init__(reader, channel, ring, request)
+            self._channel = PoisonedChannel(channel, fault, request.entry, lambda: request.skipped)
 
-    def poisoned_decode(self: SerialDecoder, packet: object) -> None:
-        if self._entry.ordinal + self._packets - 1 == POISON:
-            fault()
-        decode(self, packet)
+    class PoisonedSerial(SerialDecoder):
+        def __init__(
+            self,
+            reader: PacketReader,
+            channel: Channel,
+            entry: Entry,
+            skipped: tuple[int, ...],
+            read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
+        ) -> None:
+            super().__init__(reader, channel, entry, skipped, read_packet)
+            self._channel = PoisonedChannel(channel, fault, entry, lambda: self._skipped)
 
-    MatchingDecoder._feed = poisoned_feed
-    SerialDecoder._decode = poisoned_decode
+    # A child's modules are its own: these names stand for the poisoned decoders in this process alone.
+    child_main.MatchingDecoder = PoisonedMatching  # type: ignore[attr-defined]
+    child_main.SerialDecoder = PoisonedSerial  # type: ignore[attr-defined]
+    serial.SerialDecoder = PoisonedSerial  # type: ignore[misc]
     run_child(plan)
+
+
+class PoisonedChannel(Channel):
+    """A decoder's channel that does `fault` as soon as it has shown that the packet POISON was fed."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        fault: Callable[[], object],
+        entry: Entry,
+        skipped: Callable[[], Container[int]],
+    ) -> None:
+        super().__init__(channel._end, channel._counters)
+        self._fault = fault
+        self._first = entry.ordinal
+        self._skipped = skipped
+
+    def show_fed(self, packets: int) -> None:
+        super().show_fed(packets)
+        ordinal = self._first + packets - 1
+        if ordinal == POISON and ordinal not in self._skipped():
+            self._fault()
 
 
 def run_liar(lie: str, plan: ChildPlan) -> None:
@@ -66,7 +104,7 @@ def run_liar(lie: str, plan: ChildPlan) -> None:
             LIES[lie](self)
         flush(self)
 
-    BatchWriter.flush = lying_flush
+    BatchWriter.flush = lying_flush  # type: ignore[method-assign]  # the lie
     run_child(plan)
 
 
@@ -74,13 +112,13 @@ def run_evidence_liar(plan: ChildPlan) -> None:
     """A child that was taken over: it tells of damage at packets that the video cannot have."""
     read = PacketWatch.read
 
-    def lying_read(self: PacketWatch) -> object:
+    def lying_read(self: PacketWatch) -> Packet[VideoStream] | None:
         for place in range(10**6, 10**6 + 50):
             evidence = Evidence(place, None, 1, "torn")
             self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
         return read(self)
 
-    PacketWatch.read = lying_read
+    PacketWatch.read = lying_read  # type: ignore[method-assign]  # the lie
     run_child(plan)
 
 
@@ -89,8 +127,8 @@ def _say(writer: BatchWriter, data: bytes) -> None:
     os.write(channel._descriptor, data)
 
 
-def _batch(writer: BatchWriter, **changes: object) -> None:
-    fields = {
+def _batch(writer: BatchWriter, **changes: Any) -> None:
+    fields: dict[str, Any] = {
         "slot": writer._free[0],
         "source_width": 128,
         "source_height": 72,
@@ -99,6 +137,11 @@ def _batch(writer: BatchWriter, **changes: object) -> None:
     }
     message = BatchMessage(**{**fields, **changes})
     _say(writer, messages.pack(Message.BATCH, message.pack()))
+
+
+def _batch_twice(writer: BatchWriter) -> None:
+    _batch(writer)
+    _batch(writer)
 
 
 LIES: dict[str, Callable[[BatchWriter], None]] = {
@@ -110,7 +153,7 @@ LIES: dict[str, Callable[[BatchWriter], None]] = {
     "frames backward": lambda w: _batch(w, ranks=tuple(reversed(w._ranks)), pts=tuple(reversed(w._pts))),
     "other time stamps": lambda w: _batch(w, pts=tuple(p + 1 for p in w._pts)),
     "impossible size": lambda w: _batch(w, source_width=2**31),
-    "frames twice": lambda w: (_batch(w), _batch(w)),
+    "frames twice": _batch_twice,
     "too many frames": lambda w: _batch(w, ranks=tuple(range(40)), pts=tuple(range(40))),
     "decoded but not delivered": lambda w: _say(
         w, messages.pack(Message.SEGMENT_END, bytes([FrameStatus.DECODED]) * len(w._request.pts))
@@ -176,8 +219,8 @@ def run_prober(plan: ChildPlan) -> None:
         _probe(self)
         return receive_video(self)
 
-    Channel.receive_video = probe_before
-    child_main._Child = Prober
+    Channel.receive_video = probe_before  # type: ignore[method-assign]  # to probe ahead of it
+    child_main._Child = Prober  # type: ignore[assignment,misc]  # in its place
     run_child(plan)
 
 
