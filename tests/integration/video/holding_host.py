@@ -6,6 +6,8 @@ import sys
 import threading
 from pathlib import Path
 
+from reading import child_of
+
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 
@@ -16,13 +18,14 @@ def never() -> bool:
 
 def main() -> None:
     video = Path(sys.argv[1])
-    sizes = {"memory_bytes": 1 << 29, "ring_bytes": 1 << 22}
-    with DecoderPool(limits=VideoLimits(), **sizes, ready_children=2) as pool:
+    with DecoderPool(
+        limits=VideoLimits(), memory_bytes=1 << 29, ring_bytes=1 << 22, ready_children=2
+    ) as pool:
         with pool.index(video, segment_frames=1000, cancelled=never) as index:
             (segment,) = index
         with pool.decode(video, segment, frame_size=(128, 72), batch_size=1, cancelled=never) as session:
             next(iter(session))
-            sys.stdout.write(f"{session._child.pid}\n")
+            sys.stdout.write(f"{child_of(session).pid}\n")
             sys.stdout.flush()
             threading.Event().wait(600)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.stream import VideoStream
 
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.report import Completeness
@@ -23,6 +24,7 @@ def write_numbered(path: Path, codec: str, container: str, *, frames: int, rate:
     )
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, options={"bf": "2", "g": "15", "threads": "1"})
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 500_000
         for number in range(frames):
             picture = ground[:, 2 * number : 2 * number + WIDTH].copy()
@@ -71,7 +73,8 @@ def answer(pool: DecoderPool, video: Path, *, segment_frames: int = 100) -> Answ
     with pool.index(video, segment_frames=segment_frames, cancelled=lambda: False) as index:
         segments, facts = list(index), index.facts
         summary = index.summary
-    tally, numbers = FrameTally(), {}
+    tally = FrameTally()
+    numbers: dict[int, int | None] = {}
     for segment in segments:
         with pool.decode(
             video,

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from app.video.decode_session import DecodeSession
 from app.video.decoder import DecoderPool
 from app.video.index_summary import IndexSummary
+from app.video.process import ChildProcess
 from app.video.protocol.facts import VideoFacts
 from app.video.sampling import Sampling
 from app.video.segments import FrameRange, Segment
@@ -21,6 +23,12 @@ WHOLE = 10**6  # segment_frames that make one segment
 
 def never() -> bool:
     return False
+
+
+def child_of(session: DecodeSession) -> ChildProcess:
+    """Return the child that decodes for the session now."""
+    assert session._child is not None
+    return session._child
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_facts_tell_rotation_pixel_shape_and_rate(clips: ClipFolder, pool: Decod
     assert (turned.width, turned.height, turned.rotation_degrees) in ((72, 128, 90), (72, 128, 270))
     wide = read_video(pool, clips.get("wide_pixels.mp4"))
     assert wide.facts.sample_aspect_ratio == pytest.approx(4 / 3)
-    assert (wide.facts.codec, wide.facts.container, wide.facts.frame_rate) == ("h264", "mov", 25)
+    assert (wide.facts.codec, wide.facts.container, wide.facts.frame_rate) == ("h264", "mov", Fraction(25))
     assert not wide.summary.variable_frame_rate
     assert wide.summary.duration_seconds == pytest.approx(2.0)
     assert read_video(pool, clips.get("vfr.mkv")).summary.variable_frame_rate

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -29,7 +31,7 @@ from faulty_child import (
     run_liar,
     run_prober,
 )
-from reading import MIB, never, read_video, same_frames
+from reading import MIB, child_of, never, read_video, same_frames
 
 from app.errors import UnusableVideo, VideoOverLimit
 from app.video.decoder import DecoderPool
@@ -121,7 +123,7 @@ def test_killing_children_in_the_middle_changes_nothing(clips: ClipFolder, pool:
         for number, batch in enumerate(session):
             frames.append((batch.frame_ids.tolist(), batch.frames.copy()))
             if number in (0, 3, 7):
-                session._child.kill()
+                child_of(session).kill()
             batch.release()
         assert session.outcome.frames_decoded == 50
         assert not session.outcome.undecodable
@@ -188,8 +190,7 @@ def test_waiting_for_a_child_ends_when_the_job_does(clips: ClipFolder) -> None:
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.h264"])
 def test_killing_children_that_index_changes_nothing(name: str, clips: ClipFolder) -> None:
-    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
-    with KillingPool(**settings) as killing:
+    with KillingPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as killing:
         with killing.index(clips.get(name), segment_frames=10, cancelled=never) as index:
             segments = list(index)
         assert killing.kills_left == 0
@@ -201,7 +202,9 @@ class OrphaningPool(KillingPool):
     """Kills the server that the children are forked from; they end with it."""
 
     def strike(self, child: ChildProcess) -> None:
-        psutil.Process(child.pid).parent().kill()  # not waited for: that is multiprocessing's to do
+        server = psutil.Process(child.pid).parent()
+        assert server is not None
+        server.kill()  # not waited for: that is multiprocessing's to do
         assert connection.wait([child._process.sentinel], timeout=10)  # or the child may end its work before
 
 
@@ -212,9 +215,8 @@ def test_killing_children_at_one_place_again_and_again_changes_nothing(
     video = clips.get("h264.mp4")
     with pool.index(video, segment_frames=10**6, cancelled=never) as index:
         (segment,) = index
-    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB, "ring_bytes": 4 * MIB}
     with (
-        killing_pool(**settings) as killing,
+        killing_pool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as killing,
         killing.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session,
     ):
         ids = []
@@ -246,8 +248,9 @@ def test_a_child_that_could_not_be_forked_has_died_and_leaves_no_descriptor(
     settings = ChildSettings(VideoLimits(), 512 * MIB, 4 * MIB, stall_seconds=1.0, require_sandbox=True)
 
     def fail_to_start() -> None:
+        context = cast("ForkServerContext", DyingServer(fault()))  # only Process is asked of one
         with pytest.raises(ChildDied):
-            ChildProcess(DyingServer(fault()), settings, start_lock=threading.Lock())
+            ChildProcess(context, settings, start_lock=threading.Lock())
 
     gc.collect()  # what tests before left
     before = psutil.Process().num_fds()
@@ -264,7 +267,9 @@ def test_a_stopped_child_is_replaced(clips: ClipFolder) -> None:
         with pool.decode(video, segment, frame_size=(128, 72), batch_size=4, cancelled=never) as session:
             for number, batch in enumerate(session):
                 if number == 1:
-                    os.kill(session._child.pid, signal.SIGSTOP)
+                    pid = child_of(session).pid
+                    assert pid is not None
+                    os.kill(pid, signal.SIGSTOP)
                 batch.release()
             assert session.outcome.frames_decoded == 50
 
@@ -277,7 +282,8 @@ def test_cancelling_ends_a_session_and_its_child(clips: ClipFolder, pool: Decode
     with pool.decode(video, segment, frame_size=(128, 72), batch_size=1, cancelled=stop.is_set) as session:
         batches = iter(session)
         next(batches).release()
-        pid = session._child.pid
+        pid = child_of(session).pid
+        assert pid is not None
         stop.set()
         with pytest.raises(DecodingCancelled):
             next(batches)
@@ -309,8 +315,10 @@ def test_a_child_can_reach_nothing_outside_before_or_after_it_has_its_video(clip
         assert [name for name, error in zip(ATTEMPTS, outcomes, strict=True) if error == 0] == []
     assert before[-1] == 4  # descriptors: the null device three times, the channel
     assert after[-1] == 5  # and the video
-    assert pool.sandbox.landlock_abi > 0
-    assert pool.sandbox.seccomp
+    sandbox = pool.sandbox
+    assert sandbox is not None
+    assert sandbox.landlock_abi > 0
+    assert sandbox.seccomp
 
 
 def _probe(child: ChildProcess) -> list[int]:
@@ -327,8 +335,8 @@ def test_a_host_that_is_killed_leaves_no_child(clips: ClipFolder, tmp_path: Path
         cwd=Path(__file__).parents[3],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
+    assert host.stdout is not None
     try:
-        assert host.stdout is not None
         decoder = psutil.Process(int(host.stdout.readline()))
         family = [decoder, *psutil.Process(host.pid).children(recursive=True)]
         assert decoder.is_running()

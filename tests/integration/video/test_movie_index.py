@@ -8,11 +8,13 @@ import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import av
 import pytest
 from clips import RECIPES, ClipFolder
 
+from app.video.child.channel import Channel
 from app.video.child.container import OpenOptions, PacketReader, VideoRefused
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.indexing import Indexer
@@ -59,10 +61,11 @@ class Recorder:
 
 def index_of(video: Path) -> Recorder:
     recorder, limits = Recorder(), VideoLimits()
+    channel = cast("Channel", recorder)  # it does what an indexer asks of one
     descriptor = os.open(video, os.O_RDONLY)
     try:
-        reader = PacketReader(OpenOptions(descriptor, 1, limits), recorder)
-        Indexer(reader, PacketWatch(reader, recorder, LogTail()), recorder, limits).run()
+        reader = PacketReader(OpenOptions(descriptor, 1, limits), channel)
+        Indexer(reader, PacketWatch(reader, channel, LogTail()), channel, limits).run()
         reader.close()
     finally:
         os.close(descriptor)

@@ -17,7 +17,9 @@ from app.video.decoder import DecoderPool
 
 ONE = 1 << 16
 MATRIX_AT = 44  # from the name of a tkhd of version 0 to its matrix
-ORIENTATIONS = {  # the matrix's a, b, c, d: clockwise turn after a possible swap of left and right
+Matrix = tuple[int, int, int, int]
+# The matrix's a, b, c, d: clockwise turn after a possible swap of left and right.
+ORIENTATIONS: dict[Matrix, tuple[int, bool]] = {
     (1, 0, 0, 1): (0, False),
     (-1, 0, 0, 1): (0, True),
     (1, 0, 0, -1): (180, True),
@@ -73,7 +75,7 @@ def check_against_ffmpeg(
 @pytest.mark.parametrize("name", ["h264.mp4", "h264_sound.mov"])
 @pytest.mark.parametrize("numbers", ORIENTATIONS)
 def test_movies_are_shown_as_ffmpeg_shows_them(
-    numbers: tuple[int, ...], name: str, clips: ClipFolder, pool: DecoderPool, tmp_path: Path
+    numbers: Matrix, name: str, clips: ClipFolder, pool: DecoderPool, tmp_path: Path
 ) -> None:
     video = with_matrix(clips.get(name), tmp_path / name, numbers)
     check_against_ffmpeg(pool, video, expected=ORIENTATIONS[numbers])
@@ -81,7 +83,7 @@ def test_movies_are_shown_as_ffmpeg_shows_them(
 
 @pytest.mark.parametrize("numbers", [n for n in ORIENTATIONS if any(n)])
 def test_a_projection_of_matroska_shows_what_the_matrix_did(
-    numbers: tuple[int, ...], clips: ClipFolder, pool: DecoderPool, tmp_path: Path
+    numbers: Matrix, clips: ClipFolder, pool: DecoderPool, tmp_path: Path
 ) -> None:
     movie = with_matrix(clips.get("h264.mp4"), tmp_path / "movie.mp4", numbers)
     read = read_video(pool, as_matroska(movie, tmp_path / "movie.mkv"))
@@ -122,7 +124,7 @@ def _check_alike(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.int16]) -> 
 
 @pytest.mark.parametrize("numbers", [(-1, 0, 0, 1), (0, 1, 1, 0)])
 def test_mirrored_pictures_are_scaled_to_the_size_asked_for(
-    numbers: tuple[int, ...], clips: ClipFolder, pool: DecoderPool, tmp_path: Path
+    numbers: Matrix, clips: ClipFolder, pool: DecoderPool, tmp_path: Path
 ) -> None:
     plain = read_video(pool, clips.get("h264.mp4"), frame_size=(64, 36)).frames
     mirrored = with_matrix(clips.get("h264.mp4"), tmp_path / "mirrored.mp4", numbers)

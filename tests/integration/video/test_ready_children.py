@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -162,7 +163,7 @@ def test_ready_children_that_were_killed_are_passed_over(sign: signal.Signals, c
         for pid in killed:
             assert pid is not None
             os.kill(pid, sign)
-            wait_until(lambda pid=pid: is_gone(pid))
+            wait_until(functools.partial(is_gone, pid))
         video = read_video(pool, clips.get("h264.mp4"))
         assert not set(killed) & set(pool.taken)
         wait_until(lambda: len(pool.waiting()) == 3)

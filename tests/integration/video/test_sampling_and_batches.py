@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import pickle
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
 from av import library_versions
 from clips import ClipFolder
-from reading import MIB, never, read_video, same_frames
+from reading import MIB, child_of, never, read_video, same_frames
 
 from app.errors import VideoOverLimit
-from app.video.child.channel import SharedPictures
+from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.decoding import MatchingDecoder
 from app.video.decoder import DecoderPool
@@ -59,7 +61,7 @@ def test_a_range_late_in_a_segment_is_entered_late(clips: ClipFolder, pool: Deco
         clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=4, cancelled=never
     ) as session:
         assert sum(len(batch) for batch in _released(session)) == 10
-        assert session._child.packets_fed <= 15  # of 50: one GOP
+        assert child_of(session).packets_fed <= 15  # of 50: one GOP
 
 
 class CountingChannel:
@@ -107,16 +109,17 @@ def test_what_sampling_leaves_out_is_not_decoded(sampling: str, clips: ClipFolde
     with pool.decode(video, segment, frame_size=(64, 36), batch_size=4, cancelled=never) as session:
         request = session._request_from(0, skipped=())
     assert request is not None
-    channel = CountingChannel()
+    counting = CountingChannel()
+    channel = cast("Channel", counting)  # it does what a decoder asks of one
     size = request.slot_count * request.batch_size * request.frame_bytes
     ring = SharedPictures(mmap.mmap(-1, HEADER_BYTES + size))
     with video.open("rb") as file:
         reader = PacketReader(OpenOptions(file.fileno(), 1, VideoLimits()), channel)
         MatchingDecoder(reader, channel, ring, request).run()
         reader.close()
-    pictures = sum(status in (FrameStatus.DECODED, FrameStatus.CORRUPT) for status in channel.statuses)
+    pictures = sum(status in (FrameStatus.DECODED, FrameStatus.CORRUPT) for status in counting.statuses)
     assert segment.wanted_count <= pictures <= most_pictures
-    assert channel.packets_fed <= most_packets
+    assert counting.packets_fed <= most_packets
 
 
 def _released(session):
@@ -143,13 +146,13 @@ def test_batches_depend_on_the_ring_only_through_the_size_that_fits(clips: ClipF
 
 
 def test_the_identity_holds_all_that_decides_a_picture_as_the_first_child_tells_it(pool: DecoderPool) -> None:
-    settings = {"limits": VideoLimits(), "memory_bytes": 512 * MIB}
+    make_pool = functools.partial(DecoderPool, limits=VideoLimits(), memory_bytes=512 * MIB)
     with pytest.raises(RuntimeError, match="not started"):
-        _ = DecoderPool(**settings, ring_bytes=16 * MIB).identity
+        _ = make_pool(ring_bytes=16 * MIB).identity
     with (
-        DecoderPool(**settings, ring_bytes=16 * MIB) as same,
-        DecoderPool(**settings, ring_bytes=8 * MIB) as smaller,
-        DecoderPool(**settings, ring_bytes=16 * MIB, threads=2) as wider,
+        make_pool(ring_bytes=16 * MIB) as same,
+        make_pool(ring_bytes=8 * MIB) as smaller,
+        make_pool(ring_bytes=16 * MIB, threads=2) as wider,
     ):
         assert pool.identity == same.identity
         assert len({pool.identity, smaller.identity, wider.identity}) == 3
@@ -208,7 +211,7 @@ def test_frames_are_a_view_into_the_ring(clips: ClipFolder, pool: DecoderPool) -
         clips.get("h264.mp4"), segment, frame_size=(128, 72), batch_size=4, cancelled=never
     ) as session:
         batch = next(iter(session))
-        assert np.shares_memory(batch.frames, session._child.memory)
+        assert np.shares_memory(batch.frames, child_of(session).memory)
         assert batch.frames.flags.writeable  # as torch wants memory to be that it does not copy
 
 

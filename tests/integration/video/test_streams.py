@@ -14,6 +14,7 @@ from app.errors import UnsupportedCodec
 from app.video.child.codecs import DECODERS
 from app.video.decoder import DecoderPool
 from app.video.protocol.facts import OtherStream
+from app.video.protocol.kinds import StreamKind
 
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 
@@ -99,9 +100,9 @@ def test_the_streams_beside_it_are_named(pool: DecoderPool, tmp_path: Path) -> N
     facts = read_video(pool, target).facts
     assert facts.stream_index == 1
     assert facts.other_streams == (
-        OtherStream(0, "video", "mpeg4", 64, 48),
-        OtherStream(2, "audio", "aac", language="fin", is_default=True),
-        OtherStream(3, "audio", "pcm_s16le"),
+        OtherStream(0, StreamKind.VIDEO, "mpeg4", 64, 48),
+        OtherStream(2, StreamKind.AUDIO, "aac", language="fin", is_default=True),
+        OtherStream(3, StreamKind.AUDIO, "pcm_s16le"),
     )
 
 
