@@ -33,7 +33,7 @@ class Exchange:
         self._handler = handler
         self.request = request
 
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def send(self, status: int, body: bytes = b"", /, **headers: str) -> None:
         self.send_head(status, Content_Length=str(len(body)), **headers)
         self.write(body)
 
