@@ -10,7 +10,7 @@ import orjson
 import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "e2e"))
+sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "e2e")]
 
 from crash_disk import CrashDisk  # noqa: E402
 from instance import Instance, make_clip, repeat_clip  # noqa: E402

@@ -32,7 +32,7 @@ import requests
 from benchmarks.machine import describe_machine
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "e2e"))
+sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "e2e")]
 
 from instance import Instance, repeat_clip  # noqa: E402
 from memory_group import MIB, MemoryGroup, PeakWatch  # noqa: E402

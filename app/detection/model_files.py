@@ -93,7 +93,7 @@ class ModelContent:
 
 def changed_fault(name: str) -> ModelFault:
     return ModelFault(
-        f"Model {name!r} changed while it was being loaded. "
+        f"Model {name!r} changed while it was loaded. "
         "Once its files no longer change, it is loaded as another model."
     )
 

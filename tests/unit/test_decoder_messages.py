@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from app.video.protocol import messages
 from app.video.protocol.evidence import Evidence
 from app.video.protocol.facts import OtherStream, VideoFacts
+from app.video.protocol.kinds import StreamKind
 from app.video.protocol.messages import (
     BatchMessage,
     CountRequest,
@@ -34,9 +35,9 @@ READY = Ready(
     "libavcodec 62.28.102, libavutil 60.26.102",
 )
 OTHERS = (
-    OtherStream(1, "audio", "aac", language="eng", is_default=True),
-    OtherStream(2, "video", "mjpeg", 640, 480, is_picture=True),
-    OtherStream(3, "data", ""),
+    OtherStream(1, StreamKind.AUDIO, "aac", language="eng", is_default=True),
+    OtherStream(2, StreamKind.VIDEO, "mjpeg", 640, 480, is_picture=True),
+    OtherStream(3, StreamKind.DATA, ""),
 )
 FACTS = VideoFacts(
     "mov",
@@ -119,9 +120,9 @@ def test_facts_arrive_as_they_were_sent() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        OtherStream(0, "audio", "aac"),  # the stream that is read
-        OtherStream(2**31, "audio", "aac"),
-        OtherStream(1, "audio", "a\nb"),
+        OtherStream(0, StreamKind.AUDIO, "aac"),  # the stream that is read
+        OtherStream(2**31, StreamKind.AUDIO, "aac"),
+        OtherStream(1, StreamKind.AUDIO, "a\nb"),
     ],
 )
 def test_impossible_other_streams_are_refused(other: OtherStream) -> None:
@@ -131,14 +132,14 @@ def test_impossible_other_streams_are_refused(other: OtherStream) -> None:
 
 
 def test_more_streams_than_are_told_of_are_refused() -> None:
-    others = tuple(OtherStream(number, "audio", "aac") for number in range(1, 34))
+    others = tuple(OtherStream(number, StreamKind.AUDIO, "aac") for number in range(1, 34))
     data = messages.pack_facts(FoundVideo(replace(FACTS, other_streams=others), 0))
     with pytest.raises(DecoderProtocolError):
         messages.unpack_facts(data)
 
 
 def test_a_language_loses_the_characters_that_no_language_has() -> None:
-    facts = replace(FACTS, other_streams=(OtherStream(1, "audio", "aac", language="e\x1bn g"),))
+    facts = replace(FACTS, other_streams=(OtherStream(1, StreamKind.AUDIO, "aac", language="e\x1bn g"),))
     found = messages.unpack_facts(messages.pack_facts(FoundVideo(facts, 0)))
     assert found.facts.other_streams[0].language == "eng"
 

@@ -207,7 +207,8 @@ def test_one_frame_that_does_not_fit_is_tried_again_once_memory_is_freed() -> No
 
 
 def test_memory_is_freed_for_each_frame_that_finds_none() -> None:
-    freed, used = [], []
+    freed: list[None] = []
+    used: list[None] = []
 
     def fits_once_after_each_freeing(_: Tensor) -> None:
         if len(freed) == len(used):

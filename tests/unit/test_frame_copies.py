@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.detection.detector import DeviceLost
 from app.detection.device import DeviceThread
-from app.detection.frame_copies import Pinning, copies_to, pinning_for
+from app.detection.frame_copies import FrameCopies, Pinning, copies_to, pinning_for
 from app.detection.hog import HogPeopleDetector
 from app.video.protocol import ring
 
@@ -22,8 +22,8 @@ WAIT_SECONDS = 10
 RING_BYTES = 1 << 20
 
 
-class CopiesThatAre:
-    """Sends frames to another place of host memory; `fault` is raised instead. Fulfils FrameCopies."""
+class CopiesThatAre(FrameCopies):
+    """Sends frames to another place of host memory, without a device; `fault` is raised instead."""
 
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault = fault
@@ -137,7 +137,7 @@ def test_memory_stays_pinned_until_the_last_view_of_it_is_gone() -> None:
 def test_memory_that_cannot_be_pinned_is_used_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     runtime, memory = RuntimeThatIs(Status.notSupported), ring_memory()
     Pinning(runtime).pin(memory)
-    assert [record.reason for record in caplog.records] == ["error 801"]
+    assert [vars(record)["reason"] for record in caplog.records] == ["error 801"]
     memory[:] = 1
     del memory
     assert len(runtime.calls) == 1

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.detection.detector import Detections
-from app.pipeline.frame_records import RecordRules, encode_record
+from app.pipeline.frame_records import encode_record
+from app.pipeline.segment_task import RecordRules
 
 RULES = RecordRules(class_names=("person", "car"), min_score=0.3)
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,8 +113,8 @@ def test_pictures_are_scaled_bit_for_bit_as_opencv_scales_them(
     width, height = size
     rows, columns = make_axis(432, height, 4, "cpu"), make_axis(768, width, 4, "cpu")
     red = Planes(torch.from_numpy(frame), "cpu").gather(rows, columns)[0].floor()
-    ours = red.view(10, 10, rows.cell_count, columns.cell_count)[1:9, 1:9].permute(2, 0, 3, 1)
-    ours = ours.reshape(8 * rows.cell_count, 8 * columns.cell_count).numpy()
+    cells = red.view(10, 10, rows.cell_count, columns.cell_count)[1:9, 1:9].permute(2, 0, 3, 1)
+    ours = cells.reshape(8 * rows.cell_count, 8 * columns.cell_count).numpy()
     theirs = cv2.resize(frame[0, ..., 0], size, interpolation=cv2.INTER_LINEAR_EXACT)
     theirs = cv2.copyMakeBorder(theirs, 4, 4, 4, 4, cv2.BORDER_REFLECT_101)
     assert np.array_equal(ours, theirs[: ours.shape[0], : ours.shape[1]])
@@ -143,7 +144,7 @@ def our_boxes(found: Detections, parameters: HogParameters) -> list[tuple[float,
     return sorted(tuple(row.tolist()) for row in torch.column_stack([found.boxes_xyxy, margins]))
 
 
-def opencv_like(**changed: object) -> HogParameters:
+def opencv_like(**changed: Any) -> HogParameters:
     return replace(OPENCV_PARAMETERS, max_side=768, **changed)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,10 @@ def by_transformers(folder: Path, frames: np.ndarray) -> list[dict[str, torch.Te
     with torch.inference_mode():
         outputs = network(**inputs)
     sizes = [frame.shape[:2] for frame in frames]
-    return processor.post_process_object_detection(outputs, threshold=FLOOR_SCORE, target_sizes=sizes)
+    found: list[dict[str, torch.Tensor]] = processor.post_process_object_detection(
+        outputs, threshold=FLOOR_SCORE, target_sizes=sizes
+    )
+    return found
 
 
 def rows(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
@@ -239,5 +243,6 @@ def test_a_folder_takes_a_precision(copy: Path) -> None:
     assert detector.reference is not None
     frames = torch.from_numpy(pictures(1, 192, 160))
     with torch.inference_mode():
-        few, many = (model.output(frames)["logits"] for model in (detector, detector.reference))
+        outputs: list[Any] = [model.output(frames) for model in (detector, detector.reference)]
+    few, many = (output["logits"] for output in outputs)
     assert 0 < (few - many).abs().max() < 0.2

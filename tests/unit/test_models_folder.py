@@ -15,7 +15,7 @@ from app.detection.detector import Detector
 from app.detection.registry import detector_names, find_models, load_detector
 from app.errors import InvalidOption, ModelFault
 
-METADATA = {"names": {"0": "dark", "1": "bright"}, "imgsz": [64, 96], "task": "detect"}
+METADATA: dict[str, object] = {"names": {"0": "dark", "1": "bright"}, "imgsz": [64, 96], "task": "detect"}
 
 
 class TwoBoxes(nn.Module):

@@ -61,9 +61,16 @@ def test_fewer_requests_may_wait_than_a_worker_has_threads(tmp_path: Path):
 def test_the_limits_and_times_for_clients_come_from_the_settings(tmp_path: Path):
     folder = DataFolder(tmp_path)
     folder.create()
-    given = {"client_long_requests": 7, "client_connections": 77, "max_connections": 400}
-    times = {"client_header_seconds": 11, "client_idle_seconds": 222, "max_wait_seconds": 3333}
-    text = render_nginx_conf(Settings(data=tmp_path, **given, **times))
+    settings = Settings(
+        data=tmp_path,
+        client_long_requests=7,
+        client_connections=77,
+        max_connections=400,
+        client_header_seconds=11,
+        client_idle_seconds=222,
+        max_wait_seconds=3333,
+    )
+    text = render_nginx_conf(settings)
     _check(folder, text)
     assert set(re.findall(r"limit_conn long_requests_of_client (\d+);", text)) == {"7"}
     assert set(re.findall(r"limit_conn requests_of_client (\d+);", text)) == {"77"}
@@ -142,7 +149,7 @@ def test_nginx_accepts_tls_with_files_of_any_name(tmp_path: Path, name: str):
 
 def test_a_certificate_whose_path_nginx_cannot_write_is_a_fault_of_that_setting(tmp_path: Path):
     with pytest.raises(SettingsFault, match="FRAMEBOX_TLS_KEY"):
-        render_nginx_conf(Settings(data=tmp_path, tls_certificate="/a.pem", tls_key="/$b.pem"))
+        render_nginx_conf(Settings(data=tmp_path, tls_certificate=Path("/a.pem"), tls_key=Path("/$b.pem")))
 
 
 def test_every_word_of_the_template_is_filled_in(tmp_path: Path):

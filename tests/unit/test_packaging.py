@@ -26,12 +26,14 @@ MIB = 1024 * 1024
 def compose_file(name: str) -> dict[str, Any]:
     yaml = YAML(typ="safe")
     yaml.constructor.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
-    return yaml.load((CHECKOUT / name).read_text())
+    contents: dict[str, Any] = yaml.load((CHECKOUT / name).read_text())
+    return contents
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    return compose_file("docker-compose.yml")["services"]
+    services: dict[str, Any] = compose_file("docker-compose.yml")["services"]
+    return services
 
 
 def app_commands() -> set[str]:

@@ -34,7 +34,8 @@ class Convolving(Yolo):
         nn.init.constant_(self.convolution.weight, gain / 3)
 
     def brightness(self, pictures: Tensor) -> Tensor:
-        return self.convolution(pictures).float().mean(dim=(1, 2, 3)) / self.gain
+        convolved: Tensor = self.convolution(pictures)
+        return convolved.float().mean(dim=(1, 2, 3)) / self.gain
 
 
 class Mixing(Convolving):
@@ -47,11 +48,9 @@ class Mixing(Convolving):
         return mixed.mean(dim=(1, 2, 3))
 
 
-def load(
-    folder: Path, precision: str | None, write: Callable[[nn.Module], bytes], network: nn.Module
-) -> Detector:
-    suffix = {as_pt2: ".pt2", as_torchscript: ".torchscript", as_onnx: ".onnx"}[write]
-    (folder / f"model{suffix}").write_bytes(write(network))
+def load(folder: Path, precision: str | None, write: Write, network: nn.Module) -> Detector:
+    suffixes: dict[Write, str] = {as_pt2: ".pt2", as_torchscript: ".torchscript", as_onnx: ".onnx"}
+    (folder / f"model{suffixes[write]}").write_bytes(write(network))
     if precision is not None:
         (folder / "model.toml").write_text(f'precision = "{precision}"\n')
     return load_detector("model", device="cpu", models_folder=folder)

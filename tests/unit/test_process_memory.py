@@ -5,10 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
-
-from app.memory import forget_peak, give_back_free_memory, memory_use
-
 MIB = 1024 * 1024
 
 LIMITED = """
@@ -83,14 +79,24 @@ def test_an_allocation_beyond_the_limit_fails_and_the_process_continues() -> Non
     assert done.stdout.split() == ["refused", "True"]
 
 
+PEAK = """
+import numpy as np
+from app.memory import forget_peak, give_back_free_memory, memory_use
+MIB = 1024 * 1024
+forget_peak()
+before = memory_use()
+kept = np.ones(64 * MIB, np.uint8)
+print(memory_use().own >= before.own + 60 * MIB)
+del kept
+give_back_free_memory()
+after = memory_use()
+print(after.peak_resident >= before.resident + 60 * MIB)
+forget_peak()
+print(memory_use().peak_resident <= after.peak_resident - 40 * MIB)
+"""
+
+
 def test_the_peak_is_seen_and_forgotten() -> None:
-    forget_peak()
-    before = memory_use()
-    kept = np.ones(64 * MIB, np.uint8)
-    assert memory_use().own >= before.own + 60 * MIB
-    del kept
-    give_back_free_memory()
-    after = memory_use()
-    assert after.peak_resident >= before.resident + 60 * MIB
-    forget_peak()
-    assert memory_use().peak_resident <= after.peak_resident - 40 * MIB
+    """In a process of its own: where others ran, the allocator may have as much memory left over."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 3

@@ -86,6 +86,7 @@ def test_a_segment_reads_from_its_keyframe_to_the_last_of_its_frames(
         for entry, rank in segment.later_entries:
             key = packets[entry.ordinal]
             assert key.flags & PacketFlag.CLEAN
+            assert key.pts is not None
             assert segment.pts[rank] == key.pts
             assert all(p.pts < key.pts for p in packets[: entry.ordinal] if p.pts is not None)
 

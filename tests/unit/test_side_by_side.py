@@ -86,11 +86,14 @@ class Convolving(Yolo):
         self.convolution = nn.Conv2d(3, 8, 5)
 
     def brightness(self, pictures: Tensor) -> Tensor:
-        return super().brightness(pictures) * 0.9 + 0.01 * self.convolution(pictures).mean(dim=(1, 2, 3))
+        convolved: Tensor = self.convolution(pictures)
+        return super().brightness(pictures) * 0.9 + 0.01 * convolved.mean(dim=(1, 2, 3))
 
 
 class Counting(Convolving):
     """Counts its calls in a buffer, and pays no heed to it."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -146,7 +146,9 @@ def test_the_other_layouts_say_the_same_boxes() -> None:
 
 def test_objectness_scales_the_class_scores() -> None:
     output = torch.tensor([[[50.0, 50, 10, 10, 0.5, 0.2, 0.8]]])
-    assert rows_of(output, Layout.YOLO_OBJECTNESS, 0, 0.45) == [(45.0, 45, 55, 55, pytest.approx(0.4), 1.0)]
+    ((*corners, score, class_id),) = rows_of(output, Layout.YOLO_OBJECTNESS, 0, 0.45)
+    assert (corners, class_id) == ([45.0, 45.0, 55.0, 55.0], 1.0)
+    assert score == pytest.approx(0.4)
 
 
 def test_an_empty_picture_gives_no_row() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -23,13 +24,12 @@ DECLARATION = 'architecture = "{}"\nlabels = ["__background__", "person", "car"]
 def torchvision() -> ModuleType:
     """Skips where it is absent or built for another torch, unless FRAMEBOX_REQUIRE_TORCHVISION is set."""
     try:
-        import torchvision  # noqa: PLC0415 - that is what is tried
+        return importlib.import_module("torchvision")
     except (ImportError, RuntimeError) as error:
         reason = f"no torchvision for this torch: {error}; FRAMEBOX_REQUIRE_TORCHVISION=1 where there must be"
         if os.environ.get("FRAMEBOX_REQUIRE_TORCHVISION", "") not in ("", "0"):
             pytest.fail(reason)
         pytest.skip(reason)
-    return torchvision
 
 
 ARCHITECTURES = (

@@ -86,7 +86,7 @@ def test_an_upload_is_created_with_its_length_or_without():
         ({"Upload_Concat": f"finally;{ID}"}, InvalidOption),
     ],
 )
-def test_a_wrong_creation_is_refused(headers: dict[str, str], error: type[FrameboxError]):
+def test_a_wrong_creation_is_refused(headers: dict[str, Any], error: type[FrameboxError]):
     with pytest.raises(error):
         creation(**headers)
 

@@ -95,8 +95,8 @@ def task(tmp_path: Path) -> SegmentTask:
     return SegmentTask(
         job_id="job",
         video=tmp_path / "video",
-        facts=None,  # type: ignore[arg-type] - no host looks at it
-        segment=None,  # type: ignore[arg-type]
+        facts=None,  # type: ignore[arg-type]  # no host looks at it
+        segment=None,  # type: ignore[arg-type]  # nor at this
         parts_folder=tmp_path,
         identity="",
         model="none",

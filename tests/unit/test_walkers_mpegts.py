@@ -171,4 +171,6 @@ def test_a_stream_that_is_missing_between_two_others_is_noted(pictures: int):
 def test_a_loss_before_a_table_that_comes_again_is_noted():
     packets = stream(0, 47)
     packets += [packets[0], *ts_run(256, 16 * 9 + 5, 50)]
-    assert [reason for _, reason in walk("mpegts", joined(packets))] == [f"{MISSING} jumps from 12 to 5"]
+    notes = walk("mpegts", joined(packets))
+    assert notes is not None
+    assert [reason for _, reason in notes] == [f"{MISSING} jumps from 12 to 5"]

@@ -47,7 +47,7 @@ def test_a_change_made_by_another_connection_wakes_who_waits(store: Stores, watc
         watch.next_change(WAIT_SECONDS)
         store.queue.claim(epoch)
         store.queue.update(job.id, epoch, Progress(5, 10, 1, 2))
-        states = []
+        states: list[Job] = []
         while not states or states[-1].progress.frames_done < 5:
             changed = watch.next_change(WAIT_SECONDS)
             assert changed is not None

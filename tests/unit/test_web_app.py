@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import structlog
@@ -112,7 +112,7 @@ def epoch(store: Stores) -> int:
 def _post(client: FlaskClient) -> str:
     answer = client.post("/v1/detections", data=b"video", headers=ASYNC)
     assert answer.status_code == 202
-    return str(answer.json["id"])
+    return str(answer.get_json()["id"])
 
 
 def _finish(folder: DataFolder, store: Stores, epoch: int) -> str:
@@ -131,7 +131,7 @@ def test_every_route_is_described_and_every_description_is_served(app: Flask):
     served = {
         (method, openapi_path(rule.rule))
         for rule in app.url_map.iter_rules()
-        for method in rule.methods
+        for method in rule.methods or ()
         if method not in automatic or rule.rule.startswith("/v1/uploads")
         if not rule.rule.startswith("/_internal")
     }
@@ -212,16 +212,16 @@ def test_the_dashboard_shows_hostile_names_as_text(client: FlaskClient):
 
 def test_answers_have_the_shapes_that_are_described(client: FlaskClient, folder, store, epoch):
     job_id = _post(client)
-    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").json)
+    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").get_json())
     _finish(folder, store, epoch)
-    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").json)
-    JobList.model_validate(client.get("/v1/jobs").json)
-    ModelList.model_validate(client.get("/v1/models").json)
-    Problem.model_validate(client.get("/nowhere").json)
+    JobReport.model_validate(client.get(f"/v1/jobs/{job_id}").get_json())
+    JobList.model_validate(client.get("/v1/jobs").get_json())
+    ModelList.model_validate(client.get("/v1/models").get_json())
+    Problem.model_validate(client.get("/nowhere").get_json())
 
 
 def test_models_are_listed_with_their_facts_as_soon_as_they_are_known(client: FlaskClient, epoch: int):
-    answer = client.get("/v1/models").json
+    answer = client.get("/v1/models").get_json()
     ready, loading = answer["models"]
     assert answer["default"] == "hog-people"
     assert json.dumps(ready) == json.dumps(
@@ -253,7 +253,7 @@ def test_models_are_listed_with_their_facts_as_soon_as_they_are_known(client: Fl
 def test_a_model_that_was_unloaded_keeps_its_facts(client: FlaskClient, store: Stores, epoch: int):
     unloaded = MODELS[0].model_copy(update={"state": ModelState.UNLOADED})
     store.heartbeats.report_engine(epoch, ready=True, models=[unloaded])
-    (model,) = client.get("/v1/models").json["models"]
+    (model,) = client.get("/v1/models").get_json()["models"]
     assert (model["loaded"], model["state"], model["labels"]) == (False, "unloaded", ["person"])
 
 
@@ -325,7 +325,7 @@ def test_a_result_is_sent_in_ranges_and_on_conditions(client: FlaskClient, folde
     assert (part.status_code, part.data) == (206, PAIRS[2:6])
     assert client.get(address, headers={"If-None-Match": whole.headers["ETag"]}).status_code == 304
     beyond = client.get(address, headers={"Range": "bytes=99999-"})
-    assert (beyond.status_code, beyond.json["code"]) == (416, "range_not_satisfiable")
+    assert (beyond.status_code, beyond.get_json()["code"]) == (416, "range_not_satisfiable")
     head = client.head(address)
     assert (head.headers["Content-Length"], head.data) == (str(len(PAIRS)), b"")
 
@@ -352,10 +352,10 @@ def test_times_are_told_if_they_are_asked_for_and_only_then(client: FlaskClient,
     _finish(folder, store, epoch)
     address = f"/v1/jobs/{job_id}/result"
     timed = client.get(f"{address}?times=true")
-    assert [record[2] for record in timed.json] == [{"pts_seconds": 1.4}, {"pts_seconds": 1.44}]
+    assert [record[2] for record in timed.get_json()] == [{"pts_seconds": 1.4}, {"pts_seconds": 1.44}]
     assert timed.headers["Content-Disposition"] == f'inline; filename="{job_id}.times.json"'
     assert timed.headers["Content-Type"] == "application/json"
-    Document.model_validate(timed.json)
+    Document.model_validate(timed.get_json())
     plain = client.get(f"{address}?times=false")
     assert plain.data == PAIRS
     assert plain.headers["ETag"] != timed.headers["ETag"]
@@ -368,8 +368,8 @@ def test_times_are_told_if_they_are_asked_for_and_only_then(client: FlaskClient,
 @pytest.mark.parametrize("document_format", ["boxes", "mot"])
 def test_times_without_a_place_are_refused_of_a_result_too(client: FlaskClient, document_format: str):
     answer = client.get(f"/v1/jobs/{'a' * 32}/result?format={document_format}&times=true")
-    assert (answer.status_code, answer.json["parameter"]) == (400, "times")
-    assert "pairs, ndjson, csv, coco" in answer.json["allowed"]
+    assert (answer.status_code, answer.get_json()["parameter"]) == (400, "times")
+    assert "pairs, ndjson, csv, coco" in answer.get_json()["allowed"]
 
 
 def test_a_job_goes_with_its_times_and_forms(client: FlaskClient, folder: DataFolder, store, epoch):
@@ -389,8 +389,8 @@ def test_a_form_tells_the_labels_of_the_model_that_ran_and_not_of_those_that_the
     store.heartbeats.report_engine(epoch, ready=True, models=[ready_model("another", "dog")])
     coco = client.get(f"/v1/jobs/{job_id}/result?format=coco")
     assert coco.status_code == 200
-    assert coco.json["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
-    assert [annotation["category_id"] for annotation in coco.json["annotations"]] == [2]
+    assert coco.get_json()["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "person"}]
+    assert [annotation["category_id"] for annotation in coco.get_json()["annotations"]] == [2]
 
 
 def test_the_dashboard_tells_of_missing_frames(client: FlaskClient, store: Stores, epoch: int):
@@ -430,7 +430,7 @@ def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient,
     assert answer.data == b""
     for headers in ({}, {"Framebox-Accel": "1"}):
         other = client.get(address, headers=headers | {"If-Match": '"other"'})
-        assert (other.status_code, other.json["code"]) == (412, "precondition_failed")
+        assert (other.status_code, other.get_json()["code"]) == (412, "precondition_failed")
     known = client.get(address, headers={"Framebox-Accel": "1", "If-None-Match": answer.headers["ETag"]})
     assert known.status_code == 304
     assert "X-Accel-Redirect" not in known.headers
@@ -439,7 +439,7 @@ def test_behind_nginx_the_document_is_named_instead_of_sent(client: FlaskClient,
 def test_a_result_that_is_not_there_yet_is_a_conflict(client: FlaskClient):
     job_id = _post(client)
     answer = client.get(f"/v1/jobs/{job_id}/result")
-    assert (answer.status_code, answer.json["code"], answer.json["state"]) == (
+    assert (answer.status_code, answer.get_json()["code"], answer.get_json()["state"]) == (
         409,
         "result_not_ready",
         "queued",
@@ -453,19 +453,19 @@ def test_a_failed_job_answers_with_its_problem(client: FlaskClient, store, epoch
     problem = NoVideoStream("There is no video stream in the file.").to_problem()
     store.queue.finish(job_id, epoch, JobState.FAILED, problem=problem)
     answer = client.get(f"/v1/jobs/{job_id}/result")
-    assert (answer.status_code, answer.json["code"]) == (422, "no_video_stream")
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "no_video_stream")
     assert answer.mimetype == "application/problem+json"
     assert answer.headers["Framebox-Job"] == job_id
-    assert client.get(f"/v1/jobs/{job_id}").json["problem"] == problem
+    assert client.get(f"/v1/jobs/{job_id}").get_json()["problem"] == problem
 
 
 def test_deleting_cancels_a_queued_job_and_then_forgets_it(client: FlaskClient, folder: DataFolder):
     job_id = _post(client)
     cancelled = client.delete(f"/v1/jobs/{job_id}")
-    assert (cancelled.status_code, cancelled.json["state"]) == (202, "cancelled")
-    assert client.get(f"/v1/jobs/{job_id}/result").json["code"] == "job_cancelled"
+    assert (cancelled.status_code, cancelled.get_json()["state"]) == (202, "cancelled")
+    assert client.get(f"/v1/jobs/{job_id}/result").get_json()["code"] == "job_cancelled"
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
-    assert client.delete(f"/v1/jobs/{job_id}").json["code"] == "job_not_found"
+    assert client.delete(f"/v1/jobs/{job_id}").get_json()["code"] == "job_not_found"
     assert not folder.job(job_id).exists()
 
 
@@ -474,7 +474,7 @@ def test_deleting_asks_a_running_job_to_stop(client: FlaskClient, store, epoch):
     store.queue.claim(epoch)
     for _ in range(2):
         answer = client.delete(f"/v1/jobs/{job_id}")
-        assert (answer.status_code, answer.json["state"], answer.json["cancel_requested"]) == (
+        assert (answer.status_code, answer.get_json()["state"], answer.get_json()["cancel_requested"]) == (
             202,
             "running",
             True,
@@ -485,13 +485,13 @@ def test_the_list_of_jobs_is_paged_from_the_newest(client: FlaskClient):
     ids = [_post(client) for _ in range(5)]
     seen, address = [], "/v1/jobs?limit=2"
     while address:
-        page = client.get(address).json
+        page = client.get(address).get_json()
         assert len(page["jobs"]) <= 2
         seen += [job["id"] for job in page["jobs"]]
         address = page["next"]
     assert seen == ids[::-1]
     client.delete(f"/v1/jobs/{ids[0]}")
-    assert [job["id"] for job in client.get("/v1/jobs?state=cancelled").json["jobs"]] == [ids[0]]
+    assert [job["id"] for job in client.get("/v1/jobs?state=cancelled").get_json()["jobs"]] == [ids[0]]
 
 
 @pytest.mark.parametrize(
@@ -500,31 +500,31 @@ def test_the_list_of_jobs_is_paged_from_the_newest(client: FlaskClient):
 )
 def test_a_bad_parameter_of_the_list_is_named(client: FlaskClient, query: str):
     answer = client.get(f"/v1/jobs?{query}")
-    assert (answer.status_code, answer.json["code"]) == (400, "invalid_option")
-    assert answer.json["parameter"] == query.partition("=")[0]
+    assert (answer.status_code, answer.get_json()["code"]) == (400, "invalid_option")
+    assert answer.get_json()["parameter"] == query.partition("=")[0]
 
 
 @pytest.mark.parametrize("job_id", ["0" * 32, "nothing", "..%2f..%2fetc", "A" * 32])
 def test_a_job_that_there_is_not_is_not_found(client: FlaskClient, job_id: str):
     for answer in (client.get(f"/v1/jobs/{job_id}"), client.delete(f"/v1/jobs/{job_id}")):
         assert answer.status_code == 404
-        assert answer.json["code"] in ("job_not_found", "not_found")
+        assert answer.get_json()["code"] in ("job_not_found", "not_found")
 
 
 def test_a_wrong_method_is_told_with_those_that_are_right(client: FlaskClient):
     answer = client.put("/v1/jobs")
-    assert (answer.status_code, answer.json["code"]) == (405, "method_not_allowed")
+    assert (answer.status_code, answer.get_json()["code"]) == (405, "method_not_allowed")
     assert "GET" in answer.headers["Allow"]
 
 
 def test_a_fault_of_ours_shows_the_request_id_alone(client: FlaskClient, app: Flask, capfd):
-    def broken() -> None:
+    def broken() -> NoReturn:
         raise RuntimeError("secret /etc/path")
 
     configure_logging("web", "INFO")  # to the stdout of this test
     app.view_functions["list_models"] = broken
     answer = client.get("/v1/models", headers={"X-Request-ID": "id-of-this-request"})
-    assert (answer.status_code, answer.json["code"]) == (500, "internal_error")
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
     assert "id-of-this-request" in answer.text
     assert answer.headers["X-Request-ID"] == "id-of-this-request"
@@ -567,15 +567,15 @@ def test_a_forged_request_id_is_replaced(client: FlaskClient):
 def test_readiness_tells_every_reason(client: FlaskClient, store: Stores, epoch: int, app: Flask):
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json["checks"]["sandbox"] == {
+    assert ready.get_json()["checks"]["sandbox"] == {
         "landlock_abi": 6,
         "seccomp": True,
         "no_new_privileges": True,
         "memory_limited": True,
     }
-    assert ready.json["checks"]["models"] == ["hog-people", "slow"]
-    assert ready.json["checks"]["hosts"] == []
-    Readiness.model_validate(ready.json)
+    assert ready.get_json()["checks"]["models"] == ["hog-people", "slow"]
+    assert ready.get_json()["checks"]["hosts"] == []
+    Readiness.model_validate(ready.get_json())
     for told, reason in (
         ({"hosts": []}, "the engine is starting or stopping"),
         ({"hosts": [HOST.model_copy(update={"ready": False})]}, "no host yet: the process that runs"),
@@ -583,14 +583,14 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: Stores, epoch:
         ({"models": [refused_model("hog-people")]}, "the default model cannot be loaded: It is broken."),
     ):
         store.heartbeats.report_engine(epoch, ready=False, **told)
-        (found,) = client.get("/readyz").json["reasons"]
+        (found,) = client.get("/readyz").get_json()["reasons"]
         assert found.startswith(reason)
     with store.database.transaction() as connection:
         connection.execute("UPDATE engine SET heartbeat_at = heartbeat_at - 60")
     app.extensions["framebox"].stopping.set()
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json["code"]) == (503, "not_ready")
-    assert answer.json["reasons"] == [
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "not_ready")
+    assert answer.get_json()["reasons"] == [
         "the engine is not running: last heard from 60 seconds ago",
         "this HTTP worker is stopping",
     ]
@@ -599,7 +599,7 @@ def test_readiness_tells_every_reason(client: FlaskClient, store: Stores, epoch:
 def test_a_full_disk_and_an_engine_that_never_ran_are_told_as_such(tmp_path: Path):
     app = create_app(Settings(data=tmp_path / "data", min_free_bytes=2**62))
     answer = app.test_client().get("/readyz")
-    assert answer.json["reasons"] == [
+    assert answer.get_json()["reasons"] == [
         "the engine has not started yet",
         "the data folder's disk is full: less than FRAMEBOX_MIN_FREE_BYTES is left on it",
     ]
@@ -625,12 +625,12 @@ def test_metrics_have_what_each_host_reports(client: FlaskClient, store: Stores,
 
 
 def test_a_post_without_nginx_is_checked_as_one_with_it(client: FlaskClient, epoch: int):
-    assert client.post("/v1/detections", headers=VIDEO).json["code"] == "empty_body"
-    assert client.post("/v1/detections", data=b"x" * 1001, headers=VIDEO).json["code"] == "too_large"
-    assert client.post("/v1/detections?a=1", data=b"x", headers=VIDEO).json["code"] == "invalid_option"
+    assert client.post("/v1/detections", headers=VIDEO).get_json()["code"] == "empty_body"
+    assert client.post("/v1/detections", data=b"x" * 1001, headers=VIDEO).get_json()["code"] == "too_large"
+    assert client.post("/v1/detections?a=1", data=b"x", headers=VIDEO).get_json()["code"] == "invalid_option"
     unsupported = client.post("/v1/detections", data="x", content_type="application/x-www-form-urlencoded")
-    assert unsupported.json["code"] == "unsupported_media_type"
-    assert client.get("/v1/jobs").json["jobs"] == []
+    assert unsupported.get_json()["code"] == "unsupported_media_type"
+    assert client.get("/v1/jobs").get_json()["jobs"] == []
 
 
 def test_when_the_queue_is_full_a_post_is_told_to_come_later(folder: DataFolder):
@@ -638,7 +638,11 @@ def test_when_the_queue_is_full_a_post_is_told_to_come_later(folder: DataFolder)
     client = app.test_client()
     _post(client)
     answer = client.post("/v1/detections", data=b"video", headers=ASYNC)
-    assert (answer.status_code, answer.json["code"], answer.json["limit"]) == (429, "too_many_jobs", 1)
+    assert (answer.status_code, answer.get_json()["code"], answer.get_json()["limit"]) == (
+        429,
+        "too_many_jobs",
+        1,
+    )
     assert int(answer.headers["Retry-After"]) > 0
 
 
