@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from app.detection.detector import Detections
 from app.errors import ModelFault
@@ -56,9 +55,17 @@ def check_batch(
         fault = _describe_fault(output, class_count)
         if fault:
             raise ModelFault(f"Model {name!r} returned {fault}.")
-        found = output if not len(output.scores) else _corrected(output, limits)
-        detections.append(found)
-        dropped += len(output.scores) - len(found.scores)
+        if not len(output.scores):
+            detections.append(output)
+            continue
+        boxes = torch.minimum(output.boxes_xyxy.clamp(min=0), limits)
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
+        boxes, scores, class_ids = boxes[kept], output.scores[kept].clamp(max=1), output.class_ids[kept]
+        if not (scores[:-1] >= scores[1:]).all():
+            order = torch.argsort(scores, descending=True, stable=True)
+            boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
+        detections.append(Detections(boxes, scores, class_ids))
+        dropped += len(output.scores) - len(scores)
     return Checked(detections, dropped)
 
 
@@ -85,14 +92,3 @@ def _describe_fault(output: Detections, class_count: int) -> str | None:
         ),
     )
     return next((what for what, is_sound in values if not is_sound), None)
-
-
-def _corrected(output: Detections, limits: Tensor) -> Detections:
-    """Return the boxes clamped to the frame, those with an area in it, best first."""
-    boxes = torch.minimum(output.boxes_xyxy.clamp(min=0), limits)
-    kept = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
-    boxes, scores, class_ids = boxes[kept], output.scores[kept].clamp(max=1), output.class_ids[kept]
-    if not (scores[:-1] >= scores[1:]).all():
-        order = torch.argsort(scores, descending=True, stable=True)
-        boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
-    return Detections(boxes, scores, class_ids)

@@ -217,7 +217,16 @@ class DeviceThread:
             raise ValueError(f"frames must be (n, height, width, 3) uint8, not {frames.shape} {frames.dtype}")
         if len(frames) > self.batch_size:
             raise ValueError(f"a batch of {len(frames)} frames, but the detector takes {self.batch_size}")
-        batch = _Batch(self._send(frames), Future(), owner)
+        # torch has no read-only tensors and warns about them, so read-only frames are copied.
+        sent = torch.from_numpy(frames if frames.flags.writeable else frames.copy())
+        if self._copies is not None and self.lost is None:
+            try:
+                sent = self._copies.send(sent)
+            except Exception as error:
+                # The model also takes frames in host memory, in as small batches as fit.
+                if not is_out_of_memory(error):
+                    raise self._lose(error) from error
+        batch = _Batch(sent, Future(), owner)
 
         def has_room_or_refuses() -> bool:
             queued = sum(other.owner == owner for other in self._queue)
@@ -234,19 +243,6 @@ class DeviceThread:
             self._queue.append(batch)
             self._changed.notify_all()
         return batch.future
-
-    def _send(self, frames: Frames) -> Tensor:
-        """Return `frames` where the model takes them. Raises DeviceLost."""
-        # torch has no read-only tensors and warns about them, so read-only frames are copied.
-        host_frames = torch.from_numpy(frames if frames.flags.writeable else frames.copy())
-        if self._copies is None or self.lost is not None:
-            return host_frames
-        try:
-            return self._copies.send(host_frames)
-        except Exception as error:
-            if is_out_of_memory(error):
-                return host_frames  # the model takes those too, in as small batches as fit
-            raise self._lose(error) from error
 
     # ---- the device's thread
 
@@ -268,20 +264,19 @@ class DeviceThread:
                     self._turns.popitem(last=False)
                 self._changed.notify_all()
             if batch.future.set_running_or_notify_cancel():
-                self._answer(batch)
-            del batch  # its frames are a decoder's memory, which this thread would hold while it waits
-
-    def _answer(self, batch: _Batch) -> None:
-        if self.lost is not None:
-            batch.future.set_exception(DeviceLost(*self.lost.args))
-            return
-        try:
-            detections = self._detect(batch)
-        except BaseException as error:  # noqa: BLE001 - the model's boundary: whatever it raises, its batch ends
-            batch.future.set_exception(self._fault(error))
-            del batch  # else the error holds this frame, the frame its future, and that the error: for long
-        else:
-            batch.future.set_result(detections)
+                if self.lost is not None:
+                    batch.future.set_exception(DeviceLost(*self.lost.args))
+                else:
+                    try:
+                        detections = self._detect(batch)
+                    except BaseException as error:  # noqa: BLE001 - the model's boundary: any error ends its batch
+                        batch.future.set_exception(self._fault(error))
+                    else:
+                        batch.future.set_result(detections)
+                        del detections
+            # Its frames are a decoder's memory, which this thread would hold while it waits. An error holds
+            # this frame, the frame the future, and that the error.
+            del batch
 
     def _detect(self, batch: _Batch) -> list[Detections]:
         """Run a batch, in as many calls as memory requires. Raises whatever the model raises."""

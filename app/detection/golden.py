@@ -32,29 +32,28 @@ def golden_scenes(width: int, height: int) -> Tensor:
 
     In them YOLOX-Nano finds 51 boxes with a score over 0.05, people with up to 0.90.
     """
-    return torch.from_numpy(np.stack([_scene(width, height, seed) for seed in range(SCENE_COUNT)]))
-
-
-def _scene(width: int, height: int, seed: int) -> Picture:
-    random = np.random.default_rng(seed)
-    rows = np.linspace(220, 150, height)
-    rows[height // 2 :] = np.linspace(110, 80, height - height // 2)
-    picture = np.repeat(np.repeat(rows[:, None, None], width, axis=1), 3, axis=2).astype(np.uint8)
-    for _ in range(3 + seed % 4):
-        pen = _Pen(
-            picture,
-            x=width * random.uniform(0.08, 0.92),
-            y=height * random.uniform(0.75, 0.98),
-            size=height * random.uniform(0.25, 0.8),
-        )
-        bright, dull = _colour(random, 230), _colour(random, 120)
-        if random.random() < 0.65:
-            _draw_person(pen, bright, dull)
-        else:
-            _draw_car(pen, bright)
-    noise = random.integers(-NOISE, NOISE + 1, picture.shape)
-    noisy = cv2.GaussianBlur(picture, (0, 0), 0.8) + noise
-    return np.asarray(noisy.clip(0, 255), np.uint8)
+    scenes = []
+    for seed in range(SCENE_COUNT):
+        random = np.random.default_rng(seed)
+        rows = np.linspace(220, 150, height)
+        rows[height // 2 :] = np.linspace(110, 80, height - height // 2)
+        picture = np.repeat(np.repeat(rows[:, None, None], width, axis=1), 3, axis=2).astype(np.uint8)
+        for _ in range(3 + seed % 4):
+            pen = _Pen(
+                picture,
+                x=width * random.uniform(0.08, 0.92),
+                y=height * random.uniform(0.75, 0.98),
+                size=height * random.uniform(0.25, 0.8),
+            )
+            bright, dull = _colour(random, 230), _colour(random, 120)
+            if random.random() < 0.65:
+                pen.person(bright, dull)
+            else:
+                pen.car(bright)
+        noise = random.integers(-NOISE, NOISE + 1, picture.shape)
+        noisy = cv2.GaussianBlur(picture, (0, 0), 0.8) + noise
+        scenes.append(np.asarray(noisy.clip(0, 255), np.uint8))
+    return torch.from_numpy(np.stack(scenes))
 
 
 def _colour(random: np.random.Generator, brightest: int) -> Colour:
@@ -67,6 +66,24 @@ class _Pen:
 
     def __init__(self, picture: Picture, *, x: float, y: float, size: float) -> None:
         self._picture, self._x, self._y, self._size = picture, x, y, size
+
+    def person(self, shirt: Colour, trousers: Colour) -> None:
+        for side in (-1, 1):
+            self.line((0.06 * side, 0), (0.04 * side, 0.48), 0.09, trousers)
+        self.ellipse((0, 0.64), (0.11, 0.2), shirt)
+        for side in (-1, 1):
+            self.line((0.1 * side, 0.78), (0.17 * side, 0.45), 0.06, shirt)
+        self.ellipse((0, 0.91), (0.06, 0.085), _SKIN)
+        self.ellipse((0, 0.95), (0.062, 0.05), _HAIR, first_degree=180)
+
+    def car(self, paint: Colour) -> None:
+        self.polygon(paint, (-0.54, 0.09), (-0.54, 0.3), (0.54, 0.3), (0.54, 0.09))
+        self.polygon(paint, (-0.36, 0.3), (-0.24, 0.48), (0.21, 0.48), (0.36, 0.3))
+        self.polygon(_GLASS, (-0.3, 0.31), (-0.22, 0.45), (-0.03, 0.45), (-0.03, 0.31))
+        self.polygon(_GLASS, (0.01, 0.31), (0.01, 0.45), (0.19, 0.45), (0.3, 0.31))
+        for wheel in (-0.33, 0.33):
+            self.ellipse((wheel, 0.09), (0.1, 0.1), _DARK)
+            self.ellipse((wheel, 0.09), (0.05, 0.05), _RIM)
 
     def line(self, start: Place, end: Place, width: float, colour: Colour) -> None:
         cv2.line(self._picture, self._point(start), self._point(end), colour, self._length(width))
@@ -83,23 +100,3 @@ class _Pen:
 
     def _length(self, length: float) -> int:
         return max(1, int(length * self._size))
-
-
-def _draw_person(pen: _Pen, shirt: Colour, trousers: Colour) -> None:
-    for side in (-1, 1):
-        pen.line((0.06 * side, 0), (0.04 * side, 0.48), 0.09, trousers)
-    pen.ellipse((0, 0.64), (0.11, 0.2), shirt)
-    for side in (-1, 1):
-        pen.line((0.1 * side, 0.78), (0.17 * side, 0.45), 0.06, shirt)
-    pen.ellipse((0, 0.91), (0.06, 0.085), _SKIN)
-    pen.ellipse((0, 0.95), (0.062, 0.05), _HAIR, first_degree=180)
-
-
-def _draw_car(pen: _Pen, paint: Colour) -> None:
-    pen.polygon(paint, (-0.54, 0.09), (-0.54, 0.3), (0.54, 0.3), (0.54, 0.09))
-    pen.polygon(paint, (-0.36, 0.3), (-0.24, 0.48), (0.21, 0.48), (0.36, 0.3))
-    pen.polygon(_GLASS, (-0.3, 0.31), (-0.22, 0.45), (-0.03, 0.45), (-0.03, 0.31))
-    pen.polygon(_GLASS, (0.01, 0.31), (0.01, 0.45), (0.19, 0.45), (0.3, 0.31))
-    for wheel in (-0.33, 0.33):
-        pen.ellipse((wheel, 0.09), (0.1, 0.1), _DARK)
-        pen.ellipse((wheel, 0.09), (0.05, 0.05), _RIM)

@@ -143,10 +143,22 @@ class HogPeopleDetector:
         frame_ids, window_ids = (excess >= 0).nonzero(as_tuple=True)
         hits = excess[frame_ids, window_ids].cpu()
         frame_ids, window_ids = frame_ids.cpu(), window_ids.cpu()
+        parameters = self._parameters
         found = []
         for frame_id in range(n):
             own = frame_ids == frame_id
-            found.append(self._boxes(pyramid.windows_xywh[window_ids[own]], hits[own], width, height))
+            windows, margins = pyramid.windows_xywh[window_ids[own]].numpy(), hits[own].double().numpy()
+            if parameters.grouping is Grouping.BEST_WINDOW:
+                groups = best_windows(windows, margins)
+            else:
+                groups = group_windows(windows, margins, min_neighbours=parameters.min_neighbours)
+            boxes = torch.from_numpy(groups.boxes_xywh).float()
+            boxes[:, 2:] += boxes[:, :2]
+            boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+            scores = torch.sigmoid(parameters.steepness * torch.from_numpy(groups.margins)).float()
+            order = torch.argsort(scores, descending=True, stable=True)
+            class_ids = torch.zeros(len(order), dtype=torch.int64)
+            found.append(Detections(boxes[order], scores[order], class_ids))
         return found
 
     def _margins(self, frames: Tensor, pyramid: _Pyramid) -> Tensor:
@@ -169,20 +181,6 @@ class HogPeopleDetector:
         else:
             self._threads.run(score_levels, self._scorers)
         return torch.cat(margins)
-
-    def _boxes(self, windows_xywh: Tensor, excess: Tensor, width: int, height: int) -> Detections:
-        parameters = self._parameters
-        windows, margins = windows_xywh.numpy(), excess.double().numpy()
-        if parameters.grouping is Grouping.BEST_WINDOW:
-            groups = best_windows(windows, margins)
-        else:
-            groups = group_windows(windows, margins, min_neighbours=parameters.min_neighbours)
-        boxes = torch.from_numpy(groups.boxes_xywh).float()
-        boxes[:, 2:] += boxes[:, :2]
-        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
-        scores = torch.sigmoid(parameters.steepness * torch.from_numpy(groups.margins)).float()
-        order = torch.argsort(scores, descending=True, stable=True)
-        return Detections(boxes[order], scores[order], torch.zeros(len(order), dtype=torch.int64))
 
 
 def _make_pyramid(width: int, height: int, parameters: HogParameters, device: str) -> _Pyramid:

@@ -110,7 +110,23 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
     Raises whatever the model raises for one frame.
     """
     loading = meter.cost()
-    chosen = best_trial(_trials(detector, meter))
+    started = time.monotonic()
+    largest = detector.batch_size
+    trials: list[Trial] = []
+    for size in [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]:
+        try:
+            trials.append(_try_batches(detector, size, meter))
+        except Exception as error:
+            if not trials or isinstance(error, torch.AcceleratorError):
+                raise
+            if not is_out_of_memory(error):  # a network may be exported for a largest batch
+                _log.warning("model fails on a larger batch", exc_info=error, extra={"frames": size})
+            break
+        best = max(trial.frames_per_second for trial in trials)
+        too_long = time.monotonic() - started > MEASURE_SECONDS
+        if too_long or trials[-1].frames_per_second < HOPELESS * best:
+            break
+    chosen = best_trial(trials)
     profile: ModelProfile = {
         "batch_size": chosen.batch_size,
         "frames_per_second": round(chosen.frames_per_second, 1),
@@ -127,27 +143,6 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
     """Return the smallest batch of `trials`, smallest first, that is about as fast as the fastest."""
     best = max(trial.frames_per_second for trial in trials)
     return next(trial for trial in trials if trial.frames_per_second >= GOOD_ENOUGH * best)
-
-
-def _trials(detector: Detector, meter: MemoryMeter) -> list[Trial]:
-    trials: list[Trial] = []
-    started = time.monotonic()
-    largest = detector.batch_size
-    sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
-    for size in sizes:
-        try:
-            trials.append(_try_batches(detector, size, meter))
-        except Exception as error:
-            if not trials or isinstance(error, torch.AcceleratorError):
-                raise
-            if not is_out_of_memory(error):  # a network may be exported for a largest batch
-                _log.warning("model fails on a larger batch", exc_info=error, extra={"frames": size})
-            break
-        best = max(trial.frames_per_second for trial in trials)
-        too_long = time.monotonic() - started > MEASURE_SECONDS
-        if too_long or trials[-1].frames_per_second < HOPELESS * best:
-            break
-    return trials
 
 
 def _try_batches(detector: Detector, size: int, meter: MemoryMeter) -> Trial:

@@ -102,7 +102,20 @@ def hash_model(name: str, files: ModelFiles) -> ModelContent:
     """Hash a model's files. Raises ModelFault for one that cannot be read or lies outside the root."""
     digests = {}
     try:
-        for path in _paths(name, files):
+        if files.is_folder:
+            paths = []
+            for path in sorted(files.path.rglob("*")):
+                parts = path.relative_to(files.path).parts
+                # Hidden files and Python's own cache, which is never read, are not part of the model.
+                is_ignored = any(part.startswith(".") or part == "__pycache__" for part in parts)
+                if path.is_file() and not is_ignored:
+                    paths.append(path)
+            if len(paths) > MOST_FILES:
+                raise ModelFault(f"Model {name!r} has {len(paths)} files; at most {MOST_FILES} are taken.")
+        else:
+            declaration = files.folder / files.declaration
+            paths = [files.path, declaration] if declaration.is_file() else [files.path]
+        for path in paths:
             if not path.resolve().is_relative_to(files.root.resolve()):
                 raise ModelFault(f"Model {name!r} has a link that leads out of the folder of models.")
             with path.open("rb") as file:
@@ -111,22 +124,6 @@ def hash_model(name: str, files: ModelFiles) -> ModelContent:
     except OSError as error:
         raise ModelFault(f"A file of model {name!r} cannot be read: {error.strerror}.") from error
     return ModelContent(name, files, MappingProxyType(digests))
-
-
-def _paths(name: str, files: ModelFiles) -> list[Path]:
-    if not files.is_folder:
-        declaration = files.folder / files.declaration
-        return [files.path, declaration] if declaration.is_file() else [files.path]
-    found = []
-    for path in sorted(files.path.rglob("*")):
-        parts = path.relative_to(files.path).parts
-        # Hidden files and Python's own cache, which is never read, are no part of the model.
-        is_ignored = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        if path.is_file() and not is_ignored:
-            found.append(path)
-    if len(found) > MOST_FILES:
-        raise ModelFault(f"Model {name!r} has {len(found)} files; at most {MOST_FILES} are taken.")
-    return found
 
 
 def check_allowed(content: ModelContent, list_file: Path) -> None:

@@ -233,9 +233,35 @@ class ModelPool:
         known = self._costs.get(name)
         if known is not None:
             self._make_room(name, known)
-            self._check_wear(name, known)
+            # The budget has room for it; this process may not, if unloaded models have left it less memory.
+            if self._budget.host_bytes is not None and not self._is_fresh:
+                with self._changed:
+                    is_used = any(held.user_count for held in self._held.values())
+                taken = memory_use().own - self._own_at_start
+                allowed = self._budget.host_bytes + self._budget.own_bytes
+                if not is_used and taken + known.peak_host_bytes > allowed:
+                    _log.warning("memory of unloaded models has not come back", bytes=taken, model=name)
+                    raise WornOut(self._lack(name))
         was_fresh = self._is_fresh
-        model, cost = self._try_to_load(name) or self._load_without_unused(name, was_fresh=was_fresh)
+        loaded = self._try_to_load(name)
+        if loaded is None:  # it found no memory beside the others: try again without the unused ones
+            with self._changed:
+                unloaded = self._pop_unused()
+                in_use = [held.cost for held in self._held.values()]
+            was_alone = not unloaded
+            if unloaded:
+                self._unload(unloaded)
+                loaded = self._try_to_load(name)
+            if loaded is None and not in_use:
+                fault = self._lack(name)
+                # Where no other model was ever loaded, no other model's memory can be missing.
+                raise ModelFault(fault) if was_fresh and was_alone else WornOut(fault)
+            if loaded is None:
+                with self._changed:
+                    self._costs[name] = self._budget.more_than_left(in_use)
+                raise NoRoomForModel(name)
+        model, cost = loaded
+        del loaded
         try:
             self._make_room(name, cost)
         except BaseException:
@@ -247,27 +273,6 @@ class ModelPool:
         with self._changed:
             self._held[name] = held
         return held
-
-    def _load_without_unused(self, name: str, *, was_fresh: bool) -> tuple[DeviceThread, MemoryCost]:
-        """Load a model that found no memory beside the others, after unloading the unused ones.
-
-        `was_fresh`: before it was first tried, so that only memory of other models could be missing.
-        """
-        with self._changed:
-            unloaded = self._pop_unused()
-            in_use = [held.cost for held in self._held.values()]
-        was_alone = not unloaded
-        if unloaded:
-            self._unload(unloaded)
-            found = self._try_to_load(name)
-            if found is not None:
-                return found
-        if not in_use:
-            fault = self._lack(name)
-            raise ModelFault(fault) if was_fresh and was_alone else WornOut(fault)
-        with self._changed:
-            self._costs[name] = self._budget.more_than_left(in_use)
-        raise NoRoomForModel(name)
 
     def _free_memory(self) -> None:
         """Give a running model all memory it can have: while none loads, and without the unused ones."""
@@ -307,18 +312,6 @@ class ModelPool:
         if not fits:
             raise NoRoomForModel(name)
 
-    def _check_wear(self, name: str, cost: MemoryCost) -> None:
-        """Raise WornOut if the budget has room for `cost`, this process has not, and no model is in use."""
-        if self._budget.host_bytes is None or self._is_fresh:
-            return
-        with self._changed:
-            is_used = any(held.user_count for held in self._held.values())
-        taken = memory_use().own - self._own_at_start
-        allowed = self._budget.host_bytes + self._budget.own_bytes
-        if not is_used and taken + cost.peak_host_bytes > allowed:
-            _log.warning("memory of unloaded models has not come back", bytes=taken, model=name)
-            raise WornOut(self._lack(name))
-
     def _unload(self, models: list[DeviceThread]) -> None:
         for model in models:
             _log.info("model unloaded", model=model.detector.name)
@@ -339,11 +332,18 @@ class ModelPool:
         try:
             loaded = self._load_and_measure(name)
         except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
-            fault = self._fault_of(name, error)
-            if not isinstance(fault, DeviceLost):  # which ends the process: that attempt counts
+            if _is_lack_of_memory(error):
+                _log.warning("model found no memory to load", exc_info=error, model=name)
                 self._profiles.end_attempt(name)
-            if fault is not None:
-                raise fault from error
+            elif (lost := why_lost(error, [self._device], self._find_fault)) is not None:
+                raise DeviceLost(str(lost)) from error  # it ends the process: that attempt counts
+            else:
+                self._profiles.end_attempt(name)
+                if isinstance(error, FrameboxError):
+                    raise
+                _log.error("model failed to load", exc_info=error, model=name)
+                what = f"Model {name!r} raised {type(error).__name__} when it was loaded and tried."
+                raise ModelFault(what) from error
         else:
             self._profiles.end_attempt(name)
             return loaded
@@ -351,19 +351,6 @@ class ModelPool:
         self._is_fresh = False
         drop_unused()
         return None
-
-    def _fault_of(self, name: str, error: BaseException) -> Exception | None:
-        """Return the error for the caller, None for a lack of memory; the log gets the details."""
-        if _is_lack_of_memory(error):
-            _log.warning("model found no memory to load", exc_info=error, model=name)
-            return None
-        lost = why_lost(error, [self._device], self._find_fault)
-        if lost is not None:
-            return DeviceLost(str(lost))
-        if isinstance(error, FrameboxError):
-            return error
-        _log.error("model failed to load", exc_info=error, model=name)
-        return ModelFault(f"Model {name!r} raised {type(error).__name__} when it was loaded and tried.")
 
     def _load_and_measure(self, name: str) -> tuple[DeviceThread, MemoryCost]:
         meter = MemoryMeter(self._device)

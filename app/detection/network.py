@@ -15,7 +15,6 @@ from app.detection.detector import Detections
 from app.detection.golden import golden_picture
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
 from app.detection.network_output import (
-    Candidates,
     Columns,
     Layout,
     Reading,
@@ -173,7 +172,19 @@ class NetworkDetector:
         columns = self.columns(self.output(frames), n)
         placement = self._rules.fitting.place(width, height)
         found = select(columns, self._rules.reading, (placement.input_width, placement.input_height))
-        self._check_boxes(found)
+        is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1)
+        if bool((is_inverted & found.valid).any()):
+            raise ModelFault(
+                f"Model {self.name!r} gives boxes whose right or bottom edge lies before their left or top "
+                f"edge; layout {self.layout.value!r} or boxes in framebox.toml is not its own."
+            )
+        is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
+        if bool((is_unknown & found.valid).any()):
+            classes = found.class_ids[is_unknown & found.valid]
+            raise ModelFault(
+                f"Model {self.name!r} gives class {int(classes[0])}, but has {len(self.class_names)} labels, "
+                "which are counted from 0. Write all labels in framebox.toml."
+            )
         boxes = self._rules.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
         has_area = (boxes[..., :2] < boxes[..., 2:]).all(dim=-1)
         kept = (found.valid & has_area).cpu()
@@ -221,21 +232,6 @@ class NetworkDetector:
             return ""
         wider = 'precision = "bfloat16" or ' if self.precision == Precision.FLOAT16 else ""
         return f' It computes in {self.precision}: write {wider}precision = "float32" in framebox.toml.'
-
-    def _check_boxes(self, found: Candidates) -> None:
-        is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1)
-        if bool((is_inverted & found.valid).any()):
-            raise ModelFault(
-                f"Model {self.name!r} gives boxes whose right or bottom edge lies before their left or top "
-                f"edge; layout {self.layout.value!r} or boxes in framebox.toml is not its own."
-            )
-        is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
-        if bool((is_unknown & found.valid).any()):
-            classes = found.class_ids[is_unknown & found.valid]
-            raise ModelFault(
-                f"Model {self.name!r} gives class {int(classes[0])}, but has {len(self.class_names)} labels, "
-                "which are counted from 0. Write all labels in framebox.toml."
-            )
 
 
 def _first_pictures(output: object, count: int) -> object:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 # The lowest score that is kept: callers cannot ask for less.
 FLOOR_SCORE = 0.05
 MAX_CANDIDATES = 1000  # a frame, best first, before suppression
-MAX_BOXES = 300  # a frame, after it
+DEFAULT_MAX_BOXES = 300  # a frame, after it
 LONGEST_DESCRIPTION = 300
 
 
@@ -75,7 +75,7 @@ class Reading:
     layout: Layout
     class_count: int
     max_overlap: float = 0.45
-    max_boxes: int = MAX_BOXES  # a frame
+    max_boxes: int = DEFAULT_MAX_BOXES  # a frame
     box_format: BoxFormat | None = None  # None: the layout's own
     coordinates: Coordinates | None = None  # the same
 
@@ -124,10 +124,6 @@ def read_columns(output: object, reading: Reading, frame_count: int) -> Columns 
             return _dictionary_columns(output, frame_count)
         case Layout.DETR | Layout.DETR_SIGMOID:
             return _query_columns(output, reading, frame_count)
-    return _dense_columns(output, reading, frame_count)
-
-
-def _dense_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
     dense = first_tensor(output)
     if dense is None or dense.ndim != 3 or dense.shape[0] != frame_count:
         return None
@@ -166,10 +162,21 @@ def _query_columns(output: object, reading: Reading, frame_count: int) -> Column
 
 
 def _dictionary_columns(output: object, frame_count: int) -> Columns | None:
-    frames = _frame_dictionaries(output)
-    if frames is None or len(frames) != frame_count:
+    """Read each frame's dictionary of boxes, labels and scores, as torchvision's detectors give them.
+
+    Scripted ones put their losses first; exported ones may give the three tensors of a single frame.
+    """
+    names = ("boxes", "labels", "scores")
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
+        output = output[1]
+    if isinstance(output, Mapping) or (isinstance(output, tuple) and len(output) == 3):
+        output = [{name: _named_tensor(output, [name], place) for place, name in enumerate(names)}]
+    if not isinstance(output, list | tuple) or not output or len(output) != frame_count:
         return None
+    frames: list[Mapping[str, Tensor]] = list(output)
     for frame in frames:
+        if not (isinstance(frame, Mapping) and all(isinstance(frame.get(name), Tensor) for name in names)):
+            return None
         boxes, count = frame["boxes"], frame["boxes"].shape[:1]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or frame["labels"].shape != count:
             return None
@@ -180,26 +187,6 @@ def _dictionary_columns(output: object, frame_count: int) -> Columns | None:
         scores=pad_sequence([frame["scores"].float() for frame in frames], batch_first=True),
         class_ids=pad_sequence([frame["labels"].long() for frame in frames], batch_first=True),
     )
-
-
-def _frame_dictionaries(output: object) -> list[Mapping[str, Tensor]] | None:
-    """Return each frame's dictionary of boxes, labels and scores, as torchvision's detectors give them.
-
-    Scripted ones put their losses first; exported ones may give the three tensors of a single frame.
-    """
-    names = ("boxes", "labels", "scores")
-    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
-        output = output[1]
-    if isinstance(output, Mapping) or (isinstance(output, tuple) and len(output) == 3):
-        found = {name: _named_tensor(output, [name], place) for place, name in enumerate(names)}
-        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
-        return [tensors] if len(tensors) == len(names) else None
-    if not isinstance(output, list | tuple) or not output:
-        return None
-    for frame in output:
-        if not (isinstance(frame, Mapping) and all(isinstance(frame.get(name), Tensor) for name in names)):
-            return None
-    return list(output)
 
 
 # ---- the best boxes

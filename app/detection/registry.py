@@ -85,7 +85,14 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
     root = folder.resolve()
     found: dict[str, ModelFiles] = {}
     for path in sorted(root.iterdir()):
-        if not _is_model(path) or not path.resolve().is_relative_to(root):
+        if not path.is_dir():
+            is_model = path.suffix in SUFFIXES and path.is_file()
+        elif any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
+            is_model = True
+        else:
+            networks = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
+            is_model = len(networks) == 1
+        if not is_model or not path.resolve().is_relative_to(root):
             continue
         name = path.name if path.is_dir() else path.stem
         if not NAME.fullmatch(name):
@@ -94,14 +101,6 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
             raise ModelFault(f"Two models are called {name!r}; rename one.")
         found[name] = ModelFiles(root, path)
     return found
-
-
-def _is_model(path: Path) -> bool:
-    if not path.is_dir():
-        return path.suffix in SUFFIXES and path.is_file()
-    if any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
-        return True
-    return len([file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]) == 1
 
 
 def load_detector(

@@ -15,7 +15,7 @@ from app.jobs.job import Callback, Job, JobRequest, Priority, VideoSource
 from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
 from app.web.head import Query, RequestHead, parse_prefer
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
-from app.web.service import Service, WebLimits
+from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES
 
 RESERVATION_SECONDS = 60.0  # from admission until the upload's own reservation
@@ -98,6 +98,17 @@ def _job_request(
     models = service.heartbeats.engine().models
     model = check_model(options.detection, models, service.limits.default_model)
     usual = Priority.INTERACTIVE if waits else Priority.BATCH
+    callback = None
+    if options.callback is not None:
+        if not service.limits.callbacks:
+            nothing = "none: the service has no secret to sign with, FRAMEBOX_WEBHOOK_SECRET"
+            raise invalid_options([Fault(CALLBACK, "cannot be asked for", nothing)])
+        try:
+            callback = Callback(
+                options.callback, parse_target(options.callback, service.limits.addresses).shown
+            )
+        except TargetRefused as refusal:
+            raise invalid_options([Fault(CALLBACK, refusal.reason, refusal.allowed)]) from refusal
     return JobRequest(
         owner=g.owner,
         request_id=request_id,
@@ -109,20 +120,8 @@ def _job_request(
             (found.facts.sha256 for found in models if found.name == model and found.facts), None
         ),
         may_attach=service.limits.attach if options.attach is None else options.attach,
-        callback=_parse_callback(options.callback, service.limits),
+        callback=callback,
     )
-
-
-def _parse_callback(url: str | None, limits: WebLimits) -> Callback | None:
-    if url is None:
-        return None
-    if not limits.callbacks:
-        nothing = "none: the service has no secret to sign with, FRAMEBOX_WEBHOOK_SECRET"
-        raise invalid_options([Fault(CALLBACK, "cannot be asked for", nothing)])
-    try:
-        return Callback(url, parse_target(url, limits.addresses).shown)
-    except TargetRefused as refusal:
-        raise invalid_options([Fault(CALLBACK, refusal.reason, refusal.allowed)]) from refusal
 
 
 def _parse_key(header: str | None) -> str | None:

@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.pipeline.options import DetectionOptions
 from app.web.problems import PROBLEM_TYPE
-from app.web.routes import JSON, NAMED_KINDS, ROUTES, Parameter, Route
+from app.web.routes import JSON, NAMED_KINDS, ROUTES, Parameter, Route, query_parameter
 from app.web.schemas import SHAPES
 from app.web.tus import CHUNK_TYPE
 
@@ -68,24 +68,20 @@ def openapi_path(rule: str) -> str:
 
 def detection_parameters() -> list[Parameter]:
     """Return the options of a detection as query parameters, without `format`."""
-    schema = DetectionOptions.model_json_schema()
-    return [
-        Parameter(name, "query", field.get("description", ""), _resolved(field, schema.get("$defs", {})))
-        for name, field in schema["properties"].items()
-    ]
-
-
-def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return a field's schema for a query string: without null, references or descriptions."""
-    kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
-    kind = dict(kinds[0])
-    if "$ref" in kind:
-        kind = {**definitions[kind.pop("$ref").rpartition("/")[2]], **kind}
-    if kind.get("type") == "array":
-        return {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
-    if field.get("default") is not None:
-        kind["default"] = field["default"]
-    return {name: value for name, value in kind.items() if name not in ("description", "title")}
+    options = DetectionOptions.model_json_schema()
+    parameters = []
+    for name, field in options["properties"].items():
+        # In a query string there is no null, and a list is text.
+        schema = dict(next(kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"))
+        if "$ref" in schema:
+            schema = {**options["$defs"][schema.pop("$ref").rpartition("/")[2]], **schema}
+        if field.get("default") is not None:
+            schema["default"] = field["default"]
+        if schema.get("type") == "array":
+            schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
+        schema = {key: value for key, value in schema.items() if key not in ("description", "title")}
+        parameters.append(query_parameter(name, field.get("description", ""), **schema))
+    return parameters
 
 
 def _operation(route: Route) -> dict[str, Any]:

@@ -66,7 +66,17 @@ def parse_options(query: Iterable[tuple[str, str]]) -> RequestOptions:
     try:
         detection = DetectionOptions.model_validate(values)
     except ValidationError as error:
-        faults += [_describe(fault) for fault in error.errors(include_url=False)]
+        for fault in error.errors(include_url=False):
+            # A fault that concerns several options has no parameter of its own.
+            name, message = str(fault["loc"][0]) if fault["loc"] else "options", str(fault["msg"])
+            message = message.removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                faults.append(Fault(name, "is not a known option", option_names()))
+            elif name not in DetectionOptions.model_fields:
+                faults.append(Fault(name, message, "see /docs"))
+            else:
+                message = f"{message}, not {_shown(fault['input'])}"
+                faults.append(Fault(name, message, describe_values(name)))
     if faults:
         raise invalid_options(faults)
     return RequestOptions(
@@ -143,17 +153,6 @@ def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | No
         )
         return None
     return value
-
-
-def _describe(fault: Any) -> Fault:
-    """Return a pydantic fault as ours; one that concerns several options has no parameter of its own."""
-    name = str(fault["loc"][0]) if fault["loc"] else "options"
-    if fault["type"] == "extra_forbidden":
-        return Fault(name, "is not a known option", option_names())
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if name not in DetectionOptions.model_fields:
-        return Fault(name, message, "see /docs")
-    return Fault(name, f"{message}, not {_shown(fault['input'])}", describe_values(name))
 
 
 def describe_values(name: str) -> str:

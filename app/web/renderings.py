@@ -53,7 +53,20 @@ class Renderer:
                 raise ValueError("the job has not succeeded")
             return RenderedDocument(self._folder.document(job.id), job.report.document.sha256)
         try:
-            return self._find(job, rendering) or self._wait_and_convert(job, rendering)
+            found = self._find(job, rendering)
+            if found is not None:
+                return found
+            deadline = time.monotonic() + _WAIT_SECONDS
+            busy = Busy("Other documents are being converted.", {"retry_after_seconds": 60})
+            if not self._converting.acquire(timeout=_WAIT_SECONDS):
+                raise busy
+            try:
+                with held_folder(self._folder.job(job.id), deadline=deadline) as is_held:
+                    if not is_held:
+                        raise busy
+                    return self._find(job, rendering) or self._convert(job, rendering)
+            finally:
+                self._converting.release()
         except FileNotFoundError:
             self._store.get(job.id, owner=job.owner)
             raise
@@ -62,19 +75,6 @@ class Renderer:
         path = self._folder.result(job.id, rendering.name)
         digest_file = _digest_file(path)
         return RenderedDocument(path, digest_file.read_text()) if digest_file.exists() else None
-
-    def _wait_and_convert(self, job: Job, rendering: Rendering) -> RenderedDocument:
-        deadline = time.monotonic() + _WAIT_SECONDS
-        busy = Busy("Other documents are being converted.", {"retry_after_seconds": 60})
-        if not self._converting.acquire(timeout=_WAIT_SECONDS):
-            raise busy
-        try:
-            with held_folder(self._folder.job(job.id), deadline=deadline) as is_held:
-                if not is_held:
-                    raise busy
-                return self._find(job, rendering) or self._convert(job, rendering)
-        finally:
-            self._converting.release()
 
     def _convert(self, job: Job, rendering: Rendering) -> RenderedDocument:
         """Convert, holding the job's folder. The digest is written last: if it exists, the file is whole."""

@@ -69,10 +69,17 @@ def _send_document(job: Job, rendering: Rendering, service: Service) -> Response
         "Content-Disposition": f'inline; filename="{job.id}.{suffix}"',
     }
     is_through_nginx = ACCEL_HEADER in request.headers
-    varies = is_through_nginx and service.limits.compress and _size_bytes(document) >= COMPRESS_FROM_BYTES
+    try:
+        size_bytes = document.path.stat().st_size
+    except FileNotFoundError:  # it was deleted meanwhile: nginx will notice
+        size_bytes = 0
+    varies = is_through_nginx and service.limits.compress and size_bytes >= COMPRESS_FROM_BYTES
     if varies:
         headers["Vary"] = "Accept-Encoding"
-    is_compressed = varies and _wants_gzip()
+    # A client that requests a range resumes the plain document.
+    accepted = dict(request.accept_encodings)
+    prefers_gzip = 0.0 < accepted.get("gzip", 0.0) >= accepted.get("identity", 0.0)
+    is_compressed = varies and prefers_gzip and "Range" not in request.headers
     if not is_compressed:
         headers["Repr-Digest"] = digest
     if is_through_nginx:
@@ -104,21 +111,6 @@ def _send_through_nginx(
     prefix = COMPRESSED_PREFIX if is_compressed else ACCEL_PREFIX
     response.headers["X-Accel-Redirect"] = f"{prefix}{document.path.relative_to(root)}"
     return response
-
-
-def _wants_gzip() -> bool:
-    """Return whether the client accepts gzip; one that requests a range resumes the plain document."""
-    accepted = dict(request.accept_encodings)
-    quality = accepted.get("gzip", 0.0)
-    return "Range" not in request.headers and 0.0 < quality >= accepted.get("identity", 0.0)
-
-
-def _size_bytes(document: RenderedDocument) -> int:
-    """Return 0 if the file was deleted meanwhile: nginx will notice."""
-    try:
-        return document.path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""The table of routes, as data: `application.py` binds views to it, `openapi.py` and the pages tell of it."""
+"""The routes as data: `application.py` binds views to them; `openapi.py` and the pages describe them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_PAGE_JOBS = 200
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a route may answer when all is well. `shape` is its JSON's, where it has one."""
+    """A route's answer when nothing fails. `shape` is that of its JSON, if it has one."""
 
     status: int
     text: str
@@ -58,6 +58,23 @@ class Route:
         return not self.rule.startswith("/_")
 
 
+def query_parameter(name: str, text: str, **schema: Any) -> Parameter:
+    return Parameter(name, "query", text, schema or {"type": "string"})
+
+
+def _header(name: str, text: str, **schema: Any) -> Parameter:
+    return Parameter(name, "header", text, schema or {"type": "string"})
+
+
+def _id(name: str, text: str) -> Parameter:
+    return Parameter(name, "path", text, {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+
+
+def _empty(status: int, text: str) -> Answer:
+    """Return an answer without a body."""
+    return Answer(status, text, media_types=())
+
+
 # What a JSON body may name in place of the video.
 NAMED_KINDS: dict[SourceKind, str] = {
     SourceKind.PATH: "a file in one of the administrator's ingest folders; it is read in place",
@@ -65,69 +82,66 @@ NAMED_KINDS: dict[SourceKind, str] = {
     SourceKind.URL: "https; the video is fetched, in as many requests as it takes, and the job waits for it",
 }
 
-_TEXT = {"type": "string"}
-_FORMAT = Parameter(
-    "format",
-    "query",
-    "The form in which the document is given out.",
-    {"type": "string", "enum": [*DocumentFormat], "default": DocumentFormat.PAIRS},
+_FORMAT = query_parameter(
+    "format", "The document's format.", type="string", enum=[*DocumentFormat], default=DocumentFormat.PAIRS
 )
-_TIMES = Parameter(
+_TIMES = query_parameter(
     "times",
-    "query",
-    "Whether each frame comes with the time at which it is shown: `pts_seconds`, as ffprobe's pts_time, from "
-    f"the container's own zero. For the formats {', '.join(TIMED_FORMATS)}.",
-    {"type": "string", "enum": ["true", "false"], "default": "false"},
+    "Whether each frame has the time at which it is shown: `pts_seconds`, as ffprobe's pts_time, from the "
+    f"container's own zero. For the formats {', '.join(TIMED_FORMATS)}.",
+    type="string",
+    enum=["true", "false"],
+    default="false",
 )
-_JOB_ID = Parameter("job_id", "path", "The job's id.", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
-_PREFER = Parameter(
+_JOB_ID = _id("job_id", "The job's id.")
+_PREFER = _header(
     "Prefer",
-    "header",
-    "RFC 7240: `respond-async` answers 202 at once, `wait=N` after N seconds; else the answer waits.",
-    _TEXT,
+    "RFC 7240: `respond-async` answers 202 at once, `wait=N` after N seconds at most. Without it, the "
+    "request waits for the document.",
 )
-_KEY = Parameter(
+_KEY = _header(
     "Idempotency-Key",
-    "header",
-    "Names the request: sent again with its key it is answered by the same job, and its body is not read.",
-    {"type": "string", "minLength": 1, "maxLength": 255},
+    "Identifies the request: if it is sent again with the same key, the same job answers it, and its body is "
+    "not read.",
+    type="string",
+    minLength=1,
+    maxLength=255,
 )
 _DIGESTS = tuple(
-    Parameter(
+    _header(
         name,
-        "header",
-        f"{what} as `sha-256=:BASE64:` or `sha-512=:BASE64:` (RFC 9530); of a form, that of the whole form. "
-        "A body that is another is refused, and nothing of it is kept.",
-        _TEXT,
+        f"{what} as `sha-256=:BASE64:` or `sha-512=:BASE64:` (RFC 9530); for a form, that of the whole form. "
+        "A body that does not match is refused, and nothing of it is kept.",
     )
     for name, what in (("Repr-Digest", "The body's digest"), ("Content-Digest", "The same"))
 )
-_PRIORITY = Parameter(
+_PRIORITY = query_parameter(
     "priority",
-    "query",
-    "Who is served first; `interactive` if the caller waits for the answer, else `batch`.",
-    {"type": "string", "enum": [*Priority]},
+    "Which jobs run first. By default `interactive` if the client waits for the answer, else `batch`.",
+    type="string",
+    enum=[*Priority],
 )
-_ATTACH = Parameter(
+_ATTACH = query_parameter(
     "attach",
-    "query",
-    "Whether the job of an equal video with equal options will do, or a new run is wanted.",
-    {"type": "string", "enum": ["true", "false"]},
+    "Whether an existing job for the same video and options may answer, instead of a new one.",
+    type="string",
+    enum=["true", "false"],
 )
-_CALLBACK = Parameter(
+_CALLBACK = query_parameter(
     "callback",
-    "query",
-    "An https address to which the report is posted when the job has ended, signed as Standard Webhooks.",
-    {"type": "string", "format": "uri"},
+    "An https address to which the report is posted when the job has ended, signed as in Standard Webhooks.",
+    type="string",
+    format="uri",
 )
 _DOCUMENT = Answer(
     200,
     "The document: every analysed frame and its boxes. Headers: Framebox-Job, Framebox-Frames, "
-    "Framebox-Complete, Framebox-Attached, ETag, Repr-Digest, Unencoded-Digest, Link. Compressed, without "
-    "length and Repr-Digest, if Accept-Encoding has gzip and it is 64 KiB or more.",
+    "Framebox-Complete, Framebox-Attached, ETag, Repr-Digest, Unencoded-Digest, Link. With gzip in "
+    "Accept-Encoding, documents from 64 KiB are compressed, without Content-Length and Repr-Digest.",
     tuple(dict.fromkeys(MEDIA_TYPES.values())),
     schemas.Document,
 )
+_PAGE = Answer(200, "A page.", (HTML,))
 _REPORT = Answer(200, "The job's report.", shape=JobReport)
 _VIDEO_ERRORS = (
     errors.UnsupportedVideo,
@@ -164,16 +178,11 @@ _UPLOAD_ERRORS = (
     errors.InsufficientStorage,
 )
 
-_BYTES = {"type": "integer", "minimum": 0}
-_UPLOAD_ID = Parameter(
-    "upload_id", "path", "The upload's id.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-)
-_TUS = Parameter(
-    "Tus-Resumable", "header", "The version of tus: 1.0.0.", {"type": "string", "const": "1.0.0"}
-)
-_CHECKSUM = Parameter(
-    "Upload-Checksum", "header", "`sha256`, `sha1` or `md5`, a space, and the body's digest in base64.", _TEXT
-)
+_BYTES: dict[str, Any] = {"type": "integer", "minimum": 0}
+_UPLOAD_ID = _id("upload_id", "The upload's id.")
+_TUS = _header("Tus-Resumable", "The version of tus: 1.0.0.", type="string", const="1.0.0")
+_CHECKSUM = _header("Upload-Checksum", "`sha256`, `sha1` or `md5`, a space, and the body's digest in base64.")
+_TUS_SUPPORT = _empty(204, "Headers: Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm.")
 _ONE_UPLOAD_ERRORS = (
     errors.UploadNotFound,
     errors.UploadGone,
@@ -199,12 +208,12 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/detections",
         "create_detection",
-        "Send a video, or JSON that names one; get the boxes of every frame.",
+        "Send a video, or JSON that names one, and get the boxes of every frame.",
         answers=(
             _DOCUMENT,
             Answer(
                 202,
-                "The job's report; its address is in Location. Also where too many wait already.",
+                "The job's report; its address is in Location. Also if too many requests already wait.",
                 shape=JobReport,
             ),
         ),
@@ -217,13 +226,12 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/uploads",
         "create_upload",
-        "Begin a resumable upload (tus 1.0.0), or join finished parts to one.",
+        "Create a resumable upload (tus 1.0.0), or join finished parts into one.",
         answers=(
-            Answer(
+            _empty(
                 201,
                 "The upload; its address is in Location. Headers: Upload-Expires, Upload-Offset; "
-                "Framebox-Job and Link, if it is a job already.",
-                (),
+                "Framebox-Job and Link if it has become a job.",
             ),
         ),
         errors=(
@@ -234,20 +242,16 @@ ROUTES: tuple[Route, ...] = (
         ),
         parameters=(
             _TUS,
-            Parameter("Upload-Length", "header", "The length in bytes.", _BYTES),
-            Parameter("Upload-Defer-Length", "header", "`1`: the length is told later.", _TEXT),
-            Parameter(
+            _header("Upload-Length", "The length in bytes.", **_BYTES),
+            _header("Upload-Defer-Length", "`1`: the length is sent later."),
+            _header(
                 "Upload-Metadata",
-                "header",
                 "Pairs of a key and a value in base64. `filename`: the video's name. `detect`: options "
                 "such as `model=hog-people&stride=10`, or empty; the job starts with the last byte.",
-                _TEXT,
             ),
-            Parameter(
+            _header(
                 "Upload-Concat",
-                "header",
                 "`partial`: a part of another upload. `final;` and the parts' addresses: join them.",
-                _TEXT,
             ),
             _CHECKSUM,
         ),
@@ -257,22 +261,19 @@ ROUTES: tuple[Route, ...] = (
         "OPTIONS",
         "/v1/uploads",
         "describe_uploads",
-        "What of tus there is: versions, extensions, the largest upload.",
-        answers=(
-            Answer(204, "Headers: Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm.", ()),
-        ),
+        "The supported versions and extensions of tus, and the largest upload.",
+        answers=(_TUS_SUPPORT,),
     ),
     Route(
         "HEAD",
         "/v1/uploads/<upload_id>",
         "get_upload",
-        "How far an upload is. A request that still writes to it is stopped.",
+        "An upload's offset. A request that is still writing to it is stopped.",
         answers=(
-            Answer(
+            _empty(
                 200,
                 "Headers: Upload-Offset, Upload-Length, Upload-Expires, Upload-Metadata, Upload-Concat; "
                 "Framebox-Job and Link once it has become a job.",
-                (),
             ),
         ),
         errors=_ONE_UPLOAD_ERRORS,
@@ -282,20 +283,18 @@ ROUTES: tuple[Route, ...] = (
         "PATCH",
         "/v1/uploads/<upload_id>",
         "append_to_upload",
-        "Go on with an upload. Whatever arrives of the body is kept.",
+        "Resume an upload. If the body breaks off, the part that arrived is kept.",
         answers=(
-            Answer(
-                204,
-                "Headers: Upload-Offset, Upload-Expires; Framebox-Job and Link once it has become a job.",
-                (),
+            _empty(
+                204, "Headers: Upload-Offset, Upload-Expires; Framebox-Job and Link once it has become a job."
             ),
         ),
         errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
         parameters=(
             _UPLOAD_ID,
             _TUS,
-            Parameter("Upload-Offset", "header", "Where the body begins: the upload's offset.", _BYTES),
-            Parameter("Upload-Length", "header", "The length, if it was not told before.", _BYTES),
+            _header("Upload-Offset", "Where the body begins: the upload's offset.", **_BYTES),
+            _header("Upload-Length", "The length, if it was not sent before.", **_BYTES),
             _CHECKSUM,
         ),
         takes_chunk=True,
@@ -304,8 +303,8 @@ ROUTES: tuple[Route, ...] = (
         "DELETE",
         "/v1/uploads/<upload_id>",
         "remove_upload",
-        "Give an upload up. A job that it has become goes on.",
-        answers=(Answer(204, "It is gone.", ()),),
+        "Delete an upload. If it has become a job, the job continues.",
+        answers=(_empty(204, "The upload is deleted."),),
         errors=_ONE_UPLOAD_ERRORS,
         parameters=(_UPLOAD_ID, _TUS),
     ),
@@ -314,12 +313,12 @@ ROUTES: tuple[Route, ...] = (
         "/v1/uploads/<upload_id>",
         "override_method",
         "For clients that cannot send PATCH, HEAD or DELETE: X-HTTP-Method-Override names the method.",
-        answers=(Answer(204, "As the method that is named.", ()),),
+        answers=(_empty(204, "As for the named method."),),
         errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
         parameters=(
             _UPLOAD_ID,
             _TUS,
-            Parameter("X-HTTP-Method-Override", "header", "The method.", _TEXT),
+            _header("X-HTTP-Method-Override", "The method."),
         ),
         takes_chunk=True,
     ),
@@ -327,10 +326,8 @@ ROUTES: tuple[Route, ...] = (
         "OPTIONS",
         "/v1/uploads/<upload_id>",
         "describe_upload",
-        "As for all uploads.",
-        answers=(
-            Answer(204, "Headers: Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm.", ()),
-        ),
+        "The same as for the address of all uploads.",
+        answers=(_TUS_SUPPORT,),
         parameters=(_UPLOAD_ID,),
     ),
     Route(
@@ -341,14 +338,11 @@ ROUTES: tuple[Route, ...] = (
         answers=(Answer(200, "A page of jobs.", shape=schemas.JobList),),
         errors=(errors.InvalidOption,),
         parameters=(
-            Parameter("state", "query", "Jobs of this state alone.", {"type": "string", "enum": [*JobState]}),
-            Parameter(
-                "limit",
-                "query",
-                "Jobs a page.",
-                {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_JOBS, "default": 50},
+            query_parameter("state", "Only jobs in this state.", type="string", enum=[*JobState]),
+            query_parameter(
+                "limit", "Jobs per page.", type="integer", minimum=1, maximum=MAX_PAGE_JOBS, default=50
             ),
-            Parameter("cursor", "query", "The last job seen: see `next` of the page before.", _TEXT),
+            query_parameter("cursor", "The last job seen, as in `next` of the previous page."),
         ),
     ),
     Route(
@@ -364,15 +358,15 @@ ROUTES: tuple[Route, ...] = (
         "DELETE",
         "/v1/jobs/<job_id>",
         "remove_job",
-        "Cancel a job that is queued or running; forget one that has ended, with its files.",
+        "Cancel a queued or running job; delete a finished one with its files.",
         answers=(
             Answer(
                 202,
-                "Cancellation was asked for: the report. A queued job is cancelled at once, a running one "
-                "within seconds.",
+                "Cancellation is requested; the body is the report. A queued job is cancelled at once, a "
+                "running one within seconds.",
                 shape=JobReport,
             ),
-            Answer(204, "The job had ended; it and its files are gone.", ()),
+            _empty(204, "The finished job and its files are deleted."),
         ),
         errors=(errors.JobNotFound,),
         parameters=(_JOB_ID,),
@@ -381,11 +375,11 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         "/v1/jobs/<job_id>/result",
         "get_result",
-        "A job's document; ranges and conditions as HTTP has them. A failed job's problem document.",
+        "A job's document, with ranges and conditional requests; for a failed job, its problem document.",
         answers=(
             _DOCUMENT,
-            Answer(206, "The range that was asked for.", _DOCUMENT.media_types),
-            Answer(304, "The client has it already.", ()),
+            Answer(206, "The requested range.", _DOCUMENT.media_types),
+            _empty(304, "The client's copy is current."),
         ),
         errors=(
             errors.InvalidOption,
@@ -408,38 +402,38 @@ ROUTES: tuple[Route, ...] = (
         "The job's report whenever it changes, as server-sent events `progress` and, last, `end`.",
         answers=(
             Answer(200, "The events; `data` is the report.", ("text/event-stream",)),
-            Answer(204, "The client has seen the job's end (Last-Event-ID).", ()),
+            _empty(204, "The client has already seen the job's end (Last-Event-ID)."),
         ),
         errors=(errors.JobNotFound, errors.Busy),
-        parameters=(_JOB_ID, Parameter("Last-Event-ID", "header", "The last event seen.", _TEXT)),
+        parameters=(_JOB_ID, _header("Last-Event-ID", "The last event seen.")),
     ),
     Route(
         "GET",
         "/v1/models",
         "list_models",
-        "The models that can be asked for.",
+        "The models that a request can choose.",
         answers=(Answer(200, "The models.", shape=schemas.ModelList),),
     ),
     Route(
         "GET",
         "/livez",
         "is_alive",
-        "Whether the HTTP side answers.",
-        answers=(Answer(200, "It does.", shape=schemas.Alive),),
+        "Whether the HTTP server answers.",
+        answers=(Answer(200, "It answers.", shape=schemas.Alive),),
     ),
     Route(
         "GET",
         "/readyz",
         "is_ready",
         "Whether a job posted now would be run.",
-        answers=(Answer(200, "It would.", shape=schemas.Readiness),),
+        answers=(Answer(200, "The service is ready.", shape=schemas.Readiness),),
         errors=(errors.NotReady,),
     ),
     Route(
         "GET",
         "/metrics",
         "get_metrics",
-        "Counters in Prometheus' text format.",
+        "Metrics in Prometheus' text format.",
         answers=(Answer(200, "The metrics.", ("text/plain",)),),
     ),
     Route(
@@ -453,25 +447,27 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         "/docs",
         "show_docs",
-        "This description, to be read.",
-        answers=(Answer(200, "A page.", (HTML,)),),
+        "This description as a web page.",
+        answers=(_PAGE,),
     ),
     Route(
         "GET",
         "/docs/errors",
         "show_errors",
         "Every error's code, status and meaning.",
-        answers=(Answer(200, "A page.", (HTML,)),),
+        answers=(_PAGE,),
     ),
-    Route("GET", "/", "show_dashboard", "The jobs at a glance.", answers=(Answer(200, "A page.", (HTML,)),)),
+    Route("GET", "/", "show_dashboard", "An overview of the jobs.", answers=(_PAGE,)),
     Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
     Route(
         "GET",
         "/_internal/admit-upload",
         "admit_upload_body",
-        "nginx asks the same about a part of an upload.",
+        "nginx asks the same about a request of a resumable upload.",
     ),
-    Route("GET", "/_internal/again", "answer_again", "nginx asks for the answer to a key that is known."),
-    Route("POST", "/_internal/body", "create_from_body", "nginx has written a video to disk by itself."),
+    Route(
+        "GET", "/_internal/again", "answer_again", "nginx asks for the answer to a request with a known key."
+    ),
+    Route("POST", "/_internal/body", "create_from_body", "nginx has written a video to disk."),
     Route("GET", "/_internal/unspooled", "explain_unspooled", "nginx asks why it could not write a video."),
 )

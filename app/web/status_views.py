@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from flask import Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from app.detection.model_facts import ModelFacts, ModelState
 from app.errors import NotReady
-from app.jobs.engine_status import SILENT_SECONDS, HostStatus, why_not_ready
+from app.jobs.engine_status import SILENT_SECONDS, why_not_ready
 from app.jobs.queue import JobQueue
 from app.web import schemas
 from app.web.options import usable_models
@@ -108,19 +108,14 @@ class _InstanceCollector(Collector):
         engine = self._service.heartbeats.engine()
         is_ready = float(why_not_ready(engine, now=time.time()) is None)
         yield GaugeMetricFamily("framebox_engine_ready", "1 while the engine takes jobs.", is_ready)
-        yield from _host_gauges(engine.hosts)
+        for name, text in _HOST_GAUGES.items():
+            help_text = f"Of a host, by its number and device: {text}"
+            gauge = GaugeMetricFamily(f"framebox_host_{name}", help_text, labels=["host", "device"])
+            for number, host in enumerate(engine.hosts):  # several hosts may share a device
+                gauge.add_metric([str(number), host.device], float(getattr(host, name)))
+            yield gauge
         age = _heartbeat_age(self._service.heartbeats.courier_at())
         is_alive = float(age is not None and age <= SILENT_SECONDS)
         yield GaugeMetricFamily("framebox_courier_ready", "1 while the courier lives.", is_alive)
         available = float(self._service.space.available_bytes())
         yield GaugeMetricFamily("framebox_disk_available_bytes", "Room left for uploads.", available)
-
-
-def _host_gauges(hosts: Sequence[HostStatus]) -> Iterator[GaugeMetricFamily]:
-    """Yield what each host reports; several hosts may share a device."""
-    for name, text in _HOST_GAUGES.items():
-        help_text = f"Of a host, by its number and device: {text}"
-        gauge = GaugeMetricFamily(f"framebox_host_{name}", help_text, labels=["host", "device"])
-        for number, host in enumerate(hosts):
-            gauge.add_metric([str(number), host.device], float(getattr(host, name)))
-        yield gauge

@@ -27,7 +27,7 @@ from app.errors import (
 )
 from app.storage.data_folder import JOB_ID
 from app.storage.hashing import ALGORITHMS, Checksum
-from app.storage.uploads import About, UploadFacts
+from app.storage.uploads import UploadFacts
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -132,7 +132,12 @@ def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
             {"offset_bytes": upload.offset_bytes},
         )
     if upload.is_spent and patch.body_bytes != 0:
-        raise UploadGone("The upload has been used.", _link_to_user(upload.about))
+        link: dict[str, Any] = {}
+        if upload.about.job_id is not None:
+            link = {"instance": f"/v1/jobs/{upload.about.job_id}"}
+        elif upload.about.final_id is not None:
+            link = {"instance": f"/v1/uploads/{upload.about.final_id}"}
+        raise UploadGone("The upload has been used.", link)
     known = upload.about.length_bytes
     if known is not None and patch.length_bytes not in (None, known):
         raise _invalid("Upload-Length", f"{known}, which was told before")
@@ -145,13 +150,6 @@ def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
     if patch.body_bytes is not None and patch.body_bytes > left:
         raise _too_long(left)
     return left
-
-
-def _link_to_user(about: About) -> dict[str, Any]:
-    """Return a problem document's link to the job or upload that has used an upload."""
-    if about.job_id is not None:
-        return {"instance": f"/v1/jobs/{about.job_id}"}
-    return {} if about.final_id is None else {"instance": f"/v1/uploads/{about.final_id}"}
 
 
 def _too_long(limit_bytes: int) -> BodyTooLarge:

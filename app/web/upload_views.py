@@ -49,7 +49,14 @@ class UploadViews:
             if upload_id is None:
                 return self._create(head)
             if method == "HEAD":
-                return self._describe(upload_id)
+                # A request that writes to the upload is stopped: this client will resume it.
+                with self._uploads.hold(upload_id, owner=g.owner) as held:
+                    facts = held.settle()
+                    job = self._job_of(held, facts)
+                length = facts.about.length_bytes
+                declared = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
+                headers = dict(facts.about.notes) | declared | _progress_headers(facts, job)
+                return Response(status=200, headers=headers)
             if method == "DELETE":
                 with self._uploads.hold(upload_id, owner=g.owner) as held:
                     held.remove()
@@ -67,22 +74,26 @@ class UploadViews:
     create_upload = describe_uploads = serve_upload
     get_upload = append_to_upload = remove_upload = override_method = describe_upload = serve_upload
 
-    def _describe(self, upload_id: str) -> Response:
-        """Answer HEAD. A request that writes to the upload is stopped: this client will resume it."""
-        with self._uploads.hold(upload_id, owner=g.owner) as held:
-            facts = held.settle()
-            job = self._job_of(held, facts)
-        length = facts.about.length_bytes
-        declared = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
-        headers = dict(facts.about.notes) | declared | _progress_headers(facts, job)
-        return Response(status=200, headers=headers)
-
     # ---- bytes
 
     def _create(self, head: RequestHead) -> Response:
         creation = read_creation(head, self._service)
         if creation.parts:
-            facts, job = self._join(creation)
+            about = About(g.owner, None, parts=creation.parts, notes=creation.kept_headers)
+            limit = self._service.limits.max_upload_bytes
+            try:
+                facts = join_uploads(self._uploads, self._service.space, about, limit_bytes=limit)
+            except NotAPart as fault:
+                raise InvalidOption(
+                    f"Upload-Concat: {fault} was not created as a part.",
+                    {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
+                ) from fault
+            except PartUsed as fault:
+                raise UploadGone(
+                    f"The part {fault.part_id} has been used.", {"instance": f"{ADDRESS}/{fault.final_id}"}
+                ) from fault
+            with self._uploads.hold(facts.id, owner=g.owner) as held:
+                job = self._job_of(held, facts)
         else:
             about = About(
                 g.owner, creation.length_bytes, is_part=creation.is_part, notes=creation.kept_headers
@@ -96,23 +107,6 @@ class UploadViews:
                 raise
         headers = {"Location": f"{ADDRESS}/{facts.id}"} | _progress_headers(facts, job)
         return Response(status=201, headers=headers)
-
-    def _join(self, creation: tus.Creation) -> tuple[UploadFacts, Job | None]:
-        about = About(g.owner, None, parts=creation.parts, notes=creation.kept_headers)
-        limit = self._service.limits.max_upload_bytes
-        try:
-            facts = join_uploads(self._uploads, self._service.space, about, limit_bytes=limit)
-        except NotAPart as fault:
-            raise InvalidOption(
-                f"Upload-Concat: {fault} was not created as a part.",
-                {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
-            ) from fault
-        except PartUsed as fault:
-            raise UploadGone(
-                f"The part {fault.part_id} has been used.", {"instance": f"{ADDRESS}/{fault.final_id}"}
-            ) from fault
-        with self._uploads.hold(facts.id, owner=g.owner) as held:
-            return facts, self._job_of(held, facts)
 
     def _receive(self, upload_id: str, patch: tus.Patch | None) -> tuple[UploadFacts, Job | None]:
         with self._uploads.hold(upload_id, owner=g.owner) as held:

@@ -238,6 +238,15 @@ def test_what_a_model_raises_at_load_is_its_fault(
         use_once(pool, "b")
 
 
+def test_a_fault_at_load_keeps_its_cause(profiles: ProfileStore[ModelProfile]) -> None:
+    fault, cause = ModelFault("The file cannot be read."), ValueError("not JSON")
+    fault.__cause__ = cause
+    with ModelPool(device="cpu", load=Loads(a=fault), profiles=profiles) as pool:
+        with pytest.raises(ModelFault) as caught:
+            use_once(pool, "a")
+        assert caught.value.__cause__ is cause
+
+
 def test_a_lost_device_is_not_the_models_fault(profiles: ProfileStore[ModelProfile]) -> None:
     fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     with (

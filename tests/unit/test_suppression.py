@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from app.detection.network_output import (
+    DEFAULT_MAX_BOXES,
     FLOOR_SCORE,
-    MAX_BOXES,
     Candidates,
     Layout,
     Reading,
@@ -162,5 +162,5 @@ def test_a_frame_full_of_boxes_keeps_the_best_and_no_more_than_the_limit() -> No
     boxes = torch.stack([places * 10, places * 10, torch.full((count,), 5.0), torch.full((count,), 5.0)])
     output = torch.cat([boxes, torch.linspace(0.1, 0.9, count)[None]])[None]
     kept = rows_of(output, Layout.YOLO, 0, 0.45)
-    assert len(kept) == MAX_BOXES
+    assert len(kept) == DEFAULT_MAX_BOXES
     assert kept[0][4] == pytest.approx(0.9)

@@ -30,12 +30,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.detection.network_input import Channels, NetworkInput, PixelRules
-from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, BoxFormat, Coordinates, Layout, Reading
+from app.detection.network_output import (
+    DEFAULT_MAX_BOXES,
+    FLOOR_SCORE,
+    BoxFormat,
+    Coordinates,
+    Layout,
+    Reading,
+)
 from app.detection.precision import Precision
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault
 
-MOST_BOXES = 1000
+MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
 
 DeclarationModel = TypeVar("DeclarationModel", bound=BaseModel)
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -60,7 +67,7 @@ class Declaration(BaseModel):
     channels: Channels = Channels.RGB
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
     max_overlap: float = Field(default=0.45, gt=0, le=1)
-    max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
+    max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None  # None: that of FRAMEBOX_PRECISION
 
     @property
@@ -103,8 +110,17 @@ def read_declaration(
     known: dict[str, object] = {}
     if takes.width is not None and takes.height is not None:
         known["input"] = (takes.width, takes.height)
-    if "names" in values:
-        known["labels"] = _labels(name, values["names"])
+    if "names" in values:  # a list, or a mapping from 0, 1, 2 …
+        names = values["names"]
+        if isinstance(names, Mapping):
+            numbered = {str(key): str(label) for key, label in names.items()}
+            if set(numbered) != {str(number) for number in range(len(numbered))}:
+                raise ModelFault(f"Model {name!r} has labels whose numbers are not 0 to {len(numbered) - 1}.")
+            known["labels"] = tuple(numbered[str(number)] for number in range(len(numbered)))
+        elif isinstance(names, list | tuple):
+            known["labels"] = tuple(str(label) for label in names)
+        else:
+            raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
     size = values.get("imgsz")
     if isinstance(size, int):
         known["input"] = (size, size)
@@ -127,18 +143,6 @@ def _literal(value: object) -> object:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
-
-
-def _labels(name: str, names: object) -> tuple[str, ...]:
-    """Return the labels of ``names``, a list, or a mapping from 0, 1, 2 …"""
-    if isinstance(names, Mapping):
-        numbered = {str(key): str(label) for key, label in names.items()}
-        if set(numbered) != {str(number) for number in range(len(numbered))}:
-            raise ModelFault(f"Model {name!r} has labels whose numbers are not 0 to {len(numbered) - 1}.")
-        return tuple(numbered[str(number)] for number in range(len(numbered)))
-    if isinstance(names, list | tuple):
-        return tuple(str(label) for label in names)
-    raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
 
 
 def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:

@@ -89,7 +89,11 @@ def load_entry_point(
         raise ModelFault(f"Model {name!r}: module {module_name} has no class {class_name}.")
     try:
         inner = kind(content.files.folder, device)
-        _check_members(name, inner)
+        absent = [member for member in _MEMBERS if not hasattr(inner, member)]
+        absent += [member for member in _METHODS if not callable(getattr(inner, member, len))]
+        if absent:
+            what = f"class {type(inner).__name__} has no {', '.join(absent)}"
+            raise ModelFault(f"Model {name!r}: {what}.")  # noqa: TRY301 - what the lookup raises is caught here
         fingerprint = hashlib.sha256(f"{content.fingerprint(revision)} {code}".encode()).hexdigest()
         detector = EntryPointDetector(inner, name=name, fingerprint=fingerprint, device=device)
         _check_detector(detector)
@@ -100,13 +104,6 @@ def load_entry_point(
     if hash_model(name, content.files).digests != content.digests:
         raise changed_fault(name)  # it has read files of its own
     return detector
-
-
-def _check_members(name: str, inner: object) -> None:
-    absent = [member for member in _MEMBERS if not hasattr(inner, member)]
-    absent += [member for member in _METHODS if not callable(getattr(inner, member, len))]
-    if absent:
-        raise ModelFault(f"Model {name!r}: class {type(inner).__name__} has no {', '.join(absent)}.")
 
 
 def _failed(name: str, what: str, error: BaseException) -> ModelFault:
@@ -151,7 +148,7 @@ def _check_detector(detector: EntryPointDetector) -> None:
 
 
 def _import(content: ModelContent, module_name: str) -> tuple[ModuleType, str]:
-    """Return the module, and the hash of its code if that is not among the model's own files."""
+    """Return the module, and the SHA-256 of its package's code if that is not among the model's files."""
     first = module_name.partition(".")[0]
     try:
         if f"{first}.py" in content.digests or f"{first}/__init__.py" in content.digests:
@@ -161,30 +158,24 @@ def _import(content: ModelContent, module_name: str) -> tuple[ModuleType, str]:
                 sys.meta_path.append(_FolderImporter(content, package))
             return importlib.import_module(f"{package}.{module_name}"), ""
         module = importlib.import_module(module_name)
-        return module, _code_hash(importlib.import_module(first))
+        installed = importlib.import_module(first)
+        # Python imports a package once: what changes on disk after the first call is not what runs.
+        code: str | None = vars(installed).get("__framebox_code__")
+        if code is None:
+            folders = [Path(folder) for folder in getattr(installed, "__path__", ())]
+            files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+            if not files and installed.__file__ is not None:
+                files = [Path(installed.__file__)]
+            digest = hashlib.sha256()
+            for file in files:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            code = digest.hexdigest()
+            vars(installed)["__framebox_code__"] = code
     except ModelFault:
         raise
     except (Exception, SystemExit) as error:
         raise _failed(content.name, f"module {module_name} cannot be imported", error) from error
-
-
-def _code_hash(package: ModuleType) -> str:
-    """Return the SHA-256 of an installed package's Python files, as they were at the first call.
-
-    Python imports a package once: what changes on disk later is not what runs.
-    """
-    known = vars(package).get("__framebox_code__")
-    if known is not None:
-        return str(known)
-    folders = [Path(folder) for folder in getattr(package, "__path__", ())]
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    if not files and package.__file__ is not None:
-        files = [Path(package.__file__)]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    vars(package)["__framebox_code__"] = digest.hexdigest()
-    return digest.hexdigest()
+    return module, code
 
 
 class _FolderImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from app.detection.model_files import ModelContent
-from app.detection.model_formats.declaration import MOST_BOXES, validated
+from app.detection.model_formats.declaration import MAX_BOXES, validated
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
-from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, Layout, Reading
+from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
@@ -59,7 +59,7 @@ class FolderDeclaration(BaseModel):
 
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)  # as transformers' own pipeline has it
-    max_boxes: int | None = Field(default=None, ge=1, le=MOST_BOXES)
+    max_boxes: int | None = Field(default=None, ge=1, le=MAX_BOXES)
     precision: Precision | None = None
 
 
@@ -93,14 +93,20 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
             "backbone is of transformers (of facebook/detr-resnet-50 the revision no_timm)."
         )
     settings = _json(content, PROCESSOR_FILE)
-    processor = _processor(content.name, settings)
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "none")
+    plain = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if plain not in PROCESSORS:
+        raise ModelFault(
+            f"Model {content.name!r} names {kind} as its image processor; served are {', '.join(PROCESSORS)}."
+        )
+    processor = PROCESSORS[plain]
     module = _module(content, config)
     id2label = module.config.id2label
     labels = declaration.labels or tuple(
         id2label.get(number, str(number)) for number in range(max(id2label) + 1)
     )
     queries = getattr(module.config, "num_queries", None)
-    query_count = min(queries, MOST_BOXES) if isinstance(queries, int) else MAX_BOXES
+    query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
     max_boxes = declaration.max_boxes or processor.max_boxes or query_count
     rules = NetworkRules(
         fitting=_fitting(content.name, settings, processor),
@@ -122,16 +128,6 @@ def _json(content: ModelContent, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFault(f"The {file} of model {content.name!r} is not a JSON object.")
     return value
-
-
-def _processor(name: str, settings: Mapping[str, Any]) -> Processor:
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "none"
-    plain = str(kind).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if plain in PROCESSORS:
-        return PROCESSORS[plain]
-    raise ModelFault(
-        f"Model {name!r} names {kind} as its image processor; served are {', '.join(PROCESSORS)}."
-    )
 
 
 def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fitting:
@@ -163,7 +159,19 @@ def _pixels(settings: Mapping[str, Any]) -> PixelRules:
 
 
 def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
-    transformers, load_weights = _transformers(content.name)
+    try:
+        import huggingface_hub  # noqa: PLC0415 - optional, and large
+        import transformers  # noqa: PLC0415
+        from safetensors.torch import load as load_weights  # noqa: PLC0415
+    except ImportError as error:
+        raise ModelFault(
+            f"Model {content.name!r} is a folder of Hugging Face; to serve it, pip install -r "
+            "requirements-huggingface.txt."
+        ) from error
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # whatever a config names, nothing is fetched
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     kinds = transformers.models.auto.modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
     if config.get("model_type") not in kinds:
         raise ModelFault(
@@ -209,20 +217,3 @@ def _weight_files(content: ModelContent) -> list[str]:
             "wanted. Pickles such as pytorch_model.bin are not opened: save it again with save_pretrained."
         )
     return files
-
-
-def _transformers(name: str) -> tuple[ModuleType, Any]:
-    try:
-        import huggingface_hub  # noqa: PLC0415 - optional, and large
-        import transformers  # noqa: PLC0415
-        from safetensors.torch import load  # noqa: PLC0415
-    except ImportError as error:
-        raise ModelFault(
-            f"Model {name!r} is a folder of Hugging Face; to serve it, pip install -r "
-            "requirements-huggingface.txt."
-        ) from error
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # whatever a config names, nothing is fetched
-    logging: Any = transformers.utils.logging
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    return transformers, load

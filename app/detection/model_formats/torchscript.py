@@ -37,7 +37,19 @@ class TorchScriptNetwork:
 
 def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScriptNetwork, dict[str, object]]:
     """Return the network and its metadata. Raises ModelFault for any other file, and says what it is."""
-    _check_archive(name, content)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            inner = {file.partition("/")[2] for file in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is not an archive.") from error
+    if "constants.pkl" not in inner:
+        if any(file.startswith("models/") for file in inner):
+            raise ModelFault(f"Model {name!r} is of torch.export; give its file the suffix .pt2.")
+        raise ModelFault(
+            f"Model {name!r} is a pickle of torch.save, which is not opened: it holds no network, and may "
+            "run any code. Export the network, for instance with: "
+            "yolo export model=<file>.pt format=torchscript"
+        )
     extra_files = {METADATA_FILE: ""}
     try:
         with warnings.catch_warnings():
@@ -65,19 +77,3 @@ def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScrip
         dtype=types[0] if types else torch.float32,
     )
     return TorchScriptNetwork(module.eval(), takes), metadata
-
-
-def _check_archive(name: str, content: bytes) -> None:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inner = {file.partition("/")[2] for file in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is not an archive.") from error
-    if "constants.pkl" in inner:
-        return
-    if any(file.startswith("models/") for file in inner):
-        raise ModelFault(f"Model {name!r} is of torch.export; give its file the suffix .pt2.")
-    raise ModelFault(
-        f"Model {name!r} is a pickle of torch.save, which is not opened: it holds no network, and may run "
-        "any code. Export the network, for instance with: yolo export model=<file>.pt format=torchscript"
-    )

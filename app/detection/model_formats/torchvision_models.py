@@ -12,17 +12,16 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from app.detection.model_files import ModelContent
-from app.detection.model_formats.declaration import MOST_BOXES, validated
+from app.detection.model_formats.declaration import MAX_BOXES, validated
 from app.detection.network import LoadedNetwork, NetworkRules, reason
 from app.detection.network_input import NetworkInput, PixelRules
-from app.detection.network_output import FLOOR_SCORE, MAX_BOXES, Layout, Reading
+from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
@@ -36,7 +35,7 @@ class WeightsDeclaration(BaseModel):
     architecture: str
     labels: tuple[str, ...] = Field(min_length=2)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)
-    max_boxes: int = Field(default=MAX_BOXES, ge=1, le=MOST_BOXES)
+    max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None
 
 
@@ -62,7 +61,37 @@ def load_torchvision(
     """
     declaration = validated(content.name, WeightsDeclaration, declared)
     weights = read_weights(content.name, content.read(file))
-    module = _module(content.name, declaration, weights)
+    try:
+        from torchvision import models  # noqa: PLC0415 - optional, and large
+    except ImportError as error:
+        raise ModelFault(
+            f"Model {content.name!r} is of torchvision; to serve it, pip install torchvision==0.28.0."
+        ) from error
+    except RuntimeError as error:  # its operators are compiled for another build of torch
+        raise ModelFault(
+            f"Model {content.name!r} is of torchvision, and the torchvision that is installed is not built "
+            f"for torch {torch.__version__}. Install both from the same index."
+        ) from error
+    known = models.list_models(module=models.detection)
+    if declaration.architecture not in known:
+        raise ModelFault(
+            f"Model {content.name!r} declares the architecture {declaration.architecture!r}; torchvision has "
+            f"{', '.join(known)}."
+        )
+    try:
+        module = models.get_model(
+            declaration.architecture,
+            weights=None,
+            weights_backbone=None,
+            num_classes=len(declaration.labels),
+        )
+        module.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelFault(
+            f"The weights of model {content.name!r} are not those of a {declaration.architecture} with "
+            f"{len(declaration.labels)} labels, the background counted: {reason(error)}."
+        ) from error
+    module.eval()
     # Pictures are scaled as the model itself would, so that the decoder can do it before.
     transform = module.transform
     fitting: Fitting = ShortSide(transform.min_size[-1], transform.max_size)
@@ -99,37 +128,3 @@ def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
             f"Model {name!r} holds no state dict. Save it with torch.save(network.state_dict(), file)."
         )
     return weights
-
-
-def _module(name: str, declaration: WeightsDeclaration, weights: dict[str, Tensor]) -> Any:
-    try:
-        from torchvision import models  # noqa: PLC0415 - optional, and large
-    except ImportError as error:
-        raise ModelFault(
-            f"Model {name!r} is of torchvision; to serve it, pip install torchvision==0.28.0."
-        ) from error
-    except RuntimeError as error:  # its operators are compiled for another build of torch
-        raise ModelFault(
-            f"Model {name!r} is of torchvision, and the torchvision that is installed is not built for torch "
-            f"{torch.__version__}. Install both from the same index."
-        ) from error
-    known = models.list_models(module=models.detection)
-    if declaration.architecture not in known:
-        raise ModelFault(
-            f"Model {name!r} declares the architecture {declaration.architecture!r}; torchvision has "
-            f"{', '.join(known)}."
-        )
-    try:
-        module = models.get_model(
-            declaration.architecture,
-            weights=None,
-            weights_backbone=None,
-            num_classes=len(declaration.labels),
-        )
-        module.load_state_dict(weights)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelFault(
-            f"The weights of model {name!r} are not those of a {declaration.architecture} with "
-            f"{len(declaration.labels)} labels, the background counted: {reason(error)}."
-        ) from error
-    return module.eval()
