@@ -81,7 +81,7 @@ def _serve_plainly(text: str) -> str:
 
 
 def measure(folder: Path, size_bytes: int, rounds: int) -> None:
-    with running_instance(folder, change_nginx_conf=_serve_plainly) as instance:
+    with running_instance(folder, _serve_plainly) as instance:
         posted = requests.post(f"{instance.url}/v1/detections", data=b'{"frames": 3}', timeout=60)
         job_id = posted.headers["Framebox-Job"]
         write_answer(instance.folder.result(job_id, "pairs"), size_bytes)
