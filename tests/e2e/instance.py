@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import psutil
 import requests
+from killing import kill_all
 from ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -117,9 +117,7 @@ class Instance:
     def kill(self) -> None:
         """End what is left of it, whatever state it is in."""
         if self._process is not None:
-            for process in self.processes():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_all(self.processes())
             self._process.wait(STOP_SECONDS)
             self._process = None
 

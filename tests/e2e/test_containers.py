@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 from instance import CHECKOUT
+from killing import kill_all
 from ports import free_port
 from ruamel.yaml import YAML
 
@@ -100,9 +101,7 @@ class Container:
         if self._process is not None and self._process.poll() is None:
             family = psutil.Process(self._process.pid).children(recursive=True)
             self._process.kill()
-            for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_all(family)
             self._process.wait(10)
             psutil.wait_procs(family, timeout=10)
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import requests
 from instance import CHECKOUT, Instance, repeat_clip
+from killing import kill_all
 
 OPTIONS = {"model": "hog-people", "max_side": 240}  # small pictures, soon done
 
@@ -113,8 +114,7 @@ def test_a_killed_http_worker_loses_the_connection_but_not_the_job(
 ) -> None:
     client = Waiting(instance, video)
     wait_for_parts(instance, client.job_id, 1)
-    for worker in instance.http_workers():
-        worker.kill()
+    kill_all(instance.http_workers())
     client.join()
     instance.wait(instance.is_ready, 30, "new workers")
     assert instance.wait_for_end(client.job_id)["state"] == "succeeded"

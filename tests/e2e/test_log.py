@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 from instance import CHECKOUT
+from killing import kill_all
 from ports import free_port
 
 from app.programs.health import Address
@@ -79,8 +80,7 @@ def started(tmp_path: Path):
     instance = Started(tmp_path)
     yield instance
     if instance.process.poll() is None:
-        for process in instance.family():
-            process.kill()
+        kill_all(instance.family())
     instance.process.wait(10)
 
 
@@ -104,8 +104,7 @@ def test_every_line_is_json_and_a_start_says_what_it_is_at(started: Started) -> 
     started.wait_for("request", program="web", path="/v1/jobs", client="127.0.0.1")
     web, supervisor = started.program("gunicorn"), psutil.Process(started.process.pid)
     supervisor.suspend()  # it starts no other meanwhile
-    for process in [*web.children(), web]:
-        process.kill()
+    kill_all([*web.children(), web])
     assert requests.post(f"{started.url}/v1/detections?secret=1", data=b"x", timeout=30).status_code == 502
     supervisor.resume()
     told = {"client": "127.0.0.1", "method": "POST", "path": "/v1/detections"}

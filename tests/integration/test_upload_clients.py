@@ -19,6 +19,7 @@ import pytest
 import requests
 from browser import running_browser, send_form
 from double_engine import document
+from killing import kill_all
 from waiting import wait_until
 from web_instance import CHECKOUT, WebInstance, running_instance
 
@@ -206,8 +207,7 @@ def kill_client(_instance: WebInstance, client: subprocess.Popen[bytes]) -> None
 
 
 def kill_workers(instance: WebInstance, _client: subprocess.Popen[bytes]) -> None:
-    for worker in psutil.Process(instance.programs["gunicorn"].pid).children():
-        worker.kill()
+    kill_all(psutil.Process(instance.programs["gunicorn"].pid).children())
 
 
 START = {"tuspy": start_tuspy, "tus-js-client": start_tus_js, "parallel": start_tus_js}

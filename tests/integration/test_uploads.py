@@ -23,6 +23,7 @@ import psutil
 import pytest
 import requests
 from double_engine import document
+from killing import kill_all
 from raw_http import chunked, exchange
 from waiting import wait_until
 from web_instance import WebInstance, running_instance
@@ -491,8 +492,7 @@ def _offset_when_up(client: Client, address: str) -> int:
 
 def _kill(instance: WebInstance, victim: str) -> None:
     if victim == "worker":
-        for worker in psutil.Process(instance.programs["gunicorn"].pid).children():
-            worker.kill()
+        kill_all(psutil.Process(instance.programs["gunicorn"].pid).children())
     elif victim == "nginx":
         process = instance.programs.pop("nginx")
         os.killpg(process.pid, signal.SIGKILL)
