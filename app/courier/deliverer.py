@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -16,7 +16,7 @@ from app.egress.targets import TargetRefused, parse_target
 from app.errors import JobNotFound
 from app.failpoints import fail_point
 from app.jobs.deliveries import DeliveryStore, DueDelivery
-from app.jobs.report import callback_body
+from app.jobs.job import Job
 from app.jobs.store import JobStore
 from app.metrics import Metrics
 
@@ -30,13 +30,18 @@ class Deliverer:
         self,
         *,
         store: JobStore,
+        report: Callable[[Job], bytes],
         deliveries: DeliveryStore,
         outbound: Outbound,
         secrets: Sequence[str],
         metrics: Metrics,
     ) -> None:
-        """All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next."""
+        """`report` returns the body for an ended job: the same bytes in every attempt.
+
+        All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next.
+        """
         self._store = store
+        self._report = report
         self._deliveries = deliveries
         self._outbound = outbound
         self._signers = [Webhook(secret) for secret in secrets]
@@ -45,7 +50,7 @@ class Deliverer:
     def deliver(self, due: DueDelivery) -> None:
         """Make one attempt and record the outcome; give up after the last, or if no attempt can succeed."""
         try:
-            body = callback_body(self._store.get(due.job_id, owner=due.owner))
+            body = self._report(self._store.get(due.job_id, owner=due.owner))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
         if due.attempts >= MOST_ATTEMPTS:  # this process died during the last one

@@ -91,7 +91,7 @@ def _check_same_request(job: Job, request: JobRequest, source: VideoSource) -> N
     if differs:
         raise IdempotencyConflict(
             f"The Idempotency-Key was used for another request; {', '.join(differs)} differ.",
-            {"differs": differs, "instance": f"/v1/jobs/{job.id}"},
+            {"differs": differs, "job_id": job.id},
         )
 
 

@@ -161,16 +161,20 @@ class Intake:
 
     def _used_before(self, request: JobRequest, held: HeldUpload, facts: UploadFacts, job: Job | None) -> Job:
         """Return the job of an upload that was used, to the same request again; refuse any other."""
-        if job is not None:
-            if not facts.is_spent:  # a crash came in between
-                held.spend(job_id=job.id)
-            again = self._store.attach(request, job.source)
-            if again is not None:
-                return again
-            raise UploadGone("The upload has been used.", {"instance": f"/v1/jobs/{job.id}"})
-        final_id = facts.about.final_id
-        place = {} if final_id is None else {"instance": f"/v1/uploads/{final_id}"}
-        raise UploadGone("The upload has been used.", place)
+        if job is None:
+            raise used_upload(None, facts.about.final_id)
+        if not facts.is_spent:  # a crash came in between
+            held.spend(job_id=job.id)
+        again = self._store.attach(request, job.source)
+        if again is None:
+            raise used_upload(job.id, None)
+        return again
+
+
+def used_upload(job_id: str | None, final_id: str | None) -> UploadGone:
+    """Return the error of an upload whose bytes went into a job or another upload, if that is known."""
+    used_by = {"job_id": job_id, "upload_id": None if job_id else final_id}
+    return UploadGone("The upload has been used.", {name: id_ for name, id_ in used_by.items() if id_})
 
 
 def _display_name(name: str | None) -> str | None:

@@ -9,7 +9,6 @@ from structlog.contextvars import bind_contextvars
 
 from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError
 from app.jobs.job import Job
-from app.jobs.report import public_report
 from app.storage.bodies import SpooledBody
 from app.storage.space import free_bytes
 from app.storage.spool import Upload
@@ -17,6 +16,7 @@ from app.web.admission import Admission, BodyKind, admit, examine
 from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.head import Preference, RequestHead, head_in, head_of, parse_prefer
+from app.web.report import public_report
 from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service

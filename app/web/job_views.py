@@ -10,8 +10,8 @@ from flask import Response, g, request
 
 from app.errors import Busy, JobNotFound
 from app.jobs.job import Job, JobState
-from app.jobs.report import event_id, public_report
 from app.web.options import RENDERING_OPTIONS, Fault, invalid_options, parse_rendering
+from app.web.report import event_id, public_report
 from app.web.results import job_headers, json_response, send_end
 from app.web.routes import MAX_PAGE_JOBS
 from app.web.schemas import JobList

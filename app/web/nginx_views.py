@@ -16,6 +16,7 @@ from app.storage.bodies import folder_name
 from app.web.admission import admit
 from app.web.cors import cors_headers
 from app.web.head import head_in
+from app.web.problems import problem_of
 from app.web.service import Service
 from app.web.tus import VERSION
 from app.web.upload_admission import admit_upload_body
@@ -56,7 +57,7 @@ class NginxViews:
 
 def _refusal(error: FrameboxError) -> Response:
     """Answer no. Headers hold ASCII without line breaks, which is what `json.dumps` writes."""
-    problem = {**error.to_problem(), "request_id": g.request_id}
+    problem = {**problem_of(error), "request_id": g.request_id}
     response = Response(status=403)
     response.headers["Framebox-Refusal-Status"] = str(error.status)
     response.headers["Framebox-Refusal-Code"] = error.code

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from flask import Response, g, render_template
 
 from app.errors import FrameboxError
-from app.jobs.report import public_report
 from app.web.openapi import detection_parameters, openapi_document, openapi_path
 from app.web.options import describe_values
+from app.web.report import public_report
 from app.web.results import json_response
 from app.web.routes import ROUTES
 from app.web.service import Service

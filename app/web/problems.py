@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from app import errors
 from app.errors import FrameboxError, Problem
 from app.storage.space import is_disk_full
+from app.web.report import ADDRESSES
 
 _log = structlog.get_logger()
 
@@ -25,6 +26,17 @@ _BY_STATUS: dict[int, type[FrameboxError]] = {
     415: errors.UnsupportedMediaType,
     416: errors.RangeNotSatisfiable,
 }
+
+
+def problem_of(error: FrameboxError) -> Problem:
+    """Return the error's problem document. The id of a job or upload becomes its address, `instance`."""
+    problem: Problem = {}
+    for name, value in error.to_problem().items():
+        if name in ADDRESSES:
+            problem["instance"] = f"{ADDRESSES[name]}/{value}"
+        else:
+            problem[name] = value
+    return problem
 
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
@@ -50,7 +62,7 @@ def _on_framebox_error(error: FrameboxError) -> Response:
     # NotReady is requested every second, and its answer gives the reasons.
     if error.status >= 500 and not isinstance(error, errors.NotReady):
         _log.warning("request refused", code=error.code, detail=error.detail)
-    return problem_response(error.to_problem())
+    return problem_response(problem_of(error))
 
 
 def _on_http_exception(error: HTTPException) -> Response:

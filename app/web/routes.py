@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from app import errors
 from app.errors import FrameboxError
 from app.jobs.job import JobState, Priority, SourceKind
-from app.jobs.report import JobReport
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import TIMED_FORMATS, DocumentFormat
 from app.web import schemas
+from app.web.report import JobReport
 
 JSON = "application/json"
 HTML = "text/html"

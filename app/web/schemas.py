@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from app.detection.model_facts import ModelFacts, ModelState, PrecisionEffect, Refusal
 from app.jobs.engine_status import HostStatus
-from app.jobs.report import JobReport, Problem
 from app.video.sandbox_status import SandboxStatus
+from app.web.report import JobReport, Problem
 
 
 class _Shape(BaseModel):

@@ -89,9 +89,8 @@ class UploadViews:
                     {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
                 ) from fault
             except PartUsed as fault:
-                raise UploadGone(
-                    f"The part {fault.part_id} has been used.", {"instance": f"{ADDRESS}/{fault.final_id}"}
-                ) from fault
+                extensions = {"upload_id": fault.final_id}
+                raise UploadGone(f"The part {fault.part_id} has been used.", extensions) from fault
             with self._uploads.hold(facts.id, owner=g.owner) as held:
                 job = self._job_of(held, facts)
         else:

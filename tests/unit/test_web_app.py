@@ -37,7 +37,6 @@ from app.errors import NoVideoStream
 from app.jobs.database import Database
 from app.jobs.engine_status import HostStatus
 from app.jobs.job import OWNER, JobState, Progress
-from app.jobs.report import JobReport, Problem
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
 from app.programs.web import create_app
@@ -46,6 +45,7 @@ from app.storage.data_folder import DataFolder
 from app.version import VERSION
 from app.web.openapi import openapi_document, openapi_path
 from app.web.page_views import error_entries
+from app.web.report import JobReport, Problem
 from app.web.routes import ROUTES
 from app.web.schemas import Document, JobList, ModelList, Readiness
 
