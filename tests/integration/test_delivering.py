@@ -20,8 +20,7 @@ from sample_reports import model_report
 from standardwebhooks import Webhook
 from stores import Stores
 
-from app.courier.deliverer import Deliverer
-from app.courier.retry import MOST_ATTEMPTS
+from app.courier.deliverer import MOST_ATTEMPTS, Deliverer
 from app.egress.addresses import Address, AddressRules
 from app.egress.connection import Outbound, Timeouts, make_trust
 from app.jobs.deliveries import DeliveryStore
