@@ -75,14 +75,12 @@ class Deliverer:
         fail_point("delivery_begun")
         state, status, error = DeliveryState.PENDING, None, None
         now = datetime.now(UTC)
+        signatures = [signer.sign(due.id, now, body.decode()) for signer in self._signers]
         headers = {
             "Content-Type": "application/json",
             "webhook-id": due.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            # Receivers look for one signature that they can check.
-            "webhook-signature": " ".join(
-                signer.sign(due.id, now, body.decode()) for signer in self._signers
-            ),
+            "webhook-signature": " ".join(signatures),  # receivers look for one that they can check
         }
         try:
             target = parse_target(due.url, self._outbound.rules)

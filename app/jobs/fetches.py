@@ -102,9 +102,8 @@ class FetchStore:
     ) -> bool:
         """Change the record of a job whose video is still wanted; `ends`: and forget how to fetch it."""
         query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
-        with self._database.transaction(
-            *(Program if ends else (Program.WEB,)), durable=durable
-        ) as connection:
+        woken = Program if ends else (Program.WEB,)
+        with self._database.transaction(*woken, durable=durable) as connection:
             is_wanted = bool(connection.execute(query, (*values, job_id)).rowcount)
             if ends:
                 connection.execute("DELETE FROM fetches WHERE job_id = ?", (job_id,))

@@ -7,15 +7,16 @@ import time
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
-from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError
+from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError, MethodNotAllowed
 from app.jobs.job import Job
-from app.storage.bodies import SpooledBody
+from app.storage.bodies import SpooledBody, folder_name
 from app.storage.space import free_bytes
 from app.storage.spool import Upload
 from app.web.admission import Admission, BodyKind, admit, examine
 from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.head import Preference, RequestHead, head_in, head_of, parse_prefer
+from app.web.problems import nginx_refusal
 from app.web.report import public_report
 from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
@@ -42,6 +43,22 @@ class DetectionViews:
         if admission.earlier is not None:
             after_this_request(discard_rest_afterwards)
         return self._answer(job, admission, preference)
+
+    def admit_upload(self) -> Response:
+        """Answer nginx: whether this upload may begin, or which job makes its body unnecessary."""
+        head = head_in(request.headers)
+        try:
+            if head.method != "POST":  # with or without a body
+                raise MethodNotAllowed(f"{head.method[:20]} is not possible here.", {"allowed": ["POST"]})
+            spooled = request.headers.get("Framebox-Upload-Spooled", "")
+            body_folder = folder_name(g.request_id) if spooled else ""
+            admission = admit(head, self._service, key=g.request_id, body_folder=body_folder)
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            return nginx_refusal(error)
+        if admission.earlier is not None and not head.is_chunked:  # nginx would read a chunked body first
+            return Response(status=403, headers={"Framebox-Earlier-Job": admission.earlier.id})
+        return Response(status=204)
 
     def answer_again(self) -> Response:
         """Answer a request with a known idempotency key: nginx keeps its body and asks here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -48,6 +49,24 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
         response.headers["Retry-After"] = str(retry_after)
     response.headers["Cache-Control"] = "no-store"
     g.problem_code = problem["code"]
+    return response
+
+
+def nginx_refusal(error: FrameboxError) -> Response:
+    """Answer nginx's auth_request, which understands only yes (204) and no (403): no.
+
+    nginx sends the client the status and the problem document in the headers literally, and leaves the body
+    unread. Headers hold ASCII without line breaks, which is what `json.dumps` writes.
+    """
+    problem = {**problem_of(error), "request_id": g.request_id}
+    response = Response(status=403)
+    response.headers["Framebox-Refusal-Status"] = str(error.status)
+    response.headers["Framebox-Refusal-Code"] = error.code
+    response.headers["Framebox-Refusal-Problem"] = json.dumps(problem)
+    if isinstance(error, errors.MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(problem["allowed"])
+    if "retry_after_seconds" in problem:
+        response.headers["Retry-After"] = str(problem["retry_after_seconds"])
     return response
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import IO
@@ -21,12 +21,7 @@ class RequestTimes:
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._waits: dict[Wait, float] = {}
-
-    @property
-    def waits(self) -> Mapping[Wait, float]:
-        """Return the seconds of each kind of waiting so far."""
-        return self._waits
+        self.waits: dict[Wait, float] = {}  # seconds of each kind so far
 
     @property
     def total_seconds(self) -> float:
@@ -34,7 +29,7 @@ class RequestTimes:
 
     @property
     def serving_seconds(self) -> float:
-        return max(0.0, self.total_seconds - sum(self._waits.values()))
+        return max(0.0, self.total_seconds - sum(self.waits.values()))
 
     @contextmanager
     def waiting(self, wait: Wait) -> Iterator[None]:
@@ -42,7 +37,7 @@ class RequestTimes:
         try:
             yield
         finally:
-            self._waits[wait] = self._waits.get(wait, 0.0) + time.perf_counter() - started
+            self.waits[wait] = self.waits.get(wait, 0.0) + time.perf_counter() - started
 
 
 class TimedBody:
