@@ -70,8 +70,15 @@ class Intake:
         """
         facts = held.settle()
         became = self.job_of_upload(facts)
-        if became is not None or facts.is_spent:
-            return self._used_before(request, held, facts, became)
+        if became is not None:  # the same request gets that job again
+            if not facts.is_spent:  # a crash came in between
+                held.spend(job_id=became.id)
+            again = self._store.attach(request, became.source)
+            if again is None:
+                raise used_upload(became.id, None)
+            return again
+        if facts.is_spent:
+            raise used_upload(None, facts.about.final_id)
         if not facts.is_whole or facts.about.is_part:
             detail, length = "The upload is not finished.", facts.about.length_bytes
             if facts.about.is_part:
@@ -158,17 +165,6 @@ class Intake:
         if job.id != job_id:  # an equal request was faster
             self._folder.remove_job(job_id)
         return job
-
-    def _used_before(self, request: JobRequest, held: HeldUpload, facts: UploadFacts, job: Job | None) -> Job:
-        """Return the job of an upload that was used, to the same request again; refuse any other."""
-        if job is None:
-            raise used_upload(None, facts.about.final_id)
-        if not facts.is_spent:  # a crash came in between
-            held.spend(job_id=job.id)
-        again = self._store.attach(request, job.source)
-        if again is None:
-            raise used_upload(job.id, None)
-        return again
 
 
 def used_upload(job_id: str | None, final_id: str | None) -> UploadGone:

@@ -143,7 +143,11 @@ _DOCUMENT = Answer(
 )
 _PAGE = Answer(200, "A page.", (HTML,))
 _REPORT = Answer(200, "The job's report.", shape=JobReport)
-_VIDEO_ERRORS = (errors.UnsupportedVideo, *errors.UnusableVideo.__subclasses__(), errors.ModelFault)
+_VIDEO_ERRORS: tuple[type[FrameboxError], ...] = (
+    errors.UnsupportedVideo,
+    *errors.UnusableVideo.__subclasses__(),
+    errors.ModelFault,
+)
 _SOURCE_ERRORS = (errors.SourceNotFound, errors.SourceChanged, errors.SourceRefused, errors.SourceUnreachable)
 _BODY_ERRORS = (  # of every request with a video or a part of one
     errors.InvalidOption,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from app.detection.model_facts import ModelFacts, ModelState, PrecisionEffect, Refusal
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.video.sandbox_status import SandboxStatus
 from app.web.report import JobReport, Problem
 

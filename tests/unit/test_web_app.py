@@ -35,7 +35,7 @@ from stores import Stores
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
 from app.jobs.database import Database
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.jobs.job import OWNER, JobState, Progress
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
