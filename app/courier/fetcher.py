@@ -162,7 +162,19 @@ class Fetcher:
                 target = parse_target(fetch.url, self._outbound.rules)
                 run = _Run(fetch, target, held, fetch.version, size_bytes=size, farthest_bytes=size)
                 while not run.is_whole:
-                    self._go(run)
+                    self._check_time(run)
+                    try:
+                        self._try(run)
+                    except InsufficientStorage:
+                        _log.warning("no room on disk; the fetch waits")
+                        if not self._fetches.say_waiting(fetch.job_id, Waiting.DISK_SPACE):
+                            raise _NotWanted from None
+                        self._pause(NO_ROOM_SECONDS)
+                    except Unreachable as fault:
+                        self._note_progress(run)
+                        self._count_failure(run, str(fault), None, 0.0)
+                    except _TryLater as later:
+                        self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
             except TargetRefused as refusal:  # perhaps the rules have changed since it was accepted
                 raise SourceRefused(
                     f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed}
@@ -175,23 +187,8 @@ class Fetcher:
 
     # ---- one request after the other
 
-    def _go(self, run: _Run) -> None:
-        """Try once; wait if the next try must. Raises TargetRefused, or the error that ends the fetch."""
-        self._check_time(run)
-        try:
-            self._try(run)
-        except InsufficientStorage:
-            _log.warning("no room on disk; the fetch waits")
-            if not self._fetches.say_waiting(run.fetch.job_id, Waiting.DISK_SPACE):
-                raise _NotWanted from None
-            self._pause(NO_ROOM_SECONDS)
-        except Unreachable as fault:
-            self._note_progress(run)
-            self._count_failure(run, str(fault), None, 0.0)
-        except _TryLater as later:
-            self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
-
     def _try(self, run: _Run) -> None:
+        """Receive what one request brings. Raises Unreachable, _TryLater, or the error that ends it all."""
         asked = Received(run.size_bytes, run.version)
         with self._outbound.request("GET", run.target, headers=asked.headers()) as response:
             verdict, version = judge(response.status, response.headers, asked)

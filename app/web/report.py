@@ -26,14 +26,12 @@ ADDRESSES = {"job_id": "/v1/jobs", "upload_id": "/v1/uploads"}
 _STALE_SECONDS = 5.0  # the engine reports every second; if it does not, it is gone and the job stands still
 
 
-def _rfc3339(time: datetime) -> str:
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Timestamp = Annotated[  # in UTC, with milliseconds
-    datetime, PlainSerializer(_rfc3339), WithJsonSchema({"type": "string", "format": "date-time"})
+    datetime,
+    PlainSerializer(lambda time: time.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 
 

@@ -196,7 +196,7 @@ def test_pages_and_probes_answer(client: FlaskClient, address: str):
 
 
 def test_every_error_that_a_route_names_is_on_the_page_of_errors(client: FlaskClient):
-    codes = {entry.code for entry in error_entries()}
+    codes = {error.code for error, _ in error_entries()}
     assert {error.code for route in ROUTES for error in route.errors} <= codes
     page = client.get("/docs/errors").text
     assert all(f'id="{code}"' in page for code in codes)
