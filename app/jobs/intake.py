@@ -35,11 +35,7 @@ class Intake:
         self._ingest = ingest
 
     def from_stream(
-        self,
-        request: JobRequest,
-        receive: Callable[[Upload], str | None],
-        *,
-        expected_bytes: int | None,
+        self, request: JobRequest, receive: Callable[[Upload], str | None], *, expected_bytes: int | None
     ) -> Job:
         """Take a body that arrives through this process. `receive` writes it and returns the file's name.
 

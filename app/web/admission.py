@@ -13,7 +13,7 @@ from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
 from app.jobs.job import Callback, Job, JobRequest, Priority, VideoSource
 from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
-from app.web.head import Query, RequestHead, parse_prefer
+from app.web.head import RequestHead, parse_prefer
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES
@@ -67,7 +67,7 @@ def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "
 def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
     """Check an upload that has already arrived: `admit` without reserving space or checking the queue."""
     options = parse_options(head.query)
-    request = _job_request(
+    request = job_request(
         options,
         service,
         request_id=key,
@@ -84,17 +84,18 @@ def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
     return Admission(options, request, body_kind, boundary, digests, earlier)
 
 
-def queued_request(query: Query, service: Service, *, request_id: str) -> JobRequest:
-    """Return the request for a job that no client waits for. Raises InvalidOption, EngineUnavailable."""
-    return _job_request(
-        parse_options(query), service, request_id=request_id, idempotency_key=None, waits=False
-    )
-
-
-def _job_request(
-    options: RequestOptions, service: Service, *, request_id: str, idempotency_key: str | None, waits: bool
+def job_request(
+    options: RequestOptions,
+    service: Service,
+    *,
+    request_id: str,
+    idempotency_key: str | None = None,
+    waits: bool = False,
 ) -> JobRequest:
-    """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ."""
+    """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ.
+
+    Raises InvalidOption, EngineUnavailable.
+    """
     models = service.heartbeats.engine().models
     model = check_model(options.detection, models, service.limits.default_model)
     usual = Priority.INTERACTIVE if waits else Priority.BATCH

@@ -22,7 +22,7 @@ from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES, accept_named
-from app.web.waiting import client_is_gone, wait_for_end
+from app.web.waiting import client_is_gone, slot_of, wait_for_end
 
 
 class DetectionViews:
@@ -142,7 +142,7 @@ class DetectionViews:
         seconds = self._service.limits.max_wait_seconds
         if preference.wait_seconds is not None:
             seconds = min(preference.wait_seconds, seconds)
-        with self._service.waiting_slots.take() as may_wait, g.times.waiting(Wait.JOB):
+        with slot_of(self._service.waiting_slots) as may_wait, g.times.waiting(Wait.JOB):
             job = wait_for_end(
                 self._service.watcher,
                 job,

@@ -19,12 +19,7 @@ _RAW = {"schema": _BINARY}
 
 
 def _one_member(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": [name],
-        "additionalProperties": False,
-        "properties": {name: schema},
-    }
+    return {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: schema}}
 
 
 _NAMED = [

@@ -17,7 +17,7 @@ from app.jobs.job import Job, JobState
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import DocumentFormat, Rendering
 from app.web.problems import problem_response
-from app.web.renderings import RenderedDocument
+from app.web.renderings import RenderedDocument, rendered_document
 from app.web.report import job_links
 from app.web.service import Service
 
@@ -57,7 +57,7 @@ def job_headers(job: Job) -> dict[str, str]:
 
 
 def _send_document(job: Job, rendering: Rendering, service: Service) -> Response:
-    document = service.renderer.get(job, rendering)
+    document = rendered_document(job, rendering, service)
     media_type = MEDIA_TYPES[rendering.format]
     suffix = ("times." if rendering.times else "") + _SUFFIXES.get(rendering.format, "json")
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(document.sha256)).decode()}:"

@@ -132,12 +132,4 @@ class Readiness(_Shape):
     checks: ReadinessChecks = Field(description="what was looked at")
 
 
-SHAPES: tuple[type[BaseModel], ...] = (
-    Document,
-    JobReport,
-    JobList,
-    ModelList,
-    Alive,
-    Readiness,
-    Problem,
-)
+SHAPES: tuple[type[BaseModel], ...] = (Document, JobReport, JobList, ModelList, Alive, Readiness, Problem)

@@ -10,7 +10,6 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
 from urllib.parse import urlsplit
 
 from werkzeug.datastructures import Headers
@@ -192,11 +191,6 @@ def parse_checksum(header: str | None) -> Checksum | None:
     if not checksum.is_complete:
         raise _invalid("Upload-Checksum", allowed)
     return checksum
-
-
-def expires_header(expires_at: float) -> str:
-    """Return an Upload-Expires header. `expires_at` is in Unix seconds."""
-    return formatdate(expires_at, usegmt=True)
 
 
 def _parse_final(header: str, headers: Headers, body_bytes: int | None) -> tuple[str, ...]:

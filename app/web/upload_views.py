@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
+from werkzeug.http import http_date
 
 from app.errors import (
     FrameboxError,
@@ -24,9 +25,10 @@ from app.storage.hashing import ALGORITHMS
 from app.storage.joining import NotAPart, PartUsed, join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
 from app.web import tus
-from app.web.admission import RESERVATION_SECONDS, check_queue, queued_request
+from app.web.admission import RESERVATION_SECONDS, check_queue, job_request
 from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards
 from app.web.head import Query, RequestHead, head_in, head_of, parse_query
+from app.web.options import parse_options
 from app.web.problems import nginx_refusal
 from app.web.report import ADDRESSES
 from app.web.results import job_headers
@@ -127,7 +129,7 @@ class UploadViews:
         tus.metadata_text(creation.metadata, *tus.NAME_KEYS)
         query = _detection_query(creation.metadata)
         if query is not None:
-            queued_request(query, self._service, request_id="")
+            job_request(parse_options(query), self._service, request_id="")
         return creation
 
     def _create(self, head: RequestHead) -> Response:
@@ -213,8 +215,8 @@ class UploadViews:
         if query is None:
             return None
         check_queue(self._service)
-        job_request = queued_request(query, self._service, request_id=g.request_id)
-        job = self._service.intake.from_upload(job_request, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
+        asked = job_request(parse_options(query), self._service, request_id=g.request_id)
+        job = self._service.intake.from_upload(asked, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
         outcome = "accepted" if job.request_id == g.request_id else "attached"
         self._service.metrics.uploads.labels(outcome=outcome).inc()
         bind_contextvars(job_id=job.id)
@@ -261,7 +263,7 @@ def _detection_query(metadata: Mapping[str, bytes]) -> Query | None:
 
 
 def _progress_headers(facts: UploadFacts, job: Job | None) -> dict[str, str]:
-    headers = {"Upload-Expires": tus.expires_header(facts.expires_at)}
+    headers = {"Upload-Expires": http_date(facts.expires_at)}
     if facts.is_whole or not facts.about.parts:  # else it is not joined yet
         headers["Upload-Offset"] = str(facts.offset_bytes)
     return headers if job is None else headers | job_headers(job)

@@ -14,21 +14,18 @@ from app.jobs.watcher import JobWatcher
 _ABANDONED_CHECK_SECONDS = 1.0  # how often a waiting request checks whether its client is still there
 
 
-class WaitingSlots:
-    """Limits how many requests of a process wait at a time: each holds a thread, and some must stay free."""
+@contextmanager
+def slot_of(slots: threading.BoundedSemaphore) -> Iterator[bool]:
+    """Hold one of `slots` until the block ends; yield False if none is free.
 
-    def __init__(self, count: int) -> None:
-        self._free = threading.BoundedSemaphore(count)
-
-    @contextmanager
-    def take(self) -> Iterator[bool]:
-        """Hold a slot until the block ends; yield False if none is free."""
-        has_slot = self._free.acquire(blocking=False)
-        try:
-            yield has_slot
-        finally:
-            if has_slot:
-                self._free.release()
+    They limit how many requests of a process wait: each holds a thread, and some must stay free.
+    """
+    has_slot = slots.acquire(blocking=False)
+    try:
+        yield has_slot
+    finally:
+        if has_slot:
+            slots.release()
 
 
 def wait_for_end(
