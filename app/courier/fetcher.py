@@ -295,5 +295,5 @@ class Fetcher:
 
 def _unreachable(run: _Run, why: str) -> SourceUnreachable:
     last = f" At last: {run.last_fault}." if run.last_fault else ""
-    told = {} if run.last_status is None else {"source_status": run.last_status}
-    return SourceUnreachable(f"The video could not be fetched: {why}.{last}", told)
+    extensions = {} if run.last_status is None else {"source_status": run.last_status}
+    return SourceUnreachable(f"The video could not be fetched: {why}.{last}", extensions)

@@ -12,7 +12,7 @@ from app.detection.model_facts import ModelStatus
 from app.jobs.database import Database
 from app.video.sandbox_status import SandboxStatus
 
-SILENT_SECONDS = 10.0  # an engine that has written nothing for so long is gone
+SILENT_SECONDS = 10.0  # an engine that has written nothing for this long is gone
 
 
 class HostStatus(BaseModel):
@@ -28,7 +28,7 @@ class HostStatus(BaseModel):
     frames: int = Field(description="analysed since it was started")
     busy_seconds: float = Field(description="that it spent in models since it was started")
     out_of_memory_count: int = Field(
-        description="batches that had to be halved for want of the device's memory since it was started"
+        description="batches that were halved because the device ran out of memory, since it was started"
     )
     model_fault_count: int = Field(description="batches that a model failed at since it was started")
     dropped_box_count: int = Field(

@@ -17,11 +17,11 @@ from app.web.detection_views import DetectionViews
 from app.web.job_views import JobViews
 from app.web.page_views import PageViews
 from app.web.problems import register_error_handlers
-from app.web.request_times import RequestTimes, TimedBody
 from app.web.routes import ROUTES
 from app.web.service import Service
 from app.web.status_views import StatusViews
 from app.web.upload_views import UploadViews
+from app.web.waiting import RequestTimes, TimedBody
 
 _log = structlog.get_logger()
 

@@ -18,11 +18,10 @@ from app.web.digests import algorithm_names, check_digests, checked_pieces
 from app.web.head import RequestHead, head_in, head_of, parse_prefer
 from app.web.problems import nginx_refusal
 from app.web.report import public_report
-from app.web.request_times import Wait
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES, accept_named
-from app.web.waiting import client_is_gone, slot_of, wait_for_end
+from app.web.waiting import Wait, client_is_gone, slot_of, wait_for_end
 
 
 class DetectionViews:

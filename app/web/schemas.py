@@ -102,7 +102,7 @@ class EngineCheck(_Shape):
 
 
 class CourierCheck(_Shape):
-    """The program that fetches videos and tells of jobs' ends. Jobs that need it wait for it."""
+    """The program that fetches videos and delivers callbacks. Jobs that need it wait for it."""
 
     ready: bool = Field(description="it lives")
     heartbeat_age_seconds: float | None = Field(description="since it last said so; null: it never did")

@@ -133,7 +133,7 @@ def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
         raise used_upload(upload.about.job_id, upload.about.final_id)
     known = upload.about.length_bytes
     if known is not None and patch.length_bytes not in (None, known):
-        raise _invalid("Upload-Length", f"{known}, which was told before")
+        raise _invalid("Upload-Length", f"{known}, as it was sent before")
     length = patch.length_bytes if known is None else known
     if length is not None and length > limit_bytes:
         raise _too_long(limit_bytes)
