@@ -41,14 +41,14 @@ class Admission:
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
-def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
-    """Check an upload by its head and reserve disk space for it under `key`, the request's id.
+def admit(head: RequestHead, service: Service, *, body_folder: str = "") -> Admission:
+    """Check an upload by its head and reserve disk space for it under the request's id.
 
     `body_folder` names the folder to which nginx writes the body, if it does. Raises InvalidOption,
     UnsupportedMediaType, EmptyBody, MalformedBody, BodyTooLarge, IdempotencyConflict, TooManyJobs,
     EngineUnavailable or InsufficientStorage.
     """
-    admission = examine(head, service, key=key)
+    admission = examine(head, service)
     if admission.earlier is None:
         check_queue(service)
     is_named = admission.body_kind is BodyKind.NAMED
@@ -59,18 +59,17 @@ def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "
             raise body_too_large(limit_bytes)
         if not head.is_chunked and not size_bytes:
             raise EmptyBody("The request has no body; send the video.")
-        service.space.reserve(key, size_bytes, seconds=RESERVATION_SECONDS, body_folder=body_folder)
+        service.space.reserve(g.request_id, size_bytes, seconds=RESERVATION_SECONDS, body_folder=body_folder)
         return replace(admission, earlier=None)  # a body that names its video is short: it is compared too
     return admission
 
 
-def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
+def examine(head: RequestHead, service: Service) -> Admission:
     """Check an upload that has already arrived: `admit` without reserving space or checking the queue."""
     options = parse_options(head.query)
     request = job_request(
         options,
         service,
-        request_id=key,
         idempotency_key=_parse_key(head.headers.get("Idempotency-Key")),
         waits=parse_prefer(head.headers.get("Prefer")).wait_seconds != 0,
     )
@@ -85,12 +84,7 @@ def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
 
 
 def job_request(
-    options: RequestOptions,
-    service: Service,
-    *,
-    request_id: str,
-    idempotency_key: str | None = None,
-    waits: bool = False,
+    options: RequestOptions, service: Service, *, idempotency_key: str | None = None, waits: bool = False
 ) -> JobRequest:
     """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ.
 
@@ -112,7 +106,7 @@ def job_request(
             raise invalid_options([Fault(CALLBACK, refusal.reason, refusal.allowed)]) from refusal
     return JobRequest(
         owner=g.owner,
-        request_id=request_id,
+        request_id=g.request_id,
         model=model,
         options=options.detection,
         priority=options.priority or usual,

@@ -32,7 +32,7 @@ class DetectionViews:
         """Spool the video, queue its job, wait as long as the client prefers, and answer."""
         try:
             head = head_of(request)
-            admission = admit(head, self._service, key=g.request_id)
+            admission = admit(head, self._service)
             job = admission.earlier or self._accept(head, admission)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
@@ -50,7 +50,7 @@ class DetectionViews:
                 raise MethodNotAllowed(f"{head.method[:20]} is not possible here.", {"allowed": ["POST"]})
             spooled = request.headers.get("Framebox-Upload-Spooled", "")
             body_folder = folder_name(g.request_id) if spooled else ""
-            admission = admit(head, self._service, key=g.request_id, body_folder=body_folder)
+            admission = admit(head, self._service, body_folder=body_folder)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
             return nginx_refusal(error)
@@ -60,7 +60,7 @@ class DetectionViews:
 
     def answer_again(self) -> Response:
         """Answer a request with a known idempotency key: nginx keeps its body and asks here."""
-        admission = admit(head_in(request.headers), self._service, key=g.request_id)
+        admission = admit(head_in(request.headers), self._service)
         if admission.earlier is None:
             raise EngineUnavailable("The job was just removed; try again.", {"retry_after_seconds": 1})
         return self._answer(admission.earlier, admission)
@@ -70,7 +70,7 @@ class DetectionViews:
         service, named = self._service, request.headers.get("Framebox-Body-File", "")
         try:
             head = head_in(request.headers)
-            admission = examine(head, service, key=g.request_id)
+            admission = examine(head, service)
             size_bytes = head.content_length
             if admission.body_kind is not BodyKind.RAW or not size_bytes:
                 raise ValueError("nginx writes only raw bodies of known length")  # noqa: TRY301 - the promise goes

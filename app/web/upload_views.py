@@ -129,7 +129,7 @@ class UploadViews:
         tus.metadata_text(creation.metadata, *tus.NAME_KEYS)
         query = _detection_query(creation.metadata)
         if query is not None:
-            job_request(parse_options(query), self._service, request_id="")
+            job_request(parse_options(query), self._service)
         return creation
 
     def _create(self, head: RequestHead) -> Response:
@@ -215,7 +215,7 @@ class UploadViews:
         if query is None:
             return None
         check_queue(self._service)
-        asked = job_request(parse_options(query), self._service, request_id=g.request_id)
+        asked = job_request(parse_options(query), self._service)
         job = self._service.intake.from_upload(asked, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
         outcome = "accepted" if job.request_id == g.request_id else "attached"
         self._service.metrics.uploads.labels(outcome=outcome).inc()
