@@ -16,11 +16,15 @@ from typing import IO, Any
 
 import requests
 from ports import free_port
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from waiting import SECONDS, wait_until
 
 from app.programs.nginx import render_nginx_conf
 from app.settings import Settings
 from app.storage.data_folder import DataFolder
+from app.web.openapi import openapi_document, openapi_path
+from app.web.routes import ROUTES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOUBLE_ENGINE = Path(__file__).with_name("double_engine.py")
@@ -143,6 +147,33 @@ def running_instance(
         instance.start_engine()
         instance.wait_until_ready()
         yield instance
+        undocumented = _undocumented_answers(instance)
+        assert not undocumented, undocumented
+
+
+def _undocumented_answers(instance: WebInstance) -> set[tuple[str, str, str]]:
+    """Return each (method, route, status) that the HTTP workers answered and the OpenAPI document has not."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(instance.folder.metrics / "web"))
+    answered = {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"])
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "framebox_http_requests_total"
+    }
+    public = {route.rule: openapi_path(route.rule) for route in ROUTES if route.is_public}
+    documented = {
+        (method.upper(), path, status)
+        for path, operations in openapi_document("")["paths"].items()
+        for method, operation in operations.items()
+        for status in operation["responses"]
+    }
+    documented |= {("HEAD", path, status) for method, path, status in documented if method == "GET"}
+    return {
+        (method, rule, status)
+        for method, rule, status in answered
+        if rule in public and (method, public[rule], status) not in documented
+    }
 
 
 def _stop_all(instance: WebInstance) -> None:
