@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from app.video.protocol.evidence import MAX_REORDER, Evidence
+from app.video.protocol.packets import MAX_REORDER, Evidence
 
 _KEPT = 100  # entries in a report
 _REMEMBERED = 16 * MAX_REORDER  # places before those numbered last: later gaps may be near them

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from app.errors import InternalError
 from app.video.process import ChildProcess
-from app.video.source import DecodingCancelled
+from app.video.results import DecodingCancelled
 
 _MAX_KILLED_BY_OTHERS = 8  # with more, the kernel may be killing children for memory that the video takes
 _FIRST_PAUSE_SECONDS = 0.1  # after a child that could not be started; each pause is twice the one before

@@ -30,8 +30,8 @@ from app.video.protocol.messages import (
     Message,
     unpack_statuses,
 )
+from app.video.results import Cancelled, DecodeOutcome, FrameBatch
 from app.video.segments import FrameRange, Segment
-from app.video.source import Cancelled, DecodeOutcome, FrameBatch
 
 _MAX_DEATHS = 12  # of children per segment
 _MAX_SKIPPED = 3  # packets left out, from one entry

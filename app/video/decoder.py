@@ -34,17 +34,17 @@ from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Ready
 from app.video.protocol.plan import ChildPlan
 from app.video.ready_children import ReadyChildren
+from app.video.results import Cancelled
 from app.video.sampling import Sampling
 from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
-from app.video.source import Cancelled
 
 _MAX_SLOTS = 16
 _REVISION = 2  # grows when frames, their order or their pixels change
 
 
 class DecoderPool:
-    """The FrameSource that decodes in child processes: the fork server, and the children that wait for work.
+    """The fork server of decoder children, those that wait for work, and the sessions that use them.
 
     Each child has `threads` of FFmpeg, `memory_bytes` of address space, and a ring of `ring_bytes` besides. A
     child that makes no progress for `stall_seconds` is ended. At most `idle_children` that have decoded wait
@@ -132,7 +132,11 @@ class DecoderPool:
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
     ) -> IndexSession:
-        """Open `video` and return the session that yields its segments, as FrameSource.index says."""
+        """Open `video`, and cut it into segments of at least `segment_frames` frames (the last may be less).
+
+        Raises UnsupportedVideo, UnsupportedCodec, NoVideoStream, EncryptedVideo, NothingDecodable,
+        VideoOverLimit, UnusableVideo, DecodingCancelled; also during the iteration.
+        """
         return IndexSession(
             self._source_of(video),
             limits=self._limits,
@@ -150,9 +154,10 @@ class DecoderPool:
         batch_size: int,
         cancelled: Cancelled,
     ) -> DecodeSession:
-        """Return the session that yields the wanted frames of `segment`, as FrameSource.decode says.
+        """Decode the wanted frames of `segment`, upright, at (width, height) = `frame_size`.
 
-        Batches hold `batch_size` frames, or as many as let two batches fit in the ring.
+        Batches hold `batch_size` frames, or as many as let two batches fit in the ring. Raises VideoOverLimit
+        if not even batches of one frame fit; during the iteration, DecodingCancelled and InternalError.
         """
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)

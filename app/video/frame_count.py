@@ -20,7 +20,7 @@ from app.video.protocol.messages import (
     unpack_frames,
 )
 from app.video.protocol.packets import Entry
-from app.video.source import Cancelled
+from app.video.results import Cancelled
 
 _MAX_DEATHS = 12
 

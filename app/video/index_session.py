@@ -12,12 +12,9 @@ from app.video.damage import EvidenceList
 from app.video.deaths import Deaths
 from app.video.faults import error_of, over_limit
 from app.video.frame_count import FrameCount
-from app.video.index_summary import IndexSummary
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
 from app.video.process import ChildDied, ChildProcess, ChildSource
-from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.facts import VideoFacts
-from app.video.protocol.kinds import Proof
+from app.video.protocol.facts import Proof, VideoFacts
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import (
     MOST_UNSENT_PACKETS,
@@ -31,10 +28,10 @@ from app.video.protocol.messages import (
     unpack_facts,
     unpack_packets,
 )
-from app.video.protocol.packets import Entry, PacketRecord
+from app.video.protocol.packets import MAX_REORDER, Entry, PacketRecord
+from app.video.results import Cancelled, DecodingCancelled, IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import Segment
-from app.video.source import Cancelled, DecodingCancelled
 
 _MAX_DEATHS = 2
 _POLL_SECONDS = 0.1

@@ -18,8 +18,7 @@ import numpy as np
 
 from app.video.clock import FrameClock, likely_stamp
 from app.video.damage import EvidenceList, NumberedFrames
-from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.packets import Displacement, Entry, PacketFlag, PacketRecord
+from app.video.protocol.packets import MAX_REORDER, Displacement, Entry, PacketFlag, PacketRecord
 from app.video.sampling import BoolArray, PtsArray, Sampling
 from app.video.segments import FrameRanges, Segment
 

@@ -23,7 +23,7 @@ from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan, Descriptor
-from app.video.source import Cancelled, DecodingCancelled
+from app.video.results import Cancelled, DecodingCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait checks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from app.restarts import pause_seconds
 from app.video.process import ChildDied, ChildProcess
 from app.video.protocol.messages import DecoderProtocolError
-from app.video.source import Cancelled, DecodingCancelled
+from app.video.results import Cancelled, DecodingCancelled
 
 
 class ReadyChildren:

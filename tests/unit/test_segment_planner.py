@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from app.video.damage import EvidenceList
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
-from app.video.protocol.evidence import Evidence
-from app.video.protocol.packets import Entry, PacketFlag, PacketRecord
+from app.video.protocol.packets import Entry, Evidence, PacketFlag, PacketRecord
 from app.video.sampling import Sampling
 from app.video.segments import RANGES_KEPT, Segment
 

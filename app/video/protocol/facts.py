@@ -1,11 +1,29 @@
-"""What is known of a video once its container has been read."""
+"""What is known of a video once its container has been read. Loads little: web workers use the names, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 
-from app.video.protocol.kinds import StreamKind
+
+class StreamKind(StrEnum):
+    """What a stream of a container holds. Decoder processes send the position in this list."""
+
+    VIDEO = "video"
+    AUDIO = "audio"
+    SUBTITLE = "subtitle"
+    DATA = "data"
+    ATTACHMENT = "attachment"
+    UNKNOWN = "unknown"
+
+
+class Proof(StrEnum):
+    """What proves that no frame is missing from an index."""
+
+    TABLE = "table"  # the container lists its samples
+    CLOCK = "clock"  # time stamps are those of a regular clock without a gap
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.video.protocol.evidence import Evidence
-from app.video.protocol.facts import OtherStream, VideoFacts
-from app.video.protocol.kinds import StreamKind
-from app.video.protocol.packets import Entry, PacketRecord
+from app.video.protocol.facts import OtherStream, StreamKind, VideoFacts
+from app.video.protocol.packets import Entry, Evidence, PacketRecord
 
 HEAD = struct.Struct("<II")
 MOST_UNSENT_PACKETS = 8192  # that an indexing child has read but not reported yet

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from app.video.decode_session import DecodeSession
 from app.video.decoder import DecoderPool
-from app.video.index_summary import IndexSummary
 from app.video.process import ChildProcess
 from app.video.protocol.facts import VideoFacts
+from app.video.results import IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import FrameRange, Segment
 
