@@ -450,6 +450,7 @@ class SerialNumbering:
         self._last_pts: int | None = None
         self._ahead: deque[int | None] = deque()  # stamps: later ones show which are right
         self._pts: list[int] = []
+        self.skipped: tuple[int, ...] = ()  # ordinals of the packets that were left out so far
 
     @property
     def next_place(self) -> int:
@@ -461,9 +462,8 @@ class SerialNumbering:
         """The place of the first frame in `_ahead`."""
         return self._entry.ordinal + self._frames_before + len(self._pts)
 
-    def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
-        """Add the time stamps of the next frames and return the segments that they completed."""
-        segments = []
+    def feed(self, stamps: Iterable[int | None]) -> Iterator[Segment]:
+        """Add the time stamps of the next frames and yield the segments that they complete."""
         for stamp in stamps:
             if stamp in self._leading:
                 self._frames_before += 1
@@ -471,18 +471,17 @@ class SerialNumbering:
             self._leading = set()
             self._ahead.append(stamp)
             if len(self._ahead) > _PACKETS_AHEAD:
-                segments += self._take(skipped)
-        return segments
+                yield from self._take()
 
-    def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Return the last segments."""
-        segments = []
+    def finish(self) -> Iterator[Segment]:
+        """Yield the last segments."""
         while self._ahead:
-            segments += self._take(skipped)
-        return segments + ([self._cut(skipped)] if self._pts else [])
+            yield from self._take()
+        if self._pts:
+            yield self._cut()
 
-    def _take(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Move the next frame from `_ahead` to the open segment, and return the segment if that is full.
+    def _take(self) -> Iterator[Segment]:
+        """Move the next frame from `_ahead` to the open segment, and yield the segment if that is full.
 
         Frames without a time stamp, or with a damaged one, follow at the container's rate.
         """
@@ -498,9 +497,10 @@ class SerialNumbering:
         self._last_pts = stamp
         self._ahead.popleft()
         self._pts.append(stamp)
-        return [self._cut(skipped)] if len(self._pts) == self._segment_frames else []
+        if len(self._pts) == self._segment_frames:
+            yield self._cut()
 
-    def _cut(self, skipped: tuple[int, ...]) -> Segment:
+    def _cut(self) -> Segment:
         pts = np.array(self._pts, dtype=np.int64)
         before = self._frames_before
         first_place = self._entry.ordinal + before
@@ -510,7 +510,7 @@ class SerialNumbering:
             self._entry,
             before + len(pts),
             frames_before=before,
-            skipped=skipped,
+            skipped=self.skipped,
         )
         self._frames_before += len(pts)
         self._pts = []

@@ -23,7 +23,7 @@ from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan, Descriptor
-from app.video.results import Cancelled, DecodingCancelled
+from app.video.results import DecodingCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait checks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -142,11 +142,6 @@ class ChildProcess:
             raise DecoderProtocolError("the child did not report that it is ready")
         return Ready.unpack(payload)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the child seems alive and has sent nothing, as it should before its first command."""
-        return not _poll(self._channel.fileno(), select.POLLIN, 0)
-
     def give_video(self, video: Path, *, threads: int) -> None:
         """Give the child its only video, for FFmpeg to decode with `threads` threads.
 
@@ -262,17 +257,6 @@ class ChildProcess:
         _poll(self._process.sentinel, select.POLLIN, seconds)
         with self._start_lock:
             return self._process.exitcode
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSource:
-    """Where a session gets the children of its video, ready for commands."""
-
-    acquire: Callable[[int | None, Cancelled], ChildProcess]  # with so many threads; None: as many as usual
-    give_back: Callable[[ChildProcess], None]
-    memory_bytes: int  # address space that a child may take
-    threads: int  # of FFmpeg, as many as usual
-    large_turn: threading.Semaphore  # held while a video is indexed whose index takes much memory
 
 
 def _poll(descriptor: int, event: int, seconds: float) -> bool:

@@ -188,9 +188,10 @@ def test_counted_frames_become_segments_of_one_entry() -> None:
     entry = Entry(7, None, None, None, 1)
     numbering = SegmentNumbering(Sampling(stride=2), TICK)
     serial = SerialNumbering(numbering, entry, segment_frames=3, leading=(7, 8, 9), ticks_a_frame=1)
-    segments = serial.feed([8, 9, 10, None, 12, 3, None, *range(5, 40)], ())
+    segments = list(serial.feed([8, 9, 10, None, 12, 3, None, *range(5, 40)]))
     assert [s.frames_before for s in segments] == [2, 5]
-    segments += serial.finish((5,))
+    serial.skipped = (5,)
+    segments += serial.finish()
     assert [s.pts.tolist() for s in segments[:2]] == [[10, 11, 12], [3, 4, 5]]
     assert [s.wanted.tolist() for s in segments[:2]] == [[True, False, True], [False, True, False]]
     assert {s.entry for s in segments} == {entry}

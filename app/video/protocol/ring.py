@@ -37,8 +37,3 @@ def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
         os.close(descriptor)
         raise
     return descriptor, np.frombuffer(memory, dtype=np.uint8)
-
-
-def fitting_batch(batch_size: int, frame_bytes: int, ring_bytes: int) -> int:
-    """Return the largest batch, of at most `batch_size` frames, that fits twice in the ring; else 0."""
-    return min(batch_size, ring_bytes // (2 * frame_bytes))

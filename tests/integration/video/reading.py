@@ -27,8 +27,8 @@ def never() -> bool:
 
 def child_of(session: DecodeSession) -> ChildProcess:
     """Return the child that decodes for the session now."""
-    assert session._child is not None
-    return session._child
+    assert session._child.process is not None
+    return session._child.process
 
 
 @dataclass(frozen=True, slots=True, eq=False)
