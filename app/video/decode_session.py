@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from app.video.faults import error_of, memory_reason
+from app.video.faults import error_of
 from app.video.process import ChildDied, ChildProcess
 from app.video.protocol.messages import (
     BatchMessage,
@@ -38,7 +38,7 @@ _MAX_SKIPPED = 3  # packets left out, from one entry
 _SECONDS_A_PACKET = 4.0  # that a decoder may take on average: a very large picture on a busy machine
 _PACKETS_READ_A_SECOND = 500
 
-REASONS = {
+_REASONS = {
     FrameStatus.NOT_SEEN: "the decoder gave no picture",
     FrameStatus.REJECTED: "the decoder refused the data",
     FrameStatus.NOT_SHOWN: "the decoder gave no picture",
@@ -115,7 +115,9 @@ class DecodeSession:
             self._give_up(len(statuses))
         if self._has_starved:
             statuses[statuses == FrameStatus.SKIPPED] = FrameStatus.OUT_OF_MEMORY
-        reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._child.memory_bytes)}
+        limit = f"FRAMEBOX_DECODER_MEMORY_BYTES={self._child.memory_bytes}"
+        no_memory = f"the decoder needs more memory than {limit}"
+        reasons = {**_REASONS, FrameStatus.OUT_OF_MEMORY: no_memory}
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
         corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)

@@ -18,7 +18,7 @@ import multiprocessing
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -32,7 +32,7 @@ from app.video.index_session import IndexSession
 from app.video.launch import PRELOADED, run_child
 from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin, key_of
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import DecoderProtocolError, Ready
+from app.video.protocol.messages import DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan
 from app.video.results import Cancelled, DecodingCancelled
 from app.video.sampling import Sampling
@@ -191,9 +191,12 @@ class DecoderPool:
                 if child.file_key == key and child.threads == threads:
                     return self._idle.pop(place)
         while (ready := self._ready.take()) is not None:
-            with suppress(ChildDied):  # it was killed just now
-                return _with_video(ready, video, threads)
-        return _with_video(self._new_child(cancelled), video, threads)
+            with suppress(ChildDied):  # it was killed while it waited
+                ready.give_video(video, threads=threads)
+                return ready
+        child = self._new_child(cancelled)
+        child.give_video(video, threads=threads)
+        return child
 
     def give_back(self, child: ChildProcess) -> None:
         """Let the child wait for further segments of its video.
@@ -222,27 +225,22 @@ class DecoderPool:
             child.close()
 
     def _new_child(self, cancelled: Cancelled) -> ChildProcess:
-        """Return a child that waits for its video. Raises ChildDied, DecodingCancelled."""
+        """Return a child that waits for its video.
+
+        Raises DecodingCancelled; and ChildDied, also if a required part of the sandbox is not available.
+        """
         if self._context is None:
             raise RuntimeError("the pool is not started")
         child = ChildProcess(self._context, self._settings, start_lock=self._start_lock)
-        try:
-            greeting = child.wait_ready(cancelled)
-        except BaseException:
-            child.close()
-            raise
+        with ExitStack() as starting:
+            starting.callback(child.close)
+            kind, payload = child.receive(cancelled)
+            if kind is not Message.READY:
+                raise DecoderProtocolError("the child did not report that it is ready")
+            greeting = Ready.unpack(payload)
+            starting.pop_all()
         self._trial = self._trial or greeting
         return child
-
-
-def _with_video(child: ChildProcess, video: Path, threads: int) -> ChildProcess:
-    """Give `child` its video, and return it. Raises ChildDied, or OSError if there is no video."""
-    try:
-        child.give_video(video, threads=threads)
-    except BaseException:
-        child.close()
-        raise
-    return child
 
 
 class _ReadyChildren:

@@ -49,19 +49,6 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
             )
 
 
-def slow_opening(limit_seconds: int, seconds: int) -> VideoOverLimit:
-    """Return the error for a container that takes too much processor time to open."""
-    return VideoOverLimit(
-        f"Opening the video takes more than {limit_seconds} seconds of processor time, as very many tags do.",
-        {"limit": "max_opening_seconds", "limit_value": limit_seconds, "value": seconds},
-    )
-
-
-def memory_reason(memory_bytes: int) -> str:
-    """Return, for the report, why a frame could not be decoded without more memory."""
-    return f"the decoder needs more memory than FRAMEBOX_DECODER_MEMORY_BYTES={memory_bytes}"
-
-
 def over_limit(name: str, limit: int, value: int) -> VideoOverLimit:
     """Return the error for a value over a limit. `name` is the limit's setting."""
     return VideoOverLimit(

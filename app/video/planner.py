@@ -9,7 +9,7 @@ open GOP) belong to the segment before, which reads on to get them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappush, heapreplace
@@ -26,6 +26,7 @@ _LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must
 _PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
 _LOST_FRAMES_A_BLOCK = 65536
 _MAX_LATER_ENTRIES = 16
+_LEAST_PTS = -(2**63)  # no frame has it
 
 
 class UnusableTimestamps(Exception):
@@ -64,17 +65,13 @@ class _Run:
         if self.key.pts is not None and packet.pts < self.key.pts:
             self.last_leading = self.packet_count
 
-    def leading(self) -> _Run:
-        """Return the run up to the last frame that is shown before its keyframe, with only such frames."""
-        return self._part(lambda pts, key: pts < key, self.last_leading)
+    def part(self, *, is_leading: bool) -> _Run:
+        """Return the run up to its last leading frame, with only such frames; or all of it, without them.
 
-    def without_leading(self) -> _Run:
-        """Return the whole run, with only the frames that are shown from its keyframe on."""
-        return self._part(lambda pts, key: pts >= key, self.packet_count)
-
-    def _part(self, belongs: Callable[[int, int], bool], packet_count: int) -> _Run:
-        key_pts = 0 if self.key.pts is None else self.key.pts
-        kept = [n for n, pts in enumerate(self.pts) if belongs(pts, key_pts)]
+        Leading frames are shown before the keyframe.
+        """
+        kept = [n for n, pts in enumerate(self.pts) if (pts < (self.key.pts or 0)) == is_leading]
+        packet_count = self.last_leading if is_leading else self.packet_count
         return _Run(self.key, [self.pts[n] for n in kept], [self.places[n] for n in kept], packet_count)
 
 
@@ -103,7 +100,7 @@ class SegmentNumbering:
         self._latest = NumberedFrames(none, none, none, time_base)
         self.clock = FrameClock(nominal_step)
         self.nominal_step = nominal_step  # ticks a frame, as the container claims
-        self._evidence = EvidenceList() if evidence is None else evidence
+        self.evidence = EvidenceList() if evidence is None else evidence
         self.start_is_made_up = False  # the first frame has no time stamp of its own
         self.segments = 0
         self.frames = 0
@@ -152,13 +149,13 @@ class SegmentNumbering:
         )
         self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
         # Packets after the next segment's keyframe may hold frames from before it: a later call knows all.
-        self._evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
+        self.evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
         self.segments += 1
         return segment
 
     def finish(self) -> None:
         """Locate the remaining evidence: no frame follows."""
-        self._evidence.locate(None, self._latest)
+        self.evidence.locate(None, self._latest)
 
     def _stretches(self, pts: PtsArray, places: PtsArray) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of the stretches of frames between which none is missing.
@@ -170,7 +167,7 @@ class SegmentNumbering:
             before = (int(pts[rank - 1]), int(places[rank - 1])) if rank else self._previous
             assert before is not None  # noqa: S101 - a step leads from a frame to a frame
             gap = int(pts[rank]) - before[0]
-            is_damaged = self._evidence.is_near(*sorted((before[1], int(places[rank]))))
+            is_damaged = self.evidence.is_near(*sorted((before[1], int(places[rank]))))
             missing = self.clock.missing_in(gap) if is_damaged else 0
             if missing is None or self.frames + missing > self._max_frames:
                 missing = 0
@@ -220,10 +217,6 @@ class SegmentNumbering:
         self.frames_wanted += int(np.count_nonzero(wanted))
         return wanted
 
-    def is_damage_near(self, place: int) -> bool:
-        """Whether there is evidence of lost data near `place`."""
-        return self._evidence.is_near(place, place)
-
     @property
     def start_pts(self) -> int | None:
         """The first frame's time stamp, if there is one."""
@@ -243,7 +236,7 @@ class _PresentationOrder:
 
     def __init__(self) -> None:
         self._greatest: list[int] = []  # heap of the greatest pts so far, one more than may be held back
-        self._latest = -(2**63)
+        self._latest = _LEAST_PTS
         self._earlier_since = 0  # frames since the latest one, all of them shown before it
 
     def allows(self, pts: int) -> bool:
@@ -285,7 +278,7 @@ class SegmentPlanner:
         self._floor: int | None = None  # pts of the latest joint; frames of later runs are shown after it
         self._frames = 0  # in the open segment, without its growing run
         self._frames_from_joint = 0
-        self._greatest: int | None = None  # pts of all closed runs
+        self._greatest = _LEAST_PTS  # of all closed runs
         self._order = _PresentationOrder()
         self._displacement = Displacement(numbering.nominal_step)
         self.hidden_by_damage = 0  # frames that are not shown because their time stamps are displaced
@@ -355,13 +348,12 @@ class SegmentPlanner:
             is_clean
             and run is not self._runs[0]
             and key.pts is not None
-            and (self._greatest is None or self._greatest < key.pts)
+            and self._greatest < key.pts
             and any(pts >= key.pts for pts in run.pts)
         )
-        known = [] if self._greatest is None else [self._greatest]
-        self._greatest = max([*run.pts, *known], default=None)
+        self._greatest = max([self._greatest, *run.pts])
         if is_joint:
-            leading = run.leading()
+            leading = run.part(is_leading=True)
             if _has_equal([*self._runs[self._joint : -1], leading], self._floor):
                 yield from self._give_up("frames that share a time stamp")
             self._joint = len(self._runs) - 1
@@ -376,8 +368,8 @@ class SegmentPlanner:
 
     def _cut_at_joint(self) -> Iterator[Segment]:
         earlier, later = self._runs[: self._joint], self._runs[self._joint :]
-        yield from self._segment_of(earlier, [later[0].leading()])
-        later[0] = later[0].without_leading()
+        yield from self._segment_of(earlier, [later[0].part(is_leading=True)])
+        later[0] = later[0].part(is_leading=False)
         self._runs = later
         self._joint = 0
         self._frames = sum(len(run.pts) for run in later[:-1])
@@ -417,14 +409,13 @@ def _has_equal(runs: Iterable[_Run], floor: int | None) -> bool:
 
 def _later_entries(runs: Sequence[_Run], pts: PtsArray) -> tuple[tuple[Entry, int], ...]:
     """Return the clean keyframes after the first, each with the first frame that is whole from there on."""
-    latest: int | None = None
+    latest = _LEAST_PTS
     entries: list[tuple[Entry, int]] = []
     for number, run in enumerate(runs):
         key = run.key
-        is_clean = bool(key.flags & PacketFlag.CLEAN)
-        if number and is_clean and key.pts is not None and (latest is None or latest < key.pts):
+        if number and key.flags & PacketFlag.CLEAN and key.pts is not None and latest < key.pts:
             entries.append((key.entry, int(np.searchsorted(pts, key.pts))))
-        latest = max([*run.pts, *([] if latest is None else [latest])], default=None)
+        latest = max([latest, *run.pts])
     step = -(-len(entries) // _MAX_LATER_ENTRIES) or 1
     return tuple(entry for entry in entries[::step] if entry[1] < len(pts))
 
@@ -485,11 +476,11 @@ class SerialNumbering:
 
         Frames without a time stamp, or with a damaged one, follow at the container's rate.
         """
-        last, stamp = self._last_pts, self._ahead[0]
+        last, place, stamp = self._last_pts, self._place, self._ahead[0]
         is_first = last is None and not self._numbering.frames
         if is_first:
             self._numbering.clock.confirm_claim(self._ahead)
-        if last is not None and self._numbering.is_damage_near(self._place):
+        if last is not None and self._numbering.evidence.is_near(place, place):
             stamp = likely_stamp(last, tuple(self._ahead), self._ticks_a_frame)
         elif stamp is None:
             self._numbering.start_is_made_up |= is_first

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.video.faults import slow_opening
+from app.errors import VideoOverLimit
 from app.video.launch import run_child
 from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.protocol.messages import Command, Message
 from app.video.protocol.plan import ChildPlan, Descriptor
 from app.video.results import DecodingCancelled
 
@@ -132,27 +132,21 @@ class ChildProcess:
         """How many packets of the current request the decoder has got, according to the child."""
         return int(ring.counters(self.memory)[ring.FED_COUNTER])
 
-    def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
-        """Return what the child reports about itself.
-
-        Raises ChildDied, also if a required part of the sandbox is not available.
-        """
-        kind, payload = self.receive(cancelled)
-        if kind is not Message.READY:
-            raise DecoderProtocolError("the child did not report that it is ready")
-        return Ready.unpack(payload)
-
     def give_video(self, video: Path, *, threads: int) -> None:
         """Give the child its only video, for FFmpeg to decode with `threads` threads.
 
-        Raises ChildDied if the child is gone, and OSError if the video cannot be opened.
+        Closes the child and raises ChildDied if it is gone, and OSError if the video cannot be opened.
         """
         command = messages.pack(Command.VIDEO, messages.pack_threads(threads))
-        with ExitStack() as given, _faults_that_pass():
-            descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
-            given.callback(os.close, descriptor)
-            self.file_key = key_of(os.fstat(descriptor))
-            socket.send_fds(self._channel, [command], [descriptor])
+        try:
+            with ExitStack() as given, _faults_that_pass():
+                descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
+                given.callback(os.close, descriptor)
+                self.file_key = key_of(os.fstat(descriptor))
+                socket.send_fds(self._channel, [command], [descriptor])
+        except BaseException:
+            self.close()
+            raise
         self.video, self.threads = video, threads
 
     def send(self, command: Command, payload: bytes = b"") -> None:
@@ -221,8 +215,12 @@ class ChildProcess:
             spent = (time.clock_gettime_ns(clock) - begun) // 1_000_000_000
         except OSError:
             return  # it has ended
-        if spent >= self._max_opening_seconds:
-            raise slow_opening(self._max_opening_seconds, spent)
+        limit = self._max_opening_seconds
+        if spent >= limit:
+            raise VideoOverLimit(
+                f"Opening the video takes more than {limit} seconds of processor time, as very many tags do.",
+                {"limit": "max_opening_seconds", "limit_value": limit, "value": spent},
+            )
 
     @property
     def has_unread(self) -> bool:

@@ -313,7 +313,7 @@ def test_sampling_wants_the_frames_that_it_would_want_of_the_intact_video() -> N
 
 def test_the_report_names_the_frames_next_to_each_damaged_place() -> None:
     numbering, _ = numbered(REGULAR[:40] + REGULAR[45:], [40])
-    (place,) = numbering._evidence.report(range(0))
+    (place,) = numbering.evidence.report(range(0))
     assert (place.position, place.first_frame, place.last_frame, place.reason) == (40, 39, 45, "torn")
     assert place.seconds == float(390 * TICK)
 
