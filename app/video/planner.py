@@ -17,7 +17,7 @@ from heapq import heappush, heapreplace
 import numpy as np
 
 from app.video.clock import FrameClock, likely_stamp
-from app.video.damage import EvidenceList, NumberedFrames
+from app.video.damage import EvidenceList
 from app.video.protocol.packets import MAX_REORDER, Displacement, Entry, PacketFlag, PacketRecord
 from app.video.sampling import BoolArray, PtsArray, Sampling
 from app.video.segments import FrameRanges, Segment
@@ -96,8 +96,6 @@ class SegmentNumbering:
         self._max_frames = max_frames
         self._previous: tuple[int, int] | None = None  # (pts, place) of the last frame, even a lost one
         self._start_pts: int | None = None
-        none = np.array([], dtype=np.int64)
-        self._latest = NumberedFrames(none, none, none, time_base)
         self.clock = FrameClock(nominal_step)
         self.nominal_step = nominal_step  # ticks a frame, as the container claims
         self.evidence = EvidenceList() if evidence is None else evidence
@@ -147,15 +145,15 @@ class SegmentNumbering:
             None if is_counted else (places - entry.ordinal).astype(np.int32),
             None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
-        self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
+        self.evidence.add_frames(segment.frame_ids, places, pts)
         # Packets after the next segment's keyframe may hold frames from before it: a later call knows all.
-        self.evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
+        self.evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._time_base)
         self.segments += 1
         return segment
 
     def finish(self) -> None:
         """Locate the remaining evidence: no frame follows."""
-        self.evidence.locate(None, self._latest)
+        self.evidence.locate(None, self._time_base)
 
     def _stretches(self, pts: PtsArray, places: PtsArray) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of the stretches of frames between which none is missing.
