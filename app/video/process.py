@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -110,7 +110,7 @@ class ChildProcess:
                 self._process.start()
             kept.pop_all()
         self._channel = own
-        self._channel.setblocking(False)
+        self._channel.settimeout(settings.stall_seconds)  # for sending
 
     @property
     def pid(self) -> int | None:
@@ -152,18 +152,13 @@ class ChildProcess:
     def send(self, command: Command, payload: bytes = b"") -> None:
         """Send a command. Raises ChildDied if the child is gone or does not read."""
         self.has_decoded = self.has_decoded or command is Command.DECODE
-        data = memoryview(messages.pack(command, payload))
-        deadline = time.monotonic() + self._stall_seconds
-        while data:
-            try:
-                data = data[self._channel.send(data) :]
-            except BlockingIOError:
-                can_send = _poll(self._channel.fileno(), select.POLLOUT, _POLL_SECONDS)
-                if not can_send and time.monotonic() > deadline:
-                    raise ChildDied("does not read its commands") from None
-            except OSError as error:
-                self._has_ended = True
-                raise ChildDied("is gone") from error
+        try:
+            self._channel.sendall(messages.pack(command, payload))
+        except TimeoutError:
+            raise ChildDied("does not read its commands") from None
+        except OSError as error:
+            self._has_ended = True
+            raise ChildDied("is gone") from error
 
     def receive(
         self, cancelled: Callable[[], bool], *, deadline: float | None = None
@@ -192,7 +187,7 @@ class ChildProcess:
             if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
                 raise ChildDied("stalled")
             self._check_opening()
-            if _poll(self._channel.fileno(), select.POLLIN, _POLL_SECONDS):
+            if connection.wait([self._channel], _POLL_SECONDS):
                 try:
                     piece = self._channel.recv(1 << 16)
                 except ConnectionError:  # it ended, and had not read all of its commands
@@ -252,12 +247,6 @@ class ChildProcess:
         exit status: one of them may read from a descriptor that was closed and reused meanwhile, and then
         waits for ever. So it is read under the lock that guards the starts.
         """
-        _poll(self._process.sentinel, select.POLLIN, seconds)
+        connection.wait([self._process.sentinel], seconds)
         with self._start_lock:
             return self._process.exitcode
-
-
-def _poll(descriptor: int, event: int, seconds: float) -> bool:
-    poller = select.poll()
-    poller.register(descriptor, event)
-    return bool(poller.poll(seconds * 1000))
