@@ -124,7 +124,6 @@ class DecodeSession:
         after_damage = _are_after_damage(segment, missing | corrupt)
         doubtful = segment.wanted & has_picture & ~corrupt & after_damage
         self._outcome = DecodeOutcome(
-            frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
             undecodable=_ranges(self._frame_ids, missing, statuses, reasons),
             corrupt=_ranges(self._frame_ids, corrupt, statuses, reasons),

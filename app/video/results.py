@@ -44,15 +44,10 @@ class IndexSummary:
 class DecodeOutcome:
     """What happened to the wanted frames of a segment."""
 
-    frames_wanted: int
     frames_decoded: int
     undecodable: tuple[FrameRange, ...]  # ascending
     corrupt: tuple[FrameRange, ...]  # decoded, but from damaged data according to the decoder
     doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt frame and before a keyframe
-
-    @property
-    def corrupt_count(self) -> int:
-        return sum(gap.frame_count for gap in self.corrupt)
 
 
 @dataclass(slots=True, eq=False)

@@ -60,5 +60,4 @@ class VideoFacts:
     stream_index: int
     mirrored: bool = False  # left and right are swapped before that turn
     sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
-    frames_from_header: int | None = None  # as declared; wrong if there are edit lists or damage
     other_streams: tuple[OtherStream, ...] = ()  # 32 at most

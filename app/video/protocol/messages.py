@@ -204,7 +204,7 @@ class Fault:
 _STREAM_KINDS = tuple(StreamKind)
 _MAX_OTHER_STREAMS = 32
 _STREAM = struct.Struct("<II32sII16sII")
-_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq?")
+_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIq?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,6 @@ def pack_facts(found: FoundVideo) -> bytes:
         *(number for rate in rates for number in rate.as_integer_ratio()),
         math.nan if facts.duration_seconds is None else facts.duration_seconds,
         facts.stream_index,
-        _absent(facts.frames_from_header),
         _absent(found.first_shown_pts),
         found.enumerates_frames,
     )
@@ -263,7 +262,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
     _require(len(payload) == _FACTS.size and not len(others) % _STREAM.size, "facts of another length")
     _require(len(others) <= _MAX_OTHER_STREAMS * _STREAM.size, "too many streams")
     (container, codec, pixel_format, width, height, rotation, mirrored, *numbers) = _FACTS.unpack(payload)
-    *rates, duration, stream, frames, first_pts, enumerates = numbers
+    *rates, duration, stream, first_pts, enumerates = numbers
     tick_n, tick_d, rate_n, rate_d, sar_n, sar_d = rates
     _require(0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE, "an impossible picture size")
     _require(rotation < 360 and mirrored <= 1, "an impossible orientation")
@@ -283,7 +282,6 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         duration_seconds=None if math.isnan(duration) else duration,
         stream_index=stream,
         sample_aspect_ratio=Fraction(sar_n, sar_d),
-        frames_from_header=_present(frames),
         other_streams=tuple(_unpack_stream(one, chosen=stream) for one in _STREAM.iter_unpack(others)),
     )
     return FoundVideo(facts, _present(first_pts), bool(enumerates))

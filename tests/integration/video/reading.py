@@ -93,7 +93,7 @@ def read_segment(
                 result.frames.append(frame)
             batch.release()
         result.undecodable.extend(session.outcome.undecodable)
-        return session.outcome.corrupt_count
+        return sum(stretch.frame_count for stretch in session.outcome.corrupt)
 
 
 def same_frames(first: list[ReadFrame], second: list[ReadFrame]) -> bool:
