@@ -188,9 +188,7 @@ class SegmentNumbering:
 
     def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
         """Yield the frames before which the step is odd, once the clock has taken the regular steps."""
-        offset = 0 if self._previous is not None else 1
-        before = [] if self._previous is None else [self._previous[0]]
-        steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
+        steps = np.diff(pts) if self._previous is None else np.diff(pts, prepend=self._previous[0])
         at = 0
         while True:
             regular = self.clock.regular_prefix(steps[at:])
@@ -198,7 +196,7 @@ class SegmentNumbering:
             at += regular
             if at == len(steps):
                 return
-            yield at + offset
+            yield at + len(pts) - len(steps)
             at += 1
 
     def _sample(self, pts: PtsArray, place: int) -> BoolArray:
@@ -323,15 +321,14 @@ class SegmentPlanner:
     def _is_shown(self, packet: PacketRecord) -> bool:
         if packet.flags & PacketFlag.DISCARD:
             return False
-        if packet.pts is None or self._first_shown_pts is None or self._floor is not None:
+        if packet.flags & PacketFlag.CLEAN or packet.pts is None:
             return True
-        if packet.flags & PacketFlag.CLEAN:
+        if self._first_shown_pts is None or self._floor is not None:
             return True
-        first = self._runs[0].key
-        is_entry = bool(first.flags & PacketFlag.KEY) and first.pts is not None
-        return packet.pts >= (
-            min(self._first_shown_pts, first.pts or 0) if is_entry else self._first_shown_pts
-        )
+        first, earliest = self._runs[0].key, self._first_shown_pts
+        if first.flags & PacketFlag.KEY and first.pts is not None:
+            earliest = min(earliest, first.pts)
+        return packet.pts >= earliest
 
     def _close_run(self) -> Iterator[Segment]:
         run, key = self._runs[-1], self._runs[-1].key

@@ -52,8 +52,8 @@ class ChildSettings:
 
 
 @contextmanager
-def _faults_that_pass() -> Iterator[None]:
-    """Raise ChildDied if descriptors, memory or the server process are missing. A missing video stays."""
+def _transient_faults() -> Iterator[None]:
+    """Raise ChildDied if descriptors, memory or the server process are missing, not if the video is."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
@@ -89,7 +89,7 @@ class ChildProcess:
         self._has_ended = False
         self._pin = settings.pin
         self._start_lock = start_lock
-        with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
+        with ExitStack() as given, ExitStack() as kept, _transient_faults():
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
             given.callback(os.close, ring_descriptor)
             own, childs = socket.socketpair()
@@ -139,7 +139,7 @@ class ChildProcess:
         """
         command = messages.pack(Command.VIDEO, messages.pack_threads(threads))
         try:
-            with ExitStack() as given, _faults_that_pass():
+            with ExitStack() as given, _transient_faults():
                 descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
                 given.callback(os.close, descriptor)
                 self.file_key = key_of(os.fstat(descriptor))
