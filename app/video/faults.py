@@ -18,11 +18,6 @@ _CONTAINERS = (
     "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, raw H.264, HEVC or AV1, "
     "animated GIF and PNG, and others that docs/frames.md lists"
 )
-_PLAIN_FAULTS: dict[FaultCode, tuple[type[FrameboxError], str]] = {
-    FaultCode.NO_VIDEO_STREAM: (NoVideoStream, "The file holds no video stream."),
-    FaultCode.ENCRYPTED: (EncryptedVideo, "The video is encrypted."),
-    FaultCode.NOTHING_DECODABLE: (NothingDecodable, "No frame of the video could be decoded."),
-}
 
 
 def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
@@ -40,9 +35,12 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
                 f"The video needs more memory to decode than a decoder may take, {memory_bytes} bytes.",
                 {"limit": "decoder_memory_bytes", "limit_value": memory_bytes},
             )
-        case code if code in _PLAIN_FAULTS:
-            error, detail = _PLAIN_FAULTS[code]
-            return error(detail)
+        case FaultCode.NO_VIDEO_STREAM:
+            return NoVideoStream("The file holds no video stream.")
+        case FaultCode.ENCRYPTED:
+            return EncryptedVideo("The video is encrypted.")
+        case FaultCode.NOTHING_DECODABLE:
+            return NothingDecodable("No frame of the video could be decoded.")
         case _:
             return UnsupportedVideo(
                 "The bytes are no video that this service reads.", {"allowed": _CONTAINERS}

@@ -77,12 +77,11 @@ class IndexSession:
         self.facts: VideoFacts = found.facts
         self._enumerates_frames = found.enumerates_frames
         rate, time_base = self.facts.frame_rate, self.facts.time_base
-        self._ticks_a_frame = None if rate is None else 1 / (rate * time_base)
         self._numbering = SegmentNumbering(
             sampling,
             time_base,
             evidence=self._evidence,
-            nominal_step=self._ticks_a_frame,
+            nominal_step=None if rate is None else 1 / (rate * time_base),
             max_frames=limits.max_frames,
         )
         self._planner = SegmentPlanner(
@@ -159,21 +158,12 @@ class IndexSession:
             self._evidence.add(evidence)
 
     def _plan(self) -> Generator[Segment, None, None]:
-        try:
-            yield from self._plan_by_packets()
-        except UnusableTimestamps as unusable:
-            self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
-            yield from self._plan_by_count(unusable.entry, unusable.leading)
-        self._summary = self._summarise()
-        self._release()
-
-    def _plan_by_packets(self) -> Iterator[Segment]:
-        while self._end is None:
-            for segment in self._planner.feed(self._next_packets()):
-                yield self._within_limits(segment)
         last_segments: list[Segment] = []
         unusable: UnusableTimestamps | None = None
         try:
+            while self._end is None:
+                for segment in self._planner.feed(self._next_packets()):
+                    yield self._within_limits(segment)
             for segment in self._planner.finish():
                 last_segments.append(segment)  # noqa: PERF402 - those before a fault count
         except UnusableTimestamps as error:
@@ -190,7 +180,10 @@ class IndexSession:
         for segment in last_segments:
             yield self._within_limits(segment)
         if unusable is not None:
-            raise unusable
+            self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
+            yield from self._plan_by_count(unusable.entry, unusable.leading)
+        self._summary = self._summarise()
+        self._release()
 
     def _next_packets(self) -> list[PacketRecord]:
         """Return the next records, none at the end. If a child dies, another one reads on."""
@@ -223,7 +216,7 @@ class IndexSession:
         self._release()
         self._child = replace(self._child)  # as new: the deaths until here do not count
         self._evidence.forget_from(entry.ordinal)
-        ticks_a_frame = self._ticks_a_frame or _USUAL_FRAME_SECONDS / self.facts.time_base
+        ticks_a_frame = self._numbering.nominal_step or _USUAL_FRAME_SECONDS / self.facts.time_base
         serial = self._serial = SerialNumbering(
             self._numbering,
             entry,
