@@ -301,9 +301,8 @@ def _ranges(
     reasons: dict[FrameStatus, str],
 ) -> tuple[FrameRange, ...]:
     ranges: list[FrameRange] = []
-    for rank in np.flatnonzero(mask).tolist():
-        frame_id = int(frame_ids[rank])
-        reason = reasons.get(FrameStatus(int(statuses[rank])), "")
+    for frame_id, status in zip(frame_ids[mask].tolist(), statuses[mask].tolist(), strict=True):
+        reason = reasons.get(FrameStatus(status), "")
         last = ranges[-1] if ranges else None
         if last is not None and last.last == frame_id - 1 and last.reason == reason:
             ranges[-1] = replace(last, last=frame_id)

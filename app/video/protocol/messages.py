@@ -11,7 +11,7 @@ import math
 import pickle
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from fractions import Fraction
 from typing import Any, Self
@@ -126,7 +126,7 @@ def _name(raw: bytes) -> str:
 
 # -- start of a child
 
-_READY = struct.Struct("<iiii")
+_READY = struct.Struct("<i???")
 _MAX_VERSIONS_BYTES = 512
 
 
@@ -148,17 +148,14 @@ class Ready:
     ffmpeg_versions: str  # of FFmpeg's libraries, in the order of their names
 
     def pack(self) -> bytes:
-        state = self.lock_down
-        head = _READY.pack(state.landlock_abi, state.seccomp, state.no_new_privileges, state.memory_limited)
-        return head + self.ffmpeg_versions.encode("ascii")
+        return _READY.pack(*astuple(self.lock_down)) + self.ffmpeg_versions.encode("ascii")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Ready:
         _require(0 < len(payload) - _READY.size <= _MAX_VERSIONS_BYTES, "a greeting of another length")
-        landlock, seccomp, no_new_privileges, limited = _READY.unpack_from(payload)
-        _require(0 <= landlock < 1000, "Landlock ABI out of range")
-        state = LockDown(landlock, bool(seccomp), bool(no_new_privileges), bool(limited))
-        return cls(state, _name(payload[_READY.size :]))
+        lock_down = LockDown(*_READY.unpack_from(payload))
+        _require(0 <= lock_down.landlock_abi < 1000, "Landlock ABI out of range")
+        return cls(lock_down, _name(payload[_READY.size :]))
 
 
 def pack_threads(threads: int) -> bytes:
@@ -203,8 +200,8 @@ class Fault:
 
 _STREAM_KINDS = tuple(StreamKind)
 _MAX_OTHER_STREAMS = 32
-_STREAM = struct.Struct("<II32sII16sII")
-_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIq?")
+_STREAM = struct.Struct("<II32sII16s??")
+_FACTS = struct.Struct("<64s32s32sIII?qqqqqqdIq?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +248,9 @@ def pack_facts(found: FoundVideo) -> bytes:
 def _unpack_stream(fields: tuple[Any, ...], *, chosen: int) -> OtherStream:
     index, kind, codec, width, height, language, is_default, is_picture = fields
     _require(index <= _MAX_STREAM_INDEX and index != chosen, "an impossible stream")
-    _require(kind < len(_STREAM_KINDS) and max(is_default, is_picture) <= 1, "an impossible stream")
-    _require(max(width, height) <= MAX_FRAME_SIDE, "an impossible stream")
-    size, flags = (width, height), (bool(is_default), bool(is_picture))
-    return OtherStream(index, _STREAM_KINDS[kind], _name(codec), *size, _name(language), *flags)
+    _require(kind < len(_STREAM_KINDS) and max(width, height) <= MAX_FRAME_SIDE, "an impossible stream")
+    flags = (is_default, is_picture)
+    return OtherStream(index, _STREAM_KINDS[kind], _name(codec), width, height, _name(language), *flags)
 
 
 def unpack_facts(payload: bytes) -> FoundVideo:
@@ -265,7 +261,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
     *rates, duration, stream, first_pts, enumerates = numbers
     tick_n, tick_d, rate_n, rate_d, sar_n, sar_d = rates
     _require(0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE, "an impossible picture size")
-    _require(rotation < 360 and mirrored <= 1, "an impossible orientation")
+    _require(rotation < 360, "an impossible orientation")
     _require(min(tick_n, tick_d, rate_d, sar_n, sar_d) > 0 and rate_n >= 0, "impossible rates")
     _require(stream <= _MAX_STREAM_INDEX, "an impossible stream")
     _require(math.isnan(duration) or 0 <= duration < 1e13, "an impossible duration")
@@ -276,7 +272,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         width=width,
         height=height,
         rotation_degrees=rotation,
-        mirrored=bool(mirrored),
+        mirrored=mirrored,
         time_base=Fraction(tick_n, tick_d),
         frame_rate=Fraction(rate_n, rate_d) if rate_n else None,
         duration_seconds=None if math.isnan(duration) else duration,
@@ -284,7 +280,7 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         sample_aspect_ratio=Fraction(sar_n, sar_d),
         other_streams=tuple(_unpack_stream(one, chosen=stream) for one in _STREAM.iter_unpack(others)),
     )
-    return FoundVideo(facts, _present(first_pts), bool(enumerates))
+    return FoundVideo(facts, _present(first_pts), enumerates)
 
 
 # -- index
@@ -323,7 +319,7 @@ def unpack_evidence(payload: bytes) -> Evidence:
     return Evidence(place, _present(position), count, reason)
 
 
-_INDEX_END = struct.Struct("<IIqqdI")
+_INDEX_END = struct.Struct("<I?q?qd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,15 +335,15 @@ class IndexEnd:
 
     def pack(self) -> bytes:
         claimed = math.nan if self.claimed_seconds is None else self.claimed_seconds
-        counts = (self.read_errors, self.gave_up, self.lost, self.leading)
-        return _INDEX_END.pack(*counts, claimed, self.truncated)
+        return _INDEX_END.pack(
+            self.read_errors, self.gave_up, self.lost, self.truncated, self.leading, claimed
+        )
 
     @classmethod
     def unpack(cls, payload: bytes) -> IndexEnd:
-        errors, gave_up, missing, leading, claimed, truncated = _unpack(_INDEX_END, payload)
-        _require(missing >= 0 and leading >= 0, "a negative count")
-        seconds = None if math.isnan(claimed) else claimed
-        return cls(errors, bool(gave_up), missing, bool(truncated), leading, seconds)
+        errors, gave_up, lost, truncated, leading, claimed = _unpack(_INDEX_END, payload)
+        _require(lost >= 0 and leading >= 0, "a negative count")
+        return cls(errors, gave_up, lost, truncated, leading, None if math.isnan(claimed) else claimed)
 
 
 # -- decoding
