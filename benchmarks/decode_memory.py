@@ -65,8 +65,9 @@ def measure(pool: DecoderPool, video: Path) -> tuple[int, int, int]:
     with pool.decode(video, segment, frame_size=(640, 360), batch_size=4, cancelled=never) as session:
         for batch in session:
             frames += len(batch)
-            assert session._child is not None  # noqa: SLF001 - nobody else needs it
-            status = status_of(session._child.pid or 0)  # noqa: SLF001
+            child = session._child.process  # noqa: SLF001 - nobody else needs it
+            assert child is not None
+            status = status_of(child.pid or 0)
             resident = max(resident, status["VmHWM"] - status["RssShmem"])
             space = max(space, status["VmPeak"])
             batch.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus, Refusal
 from app.pipeline.report import Completeness, DetectionReport, DocumentReport, ModelReport, VideoReport
-from app.video.protocol.kinds import Proof
+from app.video.protocol.facts import Proof
 from app.video.sandbox_status import SandboxStatus
 
 SHA256 = "0" * 64

@@ -16,7 +16,7 @@ from app.jobs.heartbeats import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
-from app.video.index_summary import IndexSummary
+from app.video.results import IndexSummary
 
 STEADY_SECONDS = 20.0  # a host that lived for this long did not die at its start
 

@@ -41,7 +41,7 @@ from app.host.messages import (
 from app.jobs.heartbeats import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.index_summary import IndexSummary
+from app.video.results import IndexSummary
 from app.video.segments import Segment
 
 REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or none can be started

@@ -42,9 +42,10 @@ from app.host.messages import (
 )
 from app.pipeline.run_segment import PhaseClock, index_video, run_segment
 from app.pipeline.runner import Cancelled, WorkCancelled
+from app.video.decoder import DecoderPool
 from app.video.protocol.facts import VideoFacts
+from app.video.results import DecodingCancelled
 from app.video.segments import Segment
-from app.video.source import DecodingCancelled, FrameSource
 
 HEARTBEAT_SECONDS = 1.0
 _MOST_THREADS = 512  # more than an engine ever has running
@@ -55,7 +56,7 @@ _log = structlog.get_logger(__name__)
 class Host:
     """Serves one engine over `channel`. The caller closes the arguments."""
 
-    def __init__(self, channel: Connection, models: ModelPool, decoders: FrameSource) -> None:
+    def __init__(self, channel: Connection, models: ModelPool, decoders: DecoderPool) -> None:
         self._channel = channel
         self._models = models
         self._decoders = decoders

@@ -21,9 +21,9 @@ from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.errors import InternalError, ModelFault, error_class
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
+from app.video.results import IndexSummary
 from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from heapq import merge
 
 from app.pipeline.report import Completeness, DamageReport, FrameIds, MissingFrames
-from app.video.index_summary import IndexSummary
-from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.kinds import Proof
+from app.video.protocol.facts import Proof
+from app.video.protocol.packets import MAX_REORDER
+from app.video.results import IndexSummary
 from app.video.segments import RANGES_KEPT, FrameRange
 
 # A video with this share of damaged pictures or more counts as undecodable: boxes found in it may be chance.

@@ -37,8 +37,8 @@ from app.pipeline.report import (
 from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
-from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import VideoFacts
+from app.video.results import IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.video.protocol.kinds import Proof, StreamKind
+from app.video.protocol.facts import Proof, StreamKind
 
 
 class _Report(BaseModel):

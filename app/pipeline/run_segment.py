@@ -18,8 +18,8 @@ from app.pipeline.frame_records import encode_record
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask, outcome_of, plan_of
 from app.storage.parts import PartStore
-from app.video.index_summary import IndexSummary
-from app.video.source import DecodingCancelled, FrameBatch, FrameSource
+from app.video.decoder import DecoderPool
+from app.video.results import DecodingCancelled, FrameBatch, IndexSummary
 
 BATCHES_IN_FLIGHT = 2  # one on the device, one that waits for it; the ring holds at least as many
 
@@ -42,7 +42,7 @@ class Device(Protocol):
 
 
 def index_video(
-    decoders: FrameSource, task: IndexTask, reader: IndexReader, cancelled: Cancelled
+    decoders: DecoderPool, task: IndexTask, reader: IndexReader, cancelled: Cancelled
 ) -> IndexSummary:
     """Index a video in this thread, and pass its segments on as they are found.
 
@@ -63,7 +63,7 @@ def index_video(
 def run_segment(
     task: SegmentTask,
     *,
-    decoders: FrameSource,
+    decoders: DecoderPool,
     device: Device,
     cancelled: Cancelled,
     clock: PhaseClock,

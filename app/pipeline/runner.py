@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.index_summary import IndexSummary
 from app.video.protocol.facts import VideoFacts
+from app.video.results import IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 

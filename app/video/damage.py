@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-from app.video.protocol.evidence import MAX_REORDER, Evidence
+from app.video.protocol.packets import MAX_REORDER, Evidence
+from app.video.sampling import PtsArray
 
 _KEPT = 100  # entries in a report
 _REMEMBERED = 16 * MAX_REORDER  # places before those numbered last: later gaps may be near them
@@ -35,13 +35,15 @@ class EvidenceList:
         self._recent: list[Evidence] = []  # at places near or after the frames numbered last
         self._unlocated = 0  # index of the first one whose frames are not known yet
         self._located: list[tuple[int, DamagedPlace]] = []  # (place, what is reported), the first few
+        self._last_place = -1
         self.total = 0
-        self.last_place = -1
+        # The frames numbered last: ids ascending, places in the container, time stamps; each (n,).
+        self._frame_ids = self._places = self._pts = np.array([], dtype=np.int64)
 
     def add(self, evidence: Evidence) -> None:
         """Add evidence, unless it is known from an earlier pass: it is known if it is not after the last."""
-        if evidence.place > self.last_place:
-            self.last_place = evidence.place
+        if evidence.place > self._last_place:
+            self._last_place = evidence.place
             self._recent.append(evidence)
             self.total += 1
 
@@ -50,12 +52,33 @@ class EvidenceList:
         at = self._index_of(first_place - MAX_REORDER)
         return at < len(self._recent) and self._recent[at].place <= last_place + MAX_REORDER + 1
 
-    def locate(self, end: int | None, frames: NumberedFrames) -> None:
-        """Find the frames concerned by evidence before place `end`, among those numbered last. None: all."""
+    def add_frames(self, frame_ids: PtsArray, places: PtsArray, pts: PtsArray) -> None:
+        """Add the next frames, (n,) each: their ids, places, and time stamps."""
+        last = slice(-6 * MAX_REORDER, None)  # evidence may be between those before and these
+        self._frame_ids = np.concatenate((self._frame_ids[last], frame_ids))
+        self._places = np.concatenate((self._places[last], places))
+        self._pts = np.concatenate((self._pts[last], pts))
+
+    def locate(self, end: int | None, time_base: Fraction) -> None:
+        """Find the frames concerned by evidence before place `end`, among those added last. None: all.
+
+        They are the frames next to it in the container's order.
+        """
         upto = len(self._recent) if end is None else self._index_of(end)
-        for evidence in self._recent[self._unlocated : upto]:
-            if len(self._located) < _KEPT:
-                self._located.append((evidence.place, frames.around(evidence)))
+        order = np.argsort(self._places, kind="stable")
+        for evidence in self._recent[self._unlocated : upto][: _KEPT - len(self._located)]:
+            at = int(np.searchsorted(self._places[order], evidence.place))
+            neighbours = self._frame_ids[order[max(0, at - 1) : at + 1]]
+            before = int(self._pts[order[max(0, at - 1)]]) if len(order) else None
+            place = DamagedPlace(
+                position=evidence.position,
+                seconds=None if before is None else float(before * time_base),
+                first_frame=int(neighbours.min()) if len(neighbours) else None,
+                last_frame=int(neighbours.max()) if len(neighbours) else None,
+                reason=evidence.reason,
+                observations=evidence.count,
+            )
+            self._located.append((evidence.place, place))
         self._unlocated = max(self._unlocated, upto)
         if end is not None:
             passed = min(self._unlocated, self._index_of(end - _REMEMBERED))
@@ -68,11 +91,11 @@ class EvidenceList:
         del self._recent[self._index_of(place) :]
         self._unlocated = min(self._unlocated, len(self._recent))
         self._located = [(other, found) for other, found in self._located if other < place]
-        self.last_place = min(self.last_place, place - 1)
+        self._last_place = min(self._last_place, place - 1)
 
     def lies_within(self, places: range) -> bool:
         """Whether all evidence lies in `places`."""
-        return not self.total or (self._located[0][0] in places and self.last_place in places)
+        return not self.total or (self._located[0][0] in places and self._last_place in places)
 
     def report(self, harmless: range) -> tuple[DamagedPlace, ...]:
         """Return the first damaged places; those in `harmless` have cost no frame."""
@@ -80,40 +103,3 @@ class EvidenceList:
 
     def _index_of(self, place: int) -> int:
         return bisect_left(self._recent, place, key=lambda evidence: evidence.place)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NumberedFrames:
-    """Frames whose ids and places are known."""
-
-    frame_ids: npt.NDArray[np.int64]  # (n,) ascending
-    places: npt.NDArray[np.int64]  # (n,)
-    pts: npt.NDArray[np.int64]  # (n,) ticks
-    time_base: Fraction
-
-    def followed_by(
-        self, frame_ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64], pts: npt.NDArray[np.int64]
-    ) -> NumberedFrames:
-        """Return those frames, after the last of these: evidence may be between them."""
-        last = slice(-6 * MAX_REORDER, None)
-        return NumberedFrames(
-            np.concatenate((self.frame_ids[last], frame_ids)),
-            np.concatenate((self.places[last], places)),
-            np.concatenate((self.pts[last], pts)),
-            self.time_base,
-        )
-
-    def around(self, evidence: Evidence) -> DamagedPlace:
-        """Return the report on evidence: the frames next to it in the container's order."""
-        order = np.argsort(self.places, kind="stable")
-        at = int(np.searchsorted(self.places[order], evidence.place))
-        neighbours = self.frame_ids[order[max(0, at - 1) : at + 1]]
-        before = int(self.pts[order[max(0, at - 1)]]) if len(order) else None
-        return DamagedPlace(
-            position=evidence.position,
-            seconds=None if before is None else float(before * self.time_base),
-            first_frame=int(neighbours.min()) if len(neighbours) else None,
-            last_frame=int(neighbours.max()) if len(neighbours) else None,
-            reason=evidence.reason,
-            observations=evidence.count,
-        )

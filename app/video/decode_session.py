@@ -16,9 +16,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from app.video.deaths import Deaths
-from app.video.faults import error_of, memory_reason
-from app.video.process import ChildDied, ChildProcess, ChildSource
+from app.video.faults import error_of
+from app.video.process import ChildDied, ChildProcess
 from app.video.protocol.messages import (
     BatchMessage,
     Command,
@@ -30,15 +29,16 @@ from app.video.protocol.messages import (
     Message,
     unpack_statuses,
 )
+from app.video.results import DecodeOutcome, FrameBatch
 from app.video.segments import FrameRange, Segment
-from app.video.source import Cancelled, DecodeOutcome, FrameBatch
+from app.video.session_child import SessionChild
 
 _MAX_DEATHS = 12  # of children per segment
 _MAX_SKIPPED = 3  # packets left out, from one entry
 _SECONDS_A_PACKET = 4.0  # that a decoder may take on average: a very large picture on a busy machine
 _PACKETS_READ_A_SECOND = 500
 
-REASONS = {
+_REASONS = {
     FrameStatus.NOT_SEEN: "the decoder gave no picture",
     FrameStatus.REJECTED: "the decoder refused the data",
     FrameStatus.NOT_SHOWN: "the decoder gave no picture",
@@ -57,26 +57,22 @@ class DecodeSession:
 
     def __init__(
         self,
-        source: ChildSource,
+        child: SessionChild,
         segment: Segment,
         *,
         frame_size: tuple[int, int],
         batch_size: int,
         slot_count: int,
-        cancelled: Cancelled,
     ) -> None:
         self.batch_size = batch_size  # frames per batch: as requested, or as many as fit in the ring
         self.slot_count = slot_count
-        self._source = source
+        self._child = child
         self._segment = segment
         self._frame_size = frame_size
-        self._cancelled = cancelled
-        self._child: ChildProcess | None = None
         self._frame_ids = segment.frame_ids
         self._held: set[int] = set()  # slots in the consumer's hands
         self._statuses = np.zeros(segment.frame_count, dtype=np.uint8)
         self._next_rank = 0  # the first frame that is neither delivered nor given up
-        self._deaths = Deaths()
         self._has_starved = False  # a child ran out of memory
         self._outcome: DecodeOutcome | None = None
         self._batches = self._decode_segment()
@@ -100,13 +96,7 @@ class DecodeSession:
     def close(self) -> None:
         """End the session. If it is done and all batches are released, its child can serve another one."""
         self._batches.close()
-        child, self._child = self._child, None
-        if child is None:
-            return
-        if self._outcome is not None and not self._held:
-            self._source.give_back(child)
-        else:
-            child.close()
+        self._child.end(is_reusable=self._outcome is not None and not self._held)
 
     def _decode_segment(self) -> Generator[FrameBatch, None, None]:
         segment = self._segment
@@ -121,18 +111,19 @@ class DecodeSession:
                 is_last = end >= segment.entry.ordinal + segment.packet_count
                 request = None if is_last else self._pass_over(end)
         statuses = self._statuses
-        if self._deaths.total > _MAX_DEATHS:
+        if self._child.deaths > _MAX_DEATHS:
             self._give_up(len(statuses))
         if self._has_starved:
             statuses[statuses == FrameStatus.SKIPPED] = FrameStatus.OUT_OF_MEMORY
-        reasons = {**REASONS, FrameStatus.OUT_OF_MEMORY: memory_reason(self._source.memory_bytes)}
+        limit = f"FRAMEBOX_DECODER_MEMORY_BYTES={self._child.memory_bytes}"
+        no_memory = f"the decoder needs more memory than {limit}"
+        reasons = {**_REASONS, FrameStatus.OUT_OF_MEMORY: no_memory}
         has_picture = np.isin(statuses, _HAS_PICTURE)
         missing = segment.wanted & ~has_picture
         corrupt = segment.wanted & (statuses == FrameStatus.CORRUPT)
         after_damage = _are_after_damage(segment, missing | corrupt)
         doubtful = segment.wanted & has_picture & ~corrupt & after_damage
         self._outcome = DecodeOutcome(
-            frames_wanted=segment.wanted_count,
             frames_decoded=int(np.count_nonzero(segment.wanted & has_picture)),
             undecodable=_ranges(self._frame_ids, missing, statuses, reasons),
             corrupt=_ranges(self._frame_ids, corrupt, statuses, reasons),
@@ -142,12 +133,12 @@ class DecodeSession:
     # -- one request to one child
 
     def _attempt(self, request: DecodeRequest) -> Iterator[FrameBatch]:
-        if self._child is None:
+        child = self._child.process
+        if child is None:
             # Frames that are counted must be counted as they were when the video was indexed.
-            threads = 1 if request.frames_before is not None else self._deaths.threads
-            self._child = self._source.acquire(threads, self._cancelled)
-            self._child.pin_pictures()
-        child = self._child
+            is_single = request.frames_before is not None or self._child.deaths > 0
+            child = self._child.start(1 if is_single else None)
+            child.pin_pictures()
         child.send(Command.DECODE, request.pack())
         packets = request.packet_count
         to_read = request.entry.ordinal + packets
@@ -157,7 +148,9 @@ class DecodeSession:
             if len(self._held) >= self.slot_count:
                 raise RuntimeError("every batch is still held: release one before asking for the next")
             started = time.monotonic()
-            kind, payload = child.receive(self._cancelled, deadline=started + left_seconds)
+            kind, payload = self._child.receive(
+                Message.BATCH, Message.SEGMENT_END, Message.FAULT, deadline=started + left_seconds
+            )
             left_seconds -= time.monotonic() - started
             if kind is Message.BATCH:
                 yield self._batch(child, request, BatchMessage.unpack(payload))
@@ -170,16 +163,14 @@ class DecodeSession:
                 open_frames = request.wanted & (~delivered | (statuses == FrameStatus.CORRUPT))
                 self._statuses[open_frames] = statuses[open_frames]
                 return
-            elif kind is Message.FAULT:
+            else:
                 fault = Fault.unpack(payload)
                 if fault.code is FaultCode.ENTRY_NOT_FOUND:
                     raise ChildDied("does not find the entry")
                 if fault.code is FaultCode.OUT_OF_MEMORY:
                     self._has_starved = True
                     raise ChildDied("needs more memory than it may take")
-                raise error_of(fault, memory_bytes=self._source.memory_bytes)
-            else:
-                raise DecoderProtocolError("an answer to another question")
+                raise error_of(fault, memory_bytes=self._child.memory_bytes)
 
     def _batch(self, child: ChildProcess, request: DecodeRequest, message: BatchMessage) -> FrameBatch:
         ranks = np.array(message.ranks, dtype=np.int64)
@@ -199,7 +190,7 @@ class DecodeSession:
 
         def release() -> None:
             self._held.discard(message.slot)
-            if child is self._child:
+            if child is self._child.process:
                 with suppress(ChildDied):  # the session notices when it asks for the next batch
                     child.send(Command.RELEASE, message.slot.to_bytes(4, "little"))
 
@@ -252,14 +243,12 @@ class DecodeSession:
         )
 
     def _after_death(self, request: DecodeRequest) -> DecodeRequest | None:
-        child, self._child = self._child, None
-        if child is None:  # none could be started
-            self._deaths.wait_after_failed_start(self._cancelled)
+        first, was_started = request.entry.ordinal, self._child.process is not None
+        poison = self._child.bury(first)
+        if not was_started:
             return request
-        first = request.entry.ordinal
-        poison = self._deaths.bury(child, first)
         self._held.clear()
-        if self._deaths.total > _MAX_DEATHS:
+        if self._child.deaths > _MAX_DEATHS:
             return None
         skipped, packets_end = request.skipped, None
         if poison is not None:
@@ -312,9 +301,8 @@ def _ranges(
     reasons: dict[FrameStatus, str],
 ) -> tuple[FrameRange, ...]:
     ranges: list[FrameRange] = []
-    for rank in np.flatnonzero(mask).tolist():
-        frame_id = int(frame_ids[rank])
-        reason = reasons.get(FrameStatus(int(statuses[rank])), "")
+    for frame_id, status in zip(frame_ids[mask].tolist(), statuses[mask].tolist(), strict=True):
+        reason = reasons.get(FrameStatus(status), "")
         last = ranges[-1] if ranges else None
         if last is not None and last.last == frame_id - 1 and last.reason == reason:
             ranges[-1] = replace(last, last=frame_id)

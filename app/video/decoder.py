@@ -16,35 +16,36 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Self
 
 from app.errors import InternalError
+from app.restarts import pause_seconds
 from app.video.decode_session import DecodeSession
 from app.video.faults import over_limit
 from app.video.index_session import IndexSession
 from app.video.launch import PRELOADED, run_child
-from app.video.process import ChildDied, ChildProcess, ChildSettings, ChildSource, Pin, key_of
-from app.video.protocol import ring
+from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin, key_of
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import DecoderProtocolError, Ready
+from app.video.protocol.messages import DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan
-from app.video.ready_children import ReadyChildren
+from app.video.results import Cancelled, DecodingCancelled
 from app.video.sampling import Sampling
 from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
-from app.video.source import Cancelled
+from app.video.session_child import SessionChild
 
 _MAX_SLOTS = 16
 _REVISION = 2  # grows when frames, their order or their pixels change
 
 
 class DecoderPool:
-    """The FrameSource that decodes in child processes: the fork server, and the children that wait for work.
+    """The fork server of decoder children, those that wait for work, and the sessions that use them.
 
     Each child has `threads` of FFmpeg, `memory_bytes` of address space, and a ring of `ring_bytes` besides. A
     child that makes no progress for `stall_seconds` is ended. At most `idle_children` that have decoded wait
@@ -66,9 +67,7 @@ class DecoderPool:
         pin: Pin | None = None,
         child_main: Callable[[ChildPlan], None] = run_child,
     ) -> None:
-        self._limits = limits
         self.threads = threads
-        self._ring_bytes = ring_bytes
         self._settings = ChildSettings(
             limits, memory_bytes, ring_bytes, stall_seconds, require_sandbox, pin, child_main
         )
@@ -77,7 +76,7 @@ class DecoderPool:
         self._idle_children = idle_children
         self._idle: list[ChildProcess] = []
         self._idle_lock = threading.Lock()
-        self._ready = ReadyChildren(ready_children, self._new_child)
+        self._ready = _ReadyChildren(ready_children, self._new_child)
         self._trial: Ready | None = None  # what the first child reported about itself
         self._large_turn = threading.BoundedSemaphore()
 
@@ -118,27 +117,27 @@ class DecoderPool:
         return None if self._trial is None else SandboxStatus(**asdict(self._trial.lock_down))
 
     @property
-    def memory_bytes(self) -> int:
-        """The address space that a child may take, without its ring."""
-        return self._settings.memory_bytes
-
-    @property
     def identity(self) -> str:
         """Names all about the decoder that may change a picture or how frames are batched."""
         if self._trial is None:
             raise RuntimeError("the pool is not started")
-        return f"{_REVISION} {self._trial.ffmpeg_versions} threads={self.threads} ring={self._ring_bytes}"
+        ring_bytes = self._settings.ring_bytes
+        return f"{_REVISION} {self._trial.ffmpeg_versions} threads={self.threads} ring={ring_bytes}"
 
     def index(
         self, video: Path, *, segment_frames: int, sampling: Sampling | None = None, cancelled: Cancelled
     ) -> IndexSession:
-        """Open `video` and return the session that yields its segments, as FrameSource.index says."""
+        """Open `video`, and cut it into segments of at least `segment_frames` frames (the last may be less).
+
+        Raises UnsupportedVideo, UnsupportedCodec, NoVideoStream, EncryptedVideo, NothingDecodable,
+        VideoOverLimit, UnusableVideo, DecodingCancelled; also during the iteration.
+        """
         return IndexSession(
-            self._source_of(video),
-            limits=self._limits,
+            self._session_child(video, cancelled),
+            large_turn=self._large_turn,
+            limits=self._settings.limits,
             segment_frames=segment_frames,
             sampling=sampling or Sampling(),
-            cancelled=cancelled,
         )
 
     def decode(
@@ -150,36 +149,36 @@ class DecoderPool:
         batch_size: int,
         cancelled: Cancelled,
     ) -> DecodeSession:
-        """Return the session that yields the wanted frames of `segment`, as FrameSource.decode says.
+        """Decode the wanted frames of `segment`, upright, at (width, height) = `frame_size`.
 
-        Batches hold `batch_size` frames, or as many as let two batches fit in the ring.
+        Batches hold `batch_size` frames, or as many as let two batches fit in the ring. Raises VideoOverLimit
+        if not even batches of one frame fit; during the iteration, DecodingCancelled and InternalError.
         """
         fitting = self.effective_batch_size(frame_size, batch_size)
-        slots = self._ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
+        slots = self._settings.ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
         return DecodeSession(
-            self._source_of(video),
+            self._session_child(video, cancelled),
             segment,
             frame_size=frame_size,
             batch_size=fitting,
             slot_count=min(slots, _MAX_SLOTS),
-            cancelled=cancelled,
         )
 
     def effective_batch_size(self, frame_size: tuple[int, int], batch_size: int) -> int:
         """Return how many frames a batch holds. Raises VideoOverLimit if the ring is too small for two."""
-        frame_bytes = frame_size[0] * frame_size[1] * 3
-        fitting = ring.fitting_batch(batch_size, frame_bytes, self._ring_bytes)
+        frame_bytes, ring_bytes = frame_size[0] * frame_size[1] * 3, self._settings.ring_bytes
+        fitting = min(batch_size, ring_bytes // (2 * frame_bytes))
         if fitting < 1:
-            raise over_limit("ring_bytes", self._ring_bytes, 2 * frame_bytes)
+            raise over_limit("ring_bytes", ring_bytes, 2 * frame_bytes)
         return fitting
 
     # -- children, for the sessions
 
-    def _source_of(self, video: Path) -> ChildSource:
-        def acquire(threads: int | None, cancelled: Cancelled) -> ChildProcess:
+    def _session_child(self, video: Path, cancelled: Cancelled) -> SessionChild:
+        def acquire(threads: int | None) -> ChildProcess:
             return self.acquire(video, threads=threads, cancelled=cancelled)
 
-        return ChildSource(acquire, self.give_back, self.memory_bytes, self.threads, self._large_turn)
+        return SessionChild(acquire, self.give_back, cancelled, self._settings.memory_bytes, self.threads)
 
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
         """Return a child of `video`: one that waits for more of it or for any video, or a new one.
@@ -192,9 +191,12 @@ class DecoderPool:
                 if child.file_key == key and child.threads == threads:
                     return self._idle.pop(place)
         while (ready := self._ready.take()) is not None:
-            with suppress(ChildDied):  # it was killed just now
-                return _with_video(ready, video, threads)
-        return _with_video(self._new_child(cancelled), video, threads)
+            with suppress(ChildDied):  # it was killed while it waited
+                ready.give_video(video, threads=threads)
+                return ready
+        child = self._new_child(cancelled)
+        child.give_video(video, threads=threads)
+        return child
 
     def give_back(self, child: ChildProcess) -> None:
         """Let the child wait for further segments of its video.
@@ -223,24 +225,72 @@ class DecoderPool:
             child.close()
 
     def _new_child(self, cancelled: Cancelled) -> ChildProcess:
-        """Return a child that waits for its video. Raises ChildDied, DecodingCancelled."""
+        """Return a child that waits for its video.
+
+        Raises DecodingCancelled; and ChildDied, also if a required part of the sandbox is not available.
+        """
         if self._context is None:
             raise RuntimeError("the pool is not started")
         child = ChildProcess(self._context, self._settings, start_lock=self._start_lock)
-        try:
-            greeting = child.wait_ready(cancelled)
-        except BaseException:
-            child.close()
-            raise
+        with ExitStack() as starting:
+            starting.callback(child.close)
+            kind, payload = child.receive(cancelled)
+            if kind is not Message.READY:
+                raise DecoderProtocolError("the child did not report that it is ready")
+            greeting = Ready.unpack(payload)
+            starting.pop_all()
         self._trial = self._trial or greeting
         return child
 
 
-def _with_video(child: ChildProcess, video: Path, threads: int) -> ChildProcess:
-    """Give `child` its video, and return it. Raises ChildDied, or OSError if there is no video."""
-    try:
-        child.give_video(video, threads=threads)
-    except BaseException:
-        child.close()
-        raise
-    return child
+class _ReadyChildren:
+    """Up to `count` children without a video, started by a thread from `start` to `close`.
+
+    They are forked and locked down in advance, so that no work waits for that. The thread calls `make`; if
+    that raises ChildDied, the thread calls it again after a pause.
+    """
+
+    def __init__(self, count: int, make: Callable[[Cancelled], ChildProcess]) -> None:
+        self._count = count
+        self._make = make
+        self._children: deque[ChildProcess] = deque()
+        self._missing = threading.Semaphore(count)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="ready-children", daemon=True)
+
+    def start(self) -> None:
+        if self._count:
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and the children that were not taken."""
+        self._closing.set()
+        self._missing.release()
+        if self._thread.is_alive():
+            self._thread.join()
+        while (child := self.take()) is not None:
+            child.close()
+
+    def take(self) -> ChildProcess | None:
+        """Return the child that has waited longest, None if there is none. It will be replaced."""
+        try:
+            child = self._children.popleft()
+        except IndexError:
+            return None
+        self._missing.release()
+        return child
+
+    def _fill(self) -> None:
+        failures = 0
+        while not self._closing.wait(pause_seconds(failures)):
+            self._missing.acquire()
+            if self._closing.is_set():
+                return
+            try:
+                self._children.append(self._make(self._closing.is_set))
+                failures = 0
+            except (ChildDied, DecoderProtocolError):
+                failures += 1
+                self._missing.release()
+            except DecodingCancelled:
+                return

@@ -18,11 +18,6 @@ _CONTAINERS = (
     "MP4, MOV, Matroska, WebM, MPEG-TS, MPEG-PS, AVI, FLV, ASF/WMV, Ogg, MXF, raw H.264, HEVC or AV1, "
     "animated GIF and PNG, and others that docs/frames.md lists"
 )
-_PLAIN_FAULTS: dict[FaultCode, tuple[type[FrameboxError], str]] = {
-    FaultCode.NO_VIDEO_STREAM: (NoVideoStream, "The file holds no video stream."),
-    FaultCode.ENCRYPTED: (EncryptedVideo, "The video is encrypted."),
-    FaultCode.NOTHING_DECODABLE: (NothingDecodable, "No frame of the video could be decoded."),
-}
 
 
 def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
@@ -40,26 +35,16 @@ def error_of(fault: Fault, *, memory_bytes: int) -> FrameboxError:
                 f"The video needs more memory to decode than a decoder may take, {memory_bytes} bytes.",
                 {"limit": "decoder_memory_bytes", "limit_value": memory_bytes},
             )
-        case code if code in _PLAIN_FAULTS:
-            error, detail = _PLAIN_FAULTS[code]
-            return error(detail)
+        case FaultCode.NO_VIDEO_STREAM:
+            return NoVideoStream("The file holds no video stream.")
+        case FaultCode.ENCRYPTED:
+            return EncryptedVideo("The video is encrypted.")
+        case FaultCode.NOTHING_DECODABLE:
+            return NothingDecodable("No frame of the video could be decoded.")
         case _:
             return UnsupportedVideo(
                 "The bytes are no video that this service reads.", {"allowed": _CONTAINERS}
             )
-
-
-def slow_opening(limit_seconds: int, seconds: int) -> VideoOverLimit:
-    """Return the error for a container that takes too much processor time to open."""
-    return VideoOverLimit(
-        f"Opening the video takes more than {limit_seconds} seconds of processor time, as very many tags do.",
-        {"limit": "max_opening_seconds", "limit_value": limit_seconds, "value": seconds},
-    )
-
-
-def memory_reason(memory_bytes: int) -> str:
-    """Return, for the report, why a frame could not be decoded without more memory."""
-    return f"the decoder needs more memory than FRAMEBOX_DECODER_MEMORY_BYTES={memory_bytes}"
 
 
 def over_limit(name: str, limit: int, value: int) -> VideoOverLimit:

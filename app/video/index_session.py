@@ -2,88 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Self
 
 from app.errors import UnusableVideo
 from app.video.damage import EvidenceList
-from app.video.deaths import Deaths
-from app.video.faults import error_of, over_limit
-from app.video.frame_count import FrameCount
-from app.video.index_summary import IndexSummary
+from app.video.faults import over_limit
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
-from app.video.process import ChildDied, ChildProcess, ChildSource
-from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.facts import VideoFacts
-from app.video.protocol.kinds import Proof
+from app.video.process import ChildDied
+from app.video.protocol.facts import Proof, VideoFacts
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import (
     MOST_UNSENT_PACKETS,
     Command,
+    CountRequest,
     DecoderProtocolError,
-    Fault,
     FoundVideo,
     IndexEnd,
     Message,
     unpack_evidence,
     unpack_facts,
+    unpack_frames,
     unpack_packets,
 )
-from app.video.protocol.packets import Entry, PacketRecord
+from app.video.protocol.packets import MAX_REORDER, Entry, PacketRecord
+from app.video.results import DecodingCancelled, IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import Segment
-from app.video.source import Cancelled, DecodingCancelled
+from app.video.session_child import SessionChild
 
 _MAX_DEATHS = 2
+_MAX_DEATHS_OF_COUNT = 12
 _POLL_SECONDS = 0.1
 # With more packets, other children decode the first segments long before the index ends.
 _MOST_PACKETS_TO_DECODE_AFTER = 10_000
 # Containers that store the time stamps of frames. In others they follow from the frames' numbers.
 _STAMPS_EVERY_FRAME = frozenset(("matroska", "mpegts", "mpeg", "flv", "mov"))
 _USUAL_FRAME_SECONDS = Fraction(1, 25)  # where the container claims no frame rate
+_GAVE_UP = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)  # after too many deaths
 
 
 class IndexSession:
     """An iterator over a video's segments; closed by `with`. Not shared between threads.
 
-    The constructor gets `facts`, and raises the errors of a video that cannot be used.
+    The constructor gets `facts`, and raises the errors of a video that cannot be used. `large_turn` is held
+    while a video is indexed whose index takes much memory.
     """
 
     def __init__(
         self,
-        source: ChildSource,
+        child: SessionChild,
         *,
+        large_turn: threading.Semaphore,
         limits: VideoLimits,
         segment_frames: int,
         sampling: Sampling,
-        cancelled: Cancelled,
     ) -> None:
-        self._source = source
+        self._child = child
+        self._large_turn = large_turn
+        self._has_turn = False
         self._limits = limits
-        self._cancelled = cancelled
         self._segment_frames = segment_frames
-        self._child: ChildProcess | None = None
         self._packets = 0  # records received
         self._child_packets = 0  # of these, from the current child
-        self._deaths = Deaths()
         self._end: IndexEnd | None = None
-        self._is_counted = False  # frames were counted, because their time stamps do not tell them apart
+        self._serial: SerialNumbering | None = None  # if frames are counted: time stamps do not identify them
         self._notes: list[str] = []
         self._summary: IndexSummary | None = None
         self._evidence = EvidenceList()
-        self._has_turn = False  # to make a large index: one is made at a time
         found = self._open_video()
         self.facts: VideoFacts = found.facts
         self._enumerates_frames = found.enumerates_frames
         rate, time_base = self.facts.frame_rate, self.facts.time_base
-        self._ticks_a_frame = None if rate is None else 1 / (rate * time_base)
         self._numbering = SegmentNumbering(
             sampling,
             time_base,
             evidence=self._evidence,
-            nominal_step=self._ticks_a_frame,
+            nominal_step=None if rate is None else 1 / (rate * time_base),
             max_frames=limits.max_frames,
         )
         self._planner = SegmentPlanner(
@@ -109,12 +107,14 @@ class IndexSession:
 
     def close(self) -> None:
         """End the pass, wherever it is."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.close()
+        self._segments.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._child.end()
         if self._has_turn:
             self._has_turn = False
-            self._source.large_turn.release()
+            self._large_turn.release()
 
     def _open_video(self) -> FoundVideo:
         try:
@@ -122,130 +122,85 @@ class IndexSession:
                 try:
                     return self._start_child()
                 except (ChildDied, DecoderProtocolError) as error:
-                    if not self._may_try_again():
+                    self._child.bury(None)
+                    if self._child.deaths > _MAX_DEATHS:
                         raise UnusableVideo("Reading the video crashed or stalled the reader.") from error
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     def _start_child(self) -> FoundVideo:
-        self._child = self._source.acquire(1, self._cancelled)
-        self._child.send(Command.INDEX)
-        kind, payload = self._child.receive(self._cancelled)
+        self._child_packets = 0
+        child = self._child.start(1)
+        child.send(Command.INDEX)
+        kind, payload = self._receive(Message.FACTS, Message.LARGE)
         if kind is Message.LARGE:
             while not self._has_turn:  # a session whose child died still has its turn
-                self._has_turn = self._source.large_turn.acquire(timeout=_POLL_SECONDS)
-                if self._cancelled():
+                self._has_turn = self._large_turn.acquire(timeout=_POLL_SECONDS)
+                if self._child.cancelled():
                     raise DecodingCancelled
-            self._child.send(Command.OPEN)
-            kind, payload = self._child.receive(self._cancelled)
-        while kind is Message.EVIDENCE:
-            self._take_evidence(payload)
-            kind, payload = self._child.receive(self._cancelled)
-        if kind is Message.FAULT:
-            raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
-        if kind is not Message.FACTS:
-            raise DecoderProtocolError("an index without facts")
+            child.send(Command.OPEN)
+            _, payload = self._receive(Message.FACTS)
         return unpack_facts(payload)
 
-    def _may_try_again(self) -> bool:
-        """Close the child that died, or wait if none could be started. False after too many deaths."""
-        child, self._child = self._child, None
-        if child is None:
-            self._deaths.wait_after_failed_start(self._cancelled)
-            return True
-        self._deaths.bury(child, None)
-        return self._deaths.total <= _MAX_DEATHS
+    def _receive(self, *kinds: Message) -> tuple[Message, bytes]:
+        """Return the child's next message, which is of one of `kinds`, and take the evidence before it."""
+        while True:
+            kind, payload = self._child.receive(Message.EVIDENCE, *kinds)
+            if kind is not Message.EVIDENCE:
+                return kind, payload
+            evidence = unpack_evidence(payload)
+            if self._serial is not None:
+                evidence = replace(evidence, place=self._serial.next_place)
+            elif evidence.place > self._child_packets + MOST_UNSENT_PACKETS:
+                # No packet can have that place, and such evidence would pile up.
+                raise DecoderProtocolError("evidence from beyond the packets")
+            self._evidence.add(evidence)
 
-    def _plan(self) -> Iterator[Segment]:
-        try:
-            yield from self._plan_by_packets()
-        except UnusableTimestamps as unusable:
-            self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
-            yield from self._plan_by_count(unusable.entry, unusable.leading)
-        self._summary = self._summarise()
-        self.close()
-
-    def _plan_by_packets(self) -> Iterator[Segment]:
-        while self._end is None:
-            for segment in self._planner.feed(self._next_packets()):
-                yield self._within_limits(segment)
+    def _plan(self) -> Generator[Segment, None, None]:
         last_segments: list[Segment] = []
         unusable: UnusableTimestamps | None = None
         try:
+            while self._end is None:
+                for segment in self._planner.feed(self._next_packets()):
+                    yield self._within_limits(segment)
             for segment in self._planner.finish():
                 last_segments.append(segment)  # noqa: PERF402 - those before a fault count
         except UnusableTimestamps as error:
             unusable = error
-        child = self._child
+        child = self._child.process
         if (
             unusable is None
             and child is not None
-            and child.threads == self._source.threads
+            and child.threads == self._child.usual_threads
             and self._packets <= _MOST_PACKETS_TO_DECODE_AFTER
             and not self._has_turn
         ):
-            self._child = None
-            self._source.give_back(child)  # before the segments are known, so that it decodes them
+            self._child.end(is_reusable=True)  # before the segments are known, so that it decodes them
         for segment in last_segments:
             yield self._within_limits(segment)
         if unusable is not None:
-            raise unusable
-
-    def _plan_by_count(self, entry: Entry, leading: tuple[int, ...]) -> Iterator[Segment]:
-        self.close()
-        self._evidence.forget_from(entry.ordinal)
-        count = FrameCount(self._source, entry, self._evidence, self._cancelled)
-        ticks_a_frame = self._ticks_a_frame or _USUAL_FRAME_SECONDS / self.facts.time_base
-        numberer = SerialNumbering(
-            self._numbering,
-            entry,
-            segment_frames=self._segment_frames,
-            leading=leading,
-            ticks_a_frame=max(1, round(ticks_a_frame)),
-        )
-        count.next_place = lambda: numberer.next_place
-        try:
-            for stamps in count.run():
-                for segment in numberer.feed(stamps, count.skipped):
-                    yield self._within_limits(segment)
-            for segment in numberer.finish(count.skipped):
-                yield self._within_limits(segment)
-        finally:
-            count.close()
-        self._end = count.end
-        self._is_counted = True
+            self._notes.append(f"{unusable.reason}: frames are counted as they are decoded")
+            yield from self._plan_by_count(unusable.entry, unusable.leading)
+        self._summary = self._summarise()
+        self._release()
 
     def _next_packets(self) -> list[PacketRecord]:
         """Return the next records, none at the end. If a child dies, another one reads on."""
-        while True:
-            try:
-                return self._receive_packets()
-            except (ChildDied, DecoderProtocolError):
-                while self._may_try_again():
-                    with suppress(ChildDied, DecoderProtocolError):
-                        self._start_child()
-                        self._child_packets = 0
-                        break
-                else:
-                    self._notes.append("reading stopped where the data crashed or stalled the reader")
-                    self._end = IndexEnd(read_errors=1, gave_up=True, lost=0, truncated=True)
-                    return []
-
-    def _receive_packets(self) -> list[PacketRecord]:
-        assert self._child is not None  # noqa: S101 - between `_open_video` and `close`
-        kind, payload = self._child.receive(self._cancelled)
-        while kind is Message.EVIDENCE:
-            self._take_evidence(payload)
-            kind, payload = self._child.receive(self._cancelled)
-        if kind is Message.INDEX_END:
-            self._end = IndexEnd.unpack(payload)
+        try:
+            if self._child.process is None:
+                self._start_child()
+            kind, payload = self._receive(Message.PACKETS, Message.INDEX_END)
+            if kind is Message.INDEX_END:
+                self._end = IndexEnd.unpack(payload)
+                return []
+            records = unpack_packets(payload, self._child_packets)
+        except (ChildDied, DecoderProtocolError):
+            self._child.bury(None)
+            if self._child.deaths > _MAX_DEATHS:
+                self._notes.append("reading stopped where the data crashed or stalled the reader")
+                self._end = _GAVE_UP
             return []
-        if kind is Message.FAULT:
-            raise error_of(Fault.unpack(payload), memory_bytes=self._source.memory_bytes)
-        if kind is not Message.PACKETS:
-            raise DecoderProtocolError("an answer to another question")
-        records = unpack_packets(payload, self._child_packets)
         self._child_packets += len(records)
         fresh = records[max(0, self._packets - self._child_packets + len(records)) :]
         self._packets = max(self._packets, self._child_packets)
@@ -253,12 +208,46 @@ class IndexSession:
             raise over_limit("max_frames", self._limits.max_frames, self._packets)
         return fresh
 
-    def _take_evidence(self, payload: bytes) -> None:
-        """Raise DecoderProtocolError for places that no packet can have: such evidence would pile up."""
-        evidence = unpack_evidence(payload)
-        if evidence.place > self._child_packets + MOST_UNSENT_PACKETS:
-            raise DecoderProtocolError("evidence from beyond the packets")
-        self._evidence.add(evidence)
+    def _plan_by_count(self, entry: Entry, leading: tuple[int, ...]) -> Iterator[Segment]:
+        """Yield the segments of the frames that a decoder returns from `entry` on.
+
+        If a child dies, another one goes on, without the packets that kill decoders.
+        """
+        self._release()
+        self._child = replace(self._child)  # as new: the deaths until here do not count
+        self._evidence.forget_from(entry.ordinal)
+        ticks_a_frame = self._numbering.nominal_step or _USUAL_FRAME_SECONDS / self.facts.time_base
+        serial = self._serial = SerialNumbering(
+            self._numbering,
+            entry,
+            segment_frames=self._segment_frames,
+            leading=leading,
+            ticks_a_frame=max(1, round(ticks_a_frame)),
+        )
+        self._end = None
+        counted = repeated = 0  # frames; those that the current child has yet to decode again
+        while self._end is None and self._child.deaths <= _MAX_DEATHS_OF_COUNT:
+            try:
+                if self._child.process is None:
+                    repeated = counted
+                    self._child.start(1).send(Command.COUNT, CountRequest(entry, serial.skipped).pack())
+                kind, payload = self._receive(Message.FRAMES, Message.INDEX_END)
+                if kind is Message.INDEX_END:
+                    self._end = IndexEnd.unpack(payload)
+                    continue
+                stamps = unpack_frames(payload)
+            except (ChildDied, DecoderProtocolError):
+                poison = self._child.bury(entry.ordinal)
+                if poison is not None and poison >= entry.ordinal:
+                    serial.skipped = (*serial.skipped, poison)
+                continue
+            fresh, repeated = stamps[repeated:], max(0, repeated - len(stamps))
+            counted += len(fresh)
+            for segment in serial.feed(fresh):
+                yield self._within_limits(segment)
+        self._end = self._end or _GAVE_UP
+        for segment in serial.finish():
+            yield self._within_limits(segment)
 
     def _within_limits(self, segment: Segment) -> Segment:
         pixels = self.facts.width * self.facts.height * self._numbering.frames
@@ -268,13 +257,14 @@ class IndexSession:
 
     def _summarise(self) -> IndexSummary:
         numbering, end, notes = self._numbering, self._end, self._notes
+        is_counted = self._serial is not None
         assert end is not None  # noqa: S101 - after the pass
         numbering.finish()
         # Frames of which data is there, but neither a picture nor an id.
-        without_id = max(self._planner.hidden_by_damage, end.lost if self._is_counted else 0)
+        without_id = max(self._planner.hidden_by_damage, end.lost if is_counted else 0)
         if end.read_errors:
             notes.append(f"reading failed {end.read_errors} times and went on after the damage")
-        if end.lost and not self._is_counted:
+        if end.lost and not is_counted:
             notes.append(f"the file ends before {end.lost} frames of which its header tells")
         if without_id:
             notes.append(f"no picture came of the data of {without_id} frames, which have no ids")
@@ -287,7 +277,7 @@ class IndexSession:
             )
         is_unbroken = (
             self.facts.container in _STAMPS_EVERY_FRAME
-            and not self._is_counted
+            and not is_counted
             and numbering.clock.is_unbroken
             and not numbering.lost.total
         )
@@ -307,6 +297,6 @@ class IndexSession:
             damage=self._evidence.report(safe),
             damage_total=self._evidence.total,
             is_damage_harmless=self._evidence.lies_within(safe),
-            leading_frames=end.leading if self._is_counted and end.leading else self._planner.leading_frames,
+            leading_frames=end.leading if is_counted and end.leading else self._planner.leading_frames,
             proof=Proof.TABLE if self._enumerates_frames else Proof.CLOCK if is_unbroken else Proof.NONE,
         )

@@ -9,7 +9,7 @@ open GOP) belong to the segment before, which reads on to get them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappush, heapreplace
@@ -17,9 +17,8 @@ from heapq import heappush, heapreplace
 import numpy as np
 
 from app.video.clock import FrameClock, likely_stamp
-from app.video.damage import EvidenceList, NumberedFrames
-from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.packets import Displacement, Entry, PacketFlag, PacketRecord
+from app.video.damage import EvidenceList
+from app.video.protocol.packets import MAX_REORDER, Displacement, Entry, PacketFlag, PacketRecord
 from app.video.sampling import BoolArray, PtsArray, Sampling
 from app.video.segments import FrameRanges, Segment
 
@@ -27,6 +26,7 @@ _LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must
 _PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
 _LOST_FRAMES_A_BLOCK = 65536
 _MAX_LATER_ENTRIES = 16
+_LEAST_PTS = -(2**63)  # no frame has it
 
 
 class UnusableTimestamps(Exception):
@@ -65,17 +65,13 @@ class _Run:
         if self.key.pts is not None and packet.pts < self.key.pts:
             self.last_leading = self.packet_count
 
-    def leading(self) -> _Run:
-        """Return the run up to the last frame that is shown before its keyframe, with only such frames."""
-        return self._part(lambda pts, key: pts < key, self.last_leading)
+    def part(self, *, is_leading: bool) -> _Run:
+        """Return the run up to its last leading frame, with only such frames; or all of it, without them.
 
-    def without_leading(self) -> _Run:
-        """Return the whole run, with only the frames that are shown from its keyframe on."""
-        return self._part(lambda pts, key: pts >= key, self.packet_count)
-
-    def _part(self, belongs: Callable[[int, int], bool], packet_count: int) -> _Run:
-        key_pts = 0 if self.key.pts is None else self.key.pts
-        kept = [n for n, pts in enumerate(self.pts) if belongs(pts, key_pts)]
+        Leading frames are shown before the keyframe.
+        """
+        kept = [n for n, pts in enumerate(self.pts) if (pts < (self.key.pts or 0)) == is_leading]
+        packet_count = self.last_leading if is_leading else self.packet_count
         return _Run(self.key, [self.pts[n] for n in kept], [self.places[n] for n in kept], packet_count)
 
 
@@ -100,11 +96,9 @@ class SegmentNumbering:
         self._max_frames = max_frames
         self._previous: tuple[int, int] | None = None  # (pts, place) of the last frame, even a lost one
         self._start_pts: int | None = None
-        none = np.array([], dtype=np.int64)
-        self._latest = NumberedFrames(none, none, none, time_base)
         self.clock = FrameClock(nominal_step)
         self.nominal_step = nominal_step  # ticks a frame, as the container claims
-        self._evidence = EvidenceList() if evidence is None else evidence
+        self.evidence = EvidenceList() if evidence is None else evidence
         self.start_is_made_up = False  # the first frame has no time stamp of its own
         self.segments = 0
         self.frames = 0
@@ -151,15 +145,15 @@ class SegmentNumbering:
             None if is_counted else (places - entry.ordinal).astype(np.int32),
             None if is_counted else (np.array(clean_places) - entry.ordinal).astype(np.int32),
         )
-        self._latest = self._latest.followed_by(segment.frame_ids, places, pts)
+        self.evidence.add_frames(segment.frame_ids, places, pts)
         # Packets after the next segment's keyframe may hold frames from before it: a later call knows all.
-        self._evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._latest)
+        self.evidence.locate(int(places.max()) + 1 - _PACKETS_AHEAD, self._time_base)
         self.segments += 1
         return segment
 
     def finish(self) -> None:
         """Locate the remaining evidence: no frame follows."""
-        self._evidence.locate(None, self._latest)
+        self.evidence.locate(None, self._time_base)
 
     def _stretches(self, pts: PtsArray, places: PtsArray) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of the stretches of frames between which none is missing.
@@ -171,7 +165,7 @@ class SegmentNumbering:
             before = (int(pts[rank - 1]), int(places[rank - 1])) if rank else self._previous
             assert before is not None  # noqa: S101 - a step leads from a frame to a frame
             gap = int(pts[rank]) - before[0]
-            is_damaged = self._evidence.is_near(*sorted((before[1], int(places[rank]))))
+            is_damaged = self.evidence.is_near(*sorted((before[1], int(places[rank]))))
             missing = self.clock.missing_in(gap) if is_damaged else 0
             if missing is None or self.frames + missing > self._max_frames:
                 missing = 0
@@ -194,9 +188,7 @@ class SegmentNumbering:
 
     def _odd_steps(self, pts: PtsArray) -> Iterator[int]:
         """Yield the frames before which the step is odd, once the clock has taken the regular steps."""
-        offset = 0 if self._previous is not None else 1
-        before = [] if self._previous is None else [self._previous[0]]
-        steps = np.diff(np.concatenate((np.array(before, dtype=np.int64), pts))).astype(np.int64)
+        steps = np.diff(pts) if self._previous is None else np.diff(pts, prepend=self._previous[0])
         at = 0
         while True:
             regular = self.clock.regular_prefix(steps[at:])
@@ -204,7 +196,7 @@ class SegmentNumbering:
             at += regular
             if at == len(steps):
                 return
-            yield at + offset
+            yield at + len(pts) - len(steps)
             at += 1
 
     def _sample(self, pts: PtsArray, place: int) -> BoolArray:
@@ -220,10 +212,6 @@ class SegmentNumbering:
         self.frames += len(pts)
         self.frames_wanted += int(np.count_nonzero(wanted))
         return wanted
-
-    def is_damage_near(self, place: int) -> bool:
-        """Whether there is evidence of lost data near `place`."""
-        return self._evidence.is_near(place, place)
 
     @property
     def start_pts(self) -> int | None:
@@ -244,7 +232,7 @@ class _PresentationOrder:
 
     def __init__(self) -> None:
         self._greatest: list[int] = []  # heap of the greatest pts so far, one more than may be held back
-        self._latest = -(2**63)
+        self._latest = _LEAST_PTS
         self._earlier_since = 0  # frames since the latest one, all of them shown before it
 
     def allows(self, pts: int) -> bool:
@@ -286,7 +274,7 @@ class SegmentPlanner:
         self._floor: int | None = None  # pts of the latest joint; frames of later runs are shown after it
         self._frames = 0  # in the open segment, without its growing run
         self._frames_from_joint = 0
-        self._greatest: int | None = None  # pts of all closed runs
+        self._greatest = _LEAST_PTS  # of all closed runs
         self._order = _PresentationOrder()
         self._displacement = Displacement(numbering.nominal_step)
         self.hidden_by_damage = 0  # frames that are not shown because their time stamps are displaced
@@ -333,15 +321,14 @@ class SegmentPlanner:
     def _is_shown(self, packet: PacketRecord) -> bool:
         if packet.flags & PacketFlag.DISCARD:
             return False
-        if packet.pts is None or self._first_shown_pts is None or self._floor is not None:
+        if packet.flags & PacketFlag.CLEAN or packet.pts is None:
             return True
-        if packet.flags & PacketFlag.CLEAN:
+        if self._first_shown_pts is None or self._floor is not None:
             return True
-        first = self._runs[0].key
-        is_entry = bool(first.flags & PacketFlag.KEY) and first.pts is not None
-        return packet.pts >= (
-            min(self._first_shown_pts, first.pts or 0) if is_entry else self._first_shown_pts
-        )
+        first, earliest = self._runs[0].key, self._first_shown_pts
+        if first.flags & PacketFlag.KEY and first.pts is not None:
+            earliest = min(earliest, first.pts)
+        return packet.pts >= earliest
 
     def _close_run(self) -> Iterator[Segment]:
         run, key = self._runs[-1], self._runs[-1].key
@@ -356,13 +343,12 @@ class SegmentPlanner:
             is_clean
             and run is not self._runs[0]
             and key.pts is not None
-            and (self._greatest is None or self._greatest < key.pts)
+            and self._greatest < key.pts
             and any(pts >= key.pts for pts in run.pts)
         )
-        known = [] if self._greatest is None else [self._greatest]
-        self._greatest = max([*run.pts, *known], default=None)
+        self._greatest = max([self._greatest, *run.pts])
         if is_joint:
-            leading = run.leading()
+            leading = run.part(is_leading=True)
             if _has_equal([*self._runs[self._joint : -1], leading], self._floor):
                 yield from self._give_up("frames that share a time stamp")
             self._joint = len(self._runs) - 1
@@ -377,8 +363,8 @@ class SegmentPlanner:
 
     def _cut_at_joint(self) -> Iterator[Segment]:
         earlier, later = self._runs[: self._joint], self._runs[self._joint :]
-        yield from self._segment_of(earlier, [later[0].leading()])
-        later[0] = later[0].without_leading()
+        yield from self._segment_of(earlier, [later[0].part(is_leading=True)])
+        later[0] = later[0].part(is_leading=False)
         self._runs = later
         self._joint = 0
         self._frames = sum(len(run.pts) for run in later[:-1])
@@ -418,14 +404,13 @@ def _has_equal(runs: Iterable[_Run], floor: int | None) -> bool:
 
 def _later_entries(runs: Sequence[_Run], pts: PtsArray) -> tuple[tuple[Entry, int], ...]:
     """Return the clean keyframes after the first, each with the first frame that is whole from there on."""
-    latest: int | None = None
+    latest = _LEAST_PTS
     entries: list[tuple[Entry, int]] = []
     for number, run in enumerate(runs):
         key = run.key
-        is_clean = bool(key.flags & PacketFlag.CLEAN)
-        if number and is_clean and key.pts is not None and (latest is None or latest < key.pts):
+        if number and key.flags & PacketFlag.CLEAN and key.pts is not None and latest < key.pts:
             entries.append((key.entry, int(np.searchsorted(pts, key.pts))))
-        latest = max([*run.pts, *([] if latest is None else [latest])], default=None)
+        latest = max([latest, *run.pts])
     step = -(-len(entries) // _MAX_LATER_ENTRIES) or 1
     return tuple(entry for entry in entries[::step] if entry[1] < len(pts))
 
@@ -451,6 +436,7 @@ class SerialNumbering:
         self._last_pts: int | None = None
         self._ahead: deque[int | None] = deque()  # stamps: later ones show which are right
         self._pts: list[int] = []
+        self.skipped: tuple[int, ...] = ()  # ordinals of the packets that were left out so far
 
     @property
     def next_place(self) -> int:
@@ -462,9 +448,8 @@ class SerialNumbering:
         """The place of the first frame in `_ahead`."""
         return self._entry.ordinal + self._frames_before + len(self._pts)
 
-    def feed(self, stamps: Iterable[int | None], skipped: tuple[int, ...]) -> list[Segment]:
-        """Add the time stamps of the next frames and return the segments that they completed."""
-        segments = []
+    def feed(self, stamps: Iterable[int | None]) -> Iterator[Segment]:
+        """Add the time stamps of the next frames and yield the segments that they complete."""
         for stamp in stamps:
             if stamp in self._leading:
                 self._frames_before += 1
@@ -472,26 +457,25 @@ class SerialNumbering:
             self._leading = set()
             self._ahead.append(stamp)
             if len(self._ahead) > _PACKETS_AHEAD:
-                segments += self._take(skipped)
-        return segments
+                yield from self._take()
 
-    def finish(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Return the last segments."""
-        segments = []
+    def finish(self) -> Iterator[Segment]:
+        """Yield the last segments."""
         while self._ahead:
-            segments += self._take(skipped)
-        return segments + ([self._cut(skipped)] if self._pts else [])
+            yield from self._take()
+        if self._pts:
+            yield self._cut()
 
-    def _take(self, skipped: tuple[int, ...]) -> list[Segment]:
-        """Move the next frame from `_ahead` to the open segment, and return the segment if that is full.
+    def _take(self) -> Iterator[Segment]:
+        """Move the next frame from `_ahead` to the open segment, and yield the segment if that is full.
 
         Frames without a time stamp, or with a damaged one, follow at the container's rate.
         """
-        last, stamp = self._last_pts, self._ahead[0]
+        last, place, stamp = self._last_pts, self._place, self._ahead[0]
         is_first = last is None and not self._numbering.frames
         if is_first:
             self._numbering.clock.confirm_claim(self._ahead)
-        if last is not None and self._numbering.is_damage_near(self._place):
+        if last is not None and self._numbering.evidence.is_near(place, place):
             stamp = likely_stamp(last, tuple(self._ahead), self._ticks_a_frame)
         elif stamp is None:
             self._numbering.start_is_made_up |= is_first
@@ -499,9 +483,10 @@ class SerialNumbering:
         self._last_pts = stamp
         self._ahead.popleft()
         self._pts.append(stamp)
-        return [self._cut(skipped)] if len(self._pts) == self._segment_frames else []
+        if len(self._pts) == self._segment_frames:
+            yield self._cut()
 
-    def _cut(self, skipped: tuple[int, ...]) -> Segment:
+    def _cut(self) -> Segment:
         pts = np.array(self._pts, dtype=np.int64)
         before = self._frames_before
         first_place = self._entry.ordinal + before
@@ -511,7 +496,7 @@ class SerialNumbering:
             self._entry,
             before + len(pts),
             frames_before=before,
-            skipped=skipped,
+            skipped=self.skipped,
         )
         self._frames_before += len(pts)
         self._pts = []

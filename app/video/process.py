@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
@@ -11,19 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from app.video.faults import slow_opening
+from app.errors import VideoOverLimit
 from app.video.launch import run_child
 from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import Command, DecoderProtocolError, Message, Ready
+from app.video.protocol.messages import Command, Message
 from app.video.protocol.plan import ChildPlan, Descriptor
-from app.video.source import Cancelled, DecodingCancelled
+from app.video.results import DecodingCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait checks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -52,8 +52,8 @@ class ChildSettings:
 
 
 @contextmanager
-def _faults_that_pass() -> Iterator[None]:
-    """Raise ChildDied if descriptors, memory or the server process are missing. A missing video stays."""
+def _transient_faults() -> Iterator[None]:
+    """Raise ChildDied if descriptors, memory or the server process are missing, not if the video is."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
@@ -89,7 +89,7 @@ class ChildProcess:
         self._has_ended = False
         self._pin = settings.pin
         self._start_lock = start_lock
-        with ExitStack() as given, ExitStack() as kept, _faults_that_pass():
+        with ExitStack() as given, ExitStack() as kept, _transient_faults():
             ring_descriptor, self.memory = ring.create_memory(settings.ring_bytes)
             given.callback(os.close, ring_descriptor)
             own, childs = socket.socketpair()
@@ -110,7 +110,7 @@ class ChildProcess:
                 self._process.start()
             kept.pop_all()
         self._channel = own
-        self._channel.setblocking(False)
+        self._channel.settimeout(settings.stall_seconds)  # for sending
 
     @property
     def pid(self) -> int | None:
@@ -132,49 +132,33 @@ class ChildProcess:
         """How many packets of the current request the decoder has got, according to the child."""
         return int(ring.counters(self.memory)[ring.FED_COUNTER])
 
-    def wait_ready(self, cancelled: Callable[[], bool]) -> Ready:
-        """Return what the child reports about itself.
-
-        Raises ChildDied, also if a required part of the sandbox is not available.
-        """
-        kind, payload = self.receive(cancelled)
-        if kind is not Message.READY:
-            raise DecoderProtocolError("the child did not report that it is ready")
-        return Ready.unpack(payload)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the child seems alive and has sent nothing, as it should before its first command."""
-        return not _poll(self._channel.fileno(), select.POLLIN, 0)
-
     def give_video(self, video: Path, *, threads: int) -> None:
         """Give the child its only video, for FFmpeg to decode with `threads` threads.
 
-        Raises ChildDied if the child is gone, and OSError if the video cannot be opened.
+        Closes the child and raises ChildDied if it is gone, and OSError if the video cannot be opened.
         """
         command = messages.pack(Command.VIDEO, messages.pack_threads(threads))
-        with ExitStack() as given, _faults_that_pass():
-            descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
-            given.callback(os.close, descriptor)
-            self.file_key = key_of(os.fstat(descriptor))
-            socket.send_fds(self._channel, [command], [descriptor])
+        try:
+            with ExitStack() as given, _transient_faults():
+                descriptor = os.open(video, os.O_RDONLY | os.O_CLOEXEC)
+                given.callback(os.close, descriptor)
+                self.file_key = key_of(os.fstat(descriptor))
+                socket.send_fds(self._channel, [command], [descriptor])
+        except BaseException:
+            self.close()
+            raise
         self.video, self.threads = video, threads
 
     def send(self, command: Command, payload: bytes = b"") -> None:
         """Send a command. Raises ChildDied if the child is gone or does not read."""
         self.has_decoded = self.has_decoded or command is Command.DECODE
-        data = memoryview(messages.pack(command, payload))
-        deadline = time.monotonic() + self._stall_seconds
-        while data:
-            try:
-                data = data[self._channel.send(data) :]
-            except BlockingIOError:
-                can_send = _poll(self._channel.fileno(), select.POLLOUT, _POLL_SECONDS)
-                if not can_send and time.monotonic() > deadline:
-                    raise ChildDied("does not read its commands") from None
-            except OSError as error:
-                self._has_ended = True
-                raise ChildDied("is gone") from error
+        try:
+            self._channel.sendall(messages.pack(command, payload))
+        except TimeoutError:
+            raise ChildDied("does not read its commands") from None
+        except OSError as error:
+            self._has_ended = True
+            raise ChildDied("is gone") from error
 
     def receive(
         self, cancelled: Callable[[], bool], *, deadline: float | None = None
@@ -203,7 +187,7 @@ class ChildProcess:
             if now - last_sign > self._stall_seconds or (deadline is not None and now > deadline):
                 raise ChildDied("stalled")
             self._check_opening()
-            if _poll(self._channel.fileno(), select.POLLIN, _POLL_SECONDS):
+            if connection.wait([self._channel], _POLL_SECONDS):
                 try:
                     piece = self._channel.recv(1 << 16)
                 except ConnectionError:  # it ended, and had not read all of its commands
@@ -226,8 +210,12 @@ class ChildProcess:
             spent = (time.clock_gettime_ns(clock) - begun) // 1_000_000_000
         except OSError:
             return  # it has ended
-        if spent >= self._max_opening_seconds:
-            raise slow_opening(self._max_opening_seconds, spent)
+        limit = self._max_opening_seconds
+        if spent >= limit:
+            raise VideoOverLimit(
+                f"Opening the video takes more than {limit} seconds of processor time, as very many tags do.",
+                {"limit": "max_opening_seconds", "limit_value": limit, "value": spent},
+            )
 
     @property
     def has_unread(self) -> bool:
@@ -259,23 +247,6 @@ class ChildProcess:
         exit status: one of them may read from a descriptor that was closed and reused meanwhile, and then
         waits for ever. So it is read under the lock that guards the starts.
         """
-        _poll(self._process.sentinel, select.POLLIN, seconds)
+        connection.wait([self._process.sentinel], seconds)
         with self._start_lock:
             return self._process.exitcode
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSource:
-    """Where a session gets the children of its video, ready for commands."""
-
-    acquire: Callable[[int | None, Cancelled], ChildProcess]  # with so many threads; None: as many as usual
-    give_back: Callable[[ChildProcess], None]
-    memory_bytes: int  # address space that a child may take
-    threads: int  # of FFmpeg, as many as usual
-    large_turn: threading.Semaphore  # held while a video is indexed whose index takes much memory
-
-
-def _poll(descriptor: int, event: int, seconds: float) -> bool:
-    poller = select.poll()
-    poller.register(descriptor, event)
-    return bool(poller.poll(seconds * 1000))

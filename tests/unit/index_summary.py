@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from app.video.index_summary import IndexSummary
-from app.video.protocol.kinds import Proof
+from app.video.protocol.facts import Proof
+from app.video.results import IndexSummary
 from app.video.segments import FrameRanges
 
 

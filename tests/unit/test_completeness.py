@@ -10,8 +10,8 @@ from index_summary import index
 from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.report import DamageReport, MissingFrames
 from app.video.damage import DamagedPlace
-from app.video.index_summary import IndexSummary
-from app.video.protocol.kinds import Proof
+from app.video.protocol.facts import Proof
+from app.video.results import IndexSummary
 from app.video.segments import RANGES_KEPT, FrameRange
 
 PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.video.protocol import messages
-from app.video.protocol.evidence import Evidence
-from app.video.protocol.facts import OtherStream, VideoFacts
-from app.video.protocol.kinds import StreamKind
+from app.video.protocol.facts import OtherStream, StreamKind, VideoFacts
 from app.video.protocol.messages import (
     BatchMessage,
     CountRequest,
@@ -28,7 +26,7 @@ from app.video.protocol.messages import (
     LockDown,
     Ready,
 )
-from app.video.protocol.packets import Entry, PacketFlag, PacketRecord
+from app.video.protocol.packets import Entry, Evidence, PacketFlag, PacketRecord
 
 READY = Ready(
     LockDown(7, seccomp=True, no_new_privileges=True, memory_limited=True),

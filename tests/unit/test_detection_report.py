@@ -12,8 +12,7 @@ from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.detect_video import _video_report
 from app.pipeline.report import DetectionReport, DocumentReport
 from app.video.damage import DamagedPlace
-from app.video.protocol.facts import OtherStream, VideoFacts
-from app.video.protocol.kinds import Proof, StreamKind
+from app.video.protocol.facts import OtherStream, Proof, StreamKind, VideoFacts
 from app.video.segments import FrameRange
 
 FACTS = VideoFacts(

@@ -135,7 +135,7 @@ def test_the_protocol_imports_neither_side():
     ("name", "absent"),
     [
         ("app.video.decoder", {"av", "torch"}),
-        ("app.video.source", {"av", "torch"}),
+        ("app.video.results", {"av", "torch"}),
         ("app.programs.host", {"av"}),
         ("app.programs.engine", {"av", "torch", "cv2", "onnxruntime", "multiprocessing.forkserver"}),
         ("app.programs.web", {"av", "torch", "cv2", "numpy"}),

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from app.video.damage import EvidenceList
 from app.video.planner import SegmentNumbering, SegmentPlanner, SerialNumbering, UnusableTimestamps
-from app.video.protocol.evidence import Evidence
-from app.video.protocol.packets import Entry, PacketFlag, PacketRecord
+from app.video.protocol.packets import Entry, Evidence, PacketFlag, PacketRecord
 from app.video.sampling import Sampling
 from app.video.segments import RANGES_KEPT, Segment
 
@@ -189,9 +188,10 @@ def test_counted_frames_become_segments_of_one_entry() -> None:
     entry = Entry(7, None, None, None, 1)
     numbering = SegmentNumbering(Sampling(stride=2), TICK)
     serial = SerialNumbering(numbering, entry, segment_frames=3, leading=(7, 8, 9), ticks_a_frame=1)
-    segments = serial.feed([8, 9, 10, None, 12, 3, None, *range(5, 40)], ())
+    segments = list(serial.feed([8, 9, 10, None, 12, 3, None, *range(5, 40)]))
     assert [s.frames_before for s in segments] == [2, 5]
-    segments += serial.finish((5,))
+    serial.skipped = (5,)
+    segments += serial.finish()
     assert [s.pts.tolist() for s in segments[:2]] == [[10, 11, 12], [3, 4, 5]]
     assert [s.wanted.tolist() for s in segments[:2]] == [[True, False, True], [False, True, False]]
     assert {s.entry for s in segments} == {entry}
@@ -313,7 +313,7 @@ def test_sampling_wants_the_frames_that_it_would_want_of_the_intact_video() -> N
 
 def test_the_report_names_the_frames_next_to_each_damaged_place() -> None:
     numbering, _ = numbered(REGULAR[:40] + REGULAR[45:], [40])
-    (place,) = numbering._evidence.report(range(0))
+    (place,) = numbering.evidence.report(range(0))
     assert (place.position, place.first_frame, place.last_frame, place.reason) == (40, 39, 45, "torn")
     assert place.seconds == float(390 * TICK)
 

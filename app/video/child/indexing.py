@@ -213,7 +213,6 @@ class Indexer:
             duration_seconds=self._reader.claimed_seconds,
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
-            frames_from_header=stream.frames or None,
             other_streams=self._reader.choice.others,
         )
         return FoundVideo(facts, frame.pts, self._movie.is_movie)

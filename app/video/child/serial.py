@@ -16,9 +16,8 @@ from app.video.child.fields import H264FieldReader, field_reader
 from app.video.child.keyframes import HEAD_BYTES, KeyframeReader
 from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
-from app.video.protocol.evidence import MAX_REORDER
 from app.video.protocol.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
-from app.video.protocol.packets import Displacement, Entry
+from app.video.protocol.packets import MAX_REORDER, Displacement, Entry
 
 _FRAMES_A_MESSAGE = 64
 

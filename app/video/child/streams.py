@@ -12,8 +12,7 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from app.video.child.ffmpeg_log import captured
-from app.video.protocol.facts import OtherStream
-from app.video.protocol.kinds import StreamKind
+from app.video.protocol.facts import OtherStream, StreamKind
 
 # ffmpeg's own choice may fall on a cover picture; ours never does.
 _NO_REAL_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails

@@ -22,8 +22,8 @@ from app.video.child.sample_table import disagreement
 from app.video.child.walkers.choice import walker_for
 from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.protocol import messages
-from app.video.protocol.evidence import Evidence
 from app.video.protocol.messages import Message
+from app.video.protocol.packets import Evidence
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
 _WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker goes on

@@ -1,11 +1,29 @@
-"""What is known of a video once its container has been read."""
+"""What is known of a video once its container has been read. Loads little: web workers use the names, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 
-from app.video.protocol.kinds import StreamKind
+
+class StreamKind(StrEnum):
+    """What a stream of a container holds. Decoder processes send the position in this list."""
+
+    VIDEO = "video"
+    AUDIO = "audio"
+    SUBTITLE = "subtitle"
+    DATA = "data"
+    ATTACHMENT = "attachment"
+    UNKNOWN = "unknown"
+
+
+class Proof(StrEnum):
+    """What proves that no frame is missing from an index."""
+
+    TABLE = "table"  # the container lists its samples
+    CLOCK = "clock"  # time stamps are those of a regular clock without a gap
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +60,4 @@ class VideoFacts:
     stream_index: int
     mirrored: bool = False  # left and right are swapped before that turn
     sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel as stored
-    frames_from_header: int | None = None  # as declared; wrong if there are edit lists or damage
     other_streams: tuple[OtherStream, ...] = ()  # 32 at most

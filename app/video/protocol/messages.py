@@ -1,27 +1,26 @@
-"""The messages between host and decoder child: fixed layouts, little endian, every field checked.
+"""The messages between host and decoder child: a head of eight bytes (kind, length) and a payload.
 
-The child reads the host's commands. The host reads the child's messages and trusts none of them: a decoder
-that was taken over may lie about its own video, and about nothing else. A message is a head of eight bytes
-(kind, length) and a payload.
+The child trusts the host, whose requests are pickled. The host trusts none of the child's messages: they have
+fixed layouts, little endian, and every field is checked. A decoder that was taken over may lie about its own
+video, and about nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from app.video.protocol.evidence import Evidence
-from app.video.protocol.facts import OtherStream, VideoFacts
-from app.video.protocol.kinds import StreamKind
-from app.video.protocol.packets import Entry, PacketRecord
+from app.video.protocol.facts import OtherStream, StreamKind, VideoFacts
+from app.video.protocol.packets import Entry, Evidence, PacketRecord
 
 HEAD = struct.Struct("<II")
 MOST_UNSENT_PACKETS = 8192  # that an indexing child has read but not reported yet
@@ -30,7 +29,6 @@ MAX_FRAME_SIDE = 1 << 16
 _MAX_STREAM_INDEX = 100_000
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _NONE = -(2**63)  # stands for a time stamp or position that is absent
-_ENTRY = struct.Struct("<qqqqq")
 
 
 class DecoderProtocolError(Exception):
@@ -94,14 +92,17 @@ def pack(kind: int, payload: bytes = b"") -> bytes:
 def head_of(data: bytes | bytearray) -> tuple[Message, int]:
     """Return a message's kind and the length of its payload. `data` begins with its head."""
     number, length = HEAD.unpack_from(data)
-    if number not in _MESSAGES or length > MAX_MESSAGE_BYTES:
-        raise DecoderProtocolError("an unknown or oversized message")
+    _require(number in _MESSAGES and length <= MAX_MESSAGE_BYTES, "an unknown or oversized message")
     return _MESSAGES[number], length
 
 
+def _require(is_right: bool, fault: str) -> None:
+    if not is_right:
+        raise DecoderProtocolError(fault)
+
+
 def _unpack(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
-    if len(payload) != layout.size:
-        raise DecoderProtocolError(f"{len(payload)} bytes where {layout.size} belong")
+    _require(len(payload) == layout.size, f"{len(payload)} bytes where {layout.size} belong")
     return layout.unpack(payload)
 
 
@@ -113,30 +114,19 @@ def _present(value: int) -> int | None:
     return None if value == _NONE else value
 
 
-def _pack_entry(entry: Entry) -> bytes:
-    stamps = (_absent(entry.pts), _absent(entry.dts), _absent(entry.position))
-    return _ENTRY.pack(entry.ordinal, *stamps, entry.size_bytes)
-
-
-def _unpack_entry(payload: bytes) -> Entry:
-    ordinal, pts, dts, position, size = _ENTRY.unpack_from(payload)
-    return Entry(ordinal, _present(pts), _present(dts), _present(position), size)
-
-
 def _text(value: str, size: int) -> bytes:
     return value.encode("ascii", "replace")[:size]
 
 
 def _name(raw: bytes) -> str:
     text = raw.rstrip(b"\0").decode("ascii", "replace")
-    if not all(char.isalnum() or char in "_-,. " for char in text):
-        raise DecoderProtocolError("a name with odd characters")
+    _require(all(char.isalnum() or char in "_-,. " for char in text), "a name with odd characters")
     return text
 
 
 # -- start of a child
 
-_READY = struct.Struct("<iiii")
+_READY = struct.Struct("<i???")
 _MAX_VERSIONS_BYTES = 512
 
 
@@ -158,19 +148,14 @@ class Ready:
     ffmpeg_versions: str  # of FFmpeg's libraries, in the order of their names
 
     def pack(self) -> bytes:
-        state = self.lock_down
-        head = _READY.pack(state.landlock_abi, state.seccomp, state.no_new_privileges, state.memory_limited)
-        return head + self.ffmpeg_versions.encode("ascii")
+        return _READY.pack(*astuple(self.lock_down)) + self.ffmpeg_versions.encode("ascii")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Ready:
-        if not 0 < len(payload) - _READY.size <= _MAX_VERSIONS_BYTES:
-            raise DecoderProtocolError("a greeting of another length")
-        landlock, seccomp, no_new_privileges, limited = _READY.unpack_from(payload)
-        if not 0 <= landlock < 1000:
-            raise DecoderProtocolError("Landlock ABI out of range")
-        state = LockDown(landlock, bool(seccomp), bool(no_new_privileges), bool(limited))
-        return cls(state, _name(payload[_READY.size :]))
+        _require(0 < len(payload) - _READY.size <= _MAX_VERSIONS_BYTES, "a greeting of another length")
+        lock_down = LockDown(*_READY.unpack_from(payload))
+        _require(0 <= lock_down.landlock_abi < 1000, "Landlock ABI out of range")
+        return cls(lock_down, _name(payload[_READY.size :]))
 
 
 def pack_threads(threads: int) -> bytes:
@@ -204,12 +189,10 @@ class Fault:
 
     @classmethod
     def unpack(cls, payload: bytes) -> Fault:
-        if not 0 <= len(payload) - _FAULT.size <= _MAX_CODECS_BYTES:
-            raise DecoderProtocolError("a fault of another length")
+        _require(0 <= len(payload) - _FAULT.size <= _MAX_CODECS_BYTES, "a fault of another length")
         code, limit_value, value, limit, codec = _FAULT.unpack_from(payload)
         supported = tuple(filter(None, _name(payload[_FAULT.size :]).split(",")))
-        if code not in [*FaultCode]:
-            raise DecoderProtocolError("an unknown fault")
+        _require(code in [*FaultCode], "an unknown fault")
         return cls(FaultCode(code), _name(limit), limit_value, value, _name(codec), supported)
 
 
@@ -217,8 +200,8 @@ class Fault:
 
 _STREAM_KINDS = tuple(StreamKind)
 _MAX_OTHER_STREAMS = 32
-_STREAM = struct.Struct("<II32sII16sII")
-_FACTS = struct.Struct("<64s32s32sIIIIqqqqqqdIqq?")
+_STREAM = struct.Struct("<II32sII16s??")
+_FACTS = struct.Struct("<64s32s32sIII?qqqqqqdIq?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +227,6 @@ def pack_facts(found: FoundVideo) -> bytes:
         *(number for rate in rates for number in rate.as_integer_ratio()),
         math.nan if facts.duration_seconds is None else facts.duration_seconds,
         facts.stream_index,
-        _absent(facts.frames_from_header),
         _absent(found.first_shown_pts),
         found.enumerates_frames,
     )
@@ -265,35 +247,24 @@ def pack_facts(found: FoundVideo) -> bytes:
 
 def _unpack_stream(fields: tuple[Any, ...], *, chosen: int) -> OtherStream:
     index, kind, codec, width, height, language, is_default, is_picture = fields
-    if (
-        index > _MAX_STREAM_INDEX
-        or index == chosen
-        or kind >= len(_STREAM_KINDS)
-        or max(width, height) > MAX_FRAME_SIDE
-        or max(is_default, is_picture) > 1
-    ):
-        raise DecoderProtocolError("an impossible stream")
-    size, flags = (width, height), (bool(is_default), bool(is_picture))
-    return OtherStream(index, _STREAM_KINDS[kind], _name(codec), *size, _name(language), *flags)
+    _require(index <= _MAX_STREAM_INDEX and index != chosen, "an impossible stream")
+    _require(kind < len(_STREAM_KINDS) and max(width, height) <= MAX_FRAME_SIDE, "an impossible stream")
+    flags = (is_default, is_picture)
+    return OtherStream(index, _STREAM_KINDS[kind], _name(codec), width, height, _name(language), *flags)
 
 
 def unpack_facts(payload: bytes) -> FoundVideo:
     payload, others = payload[: _FACTS.size], payload[_FACTS.size :]
-    if len(payload) != _FACTS.size or len(others) % _STREAM.size:
-        raise DecoderProtocolError("facts of another length")
-    if len(others) > _MAX_OTHER_STREAMS * _STREAM.size:
-        raise DecoderProtocolError("too many streams")
+    _require(len(payload) == _FACTS.size and not len(others) % _STREAM.size, "facts of another length")
+    _require(len(others) <= _MAX_OTHER_STREAMS * _STREAM.size, "too many streams")
     (container, codec, pixel_format, width, height, rotation, mirrored, *numbers) = _FACTS.unpack(payload)
-    *rates, duration, stream, frames, first_pts, enumerates = numbers
+    *rates, duration, stream, first_pts, enumerates = numbers
     tick_n, tick_d, rate_n, rate_d, sar_n, sar_d = rates
-    if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE):
-        raise DecoderProtocolError("an impossible picture size")
-    if rotation >= 360 or mirrored > 1:
-        raise DecoderProtocolError("an impossible orientation")
-    if min(tick_n, tick_d, rate_d, sar_n, sar_d) <= 0 or rate_n < 0 or stream > _MAX_STREAM_INDEX:
-        raise DecoderProtocolError("impossible rates")
-    if not math.isnan(duration) and not 0 <= duration < 1e13:
-        raise DecoderProtocolError("an impossible duration")
+    _require(0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE, "an impossible picture size")
+    _require(rotation < 360, "an impossible orientation")
+    _require(min(tick_n, tick_d, rate_d, sar_n, sar_d) > 0 and rate_n >= 0, "impossible rates")
+    _require(stream <= _MAX_STREAM_INDEX, "an impossible stream")
+    _require(math.isnan(duration) or 0 <= duration < 1e13, "an impossible duration")
     facts = VideoFacts(
         container=_name(container),
         codec=_name(codec),
@@ -301,16 +272,15 @@ def unpack_facts(payload: bytes) -> FoundVideo:
         width=width,
         height=height,
         rotation_degrees=rotation,
-        mirrored=bool(mirrored),
+        mirrored=mirrored,
         time_base=Fraction(tick_n, tick_d),
         frame_rate=Fraction(rate_n, rate_d) if rate_n else None,
         duration_seconds=None if math.isnan(duration) else duration,
         stream_index=stream,
         sample_aspect_ratio=Fraction(sar_n, sar_d),
-        frames_from_header=_present(frames),
         other_streams=tuple(_unpack_stream(one, chosen=stream) for one in _STREAM.iter_unpack(others)),
     )
-    return FoundVideo(facts, _present(first_pts), bool(enumerates))
+    return FoundVideo(facts, _present(first_pts), enumerates)
 
 
 # -- index
@@ -326,8 +296,7 @@ def pack_packets(packets: Sequence[PacketRecord]) -> bytes:
 
 
 def unpack_packets(payload: bytes, first_ordinal: int) -> list[PacketRecord]:
-    if len(payload) % _PACKET.size:
-        raise DecoderProtocolError("half a packet record")
+    _require(not len(payload) % _PACKET.size, "half a packet record")
     numbered = enumerate(_PACKET.iter_unpack(payload), first_ordinal)
     return [
         PacketRecord(ordinal, _present(pts), _present(dts), _present(position), size, flags & 0xFF)
@@ -346,12 +315,11 @@ def pack_evidence(evidence: Evidence) -> bytes:
 def unpack_evidence(payload: bytes) -> Evidence:
     place, position, count, raw = _unpack(_EVIDENCE, payload)
     reason = raw.rstrip(b"\0").decode("ascii", "replace")
-    if place < 0 or not count or not reason.isprintable():
-        raise DecoderProtocolError("impossible evidence")
+    _require(place >= 0 and count > 0 and reason.isprintable(), "impossible evidence")
     return Evidence(place, _present(position), count, reason)
 
 
-_INDEX_END = struct.Struct("<IIqqdI")
+_INDEX_END = struct.Struct("<I?q?qd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,25 +335,45 @@ class IndexEnd:
 
     def pack(self) -> bytes:
         claimed = math.nan if self.claimed_seconds is None else self.claimed_seconds
-        counts = (self.read_errors, self.gave_up, self.lost, self.leading)
-        return _INDEX_END.pack(*counts, claimed, self.truncated)
+        return _INDEX_END.pack(
+            self.read_errors, self.gave_up, self.lost, self.truncated, self.leading, claimed
+        )
 
     @classmethod
     def unpack(cls, payload: bytes) -> IndexEnd:
-        errors, gave_up, missing, leading, claimed, truncated = _unpack(_INDEX_END, payload)
-        if missing < 0 or leading < 0:
-            raise DecoderProtocolError("a negative count")
-        seconds = None if math.isnan(claimed) else claimed
-        return cls(errors, bool(gave_up), missing, bool(truncated), leading, seconds)
+        errors, gave_up, lost, truncated, leading, claimed = _unpack(_INDEX_END, payload)
+        _require(lost >= 0 and leading >= 0, "a negative count")
+        return cls(errors, gave_up, lost, truncated, leading, None if math.isnan(claimed) else claimed)
 
 
 # -- decoding
 
-_DECODE = struct.Struct("<qqIIIIII")
+
+class _Request:
+    """What a command of the host carries."""
+
+    __slots__ = ()
+
+    def pack(self) -> bytes:
+        return pickle.dumps(self)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        """Return the request. For the child only: what a child sends must never be unpickled."""
+        request: Self = pickle.loads(payload)  # noqa: S301 - the host's
+        return request
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRequest:
+class CountRequest(_Request):
+    """Count the frames that the decoder returns from an entry on."""
+
+    entry: Entry
+    skipped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest(_Request):
     """What one child decodes of a segment."""
 
     entry: Entry
@@ -402,31 +390,6 @@ class DecodeRequest:
     @property
     def frame_bytes(self) -> int:
         return self.width * self.height * 3
-
-    def pack(self) -> bytes:
-        head = _DECODE.pack(
-            self.packet_count,
-            _absent(self.frames_before),
-            self.width,
-            self.height,
-            self.batch_size,
-            self.slot_count,
-            len(self.pts),
-            len(self.skipped),
-        )
-        numbers = np.concatenate((self.pts, np.array(self.skipped, dtype=np.int64))).astype("<i8")
-        return _pack_entry(self.entry) + head + numbers.tobytes() + self.wanted.tobytes()
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> DecodeRequest:
-        head = _DECODE.unpack_from(payload, _ENTRY.size)
-        packets, before, width, height, batch, slots, count, skips = head
-        at = _ENTRY.size + _DECODE.size
-        numbers = np.frombuffer(payload, dtype="<i8", count=count + skips, offset=at)
-        wanted = np.frombuffer(payload, dtype=np.bool_, offset=at + numbers.nbytes)
-        entry, skipped = _unpack_entry(payload), tuple(numbers[count:].tolist())
-        pts, before = numbers[:count], _present(before)
-        return cls(entry, packets, pts, wanted, before, width, height, batch, slots, skipped)
 
 
 _BATCH = struct.Struct("<IIII")
@@ -449,41 +412,19 @@ class BatchMessage:
 
     @classmethod
     def unpack(cls, payload: bytes) -> BatchMessage:
-        if len(payload) < _BATCH.size:
-            raise DecoderProtocolError("half a batch")
-        slot, width, height, count = _BATCH.unpack_from(payload)
-        if len(payload) != _BATCH.size + count * _FRAME.size or count == 0:
-            raise DecoderProtocolError("a batch of another length")
-        if not (0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE):
-            raise DecoderProtocolError("an impossible picture size")
+        slot, width, height, count = _unpack(_BATCH, payload[: _BATCH.size])
+        is_whole = len(payload) == _BATCH.size + count * _FRAME.size
+        _require(is_whole and count > 0, "a batch of another length")
+        _require(0 < width < MAX_FRAME_SIDE and 0 < height < MAX_FRAME_SIDE, "an impossible picture size")
         frames = list(_FRAME.iter_unpack(payload[_BATCH.size :]))
         return cls(slot, width, height, tuple(f[0] for f in frames), tuple(f[1] for f in frames))
 
 
 def unpack_statuses(payload: bytes, count: int) -> npt.NDArray[np.uint8]:
     """Return the FrameStatus of each of the request's `count` frames, (count,) uint8."""
-    if len(payload) != count:
-        raise DecoderProtocolError("statuses of another number of frames")
-    statuses = np.frombuffer(payload, dtype=np.uint8)
-    if len(statuses) and int(statuses.max()) > max(FrameStatus):
-        raise DecoderProtocolError("an unknown status")
-    return statuses
-
-
-@dataclass(frozen=True, slots=True)
-class CountRequest:
-    """Count the frames that the decoder returns from an entry on."""
-
-    entry: Entry
-    skipped: tuple[int, ...] = ()
-
-    def pack(self) -> bytes:
-        return _pack_entry(self.entry) + np.array(self.skipped, dtype="<i8").tobytes()
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> CountRequest:
-        skipped = np.frombuffer(payload, dtype="<i8", offset=_ENTRY.size)
-        return cls(_unpack_entry(payload), tuple(skipped.tolist()))
+    _require(len(payload) == count, "statuses of another number of frames")
+    _require(max(payload, default=0) <= max(FrameStatus), "an unknown status")
+    return np.frombuffer(payload, dtype=np.uint8)
 
 
 def pack_frames(pts: Sequence[int | None]) -> bytes:
@@ -491,6 +432,5 @@ def pack_frames(pts: Sequence[int | None]) -> bytes:
 
 
 def unpack_frames(payload: bytes) -> list[int | None]:
-    if len(payload) % 8:
-        raise DecoderProtocolError("half a frame record")
+    _require(not len(payload) % 8, "half a frame record")
     return [_present(value) for value in np.frombuffer(payload, dtype="<i8").tolist()]

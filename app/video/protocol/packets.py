@@ -1,4 +1,9 @@
-"""Packets in the index: where decoding can enter, and what their time stamps show."""
+"""Packets in the index: where decoding can enter, what their time stamps show, and where data was lost.
+
+Evidence that a container has lost data comes from the demuxer, and from the walkers, which check the
+container's own chain. Places are counted in packets, to compare evidence with frames: evidence at place n was
+seen between packets n - 1 and n. If frames have to be counted, places are counted in frames.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from enum import IntFlag
 from fractions import Fraction
 from typing import NamedTuple
 
-from app.video.protocol.evidence import MAX_REORDER
+MAX_REORDER = 16  # frames that a decoder may hold back: ITU-T H.264 A.3.1, H.265 A.4.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +65,13 @@ class Displacement:
         if pts is None or dts is None or before is None:
             return False
         return abs(pts - dts) > 2 * MAX_REORDER * max(abs(dts - before), self._least_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One damaged place: `count` observations, with the position and reason of the first."""
+
+    place: int
+    position: int | None  # bytes into the file
+    count: int
+    reason: str

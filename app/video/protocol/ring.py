@@ -18,9 +18,6 @@ READ_COUNTER = 0  # packets that the child has read in its life
 FED_COUNTER = 1  # packets of the current request given to the decoder
 OPENING_COUNTER = 2  # the child's processor time in ns when it began to open a video; 0 otherwise
 
-_F_ADD_SEALS = 1033
-_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
-
 
 def counters(memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     return memory[:24].view(np.uint64)
@@ -31,14 +28,10 @@ def create_memory(ring_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
     descriptor = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, HEADER_BYTES + ring_bytes)
-        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         memory = mmap.mmap(descriptor, HEADER_BYTES + ring_bytes)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor, np.frombuffer(memory, dtype=np.uint8)
-
-
-def fitting_batch(batch_size: int, frame_bytes: int, ring_bytes: int) -> int:
-    """Return the largest batch, of at most `batch_size` frames, that fits twice in the ring; else 0."""
-    return min(batch_size, ring_bytes // (2 * frame_bytes))

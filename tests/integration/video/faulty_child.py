@@ -21,9 +21,8 @@ from app.video.child.serial import SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.launch import run_child
 from app.video.protocol import messages
-from app.video.protocol.evidence import Evidence
 from app.video.protocol.messages import BatchMessage, DecodeRequest, FrameStatus, Message
-from app.video.protocol.packets import Entry
+from app.video.protocol.packets import Entry, Evidence
 from app.video.protocol.plan import ChildPlan
 
 POISON = 25  # ordinal of the packet at which children go wrong

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from app.video.decode_session import DecodeSession
 from app.video.decoder import DecoderPool
-from app.video.index_summary import IndexSummary
 from app.video.process import ChildProcess
 from app.video.protocol.facts import VideoFacts
+from app.video.results import IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import FrameRange, Segment
 
@@ -27,8 +27,8 @@ def never() -> bool:
 
 def child_of(session: DecodeSession) -> ChildProcess:
     """Return the child that decodes for the session now."""
-    assert session._child is not None
-    return session._child
+    assert session._child.process is not None
+    return session._child.process
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +93,7 @@ def read_segment(
                 result.frames.append(frame)
             batch.release()
         result.undecodable.extend(session.outcome.undecodable)
-        return session.outcome.corrupt_count
+        return sum(stretch.frame_count for stretch in session.outcome.corrupt)
 
 
 def same_frames(first: list[ReadFrame], second: list[ReadFrame]) -> bool:

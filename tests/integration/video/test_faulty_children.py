@@ -40,7 +40,7 @@ from app.video.process import ChildDied, ChildProcess, ChildSettings
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Message, unpack_frames
 from app.video.protocol.plan import ChildPlan
-from app.video.source import DecodingCancelled
+from app.video.results import DecodingCancelled
 
 DEADLINE_SECONDS = 20.0
 

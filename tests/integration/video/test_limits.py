@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.video.decoder import DecoderPool
 from app.video.index_session import IndexSession
 from app.video.protocol.limits import VideoLimits
-from app.video.source import DecodingCancelled
+from app.video.results import DecodingCancelled
 
 # limit: (its value, a clip, what the clip has)
 PASSED = {

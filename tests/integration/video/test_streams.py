@@ -13,8 +13,7 @@ from reading import read_video
 from app.errors import UnsupportedCodec
 from app.video.child.codecs import DECODERS
 from app.video.decoder import DecoderPool
-from app.video.protocol.facts import OtherStream
-from app.video.protocol.kinds import StreamKind
+from app.video.protocol.facts import OtherStream, StreamKind
 
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 
