@@ -3,59 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import os
+
+from app.video.child.walkers.walker import Window
 
 _SCREEN_BYTES = 13  # signature and screen descriptor
 _HAS_COLOURS = 0x80
 _IMAGE, _EXTENSION = 0x2C, 0x21
-_IMAGE_HEAD_BYTES = 9
-_PIECE_BYTES = 64 * 1024
+_IMAGE_HEAD_BYTES = 10  # with the kind of the block
 _MAX_BLOCKS = 200_000  # a file with more blocks is no small still picture
-
-
-class _Bytes:
-    """Read a file forward from its beginning, in pieces. Raises EOFError at its end."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._at = 0
-        self._piece = b""
-        self._piece_at = 0
-
-    def take(self, count: int) -> bytes:
-        begin = self._at - self._piece_at
-        if not 0 <= begin <= len(self._piece) - count:
-            self._piece = os.pread(self._descriptor, max(count, _PIECE_BYTES), self._at)
-            self._piece_at, begin = self._at, 0
-        self._at += count
-        taken = self._piece[begin : begin + count]
-        if len(taken) < count:
-            raise EOFError
-        return taken
-
-    def skip(self, count: int) -> None:
-        self._at += count
 
 
 def is_still_gif(descriptor: int) -> bool:
     """Whether the GIF holds at most one picture."""
-    data = _Bytes(descriptor)
+    window = Window(descriptor)
     images = 0
-    with contextlib.suppress(EOFError):
-        data.skip(_colour_table_bytes(data.take(_SCREEN_BYTES)[10]))
+    with contextlib.suppress(IndexError):  # the file ends
+        at = _SCREEN_BYTES + _colour_table_bytes(window.get(0, _SCREEN_BYTES)[10])
         for _ in range(_MAX_BLOCKS):
-            kind = data.take(1)[0]
+            kind = window.get(at, 1)[0]
             if kind == _IMAGE:
                 images += 1
                 if images == 2:
                     return False
-                data.skip(_colour_table_bytes(data.take(_IMAGE_HEAD_BYTES)[8]) + 1)
+                flags = window.get(at, _IMAGE_HEAD_BYTES)[9]
+                at += _IMAGE_HEAD_BYTES + _colour_table_bytes(flags) + 1
             elif kind == _EXTENSION:
-                data.skip(1)
+                at += 2
             else:  # the end, or damage
                 break
-            while length := data.take(1)[0]:
-                data.skip(length)
+            while length := window.get(at, 1)[0]:
+                at += 1 + length
+            at += 1
     return True
 
 

@@ -14,18 +14,19 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import PacketReader, VideoRefused, check_size, has_room, over_limit
+from app.video.child.container import PacketReader, has_room
 from app.video.child.ffmpeg_log import captured
 from app.video.child.fields import field_reader
 from app.video.child.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.child.movie_index import MovieIndex
 from app.video.child.orientation import orientation_of
 from app.video.child.picture import displayed_size
+from app.video.child.refusal import VideoRefused, check_limit, check_size
 from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
+from app.video.protocol.messages import FaultCode, FoundVideo, IndexEnd, Message
 from app.video.protocol.packets import PacketFlag, PacketRecord
 
 _RECORDS_A_MESSAGE = 512
@@ -85,7 +86,7 @@ class Indexer:
                 self._record(packet)
                 largest_bytes = max(largest_bytes, packet.size)
             if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
-                raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
+                raise VideoRefused(FaultCode.OUT_OF_MEMORY)
         lost = max(0, len(self._movie) - self._ordinal)
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
@@ -141,7 +142,7 @@ class Indexer:
             if packet is None:
                 break
         if not has_room(context.width * context.height * 4):
-            raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
+            raise VideoRefused(FaultCode.OUT_OF_MEMORY)
         # FFmpeg's log shows if no frame came because frames have too many pixels.
         self._reader.reopen()
         with captured(av.logging.ERROR) as log:
@@ -154,7 +155,7 @@ class Indexer:
         for _, _, text in log:
             if found := _TOO_LARGE.search(text):
                 check_size(int(found[1]), int(found[2]), self._limits)
-        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
+        raise VideoRefused(FaultCode.NOTHING_DECODABLE)
 
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
@@ -185,8 +186,7 @@ class Indexer:
         self._records.append(record)
         self._ordinal += 1
         self._shown += not record.flags & PacketFlag.DISCARD
-        if self._ordinal > self._limits.max_frames:
-            raise VideoRefused(over_limit("max_frames", self._limits.max_frames, self._ordinal))
+        check_limit("max_frames", self._limits.max_frames, self._ordinal)
         if self._has_told_facts and len(self._records) >= _RECORDS_A_MESSAGE:
             self._send_records()
 
@@ -214,7 +214,7 @@ class Indexer:
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
             frames_from_header=stream.frames or None,
-            other_streams=self._reader.choice.others,
+            other_streams=self._reader.other_streams,
         )
         return FoundVideo(facts, frame.pts, self._movie.is_movie)
 

@@ -15,11 +15,12 @@ from av import library_versions
 
 from app.video.child import sandbox
 from app.video.child.channel import Channel, SharedPictures
-from app.video.child.container import OpenOptions, PacketReader, VideoRefused
+from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.decoding import CountingDecoder, MatchingDecoder
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.headers import Header
 from app.video.child.indexing import Indexer
+from app.video.child.refusal import VideoRefused
 from app.video.child.serial import FrameCounter, SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring

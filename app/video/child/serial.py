@@ -11,13 +11,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import PacketReader, VideoRefused
+from app.video.child.container import PacketReader
 from app.video.child.fields import H264FieldReader, field_reader
 from app.video.child.keyframes import HEAD_BYTES, KeyframeReader
+from app.video.child.refusal import VideoRefused
 from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
 from app.video.protocol.evidence import MAX_REORDER
-from app.video.protocol.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
+from app.video.protocol.messages import CountRequest, FaultCode, IndexEnd, Message
 from app.video.protocol.packets import Displacement, Entry
 
 _FRAMES_A_MESSAGE = 64
@@ -46,7 +47,7 @@ class SerialDecoder:
         self.position = 0  # frames read since the entry
         self.on_refusal: Callable[[], None] = lambda: None  # called when the decoder refuses a packet
         if not reader.move_to(entry):
-            raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
+            raise VideoRefused(FaultCode.ENTRY_NOT_FOUND)
         reader.stream.codec_context.flush_buffers()
 
     def leads_to(self, entry: Entry, skipped: tuple[int, ...], frames_before: int) -> bool:
