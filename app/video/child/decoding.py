@@ -16,7 +16,6 @@ from av.video.stream import VideoStream
 from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader, has_room
 from app.video.child.fields import field_reader
-from app.video.child.keyframes import SEARCHED_BYTES, NalReader
 from app.video.child.picture import PictureMaker, displayed_size
 from app.video.child.serial import SerialDecoder
 from app.video.protocol.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
@@ -169,8 +168,7 @@ class MatchingDecoder:
         self._delivery = _Delivery(channel, ring, request)
         self._leaves_out = False
         context = reader.stream.codec_context
-        nals = NalReader(context.name, context.extradata)
-        self._fields = field_reader(context.name, nals, context.extradata)
+        self._fields = field_reader(context.name, context.extradata)
 
     def run(self) -> None:
         request, count = self._request, 0
@@ -183,15 +181,10 @@ class MatchingDecoder:
                     break
                 count += 1
                 self._channel.show_fed(count)
-                rank, fields = self._rank(packet.pts), self._fields
-                is_second_field = (
-                    fields is not None
-                    and (packet.is_keyframe or fields.may_see_fields)
-                    and fields.is_second_field(
-                        bytes(memoryview(packet)[:SEARCHED_BYTES]), packet.size, is_key=packet.is_keyframe
-                    )
-                )
-                if not is_second_field:  # which is treated as the first: a frame needs both
+                rank = self._rank(packet.pts)
+                if not self._fields.is_second_field(
+                    memoryview(packet), is_key=packet.is_keyframe
+                ):  # which is treated as the first: a frame needs both
                     self._drop_unneeded(is_unwanted=rank < 0 or not request.wanted[rank])
                 if request.entry.ordinal + count - 1 not in request.skipped:
                     self._decode(packet, rank)
@@ -245,23 +238,15 @@ class MatchingDecoder:
         return rank if rank < len(self._request.pts) and self._request.pts[rank] == pts else -1
 
 
-class CountingDecoder:
+def decode_by_counting(
+    serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
+) -> None:
     """Decode one request whose frames are identified by counting what the decoder returns."""
-
-    def __init__(
-        self, serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
-    ) -> None:
-        self._serial = serial
-        self._request = request
-        self._delivery = _Delivery(channel, ring, request)
-
-    def run(self) -> None:
-        before = self._request.frames_before or 0
-        while self._serial.position < before + len(self._request.pts) and self._delivery.left:
-            frame = self._serial.read()
-            if frame is None:
-                break
-            rank = self._serial.position - 1 - before
-            if rank >= 0:
-                self._delivery.take(frame, rank)
-        self._delivery.finish()
+    delivery = _Delivery(channel, ring, request)
+    before = request.frames_before or 0
+    while serial.position < before + len(request.pts) and delivery.left:
+        frame = serial.read()
+        if frame is None:
+            break
+        delivery.take(frame, serial.position - 1 - before)
+    delivery.finish()

@@ -26,7 +26,7 @@ from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import FaultCode, FoundVideo, IndexEnd, Message
+from app.video.protocol.messages import FaultCode, FoundVideo, Message
 from app.video.protocol.packets import PacketFlag, PacketRecord
 
 _RECORDS_A_MESSAGE = 512
@@ -50,13 +50,12 @@ class Indexer:
         self._limits = limits
         context = reader.stream.codec_context
         self._keyframes = KeyframeReader(context.name, context.extradata)
-        self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
+        self._fields = field_reader(context.name, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._shown = 0  # frames
         self._has_told_facts = False
         self._has_stamps = True  # that say when frames are shown
-        self._end_pts: int | None = None
         self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
@@ -91,13 +90,8 @@ class Indexer:
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
         self._send_records()
-        self._watch.check_tables(self._shown)
-        reader = self._reader
-        claimed = reader.overlong_claim(self._end_pts)
-        is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
-        truncated = is_cut or claimed is not None
-        end = IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
-        self._channel.send(Message.INDEX_END, end.pack())
+        is_cut = lost > 0 or self._movie.ends_inside(self._ordinal - 1)
+        self._watch.finish(self._shown, lost=lost, is_cut=is_cut)
 
     def _has_made_up_stamps(self, first: VideoFrame) -> bool:
         """Whether time stamps follow the order of decoding, although frames are shown in another order.
@@ -160,11 +154,7 @@ class Indexer:
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
         flags = PacketFlag(0)
-        is_second_field = (
-            self._fields is not None
-            and (packet.is_keyframe or self._fields.may_see_fields)  # else the packet need not be copied
-            and self._fields.is_second_field(bytes(data), len(data), is_key=packet.is_keyframe)
-        )
+        is_second_field = self._fields.is_second_field(data, is_key=packet.is_keyframe)
         if packet.is_keyframe and not is_second_field:  # decoding cannot enter in the middle of a frame
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
@@ -177,10 +167,6 @@ class Indexer:
         record = PacketRecord(self._ordinal, pts, packet.dts, position, packet.size, flags)
         self._add(record)
         self._movie.check(record)
-        self._watch.note_zeros(packet, data)
-        if packet.pts is not None:
-            end = packet.pts + (packet.duration or 0)
-            self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
 
     def _add(self, record: PacketRecord) -> None:
         self._records.append(record)

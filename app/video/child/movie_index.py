@@ -32,7 +32,7 @@ _ENTRIES_AT_A_TIME = 4096
 class MovieIndex:
     """The records of packets that need not be read. First `check` those that were read, in order."""
 
-    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
+    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader) -> None:
         header, stream = reader.header, reader.stream
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = header.has_sample_tables
@@ -85,7 +85,6 @@ class MovieIndex:
 
         If something does not agree, they end early and `can_replace_reading` becomes False: go on reading.
         """
-        fields = self._fields
         for number, entry in self._entries_from(ordinal):
             if entry.pos >= self._file_bytes:
                 return
@@ -93,11 +92,11 @@ class MovieIndex:
             if sample is None:
                 return
             record = self._record(number, entry, sample.offset_ticks)
-            if fields is not None and fields.may_see_fields:
+            if self._fields.may_see_fields:
                 # Interlaced streams may change from frames to fields anywhere: only the bytes show it.
                 head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), entry.pos)
                 is_key = bool(record.flags & PacketFlag.KEY)
-                if fields.is_second_field(head, record.size_bytes, is_key=is_key):
+                if self._fields.is_second_field(head, is_key=is_key, packet_bytes=record.size_bytes):
                     record = record._replace(flags=PacketFlag.DISCARD)
             yield record
             if entry.pos + entry.size > self._file_bytes:

@@ -51,13 +51,8 @@ def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
     ):
         resource.setrlimit(name, (value, value))
     no_new_privileges = _prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
-    if require and not no_new_privileges:
-        raise SandboxUnavailable
-    landlock_abi = _enter_landlock()
-    if require and landlock_abi == 0:
-        raise SandboxUnavailable
-    has_seccomp = _enter_seccomp(channel)
-    if require and not has_seccomp:
+    landlock_abi, has_seccomp = _enter_landlock(), _enter_seccomp(channel)
+    if require and not (no_new_privileges and landlock_abi and has_seccomp):
         raise SandboxUnavailable
     return LockDown(
         landlock_abi, seccomp=has_seccomp, no_new_privileges=no_new_privileges, memory_limited=True

@@ -23,7 +23,7 @@ from app.video.child.walkers.choice import walker_for
 from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.protocol import messages
 from app.video.protocol.evidence import Evidence
-from app.video.protocol.messages import Message
+from app.video.protocol.messages import IndexEnd, Message
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
 _WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker goes on
@@ -71,6 +71,7 @@ class PacketWatch:
         self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
         self._has_walked = False
         self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
+        self._end_pts: int | None = None  # of all packets, in ticks
         name = reader.container.format.name
         self._is_bare = name in _BARE_STREAMS
         self._is_watching = not reader.header.has_sample_tables
@@ -91,6 +92,9 @@ class PacketWatch:
     def read(self) -> Packet[VideoStream] | None:
         """Return the next packet, None at the end, once evidence of the damage before it has been sent."""
         packet = self._reader.read()
+        if packet is not None and packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
+            self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
         if not self._is_watching:
             return packet
         if packet is None and self._ending_zeros is not None:
@@ -126,6 +130,8 @@ class PacketWatch:
         if self._seen:
             self._send()
         self._place += 1
+        if self._is_bare and packet is not None:
+            self._note_zeros(packet)
         return packet
 
     def leave_chain_unchecked(self) -> None:
@@ -141,17 +147,24 @@ class PacketWatch:
         self._seen.append((None, reason))
         self._send()
 
-    def check_tables(self, shown: int) -> None:
-        """At the end, report sample tables that cannot be right, if they have more than `shown` samples."""
+    def finish(self, shown: int, *, lost: int, is_cut: bool = False, leading: int = 0) -> None:
+        """Report how the pass ended, after `shown` frames.
+
+        If they are fewer than the samples of the container's tables, check whether these can be right.
+        """
         reader = self._reader
         self._from_byte = 0  # the tables may be at the file's start
         if found := disagreement(reader.descriptor, reader.header, reader.stream.index, shown):
             self._seen.append(found)
             self._send()
+        claimed = reader.overlong_claim(self._end_pts)
+        truncated = is_cut or reader.header.is_cut_short or claimed is not None
+        end = IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, leading, claimed)
+        self._channel.send(Message.INDEX_END, end.pack())
 
-    def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
+    def _note_zeros(self, packet: Packet[VideoStream]) -> None:
         """Record it if the packet holds zeros where its kind of stream has none."""
-        data = bytes(data) if self._is_bare else b""
+        data = bytes(packet)
         at = data.find(_ZEROS)
         while at >= 0 and (after := _AFTER_ZEROS.search(data, at)):
             if after[0] != b"\1":

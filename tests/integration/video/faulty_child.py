@@ -13,7 +13,6 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from app.video.child import main as child_main
-from app.video.child import serial
 from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader
 from app.video.child.decoding import BatchWriter, MatchingDecoder
@@ -54,22 +53,17 @@ def run_with_poison(fault: Callable[[], object], plan: ChildPlan) -> None:
             super().__init__(reader, channel, ring, request)
             self._channel = PoisonedChannel(channel, fault, request.entry, lambda: request.skipped)
 
-    class PoisonedSerial(SerialDecoder):
-        def __init__(
-            self,
-            reader: PacketReader,
-            channel: Channel,
-            entry: Entry,
-            skipped: tuple[int, ...],
-            read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
-        ) -> None:
-            super().__init__(reader, channel, entry, skipped, read_packet)
-            self._channel = PoisonedChannel(channel, fault, entry, lambda: self._skipped)
+    prepare = SerialDecoder.__init__
 
-    # A child's modules are its own: these names stand for the poisoned decoders in this process alone.
+    def prepare_poisoned(
+        self: SerialDecoder, reader: PacketReader, channel: Channel, entry: Entry, skipped: tuple[int, ...]
+    ) -> None:
+        prepare(self, reader, channel, entry, skipped)
+        self._channel = PoisonedChannel(channel, fault, entry, lambda: self._skipped)
+
+    # A child's modules are its own: the decoders are poisoned in this process only.
     child_main.MatchingDecoder = PoisonedMatching  # type: ignore[attr-defined]
-    child_main.SerialDecoder = PoisonedSerial  # type: ignore[attr-defined]
-    serial.SerialDecoder = PoisonedSerial  # type: ignore[misc]
+    SerialDecoder.__init__ = prepare_poisoned  # type: ignore[method-assign]
     run_child(plan)
 
 

@@ -49,14 +49,10 @@ _Rows = npt.NDArray[np.intp]
 
 
 class MpegTsWalker(Walker):
-    """Check the sync bytes of all packets, and the counters of `pids` (of all if None)."""
+    """Check the sync bytes of all packets, and the counters of all PIDs but that of null packets."""
 
-    def __init__(self, descriptor: int, file_bytes: int, note: Note, pids: frozenset[int] | None) -> None:
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
-        self._is_checked = np.full(_PIDS, pids is None)
-        if pids is not None:
-            self._is_checked[[pid for pid in pids if 0 <= pid < _PIDS]] = True
-        self._is_checked[_NULL_PID] = False  # its counter is undefined
         self._heads = np.zeros(_PIDS, np.uint32)  # of each PID's last packet; 0 if there was none
         self._positions = np.zeros(_PIDS, np.int64)  # of that packet, bytes into the file
         self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
@@ -130,7 +126,7 @@ class MpegTsWalker(Walker):
         is_start = (first == 0) & (second == 0) & (third == 1)
         self._has_packets[pids[is_start]] = True
         is_section = (first == 0) & (second != 0)
-        for place in at[~is_start & ~is_section & self._has_packets[pids] & self._is_checked[pids]].tolist():
+        for place in at[~is_start & ~is_section & self._has_packets[pids] & (pids != _NULL_PID)].tolist():
             self._elements += 1
             self._note(self._at + place * self._size, "a packet's head is damaged")
 
@@ -149,7 +145,7 @@ class MpegTsWalker(Walker):
         self._note_first(pids[first], heads[first], all_heads)
         has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
         odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
-        odd = odd[self._is_checked[pids[odd]]]
+        odd = odd[pids[odd] != _NULL_PID]  # whose counter is undefined
         positions = self._at + rows * self._size
         is_repeat = np.zeros(len(rows), np.bool_)
         joints = []
