@@ -24,9 +24,9 @@ from app.video.child.codecs import DECODERS, DEMUXERS
 from app.video.child.encryption import is_encrypted
 from app.video.child.ffmpeg_log import captured
 from app.video.child.headers import Header, read_header
-from app.video.child.matroska_header import EBML_HEADER
 from app.video.child.refusal import VideoRefused, check_limit, check_size
 from app.video.child.streams import choose_among, codec_name, other_streams, real_video_streams
+from app.video.child.walkers.matroska import EBML_HEADER
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Fault, FaultCode
 from app.video.protocol.packets import Entry

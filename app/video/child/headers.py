@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.video.child.gif_header import is_still_gif
-from app.video.child.matroska_header import MatroskaReader
 from app.video.child.refusal import check_limit
+from app.video.child.walkers.matroska import EBML_HEADER, MatroskaReader
 from app.video.protocol.limits import VideoLimits
 
 BOX_HEAD_BYTES = 16  # of a box at most
@@ -118,7 +118,7 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
     header = Header(size)
     if start[4:8] in _FIRST_BOXES:
         _Mp4Reader(descriptor, header, limits).read()
-    elif start[:4] == b"\x1aE\xdf\xa3":
+    elif start[:4] == EBML_HEADER:
         matroska = MatroskaReader(descriptor, size)
         header.declared_bytes = matroska.end
         for number, _ in enumerate(matroska.tags(), 1):
@@ -189,7 +189,7 @@ class _Mp4Reader:
                     elif inner.kind == b"trun":
                         self._header.fragment_samples += self._number(inner.start + 4)
                     elif tracks:
-                        self._read_table(inner, tracks[-1])
+                        self._read_box(inner, tracks[-1])
                 entries = sum(track.counted(ticks_a_second) for track in tracks)
                 # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
                 limit = min(self._limits.max_frames, self._header.file_bytes)
@@ -228,7 +228,7 @@ class _Mp4Reader:
             yield box
             at = box.end
 
-    def _read_table(self, box: Box, track: Track) -> None:
+    def _read_box(self, box: Box, track: Track) -> None:
         if head_bytes := _TABLE_HEAD_BYTES.get(box.kind):
             start = box.start + head_bytes
             track.tables[box.kind] = Table(start, box.end, self._number(start - 4))

@@ -56,7 +56,7 @@ class SerialDecoder:
         while not self._pending:
             if self._has_ended:
                 return None
-            packet = self._read_packet()
+            packet = self.read_packet()
             self._has_ended = packet is None
             if packet is not None:
                 self._packets += 1
@@ -66,15 +66,16 @@ class SerialDecoder:
             try:
                 self._pending += self._reader.stream.codec_context.decode(packet)
             except (av.FFmpegError, OSError, ValueError):
-                self._note_refusal()
+                self.note_refusal()
         self.position += 1
         return self._pending.popleft()
 
-    def _read_packet(self) -> Packet[VideoStream] | None:
+    def read_packet(self) -> Packet[VideoStream] | None:
+        """Return the next packet, None at the end."""
         return self._reader.read()
 
-    def _note_refusal(self) -> None:
-        """The decoder has refused a packet."""
+    def note_refusal(self) -> None:
+        """Called when the decoder refuses a packet."""
 
 
 class _StampOrder:
@@ -148,11 +149,11 @@ class FrameCounter(SerialDecoder):
         leading = self._leading or 0 if first == 0 else 0
         self._watch.finish(first + self.position, lost=max(0, expected - self.position), leading=leading)
 
-    def _note_refusal(self) -> None:
+    def note_refusal(self) -> None:
         if self._is_expected and self._leading is not None:
             self._watch.note_frame("the decoder refuses the data")
 
-    def _read_packet(self) -> Packet[VideoStream] | None:
+    def read_packet(self) -> Packet[VideoStream] | None:
         packet = self._watch.read()
         if packet is not None:
             self._is_expected = self._gives_frame(packet)  # which may reset the count

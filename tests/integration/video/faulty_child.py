@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from app.video.child import main as child_main
 from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader
-from app.video.child.decoding import BatchWriter, MatchingDecoder
+from app.video.child.decoding import Delivery, MatchingDecoder
 from app.video.child.serial import SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.launch import run_child
@@ -91,14 +91,14 @@ class PoisonedChannel(Channel):
 
 def run_liar(lie: str, plan: ChildPlan) -> None:
     """A child that was taken over: it decodes, and what it says of it is made up."""
-    flush = BatchWriter.flush
+    flush = Delivery.flush
 
-    def lying_flush(self: BatchWriter) -> None:
+    def lying_flush(self: Delivery) -> None:
         if self._ranks:
             LIES[lie](self)
         flush(self)
 
-    BatchWriter.flush = lying_flush  # type: ignore[method-assign]  # the lie
+    Delivery.flush = lying_flush  # type: ignore[method-assign]  # the lie
     run_child(plan)
 
 
@@ -116,12 +116,12 @@ def run_evidence_liar(plan: ChildPlan) -> None:
     run_child(plan)
 
 
-def _say(writer: BatchWriter, data: bytes) -> None:
+def _say(writer: Delivery, data: bytes) -> None:
     channel = writer._channel
     os.write(channel._descriptor, data)
 
 
-def _batch(writer: BatchWriter, **changes: Any) -> None:
+def _batch(writer: Delivery, **changes: Any) -> None:
     fields: dict[str, Any] = {
         "slot": writer._free[0],
         "source_width": 128,
@@ -133,12 +133,12 @@ def _batch(writer: BatchWriter, **changes: Any) -> None:
     _say(writer, messages.pack(Message.BATCH, message.pack()))
 
 
-def _batch_twice(writer: BatchWriter) -> None:
+def _batch_twice(writer: Delivery) -> None:
     _batch(writer)
     _batch(writer)
 
 
-LIES: dict[str, Callable[[BatchWriter], None]] = {
+LIES: dict[str, Callable[[Delivery], None]] = {
     "unknown message": lambda w: _say(w, messages.HEAD.pack(99, 0)),
     "oversized message": lambda w: _say(w, messages.HEAD.pack(Message.BATCH, 2**31)),
     "text": lambda w: _say(w, b"HTTP/1.1 200 OK\r\n\r\n"),
