@@ -41,6 +41,7 @@ _STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m
 _NEAR_PACKETS = 64  # reading over so many costs no more than a seek
 _SEARCHED_PACKETS = 4096  # after a seek, for the entry
 _SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
+_UNREADABLE = (av.FFmpegError, OSError, ValueError, AttributeError)  # raised by PyAV as it opens a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +53,34 @@ class OpenOptions:
 
 def open_container(options: OpenOptions) -> InputContainer:
     """Open the video, from its start. Raises VideoRefused."""
-    os.lseek(options.descriptor, 0, os.SEEK_SET)
-    try:
-        return av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options))
-    except MemoryError as error:
-        raise VideoRefused(FaultCode.OUT_OF_MEMORY) from error
-    except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
-        # It may have too many streams: only FFmpeg's log shows it.
-        os.lseek(options.descriptor, 0, os.SEEK_SET)
-        with (
-            captured(av.logging.ERROR) as log,
-            contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
-        ):
-            av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
-        if any("max_streams" in text for _, _, text in log):
-            check_limit("max_streams", options.limits.max_streams, options.limits.max_streams + 1)
-        raise VideoRefused(FaultCode.UNSUPPORTED) from error
-
-
-def _av_options(options: OpenOptions) -> dict[str, str]:
-    return {
+    limits = options.limits
+    av_options = {
         "fd": str(options.descriptor),
         "protocol_whitelist": "fd",
         "format_whitelist": ",".join(DEMUXERS),
         "codec_whitelist": ",".join(sorted(DECODERS)),
-        "max_pixels": str(options.limits.max_pixels),
-        "max_streams": str(options.limits.max_streams),
+        "max_pixels": str(limits.max_pixels),
+        "max_streams": str(limits.max_streams),
         "probesize": str(_PROBE_BYTES),
         "analyzeduration": str(_PROBE_MICROSECONDS),
         "threads": "1",
     }
 
+    def open_from_start() -> InputContainer:
+        os.lseek(options.descriptor, 0, os.SEEK_SET)
+        return av.open("fd:", mode="r", metadata_errors="replace", options=av_options)
 
-def select_stream(container: InputContainer, index: int, limits: VideoLimits) -> VideoStream:
-    """Return the stream at `index`, and have FFmpeg skip all others. Raises VideoRefused."""
-    stream = container.streams[index] if index < len(container.streams) else None
-    if not isinstance(stream, VideoStream):
-        raise VideoRefused(FaultCode.NO_VIDEO_STREAM)
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all
-    context = stream.codec_context
-    if context is None or context.codec.name not in DECODERS:
-        name = codec_name(container, stream)
-        supported = tuple(sorted(DECODERS))
-        raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=name, supported_codecs=supported))
-    check_size(context.width, context.height, limits)
-    return stream
+    try:
+        return open_from_start()
+    except MemoryError as error:
+        raise VideoRefused(FaultCode.OUT_OF_MEMORY) from error
+    except _UNREADABLE as error:
+        # It may have too many streams: only FFmpeg's log shows it.
+        with captured(av.logging.ERROR) as log, contextlib.suppress(*_UNREADABLE):
+            open_from_start().close()
+        if any("max_streams" in text for _, _, text in log):
+            check_limit("max_streams", limits.max_streams, limits.max_streams + 1)
+        raise VideoRefused(FaultCode.UNSUPPORTED) from error
 
 
 def has_room(byte_count: int) -> bool:
@@ -146,12 +128,22 @@ class PacketReader:
             return open_container(self._options)
 
     def _begin(self, container: InputContainer) -> None:
-        self.container = container
-        self.container.flags &= ~_GENERATE_PTS
-        limits, threads = self._options.limits, self._options.threads
-        self.stream = select_stream(container, self._stream_index, limits)
-        context = self.stream.codec_context  # it must be bounded before the first packet
-        context.options = {"max_pixels": str(limits.max_pixels)}
+        """Set up the chosen stream and its decoder, and have FFmpeg skip all others. Raises VideoRefused."""
+        limits, threads, index = self._options.limits, self._options.threads, self._stream_index
+        stream = container.streams[index] if index < len(container.streams) else None
+        if not isinstance(stream, VideoStream):
+            raise VideoRefused(FaultCode.NO_VIDEO_STREAM)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        context = stream.codec_context
+        if context is None or context.codec.name not in DECODERS:
+            name, supported = codec_name(container, stream), tuple(sorted(DECODERS))
+            raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=name, supported_codecs=supported))
+        check_size(context.width, context.height, limits)
+        container.flags &= ~_GENERATE_PTS
+        self.container, self.stream = container, stream
+        context.options = {"max_pixels": str(limits.max_pixels)}  # a bound that the first packet must meet
         context.thread_count = threads
         context.thread_type = ThreadType.FRAME if threads > 1 else ThreadType.NONE
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)

@@ -18,12 +18,9 @@ from av.video.stream import VideoStream
 from app.video.child.headers import Header
 from app.video.child.walkers.asf import HEADER_BYTES as ASF_HEADER_BYTES
 from app.video.child.walkers.asf import find_object
+from app.video.child.walkers.mpegts import PACKET_BYTES, STRIDES, SYNC, SYNCS_IN_A_ROW
 
-_SYNC = 0x47
-_PACKET_BYTES = 188
-_STRIDES = (188, 192, 204)  # plain, with a time stamp before each packet, with check bytes after it
 _WINDOW_BYTES = 1024 * 1024  # read at the beginning, in the middle and near the end
-_SYNC_RUN = 5  # packets in a row that prove the stride
 _SAMPLE_AES_H264 = 0xDB  # stream_type
 _SAMPLE_AES_MARK = b"zavc"
 _MARKED_BY = (0x05, 0x0F)  # descriptors: registration, private data indicator
@@ -61,12 +58,12 @@ def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
     for start in sorted({0, file_bytes // 2, max(0, file_bytes - _WINDOW_BYTES)}):
         data = os.pread(descriptor, _WINDOW_BYTES, start)
         first, stride = _first_packet(data)
-        for at in range(first, len(data) - _PACKET_BYTES + 1, stride):
+        for at in range(first, len(data) - PACKET_BYTES + 1, stride):
             sync, head, control = struct.unpack_from(">BHB", data, at)
-            if sync != _SYNC or head & 0x8000:  # lost, or marked as damaged
+            if sync != SYNC or head & 0x8000:  # lost, or marked as damaged
                 continue
             begin = 5 + data[at + 4] if control & 0x20 else 4
-            payload = data[at + begin : at + _PACKET_BYTES] if control & 0x10 else b""
+            payload = data[at + begin : at + PACKET_BYTES] if control & 0x10 else b""
             is_scrambled = bool(control & 0xC0)
             if payload and not is_scrambled:
                 tables.take(head & 0x1FFF, payload, begins=bool(head & 0x4000))
@@ -78,14 +75,14 @@ def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
 
 def _first_packet(data: bytes) -> tuple[int, int]:
     """Return where the first of several packets in a row starts, and their stride; the end if none does."""
-    at = data.find(_SYNC)
-    while 0 <= at < 2 * _STRIDES[-1] * _SYNC_RUN:
-        for stride in _STRIDES:
-            row = data[at : at + stride * _SYNC_RUN : stride]
-            if row == bytes([_SYNC]) * _SYNC_RUN:
+    at = data.find(SYNC)
+    while 0 <= at < 2 * STRIDES[-1] * SYNCS_IN_A_ROW:
+        for stride in STRIDES:
+            row = data[at : at + stride * SYNCS_IN_A_ROW : stride]
+            if row == bytes([SYNC]) * SYNCS_IN_A_ROW:
                 return at, stride
-        at = data.find(_SYNC, at + 1)
-    return len(data), _PACKET_BYTES
+        at = data.find(SYNC, at + 1)
+    return len(data), PACKET_BYTES
 
 
 class _Tables:

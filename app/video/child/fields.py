@@ -99,7 +99,7 @@ class H264FieldReader(FieldReader):
         self._first: _Field | None = None  # of the previous packet, if it held only one field
         self._reference_number: int | None = None  # frame_num of the last picture that others need
         if extradata and extradata[0] != 1:
-            self._note_sequence(self._nals.units(extradata, len(extradata)))
+            self._note_sequence(self._nals.units(extradata))
         elif extradata and len(extradata) > 8:
             length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
             self._note_sequence([extradata[8 : 8 + length]])

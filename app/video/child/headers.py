@@ -2,11 +2,12 @@
 
 FFmpeg believes an MP4's sample counts and allocates memory for them: 660 bytes can make it take 3 GB. This
 module adds the counts up first. Headers that are too damaged to read are left to FFmpeg, which has limits of
-its own. Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI.
+its own. Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI, GIF89a 17 to 27.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.video.child.gif_header import is_still_gif
 from app.video.child.refusal import check_limit
 from app.video.child.walkers.matroska import EBML_HEADER, MatroskaReader
+from app.video.child.walkers.walker import Window
 from app.video.protocol.limits import VideoLimits
 
 BOX_HEAD_BYTES = 16  # of a box at most
@@ -37,6 +38,12 @@ _MAX_DESCRIPTIONS = 1000  # looked at, of a track
 _FIRST_BOXES = frozenset(  # "jP  " begins Motion JPEG 2000
     b"jP  ,udta,ediw,junk,pict,prfl,ftyp,moov,mdat,free,skip,wide,pnot,styp,sidx,moof,uuid,meta".split(b",")
 )
+
+_GIF_SCREEN_BYTES = 13  # signature and screen descriptor
+_GIF_HAS_COLOURS = 0x80
+_GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
+_GIF_IMAGE_HEAD_BYTES = 10  # with the kind of the block
+_MAX_GIF_BLOCKS = 200_000  # a file with more blocks is no small still picture
 
 
 class Box(NamedTuple):
@@ -126,8 +133,36 @@ def read_header(descriptor: int, limits: VideoLimits) -> Header:
     elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
         header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
     elif start[:6] in (b"GIF87a", b"GIF89a"):
-        header.is_still_image = is_still_gif(descriptor)
+        header.is_still_image = _is_still_gif(descriptor)
     return header
+
+
+def _is_still_gif(descriptor: int) -> bool:
+    """Whether the GIF holds at most one picture."""
+    window = Window(descriptor)
+    images = 0
+    with contextlib.suppress(IndexError):  # the file ends
+        at = _GIF_SCREEN_BYTES + _colour_table_bytes(window.get(0, _GIF_SCREEN_BYTES)[10])
+        for _ in range(_MAX_GIF_BLOCKS):
+            kind = window.get(at, 1)[0]
+            if kind == _GIF_IMAGE:
+                images += 1
+                if images == 2:
+                    return False
+                flags = window.get(at, _GIF_IMAGE_HEAD_BYTES)[9]
+                at += _GIF_IMAGE_HEAD_BYTES + _colour_table_bytes(flags) + 1
+            elif kind == _GIF_EXTENSION:
+                at += 2
+            else:  # the end, or damage
+                break
+            while length := window.get(at, 1)[0]:
+                at += 1 + length
+            at += 1
+    return True
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & _GIF_HAS_COLOURS else 0
 
 
 def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:

@@ -19,8 +19,7 @@ from app.video.child.ffmpeg_log import captured
 from app.video.child.fields import field_reader
 from app.video.child.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.child.movie_index import MovieIndex
-from app.video.child.orientation import orientation_of
-from app.video.child.picture import displayed_size
+from app.video.child.picture import displayed_size, orientation_of
 from app.video.child.refusal import VideoRefused, check_limit, check_size
 from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
