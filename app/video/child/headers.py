@@ -226,7 +226,7 @@ class _Mp4Reader:
                     elif tracks:
                         self._read_box(inner, tracks[-1])
                 entries = sum(track.counted(ticks_a_second) for track in tracks)
-                # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
+                # A sample takes at least a byte, so a file cannot have more samples than bytes.
                 limit = min(self._limits.max_frames, self._header.file_bytes)
                 check_limit("max_frames", limit, entries + self._header.fragment_samples)
             elif box.kind in _OF_TAGS:

@@ -21,7 +21,7 @@ from app.video.child.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.child.movie_index import MovieIndex
 from app.video.child.picture import displayed_size, orientation_of
 from app.video.child.refusal import VideoRefused, check_limit, check_size
-from app.video.child.watch import PacketWatch
+from app.video.child.watch import PacketWatch, position_of
 from app.video.protocol import messages
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
@@ -161,9 +161,8 @@ class Indexer:
         is_never_shown = self._keyframes.is_never_shown(data, is_split=self._reader.splits_stream)
         if packet.is_discard or is_second_field or is_never_shown:
             flags |= PacketFlag.DISCARD
-        position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         pts = packet.pts if self._has_stamps else None
-        record = PacketRecord(self._ordinal, pts, packet.dts, position, packet.size, flags)
+        record = PacketRecord(self._ordinal, pts, packet.dts, position_of(packet), packet.size, flags)
         self._add(record)
         self._movie.check(record)
 

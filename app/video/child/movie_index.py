@@ -23,9 +23,9 @@ from app.video.protocol.packets import PacketFlag, PacketRecord
 
 # Codecs whose packets FFmpeg returns as they are in the file, one per sample, with the container's flags or
 # with flags that follow from their first bytes.
-_TOLD_BY_BYTES = frozenset(("h264", "hevc"))
+_FLAGGED_BY_BYTES = frozenset(("h264", "hevc"))
 _EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
-_CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
+_CODECS = _FLAGGED_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
 _ENTRIES_AT_A_TIME = 4096
 
 
@@ -36,7 +36,7 @@ class MovieIndex:
         header, stream = reader.header, reader.stream
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = header.has_sample_tables
-        self._reader = reader  # which may open its stream anew
+        self._reader = reader  # which may reopen its stream
         self._keyframes = keyframes
         self._fields = fields  # which has seen the packets that were read
         self._codec = stream.codec_context.name
@@ -76,9 +76,9 @@ class MovieIndex:
             return
         if self._shift is None:
             self._shift = packet.pts - packet.dts - sample.offset_ticks
-        told = self._record(packet.ordinal, entry, sample.offset_ticks)
-        self._is_trusted = told._replace(flags=packet.flags) == packet
-        self._knows_flags &= told.flags == packet.flags
+        expected = self._record(packet.ordinal, entry, sample.offset_ticks)
+        self._is_trusted = expected._replace(flags=packet.flags) == packet
+        self._knows_flags &= expected.flags == packet.flags
 
     def records_from(self, ordinal: int) -> Iterator[PacketRecord]:
         """Yield the records of the packets from `ordinal` on, up to the last that the file holds.
@@ -143,7 +143,7 @@ class MovieIndex:
         size = max(0, min(entry.size, self._file_bytes - entry.pos))
         flags = PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
         if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
-            head, is_clean = b"", self._codec not in _TOLD_BY_BYTES
+            head, is_clean = b"", self._codec not in _FLAGGED_BY_BYTES
             for length in () if is_clean else (HEAD_BYTES, SEARCHED_BYTES):
                 head = os.pread(self._reader.descriptor, min(length, size), entry.pos)
                 is_clean = self._keyframes.is_clean_entry(head, size)

@@ -7,7 +7,7 @@ from app.video.protocol.messages import Fault, FaultCode
 
 
 class VideoRefused(Exception):
-    """The video cannot be used. `fault` tells the host why."""
+    """The video cannot be used. `fault` is the reason, for the host."""
 
     def __init__(self, fault: Fault | FaultCode) -> None:
         self.fault = Fault(fault) if isinstance(fault, FaultCode) else fault

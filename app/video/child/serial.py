@@ -1,4 +1,4 @@
-"""Count frames as the decoder gives them, where time stamps do not tell them apart."""
+"""Count frames as the decoder returns them, where time stamps do not identify them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class FrameCounter(SerialDecoder):
         context = reader.stream.codec_context
         self._keyframes = KeyframeReader(context.name, context.extradata)
         self._fields = field_reader(context.name, context.extradata)
-        watch.overlook()  # on the way to the entry the container may have been opened anew
+        watch.overlook()  # on the way to the entry the container may have been reopened
         self._stamps: list[int | None] = []
         self._order = _StampOrder()
         self._expected = 0  # frames, according to the packets

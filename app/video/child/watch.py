@@ -26,7 +26,7 @@ from app.video.protocol.evidence import Evidence
 from app.video.protocol.messages import IndexEnd, Message
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
-_WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker goes on
+_WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker continues
 # FFmpeg reads the first packets while it opens a container, and then warns about intact files, too. But only
 # damage makes it log this:
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
@@ -68,7 +68,7 @@ class PacketWatch:
         self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
         self._seen: list[tuple[int | None, str]] = []  # (position, reason), not sent yet
         self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
-        self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
+        self._walks_at = 0  # packets from here on make the walker continue, bytes into the file
         self._has_walked = False
         self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
         self._end_pts: int | None = None  # of all packets, in ticks
@@ -100,7 +100,7 @@ class PacketWatch:
         if packet is None and self._ending_zeros is not None:
             self.note(self._ending_zeros, _NO_DATA)
             self._ending_zeros = None
-        position = None if packet is None else _position(packet)
+        position = None if packet is None else position_of(packet)
         reached = sys.maxsize if packet is None else position
         if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
             try:
@@ -113,7 +113,7 @@ class PacketWatch:
                     self._walker.finish()
                 while self._ahead and self._ahead[0][0] <= reached:
                     self._seen.append(heappop(self._ahead))
-            except OSError:  # the demuxer meets it, too, and goes on after it
+            except OSError:  # the demuxer meets it, too, and continues after it
                 self._walker = None
         if self._reader.read_errors > self._read_errors:
             self._read_errors = self._reader.read_errors
@@ -140,7 +140,7 @@ class PacketWatch:
 
     def note(self, packet: Packet[VideoStream], reason: str) -> None:
         """Record evidence found in a packet that `read` has returned. It is sent with the next packet."""
-        self._seen.append((_position(packet), reason))
+        self._seen.append((position_of(packet), reason))
 
     def note_frame(self, reason: str) -> None:
         """Send evidence found in the frame that is sent next."""
@@ -189,5 +189,6 @@ class PacketWatch:
             self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
 
 
-def _position(packet: Packet[VideoStream]) -> int | None:
+def position_of(packet: Packet[VideoStream]) -> int | None:
+    """Return where the packet is, in bytes into the file, if the demuxer knows."""
     return packet.pos if packet.pos is not None and packet.pos >= 0 else None

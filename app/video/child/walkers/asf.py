@@ -97,7 +97,7 @@ class AsfWalker(Walker):
         return self._window.get(self._at, 16) in _INDEXES
 
     def _search(self) -> None:
-        self._find((_CORRECTION,), self._is_element)
+        self._find((_CORRECTION,))
 
     def _is_element(self, position: int) -> bool:
         places = range(position, position + _PACKETS_IN_A_ROW * self._packet_bytes, self._packet_bytes)

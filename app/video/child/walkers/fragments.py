@@ -78,7 +78,10 @@ class FragmentsWalker(Walker):
         return int.from_bytes(self._window.get(position, 4), "big")
 
     def _search(self) -> None:
-        self._find((b"mfhd",), lambda at: self._window.get(at + 4, 4) == b"moof", before=12)
+        self._find((b"mfhd",), before=12)
+
+    def _is_element(self, position: int) -> bool:
+        return self._window.get(position + 4, 4) == b"moof"
 
 
 def is_fragmented(descriptor: int, file_bytes: int) -> bool:

@@ -1,6 +1,6 @@
 """Matroska and WebM: elements in a segment, in its clusters, and in their groups of blocks.
 
-Before FFmpeg sees the file, `MatroskaReader` tells where it ends and how many tags it has.
+Before FFmpeg sees the file, `MatroskaReader` reads where it ends and how many tags it has.
 
 Sources: RFC 8794 (EBML), sections 4 to 6; RFC 9559 (Matroska), section 5. Unknown elements are skipped, as
 RFC 8794 asks of readers. A byte that starts no identifier breaks the chain, and so does an element that ends
@@ -35,7 +35,7 @@ _OTHERS_IN_CLUSTER = frozenset((0xAF, 0xA2, 0xFA, 0xFD, 0xA4, 0x8E, 0xC8))  # as
 _KNOWN = _OUTER | _FIRST_IN_CLUSTER | _USUAL | _OTHERS_IN_CLUSTER
 _HEAD_BYTES = 12  # of an element at most: an identifier of 4 bytes and a size of 8
 _NO_SIZE = 1 << 62  # of an element whose size is unknown, as in a live recording
-_MASKS = tuple((1 << 7 * length) - 1 for length in range(9))  # of the value in a size of so many bytes
+_MASKS = tuple((1 << 7 * length) - 1 for length in range(9))  # of the value in a size, by its length in bytes
 # By a size's first byte: how many it has; 0 where it has too many, or where it may stand for an unknown size.
 _SIZE_BYTES = tuple(9 - first.bit_length() if first & first + 1 else 0 for first in range(256))
 # By that: what a size with its marker lacks to the bytes of an element whose identifier has one byte.
@@ -214,7 +214,7 @@ class MatroskaWalker(Walker):
         return None if after in _KNOWN else _NO_ELEMENT
 
     def _search(self) -> None:
-        self._find((_CLUSTER.to_bytes(4, "big"),), self._is_element)
+        self._find((_CLUSTER.to_bytes(4, "big"),))
         self._parents = [(0, _NOWHERE), (_SEGMENT, _NOWHERE)]
 
     def _is_element(self, position: int) -> bool:

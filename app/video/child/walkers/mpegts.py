@@ -36,7 +36,7 @@ _SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
 _WRAPS = (1 << 32) - 15  # from a counter of 15 to one of 0
-_MARKED_TOGETHER = 8192  # packets; one note for the marked ones among so many
+_MARKED_TOGETHER = 8192  # packets; the marked ones among them get one note
 _BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: with fewer, calls cost more; more do not fit in the cache
 
 _NOTHING = np.zeros(0, np.uint8)
@@ -144,7 +144,7 @@ class MpegTsWalker(Walker):
         before = np.append(np.uint32(0), last_heads[:-1])
         before[first] = self._heads[pids[first]]
         self._note_first(pids[first], heads[first], all_heads)
-        has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
+        has_payload = heads >> 4 & 1  # a packet without a payload does not count
         odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
         odd = odd[pids[odd] != _NULL_PID]  # whose counter is undefined
         positions = self._at + rows * self._size
