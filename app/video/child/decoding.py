@@ -122,7 +122,7 @@ class Delivery:
         self._free.appendleft(int.from_bytes(payload, "little"))  # used next: its pages exist already
 
     def finish(self) -> None:
-        """Deliver what waits. Return once all slots are free: the next request may lay them out differently."""
+        """Deliver what waits, and return once all slots are free: the next request may lay them out anew."""
         while self._waiting:
             self._deliver_first()
         self.flush()
