@@ -47,8 +47,8 @@ def is_encrypted(stream: VideoStream, container: str, header: Header, descriptor
         return False
     head = os.pread(descriptor, ASF_HEADER_BYTES, 0)
     end = min(header.file_bytes, int.from_bytes(head[16:24], "little"))
-    is_plain = head[:16] == _ASF_HEADER  # not inside another file
-    return is_plain and find_object(descriptor, _ASF_ENCRYPTION, ASF_HEADER_BYTES, end) is not None
+    has_header = head[:16] == _ASF_HEADER
+    return has_header and find_object(descriptor, _ASF_ENCRYPTION, ASF_HEADER_BYTES, end) is not None
 
 
 def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
