@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.video.child.orientation import UPRIGHT, Orientation, orientation_by_matrix
+from app.video.child.picture import UPRIGHT, Orientation, orientation_by_matrix
 
 ONE = 1 << 16
 PICTURE = np.arange(6).reshape(2, 3)

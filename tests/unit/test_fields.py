@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.video.child.fields import H264FieldReader, Mpeg2FieldReader
-from app.video.child.keyframes import NalReader
 
 START = b"\0\0\0\1"
 # Main profile, not frames only, frame_num of 8 bits; then slices of it: first macroblock 0, type I, set 0.
@@ -22,8 +21,8 @@ def a_slice(frame_number: int, fields: str) -> bytes:
 
 
 def second_fields(parameters: bytes, *packets: bytes) -> list[bool]:
-    reader = H264FieldReader(NalReader("h264", None), parameters)
-    return [reader.is_second_field(packet, len(packet), is_key=False) for packet in packets]
+    reader = H264FieldReader(parameters)
+    return [reader.is_second_field(packet, is_key=False) for packet in packets]
 
 
 TOP, BOTTOM, FRAME = "10", "11", "0"
@@ -52,7 +51,7 @@ def mpeg2_picture(structure: int) -> bytes:
 
 def mpeg2_second_fields(*packets: bytes) -> list[bool]:
     reader = Mpeg2FieldReader()
-    return [reader.is_second_field(packet, len(packet), is_key=False) for packet in packets]
+    return [reader.is_second_field(packet, is_key=False) for packet in packets]
 
 
 def test_every_other_field_of_mpeg2_is_a_second_one() -> None:
@@ -68,15 +67,15 @@ def test_every_other_field_of_mpeg2_is_a_second_one() -> None:
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_any_bytes_are_read(parameters: bytes, packet: bytes) -> None:
     for start in (b"", START, START + b"\x67", b"\1"):
-        reader = H264FieldReader(NalReader("h264", None), start + parameters)
+        reader = H264FieldReader(start + parameters)
         whole = start + b"\x67" + parameters + START + b"\x41" + packet
-        reader.is_second_field(whole, len(whole), is_key=True)
+        reader.is_second_field(whole, is_key=True)
     mpeg2_second_fields(packet, mpeg2_picture(1)[: len(parameters)] + packet, b"\0\0\1\xb5" + packet)
 
 
 def missing(*numbers: int, parameters: bytes = PROGRESSIVE) -> list[bool]:
     """Whether a picture is missing before each of those, by their frame_num; all are references."""
-    reader = H264FieldReader(NalReader("h264", None), parameters)
+    reader = H264FieldReader(parameters)
     return [reader.missing_reference(a_slice(number, FRAME)) is not None for number in numbers]
 
 
@@ -86,7 +85,7 @@ def test_reference_pictures_that_are_missing_are_told_by_their_numbers() -> None
 
 
 def test_pictures_that_no_other_needs_do_not_count_on() -> None:
-    reader = H264FieldReader(NalReader("h264", None), PROGRESSIVE)
+    reader = H264FieldReader(PROGRESSIVE)
     unneeded = a_slice(6, FRAME).replace(b"\x41", b"\x01", 1)
     packets = [a_slice(5, FRAME), unneeded, unneeded, a_slice(6, FRAME), a_slice(8, FRAME)]
     assert [bool(reader.missing_reference(packet)) for packet in packets] == [False] * 4 + [True]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.video.child.gif_header import is_still_gif
+from app.video.child.headers import read_header
+from app.video.protocol.limits import VideoLimits
 
 SCREEN = b"GIF89a" + bytes((4, 0, 4, 0, 0x91, 0, 0)) + bytes(12)
 LOOPS = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
@@ -23,7 +24,7 @@ def is_still(folder: Path, data: bytes) -> bool:
     path.write_bytes(data)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return is_still_gif(descriptor)
+        return read_header(descriptor, VideoLimits()).is_still_image
     finally:
         os.close(descriptor)
 

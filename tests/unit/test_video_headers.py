@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.video.child.headers import Header, HeaderOverLimit, read_header
+from app.video.child.headers import Header, read_header
+from app.video.child.refusal import VideoRefused
 from app.video.protocol.limits import VideoLimits
 
 FTYP = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0)
@@ -65,18 +66,18 @@ def test_an_honest_movie_passes(read: Reader) -> None:
 
 @pytest.mark.parametrize("samples", [10_000, 85_000_000, 2**32 - 1])
 def test_more_samples_than_bytes_are_refused(read: Reader, samples: int) -> None:
-    with pytest.raises(HeaderOverLimit, match="max_frames"):
+    with pytest.raises(VideoRefused, match="max_frames"):
         read(FTYP + box(b"moov", track(samples)) + box(b"mdat", bytes(100)))
 
 
 def test_samples_add_up_over_tracks_and_fragments(read: Reader) -> None:
     limits = VideoLimits(max_frames=1000)
     room = box(b"mdat", bytes(5000))
-    with pytest.raises(HeaderOverLimit, match="max_frames"):
+    with pytest.raises(VideoRefused, match="max_frames"):
         read(FTYP + box(b"moov", track(600), track(600)) + room, limits)
     fragment = box(b"moof", box(b"traf", full(b"trun", 600)))
     assert read(FTYP + box(b"moov", track(0)) + fragment + room, limits).fragment_samples == 600
-    with pytest.raises(HeaderOverLimit, match="max_frames"):
+    with pytest.raises(VideoRefused, match="max_frames"):
         read(FTYP + box(b"moov", track(0)) + fragment + fragment + room, limits)
 
 
@@ -92,7 +93,7 @@ def test_edits_that_show_a_track_again_and_again_are_counted(
     one = box(b"trak", edits, box(b"mdia", scale, box(b"minf", tables)))
     data = FTYP + box(b"moov", full(b"mvhd", 0, 0, 1000, 100_000), one) + box(b"mdat", bytes(5000))
     if is_bomb:
-        with pytest.raises(HeaderOverLimit, match="max_frames"):
+        with pytest.raises(VideoRefused, match="max_frames"):
             read(data)
     else:
         assert read(data).tracks[0].counted(1000) == 1100
@@ -104,13 +105,13 @@ def test_hours_of_uncompressed_sound_are_no_bomb(read: Reader) -> None:
 
 
 def test_too_many_tracks_are_refused(read: Reader) -> None:
-    with pytest.raises(HeaderOverLimit, match="max_streams"):
+    with pytest.raises(VideoRefused, match="max_streams"):
         read(FTYP + box(b"moov", *[track(1)] * 33) + box(b"mdat", bytes(5000)))
 
 
 def test_a_huge_movie_header_is_refused(read: Reader) -> None:
     data = FTYP + struct.pack(">I4sQ", 1, b"moov", 2**40) + track(1)
-    with pytest.raises(HeaderOverLimit, match="max_header_bytes"):
+    with pytest.raises(VideoRefused, match="max_header_bytes"):
         read(data)
 
 
@@ -169,7 +170,7 @@ def test_tags_of_a_matroska_are_counted_where_its_seek_head_points_too(
     content = [cluster, tags] if is_at_the_end else [tags, cluster]
     data = element(b"\x1aE\xdf\xa3") + element(b"\x18S\x80g", seek_head(place), *content)
     assert not read(data, VideoLimits(max_tags=5)).is_cut_short
-    with pytest.raises(HeaderOverLimit, match="max_tags"):
+    with pytest.raises(VideoRefused, match="max_tags"):
         read(data, VideoLimits(max_tags=4))
 
 
@@ -181,7 +182,7 @@ def test_tags_of_a_movie_are_counted_in_all_of_its_boxes_of_tags(read: Reader) -
     own = box(b"udta", of_mp4, box(b"\xa9cmt", b"\0\1\0\0x"))
     data = FTYP + box(b"moov", track(50), own, of_quicktime) + box(b"mdat", bytes(5000))
     assert read(data, VideoLimits(max_tags=9)).tracks[0].handler == b"vide"  # with two handlers of the tags
-    with pytest.raises(HeaderOverLimit, match="max_tags"):
+    with pytest.raises(VideoRefused, match="max_tags"):
         read(data, VideoLimits(max_tags=8))
 
 
@@ -189,5 +190,5 @@ def test_tags_of_a_movie_are_counted_in_all_of_its_boxes_of_tags(read: Reader) -
 @given(st.binary(max_size=300))
 def test_any_bytes_after_a_known_beginning_are_read_or_refused(read: Reader, data: bytes) -> None:
     for start in (FTYP, FTYP + b"\0\0\1\0moov", b"\x1aE\xdf\xa3", b"RIFF", b""):
-        with contextlib.suppress(HeaderOverLimit):
+        with contextlib.suppress(VideoRefused):
             read(start + data)

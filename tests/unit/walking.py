@@ -10,18 +10,14 @@ from app.video.child.walkers.choice import walker_for
 Notes = list[tuple[int, str]]
 
 
-def walk(
-    container: str, data: bytes, *, stops: list[int] | None = None, pids: frozenset[int] | None = None
-) -> Notes | None:
+def walk(container: str, data: bytes, *, stops: list[int] | None = None) -> Notes | None:
     """Return what the walker notes, stopping at `stops` on its way; None if the container has no walker."""
     notes: Notes = []
     descriptor = os.memfd_create("walked")
     try:
         os.write(descriptor, data)
         os.lseek(descriptor, 7, os.SEEK_SET)
-        walker = walker_for(
-            container, descriptor, len(data), lambda at, reason: notes.append((at, reason)), pids=pids
-        )
+        walker = walker_for(container, descriptor, len(data), lambda at, reason: notes.append((at, reason)))
         if walker is None:
             return None
         for stop in stops or []:

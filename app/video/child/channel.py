@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,6 @@ import numpy.typing as npt
 from app.video.protocol import messages, ring
 from app.video.protocol.messages import Command, Message
 
-_DESCRIPTOR = struct.Struct("i")
 _MADV_POPULATE_WRITE: Final = 23  # since Linux 5.14
 
 
@@ -51,11 +49,11 @@ class Channel:
 
     def receive_video(self) -> tuple[int, bytes]:
         """Return the video's descriptor and the payload of VIDEO. Raises EOFError when the host is gone."""
-        head, ancillary, _, _ = self._end.recvmsg(messages.HEAD.size, socket.CMSG_SPACE(_DESCRIPTOR.size))
-        if not ancillary:
+        head, descriptors, _, _ = socket.recv_fds(self._end, messages.HEAD.size, 1)
+        if not descriptors:
             raise EOFError
         _, length = messages.HEAD.unpack(head)
-        return _DESCRIPTOR.unpack(ancillary[0][2])[0], self._read(length)
+        return descriptors[0], self._read(length)
 
     def receive(self) -> tuple[Command, bytes]:
         """Return the next command. Raises EOFError when the host is gone."""

@@ -23,10 +23,10 @@ from app.video.child.channel import Channel
 from app.video.child.codecs import DECODERS, DEMUXERS
 from app.video.child.encryption import is_encrypted
 from app.video.child.ffmpeg_log import captured
-from app.video.child.headers import Header, HeaderOverLimit, read_header
-from app.video.child.matroska_header import EBML_HEADER
+from app.video.child.headers import Header, read_header
+from app.video.child.refusal import VideoRefused, check_limit, check_size
 from app.video.child.streams import choose_among, codec_name, other_streams, real_video_streams
-from app.video.protocol.facts import OtherStream
+from app.video.child.walkers.matroska import EBML_HEADER
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Fault, FaultCode
 from app.video.protocol.packets import Entry
@@ -38,17 +38,10 @@ _GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")  # SMPTE 360M: the 
 _NEVER_WRITTEN = 0xFFFFFFFF  # a placeholder for the duration in IVF that was written to a pipe
 _GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: made-up time stamps can be in another order
 _STREAMS_TO_SPLIT = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
-_NEAR_PACKETS = 64  # reading over so many costs no more than a seek
+_NEAR_PACKETS = 64  # skipping that many by reading costs no more than a seek
 _SEARCHED_PACKETS = 4096  # after a seek, for the entry
 _SEEKS_BY_BYTE = ("mpegts", "mpeg", "mpegvideo")
-
-
-class VideoRefused(Exception):
-    """The video cannot be used. `fault` tells the host why."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault)
-        self.fault = fault
+_UNREADABLE = (av.FFmpegError, OSError, ValueError, AttributeError)  # raised by PyAV as it opens a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,93 +53,34 @@ class OpenOptions:
 
 def open_container(options: OpenOptions) -> InputContainer:
     """Open the video, from its start. Raises VideoRefused."""
-    os.lseek(options.descriptor, 0, os.SEEK_SET)
-    try:
-        return av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options))
-    except MemoryError as error:
-        raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY)) from error
-    except (av.FFmpegError, OSError, ValueError, AttributeError) as error:
-        # It may have too many streams: only FFmpeg's log shows it.
-        os.lseek(options.descriptor, 0, os.SEEK_SET)
-        with (
-            captured(av.logging.ERROR) as log,
-            contextlib.suppress(av.FFmpegError, OSError, ValueError, AttributeError),
-        ):
-            av.open("fd:", mode="r", metadata_errors="replace", options=_av_options(options)).close()
-        if any("max_streams" in text for _, _, text in log):
-            limit = options.limits.max_streams
-            raise VideoRefused(over_limit("max_streams", limit, limit + 1)) from error
-        raise VideoRefused(Fault(FaultCode.UNSUPPORTED)) from error
-
-
-def _av_options(options: OpenOptions) -> dict[str, str]:
-    return {
+    limits = options.limits
+    av_options = {
         "fd": str(options.descriptor),
         "protocol_whitelist": "fd",
         "format_whitelist": ",".join(DEMUXERS),
         "codec_whitelist": ",".join(sorted(DECODERS)),
-        "max_pixels": str(options.limits.max_pixels),
-        "max_streams": str(options.limits.max_streams),
+        "max_pixels": str(limits.max_pixels),
+        "max_streams": str(limits.max_streams),
         "probesize": str(_PROBE_BYTES),
         "analyzeduration": str(_PROBE_MICROSECONDS),
         "threads": "1",
     }
 
+    def open_from_start() -> InputContainer:
+        os.lseek(options.descriptor, 0, os.SEEK_SET)
+        return av.open("fd:", mode="r", metadata_errors="replace", options=av_options)
 
-@dataclass(frozen=True, slots=True)
-class StreamChoice:
-    """The index of the video stream that is read, and the other streams."""
-
-    index: int
-    others: tuple[OtherStream, ...]
-
-
-def choose_stream(container: InputContainer, options: OpenOptions, header: Header) -> StreamChoice:
-    """Return the stream that ffmpeg would choose.
-
-    To choose among several, this reads packets: open the container again afterwards. Raises VideoRefused if
-    there is no video stream, or the chosen one is encrypted.
-    """
-    limit = options.limits.max_streams
-    if len(container.streams) > limit:
-        raise VideoRefused(over_limit("max_streams", limit, len(container.streams)))
-    candidates = real_video_streams(container)
-    if not candidates:
-        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
-    index = candidates[0].index if len(candidates) == 1 else choose_among(container, candidates)
-    chosen = next(stream for stream in candidates if stream.index == index)
-    if is_encrypted(chosen, container.format.name, header, options.descriptor):
-        raise VideoRefused(Fault(FaultCode.ENCRYPTED))
-    return StreamChoice(index, other_streams(container, index))
-
-
-def select_stream(container: InputContainer, index: int, limits: VideoLimits) -> VideoStream:
-    """Return the stream at `index`, and have FFmpeg skip all others. Raises VideoRefused."""
-    stream = container.streams[index] if index < len(container.streams) else None
-    if not isinstance(stream, VideoStream):
-        raise VideoRefused(Fault(FaultCode.NO_VIDEO_STREAM))
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all
-    context = stream.codec_context
-    if context is None or context.codec.name not in DECODERS:
-        name = codec_name(container, stream)
-        supported = tuple(sorted(DECODERS))
-        raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=name, supported_codecs=supported))
-    check_size(context.width, context.height, limits)
-    return stream
-
-
-def over_limit(name: str, limit: int, value: int) -> Fault:
-    return Fault(FaultCode.OVER_LIMIT, name, limit, value)
-
-
-def check_size(width: int, height: int, limits: VideoLimits) -> None:
-    """Raise VideoRefused if a picture of this size exceeds a limit."""
-    if width * height > limits.max_pixels:
-        raise VideoRefused(over_limit("max_pixels", limits.max_pixels, width * height))
-    if max(width, height) > limits.max_side:
-        raise VideoRefused(over_limit("max_side", limits.max_side, max(width, height)))
+    try:
+        return open_from_start()
+    except MemoryError as error:
+        raise VideoRefused(FaultCode.OUT_OF_MEMORY) from error
+    except _UNREADABLE as error:
+        # It may have too many streams: only FFmpeg's log shows it.
+        with captured(av.logging.ERROR) as log, contextlib.suppress(*_UNREADABLE):
+            open_from_start().close()
+        if any("max_streams" in text for _, _, text in log):
+            check_limit("max_streams", limits.max_streams, limits.max_streams + 1)
+        raise VideoRefused(FaultCode.UNSUPPORTED) from error
 
 
 def has_room(byte_count: int) -> bool:
@@ -170,16 +104,21 @@ class PacketReader:
         self._options = options
         self._channel = channel
         self._packets_read = 0
-        try:
-            self.header = read_header(options.descriptor, options.limits)
-        except HeaderOverLimit as over:
-            raise VideoRefused(over_limit(over.name, over.limit, over.value)) from over
+        self.header = read_header(options.descriptor, options.limits)
         if self.header.is_still_image:
-            raise VideoRefused(Fault(FaultCode.UNSUPPORTED))
+            raise VideoRefused(FaultCode.UNSUPPORTED)
         before_opening(self.header)
         container = self._open()
-        self.choice = choose_stream(container, options, self.header)
-        if len(real_video_streams(container)) > 1:  # packets were read to choose among them
+        check_limit("max_streams", options.limits.max_streams, len(container.streams))
+        candidates = real_video_streams(container)
+        if not candidates:
+            raise VideoRefused(FaultCode.NO_VIDEO_STREAM)
+        chosen = candidates[0] if len(candidates) == 1 else choose_among(container, candidates)
+        if is_encrypted(chosen, container.format.name, self.header, options.descriptor):
+            raise VideoRefused(FaultCode.ENCRYPTED)
+        self._stream_index = chosen.index
+        self.other_streams = other_streams(container, chosen.index)
+        if len(candidates) > 1:  # packets were read to choose among them
             container.close()
             container = self._open()
         self._begin(container)
@@ -189,12 +128,22 @@ class PacketReader:
             return open_container(self._options)
 
     def _begin(self, container: InputContainer) -> None:
-        self.container = container
-        self.container.flags &= ~_GENERATE_PTS
-        limits, threads = self._options.limits, self._options.threads
-        self.stream = select_stream(container, self.choice.index, limits)
-        context = self.stream.codec_context  # it must be bounded before the first packet
-        context.options = {"max_pixels": str(limits.max_pixels)}
+        """Set up the chosen stream and its decoder, and have FFmpeg skip all others. Raises VideoRefused."""
+        limits, threads, index = self._options.limits, self._options.threads, self._stream_index
+        stream = container.streams[index] if index < len(container.streams) else None
+        if not isinstance(stream, VideoStream):
+            raise VideoRefused(FaultCode.NO_VIDEO_STREAM)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        context = stream.codec_context
+        if context is None or context.codec.name not in DECODERS:
+            name, supported = codec_name(container, stream), tuple(sorted(DECODERS))
+            raise VideoRefused(Fault(FaultCode.UNSUPPORTED_CODEC, codec=name, supported_codecs=supported))
+        check_size(context.width, context.height, limits)
+        container.flags &= ~_GENERATE_PTS
+        self.container, self.stream = container, stream
+        context.options = {"max_pixels": str(limits.max_pixels)}  # a bound that the first packet must meet
         context.thread_count = threads
         context.thread_type = ThreadType.FRAME if threads > 1 else ThreadType.NONE
         self._packets: Iterator[Packet[VideoStream]] = self.container.demux(self.stream)

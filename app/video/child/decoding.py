@@ -16,7 +16,6 @@ from av.video.stream import VideoStream
 from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader, has_room
 from app.video.child.fields import field_reader
-from app.video.child.keyframes import SEARCHED_BYTES, NalReader
 from app.video.child.picture import PictureMaker, displayed_size
 from app.video.child.serial import SerialDecoder
 from app.video.protocol.messages import BatchMessage, Command, DecodeRequest, FrameStatus, Message
@@ -34,38 +33,64 @@ class Picture(NamedTuple):
     source_size: tuple[int, int]
 
 
-class BatchWriter:
-    """Fill slots of the ring with pictures and announce the full ones; wait until the host frees a slot."""
+class Delivery:
+    """Draw a request's wanted frames into slots of the ring, announce the full ones, and keep all statuses.
+
+    Frames are delivered in the order of their ranks. If the next one is late, a few later ones wait for it:
+    wrong time stamps, from damage or a bad writer, make decoders return frames in another order.
+    """
 
     def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
         self._channel = channel
-        self._request = request
-        shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
         self._ring = ring
-        self._slots = ring.pixels[: math.prod(shape)].reshape(shape)
-        self._free = deque(range(request.slot_count))
+        self._request = request
         self._maker = PictureMaker(request.width, request.height)
-        self._source = (0, 0)
-        self._pts: list[int] = []
+        shape = (request.slot_count, request.batch_size, request.height, request.width, 3)
+        self._slots = ring.pixels[: math.prod(shape)].reshape(shape)
+        self._free = deque(range(request.slot_count))  # slots; the first is being filled
+        self._source = (0, 0)  # size of the frames in the open batch
+        self._pts: list[int] = []  # of the frames in it
         self._ranks: list[int] = []
+        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks, not delivered yet
+        self._waiting: dict[int, Picture] = {}
+        self._most_waiting = max(1, min(_MOST_WAITING, _WAITING_BYTES // request.frame_bytes))
+        self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
+        self.left = len(self._due)  # wanted frames that have not come
 
-    def add(self, frame: VideoFrame, rank: int) -> None:
-        """Draw the frame into the ring. A frame of another source size starts a new batch."""
-        self._maker.draw(frame, self._next_place(displayed_size(frame)))
-        self._take_place(rank)
-
-    def draw(self, frame: VideoFrame) -> Picture:
-        """Return the frame as it would be in the ring, in memory of its own."""
+    def take(self, frame: VideoFrame, rank: int) -> None:
+        """Record a decoded frame, and deliver it if it is wanted."""
+        if rank < 0 or self.statuses[rank] in _HAS_COME:
+            return
+        if not self._request.wanted[rank]:
+            self.statuses[rank] = FrameStatus.DECODED
+            return
+        if not self._due or rank < self._due[0]:
+            self.statuses[rank] = FrameStatus.OUT_OF_ORDER
+            return
+        self.left -= 1
+        self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
+        size = displayed_size(frame)
+        if rank == self._due[0] and not self._waiting:
+            self._due.popleft()
+            self._maker.draw(frame, self._next_place(size))
+            self._take_place(rank)
+            return
         pixels = np.empty((self._request.height, self._request.width, 3), dtype=np.uint8)
         self._maker.draw(frame, pixels)
-        return Picture(pixels, displayed_size(frame))
+        self._waiting[rank] = Picture(pixels, size)
+        while self._waiting and (self._due[0] in self._waiting or len(self._waiting) > self._most_waiting):
+            self._deliver_first()
 
-    def add_picture(self, picture: Picture, rank: int) -> None:
-        """Copy what `draw` returned into the ring."""
+    def _deliver_first(self) -> None:
+        rank = min(self._waiting)
+        while self._due.popleft() != rank:
+            pass  # given up: it came too late, or never
+        picture = self._waiting.pop(rank)
         np.copyto(self._next_place(picture.source_size), picture.pixels)
         self._take_place(rank)
 
     def _next_place(self, source_size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """Return where the next picture belongs. A frame of another source size starts a new batch."""
         if source_size != self._source:
             self.flush()
             self._source = source_size
@@ -96,65 +121,14 @@ class BatchWriter:
             raise EOFError
         self._free.appendleft(int.from_bytes(payload, "little"))  # used next: its pages exist already
 
-    def wait_for_all(self) -> None:
-        """Return once the host has freed every slot: the next request may lay them out differently."""
-        while len(self._free) < self._request.slot_count:
-            self._wait_for_slot()
-
-
-class _Delivery:
-    """The status of each frame of a request, and which of them are still to be delivered.
-
-    Frames are delivered in the order of their ranks. If the next one is late, a few later ones wait for it:
-    wrong time stamps, from damage or a bad writer, make decoders return frames in another order.
-    """
-
-    def __init__(self, channel: Channel, ring: SharedPictures, request: DecodeRequest) -> None:
-        self._channel = channel
-        self._request = request
-        self._writer = BatchWriter(channel, ring, request)
-        self._due = deque(np.flatnonzero(request.wanted).tolist())  # wanted ranks, not delivered yet
-        self._waiting: dict[int, Picture] = {}
-        self._most_waiting = max(1, min(_MOST_WAITING, _WAITING_BYTES // request.frame_bytes))
-        self.statuses = np.zeros(len(request.pts), dtype=np.uint8)
-        self.left = len(self._due)  # wanted frames that have not come
-
-    def take(self, frame: VideoFrame, rank: int) -> None:
-        """Record a decoded frame, and deliver it if it is wanted."""
-        if rank < 0 or self.statuses[rank] in _HAS_COME:
-            return
-        if not self._request.wanted[rank]:
-            self.statuses[rank] = FrameStatus.DECODED
-            return
-        if not self._due or rank < self._due[0]:
-            self.statuses[rank] = FrameStatus.OUT_OF_ORDER
-            return
-        self.left -= 1
-        self.statuses[rank] = FrameStatus.CORRUPT if frame.is_corrupt else FrameStatus.DECODED
-        if rank == self._due[0] and not self._waiting:
-            self._due.popleft()
-            self._writer.add(frame, rank)
-            return
-        self._waiting[rank] = self._writer.draw(frame)
-        while self._waiting and (self._due[0] in self._waiting or len(self._waiting) > self._most_waiting):
-            self._deliver_first()
-
-    def _deliver_first(self) -> None:
-        rank = min(self._waiting)
-        while self._due.popleft() != rank:
-            pass  # given up: it came too late, or never
-        self._writer.add_picture(self._waiting.pop(rank), rank)
-
-    def mark_unseen(self, status: FrameStatus) -> None:
-        """Set the status of the frames that were not seen."""
-        self.statuses[self.statuses == FrameStatus.NOT_SEEN] = status
-
     def finish(self) -> None:
+        """Deliver what waits, and return once all slots are free: the next request may lay them out anew."""
         while self._waiting:
             self._deliver_first()
-        self._writer.flush()
+        self.flush()
         self._channel.send(Message.SEGMENT_END, self.statuses.tobytes())
-        self._writer.wait_for_all()
+        while len(self._free) < self._request.slot_count:
+            self._wait_for_slot()
 
 
 class MatchingDecoder:
@@ -166,41 +140,34 @@ class MatchingDecoder:
         self._reader = reader
         self._channel = channel
         self._request = request
-        self._delivery = _Delivery(channel, ring, request)
+        self._delivery = Delivery(channel, ring, request)
         self._leaves_out = False
         context = reader.stream.codec_context
-        nals = NalReader(context.name, context.extradata)
-        self._fields = field_reader(context.name, nals, context.extradata)
+        self._fields = field_reader(context.name, context.extradata)
 
     def run(self) -> None:
-        request, count = self._request, 0
+        request, statuses, count = self._request, self._delivery.statuses, 0
         if self._reader.move_to(request.entry):
             self._reader.stream.codec_context.flush_buffers()
             while count < request.packet_count and self._delivery.left:
                 packet = self._reader.read()
                 if packet is None:
-                    self._delivery.mark_unseen(self._unless_starved(FrameStatus.NO_PACKET))
+                    statuses[statuses == FrameStatus.NOT_SEEN] = self._unless_starved(FrameStatus.NO_PACKET)
                     break
                 count += 1
                 self._channel.show_fed(count)
-                rank, fields = self._rank(packet.pts), self._fields
-                is_second_field = (
-                    fields is not None
-                    and (packet.is_keyframe or fields.may_see_fields)
-                    and fields.is_second_field(
-                        bytes(memoryview(packet)[:SEARCHED_BYTES]), packet.size, is_key=packet.is_keyframe
-                    )
-                )
-                if not is_second_field:  # which is treated as the first: a frame needs both
+                rank = self._rank(packet.pts)
+                is_second = self._fields.is_second_field(memoryview(packet), is_key=packet.is_keyframe)
+                if not is_second:  # which is treated as the first: a frame needs both
                     self._drop_unneeded(is_unwanted=rank < 0 or not request.wanted[rank])
                 if request.entry.ordinal + count - 1 not in request.skipped:
                     self._decode(packet, rank)
                 elif rank >= 0:
-                    self._delivery.statuses[rank] = FrameStatus.SKIPPED
+                    statuses[rank] = FrameStatus.SKIPPED
             if self._delivery.left:
                 self._decode(None, -1)
         else:
-            self._delivery.mark_unseen(FrameStatus.NO_PACKET)
+            statuses[:] = FrameStatus.NO_PACKET
         self._drop_unneeded(is_unwanted=False)
         self._delivery.finish()
 
@@ -245,23 +212,15 @@ class MatchingDecoder:
         return rank if rank < len(self._request.pts) and self._request.pts[rank] == pts else -1
 
 
-class CountingDecoder:
+def decode_by_counting(
+    serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
+) -> None:
     """Decode one request whose frames are identified by counting what the decoder returns."""
-
-    def __init__(
-        self, serial: SerialDecoder, channel: Channel, ring: SharedPictures, request: DecodeRequest
-    ) -> None:
-        self._serial = serial
-        self._request = request
-        self._delivery = _Delivery(channel, ring, request)
-
-    def run(self) -> None:
-        before = self._request.frames_before or 0
-        while self._serial.position < before + len(self._request.pts) and self._delivery.left:
-            frame = self._serial.read()
-            if frame is None:
-                break
-            rank = self._serial.position - 1 - before
-            if rank >= 0:
-                self._delivery.take(frame, rank)
-        self._delivery.finish()
+    delivery = Delivery(channel, ring, request)
+    before = request.frames_before or 0
+    while serial.position < before + len(request.pts) and delivery.left:
+        frame = serial.read()
+        if frame is None:
+            break
+        delivery.take(frame, serial.position - 1 - before)
+    delivery.finish()

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
 
 from av.video.stream import VideoStream
 
 from app.video.child.headers import Header
+from app.video.child.walkers.asf import HEADER_BYTES as ASF_HEADER_BYTES
+from app.video.child.walkers.asf import find_object
+from app.video.child.walkers.mpegts import PACKET_BYTES, STRIDES, SYNC, SYNCS_IN_A_ROW
 
-_SYNC = 0x47
-_PACKET_BYTES = 188
-_STRIDES = (188, 192, 204)  # plain, with a time stamp before each packet, with check bytes after it
 _WINDOW_BYTES = 1024 * 1024  # read at the beginning, in the middle and near the end
-_SYNC_RUN = 5  # packets in a row that prove the stride
 _SAMPLE_AES_H264 = 0xDB  # stream_type
 _SAMPLE_AES_MARK = b"zavc"
 _MARKED_BY = (0x05, 0x0F)  # descriptors: registration, private data indicator
@@ -30,17 +28,10 @@ _PES_PIDS = range(0x10, 0x1FFF)
 _MOST_CLEAR = 1 / 10  # of a scrambled stream's packets
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_ASF_HEADER_BYTES = 30
-_MAX_ASF_OBJECTS = 1000
-_ASF_ENCRYPTION = frozenset(
-    map(
-        bytes.fromhex,
-        (
-            "fbb3112223bdd211b4b700a0c955fc6e",  # Content Encryption
-            "14e68a292226174cb935dae07ee9289c",  # Extended Content Encryption
-            "338505438169e6499b74ad12cb86d58c",  # Advanced Content Encryption
-        ),
-    )
+_ASF_ENCRYPTION = (
+    bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),  # Content Encryption
+    bytes.fromhex("14e68a292226174cb935dae07ee9289c"),  # Extended Content Encryption
+    bytes.fromhex("338505438169e6499b74ad12cb86d58c"),  # Advanced Content Encryption
 )
 
 
@@ -54,26 +45,10 @@ def is_encrypted(stream: VideoStream, container: str, header: Header, descriptor
         return _is_scrambled(descriptor, header.file_bytes, stream.id)
     if not container.startswith("asf"):
         return False
-    head = os.pread(descriptor, _ASF_HEADER_BYTES, 0)
-    if head[:16] != _ASF_HEADER or len(head) < _ASF_HEADER_BYTES:
-        return False
+    head = os.pread(descriptor, ASF_HEADER_BYTES, 0)
     end = min(header.file_bytes, int.from_bytes(head[16:24], "little"))
-    at = _ASF_HEADER_BYTES
-    for _ in range(_MAX_ASF_OBJECTS):
-        one = os.pread(descriptor, 24, at)
-        if len(one) < 24 or at >= end:
-            return False
-        if one[:16] in _ASF_ENCRYPTION:
-            return True
-        at += max(24, int.from_bytes(one[16:], "little"))
-    return False
-
-
-class _TsPacket(NamedTuple):
-    pid: int
-    starts_unit: bool
-    is_scrambled: bool
-    payload: bytes
+    has_header = head[:16] == _ASF_HEADER
+    return has_header and find_object(descriptor, _ASF_ENCRYPTION, ASF_HEADER_BYTES, end) is not None
 
 
 def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
@@ -83,30 +58,31 @@ def _is_scrambled(descriptor: int, file_bytes: int, pid: int) -> bool:
     for start in sorted({0, file_bytes // 2, max(0, file_bytes - _WINDOW_BYTES)}):
         data = os.pread(descriptor, _WINDOW_BYTES, start)
         first, stride = _first_packet(data)
-        for at in range(first, len(data) - _PACKET_BYTES + 1, stride):
+        for at in range(first, len(data) - PACKET_BYTES + 1, stride):
             sync, head, control = struct.unpack_from(">BHB", data, at)
-            if sync != _SYNC or head & 0x8000:  # lost, or marked as damaged
+            if sync != SYNC or head & 0x8000:  # lost, or marked as damaged
                 continue
             begin = 5 + data[at + 4] if control & 0x20 else 4
-            payload = data[at + begin : at + _PACKET_BYTES] if control & 0x10 else b""
-            packet = _TsPacket(head & 0x1FFF, bool(head & 0x4000), bool(control & 0xC0), payload)
-            tables.take(packet)
-            if packet.pid == pid and payload:
+            payload = data[at + begin : at + PACKET_BYTES] if control & 0x10 else b""
+            is_scrambled = bool(control & 0xC0)
+            if payload and not is_scrambled:
+                tables.take(head & 0x1FFF, payload, begins=bool(head & 0x4000))
+            if head & 0x1FFF == pid and payload:
                 packets += 1
-                scrambled += packet.is_scrambled
+                scrambled += is_scrambled
     return pid in tables.encrypted_pids or (packets > 0 and packets - scrambled <= packets * _MOST_CLEAR)
 
 
 def _first_packet(data: bytes) -> tuple[int, int]:
     """Return where the first of several packets in a row starts, and their stride; the end if none does."""
-    at = data.find(_SYNC)
-    while 0 <= at < 2 * _STRIDES[-1] * _SYNC_RUN:
-        for stride in _STRIDES:
-            row = data[at : at + stride * _SYNC_RUN : stride]
-            if row == bytes([_SYNC]) * _SYNC_RUN:
+    at = data.find(SYNC)
+    while 0 <= at < 2 * STRIDES[-1] * SYNCS_IN_A_ROW:
+        for stride in STRIDES:
+            row = data[at : at + stride * SYNCS_IN_A_ROW : stride]
+            if row == bytes([SYNC]) * SYNCS_IN_A_ROW:
                 return at, stride
-        at = data.find(_SYNC, at + 1)
-    return len(data), _PACKET_BYTES
+        at = data.find(SYNC, at + 1)
+    return len(data), PACKET_BYTES
 
 
 class _Tables:
@@ -117,18 +93,19 @@ class _Tables:
         self._map_pids: set[int] = {0}
         self._sections: dict[int, bytes] = {}  # incomplete ones, by PID
 
-    def take(self, packet: _TsPacket) -> None:
-        if packet.pid not in self._map_pids or packet.is_scrambled or not packet.payload:
+    def take(self, map_pid: int, payload: bytes, *, begins: bool) -> None:
+        """Read a packet that is not scrambled. `begins`: a section begins in it."""
+        if map_pid not in self._map_pids:
             return
-        if packet.starts_unit:
-            self._sections[packet.pid] = packet.payload[1 + packet.payload[0] :]
-        elif packet.pid in self._sections:
-            self._sections[packet.pid] += packet.payload
-        section = self._sections.get(packet.pid, b"")
+        if begins:
+            self._sections[map_pid] = payload[1 + payload[0] :]
+        elif map_pid in self._sections:
+            self._sections[map_pid] += payload
+        section = self._sections.get(map_pid, b"")
         length = 3 + (int.from_bytes(section[1:3], "big") & 0xFFF)
         if len(section) < max(12, length):
             return
-        del self._sections[packet.pid]
+        del self._sections[map_pid]
         table_id, section = section[0], section[: length - 4]  # less its check sum
         if table_id == 0:
             for at in range(8, len(section) - 3, 4):

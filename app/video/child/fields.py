@@ -7,8 +7,8 @@ picture); ITU-T H.262, 6.2.3 (picture header), 6.2.3.1 (picture coding extension
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from app.video.child.keyframes import SEARCHED_BYTES, NalReader
 
@@ -20,6 +20,8 @@ _STRUCTURE_BYTE = 6  # of the extension, from its start code on; its last two bi
 _WHOLE_FRAME = 3
 _HEAD_BYTES = 32  # of a slice: its header's beginning
 _WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profile_idc
+
+_Bytes = bytes | memoryview
 
 
 class _Sequence(NamedTuple):
@@ -36,41 +38,46 @@ class _Field(NamedTuple):
     is_bottom: bool
 
 
-class FieldReader(Protocol):
-    """Recognise second fields, given the packets of one stream in their order."""
+class FieldReader:
+    """Recognise second fields in the packets of one stream, in their order. In most codecs there are none."""
 
-    @property
-    def may_see_fields(self) -> bool:
-        """Whether the stream may have fields at all, as far as is known."""
-        ...
+    may_see_fields = False  # whether the stream may have fields in packets of their own, as far as is known
 
-    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+    def is_second_field(self, packet: _Bytes, *, is_key: bool, packet_bytes: int | None = None) -> bool:
         """Whether the packet completes the frame that the previous one began, and holds nothing else.
 
         `packet` may be the first part of a packet of `packet_bytes`, with the headers of its first picture.
         """
-        ...
+        del packet, is_key, packet_bytes
+        return False
+
+    def missing_reference(self, packet: bytes) -> str | None:
+        """Return evidence that a picture that others need is missing before this packet.
+
+        Packets must come in order, after `is_second_field`.
+        """
+        del packet
+        return None
 
 
-def field_reader(codec: str, nals: NalReader, extradata: bytes | None) -> FieldReader | None:
-    """Return the reader for a codec of FFmpeg's; None if its fields never have their own packets."""
+def field_reader(codec: str, extradata: bytes | None) -> FieldReader:
+    """Return the reader for a codec of FFmpeg's."""
     if codec == "h264":
-        return H264FieldReader(nals, extradata)
-    return Mpeg2FieldReader() if codec == "mpeg2video" else None
+        return H264FieldReader(extradata)
+    return Mpeg2FieldReader() if codec == "mpeg2video" else FieldReader()
 
 
-class Mpeg2FieldReader:
+class Mpeg2FieldReader(FieldReader):
     """Pair fields as FFmpeg's decoder does: one completes the other, whatever their parity."""
+
+    may_see_fields = True
 
     def __init__(self) -> None:
         self._has_first = False  # a field that waits for its second
 
-    @property
-    def may_see_fields(self) -> bool:
-        return True
-
-    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
-        del packet_bytes, is_key
+    def is_second_field(self, packet: _Bytes, *, is_key: bool, packet_bytes: int | None = None) -> bool:
+        del is_key, packet_bytes
+        packet = bytes(packet)
         begins_frame = has_field = False
         at = packet.find(_EXTENSION)
         while 0 <= at < len(packet) - _STRUCTURE_BYTE:
@@ -85,30 +92,29 @@ class Mpeg2FieldReader:
         return has_field and not begins_frame
 
 
-class H264FieldReader:
-    def __init__(self, nals: NalReader, extradata: bytes | None) -> None:
-        self._nals = nals
+class H264FieldReader(FieldReader):
+    def __init__(self, extradata: bytes | None) -> None:
+        self._nals = NalReader("h264", extradata)
         self._sequence: _Sequence | None = None
         self._first: _Field | None = None  # of the previous packet, if it held only one field
         self._reference_number: int | None = None  # frame_num of the last picture that others need
         if extradata and extradata[0] != 1:
-            self._note_sequence(NalReader("h264", None).units(extradata, len(extradata)))
+            self._note_sequence(self._nals.units(extradata))
         elif extradata and len(extradata) > 8:
             length = int.from_bytes(extradata[6:8], "big")  # of the first set, after five numbers and a count
             self._note_sequence([extradata[8 : 8 + length]])
 
-    @property
-    def may_see_fields(self) -> bool:
-        return self._sequence is not None and self._sequence.may_have_fields
-
-    def is_second_field(self, packet: bytes, packet_bytes: int, *, is_key: bool) -> bool:
+    def is_second_field(self, packet: _Bytes, *, is_key: bool, packet_bytes: int | None = None) -> bool:
+        if not (is_key or self.may_see_fields):
+            return False  # without a copy of the packet
+        length, packet = packet_bytes or len(packet), bytes(packet[:SEARCHED_BYTES])
         if is_key:
-            self._note_sequence(self._units(packet, packet_bytes))
+            self._note_sequence(self._nals.units(packet, length))
         sequence = self._sequence
         if sequence is None or not sequence.may_have_fields:
             return False
         fields: set[_Field] = set()
-        for unit in self._units(packet, packet_bytes):
+        for unit in self._nals.units(packet, length):
             if unit and unit[0] & 31 in _SLICES:
                 bits = _Bits(unit[1:_HEAD_BYTES])
                 with contextlib.suppress(EOFError):
@@ -125,13 +131,9 @@ class H264FieldReader:
         return False
 
     def missing_reference(self, packet: bytes) -> str | None:
-        """Return evidence, by frame numbers, that a picture that others need is missing before this packet.
-
-        Every such picture counts up by one (7.4.3). Packets must come in order, after `is_second_field`.
-        """
-        unit = next(
-            (unit for unit in self._units(packet, len(packet)) if unit and unit[0] & 31 in _SLICES), None
-        )
+        # Every picture that others need counts frame_num up by one (7.4.3).
+        units = self._nals.units(packet[:SEARCHED_BYTES], len(packet))
+        unit = next((unit for unit in units if unit and unit[0] & 31 in _SLICES), None)
         if unit is None or self._sequence is None or self._sequence.may_leave_out_numbers:
             return None
         try:
@@ -147,9 +149,6 @@ class H264FieldReader:
             return None
         return f"pictures are missing: their numbers jump from {before} to {number}"
 
-    def _units(self, packet: bytes, packet_bytes: int) -> Iterator[bytes]:
-        return self._nals.units(packet[:SEARCHED_BYTES], packet_bytes)
-
     def _note_sequence(self, units: Iterable[bytes]) -> None:
         for unit in units:
             if unit and unit[0] & 31 == _SEQUENCE:
@@ -157,6 +156,7 @@ class H264FieldReader:
                     self._sequence = _read_sequence(_Bits(unit[1:]))
                 except EOFError:
                     continue
+                self.may_see_fields = self._sequence.may_have_fields
                 return
 
 

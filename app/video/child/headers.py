@@ -2,11 +2,12 @@
 
 FFmpeg believes an MP4's sample counts and allocates memory for them: 660 bytes can make it take 3 GB. This
 module adds the counts up first. Headers that are too damaged to read are left to FFmpeg, which has limits of
-its own. Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI.
+its own. Sources: ISO/IEC 14496-12 (boxes), the RIFF container of AVI, GIF89a 17 to 27.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from app.video.child.gif_header import is_still_gif
-from app.video.child.matroska_header import MatroskaReader
+from app.video.child.refusal import check_limit
+from app.video.child.walkers.matroska import EBML_HEADER, MatroskaReader
+from app.video.child.walkers.walker import Window
 from app.video.protocol.limits import VideoLimits
 
+BOX_HEAD_BYTES = 16  # of a box at most
 _MAX_TOP_BOXES = 1_000_000  # fragments of a very long video
 _MAX_INNER_BOXES = 200_000
 _MAX_DEPTH = 8
@@ -36,22 +39,17 @@ _FIRST_BOXES = frozenset(  # "jP  " begins Motion JPEG 2000
     b"jP  ,udta,ediw,junk,pict,prfl,ftyp,moov,mdat,free,skip,wide,pnot,styp,sidx,moof,uuid,meta".split(b",")
 )
 
-
-class HeaderOverLimit(Exception):
-    """A header declares more than the limit `name` allows."""
-
-    def __init__(self, name: str, limit: int, value: int) -> None:
-        super().__init__(name, limit, value)
-        self.name = name
-        self.limit = limit
-        self.value = value
+_GIF_SCREEN_BYTES = 13  # signature and screen descriptor
+_GIF_HAS_COLOURS = 0x80
+_GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
+_GIF_IMAGE_HEAD_BYTES = 10  # with the kind of the block
+_MAX_GIF_BLOCKS = 200_000  # a file with more blocks is no small still picture
 
 
 class Box(NamedTuple):
     kind: bytes
     start: int  # of its payload, bytes into the file
     end: int
-    depth: int
 
 
 class Table(NamedTuple):
@@ -121,21 +119,50 @@ class Header:
 
 
 def read_header(descriptor: int, limits: VideoLimits) -> Header:
-    """Return what the headers declare, without moving the descriptor's offset. Raises HeaderOverLimit."""
+    """Return what the headers declare, without moving the descriptor's offset. Raises VideoRefused."""
     size = os.fstat(descriptor).st_size
     start = os.pread(descriptor, 64, 0)
     header = Header(size)
     if start[4:8] in _FIRST_BOXES:
         _Mp4Reader(descriptor, header, limits).read()
-    elif start[:4] == b"\x1aE\xdf\xa3":
+    elif start[:4] == EBML_HEADER:
         matroska = MatroskaReader(descriptor, size)
         header.declared_bytes = matroska.end
-        matroska.count_tags(_Counter("max_tags", limits.max_tags).add)
+        for number, _ in enumerate(matroska.tags(), 1):
+            check_limit("max_tags", limits.max_tags, number)
     elif start[:4] == b"RIFF" and start[8:11] == b"AVI":
         header.declared_bytes = 8 + struct.unpack("<I", start[4:8])[0]
     elif start[:6] in (b"GIF87a", b"GIF89a"):
-        header.is_still_image = is_still_gif(descriptor)
+        header.is_still_image = _is_still_gif(descriptor)
     return header
+
+
+def _is_still_gif(descriptor: int) -> bool:
+    """Whether the GIF holds at most one picture."""
+    window = Window(descriptor)
+    images = 0
+    with contextlib.suppress(IndexError):  # the file ends
+        at = _GIF_SCREEN_BYTES + _colour_table_bytes(window.get(0, _GIF_SCREEN_BYTES)[10])
+        for _ in range(_MAX_GIF_BLOCKS):
+            kind = window.get(at, 1)[0]
+            if kind == _GIF_IMAGE:
+                images += 1
+                if images == 2:
+                    return False
+                flags = window.get(at, _GIF_IMAGE_HEAD_BYTES)[9]
+                at += _GIF_IMAGE_HEAD_BYTES + _colour_table_bytes(flags) + 1
+            elif kind == _GIF_EXTENSION:
+                at += 2
+            else:  # the end, or damage
+                break
+            while length := window.get(at, 1)[0]:
+                at += 1 + length
+            at += 1
+    return True
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & _GIF_HAS_COLOURS else 0
 
 
 def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -152,18 +179,17 @@ def read_table(descriptor: int, table: Table, layout: np.dtype[Any]) -> Iterator
         at += len(block) * layout.itemsize
 
 
-class _Counter:
-    """Count up to a limit, and raise HeaderOverLimit beyond it."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        self._name = name
-        self._limit = limit
-        self._value = 0
-
-    def add(self) -> None:
-        self._value += 1
-        if self._value > self._limit:
-            raise HeaderOverLimit(self._name, self._limit, self._value)
+def box_at(head: bytes, at: int, parent_end: int) -> Box | None:
+    """Return the box at byte `at`, whose first 16 bytes are `head`; None if no box has such a head."""
+    if len(head) < 8:
+        return None
+    size, kind = struct.unpack_from(">I4s", head)
+    head_bytes = 8
+    if size == 1 and len(head) >= BOX_HEAD_BYTES:
+        size, head_bytes = int.from_bytes(head[8:16], "big"), BOX_HEAD_BYTES
+    elif size == 0:
+        size = parent_end - at
+    return Box(kind, at + head_bytes, at + size) if size >= head_bytes else None
 
 
 class _Mp4Reader:
@@ -172,26 +198,25 @@ class _Mp4Reader:
         self._header = header
         self._limits = limits
         self._inner_boxes = 0
-        self._tags = _Counter("max_tags", limits.max_tags)
+        self._tags = 0
 
     def read(self) -> None:
         tracks = self._header.tracks
         end = ticks_a_second = 0
         has_meta = has_movie = is_image = False
-        for number, box in enumerate(self._boxes(0, self._header.file_bytes, 0)):
+        for number, box in enumerate(self._boxes(0, self._header.file_bytes)):
             end = box.end
             has_meta |= box.kind == b"meta"
             if box.kind == b"ftyp":
                 is_image |= os.pread(self._descriptor, 4, box.start) in _IMAGE_BRANDS
-            if number > _MAX_TOP_BOXES:
-                raise HeaderOverLimit("max_frames", _MAX_TOP_BOXES, number)
+            check_limit("max_frames", _MAX_TOP_BOXES, number)
             if box.kind in (b"moov", b"moof"):
                 has_movie = True
-                self._check("max_header_bytes", self._limits.max_header_bytes, box.end - box.start)
+                check_limit("max_header_bytes", self._limits.max_header_bytes, box.end - box.start)
                 for inner in self._descend(box):
                     if inner.kind == b"trak":
                         tracks.append(Track())
-                        self._check("max_streams", self._limits.max_streams, len(tracks))
+                        check_limit("max_streams", self._limits.max_streams, len(tracks))
                     elif inner.kind in _OF_TAGS:
                         self._count_tags(inner)
                     elif inner.kind == b"mvhd":
@@ -199,53 +224,46 @@ class _Mp4Reader:
                     elif inner.kind == b"trun":
                         self._header.fragment_samples += self._number(inner.start + 4)
                     elif tracks:
-                        self._read_table(inner, tracks[-1])
+                        self._read_box(inner, tracks[-1])
                 entries = sum(track.counted(ticks_a_second) for track in tracks)
-                # A sample takes at least a byte: more samples than bytes are a lie, whatever the limit.
+                # A sample takes at least a byte, so a file cannot have more samples than bytes.
                 limit = min(self._limits.max_frames, self._header.file_bytes)
-                self._check("max_frames", limit, entries + self._header.fragment_samples)
+                check_limit("max_frames", limit, entries + self._header.fragment_samples)
             elif box.kind in _OF_TAGS:
                 self._count_tags(box)
         self._header.declared_bytes = end
         self._header.is_still_image = is_image or (has_meta and not has_movie)
 
-    def _descend(self, parent: Box) -> Iterator[Box]:
-        for box in self._boxes(parent.start, min(parent.end, self._header.file_bytes), parent.depth + 1):
+    def _descend(self, parent: Box, depth: int = 1) -> Iterator[Box]:
+        for box in self._boxes(parent.start, parent.end):
             self._inner_boxes += 1
             if self._inner_boxes > _MAX_INNER_BOXES and parent.kind != b"moof":
-                raise HeaderOverLimit("max_streams", self._limits.max_streams, self._inner_boxes)
+                check_limit("max_streams", self._limits.max_streams, self._inner_boxes)
             yield box
-            if box.kind in _CONTAINERS and box.depth < _MAX_DEPTH:
-                yield from self._descend(box)
+            if box.kind in _CONTAINERS and depth < _MAX_DEPTH:
+                yield from self._descend(box, depth + 1)
 
-    def _count_tags(self, parent: Box) -> None:
+    def _count_tags(self, parent: Box, depth: int = 1) -> None:
         start = parent.start
         if parent.kind == b"meta" and os.pread(self._descriptor, 4, start + 4) != b"hdlr":
             start += 4  # of MP4, with a version; QuickTime's has none
-        for box in self._boxes(start, min(parent.end, self._header.file_bytes), parent.depth + 1):
+        for box in self._boxes(start, parent.end):
             if box.kind not in _OF_TAGS:
-                self._tags.add()
-            elif box.depth < _MAX_DEPTH:
-                self._count_tags(box)
+                self._tags += 1
+                check_limit("max_tags", self._limits.max_tags, self._tags)
+            elif depth < _MAX_DEPTH:
+                self._count_tags(box, depth + 1)
 
-    def _boxes(self, start: int, end: int, depth: int) -> Iterator[Box]:
-        at = start
+    def _boxes(self, start: int, end: int) -> Iterator[Box]:
+        at, end = start, min(end, self._header.file_bytes)
         while at + 8 <= end:
-            head = os.pread(self._descriptor, 16, at)
-            if len(head) < 8:
+            box = box_at(os.pread(self._descriptor, BOX_HEAD_BYTES, at), at, end)
+            if box is None:
                 return
-            size, kind = struct.unpack(">I4s", head[:8])
-            skip = 8
-            if size == 1 and len(head) == 16:
-                size, skip = struct.unpack(">Q", head[8:])[0], 16
-            elif size == 0:
-                size = end - at
-            if size < skip:
-                return
-            yield Box(kind, at + skip, at + size, depth)
-            at += size
+            yield box
+            at = box.end
 
-    def _read_table(self, box: Box, track: Track) -> None:
+    def _read_box(self, box: Box, track: Track) -> None:
         if head_bytes := _TABLE_HEAD_BYTES.get(box.kind):
             start = box.start + head_bytes
             track.tables[box.kind] = Table(start, box.end, self._number(start - 4))
@@ -268,13 +286,13 @@ class _Mp4Reader:
                 layout = ">Qqhh" if self._number(box.start) >> 24 == 1 else ">Iihh"
                 size = struct.calcsize(layout)
                 count = min(self._number(box.start + 4), (box.end - box.start - 8) // size)
-                self._check("max_frames", self._limits.max_frames, count)
+                check_limit("max_frames", self._limits.max_frames, count)
                 data = os.pread(self._descriptor, max(count, 0) * size, box.start + 8)
                 edits = struct.iter_unpack(layout, data[: len(data) // size * size])
                 track.edits = [duration for duration, media_time, *_ in edits if media_time >= 0]
             case b"stsd":
                 track.descriptions = self._number(box.start + 4)
-                entries = islice(self._boxes(box.start + 8, box.end, box.depth + 1), _MAX_DESCRIPTIONS)
+                entries = islice(self._boxes(box.start + 8, box.end), _MAX_DESCRIPTIONS)
                 track.is_encrypted |= any(entry.kind in _ENCRYPTED_ENTRIES for entry in entries)
 
     def _time_scale_and_duration(self, box: Box) -> tuple[int, int]:
@@ -287,7 +305,3 @@ class _Mp4Reader:
     def _number(self, at: int) -> int:
         data = os.pread(self._descriptor, 4, at)
         return int.from_bytes(data, "big") if len(data) == 4 else 0
-
-    def _check(self, name: str, limit: int, value: int) -> None:
-        if value > limit:
-            raise HeaderOverLimit(name, limit, value)

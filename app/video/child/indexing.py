@@ -14,18 +14,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import PacketReader, VideoRefused, check_size, has_room, over_limit
+from app.video.child.container import PacketReader, has_room
 from app.video.child.ffmpeg_log import captured
 from app.video.child.fields import field_reader
 from app.video.child.keyframes import SEARCHED_BYTES, KeyframeReader
 from app.video.child.movie_index import MovieIndex
-from app.video.child.orientation import orientation_of
-from app.video.child.picture import displayed_size
-from app.video.child.watch import PacketWatch
+from app.video.child.picture import displayed_size, orientation_of
+from app.video.child.refusal import VideoRefused, check_limit, check_size
+from app.video.child.watch import PacketWatch, position_of
 from app.video.protocol import messages
 from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
-from app.video.protocol.messages import Fault, FaultCode, FoundVideo, IndexEnd, Message
+from app.video.protocol.messages import FaultCode, FoundVideo, Message
 from app.video.protocol.packets import PacketFlag, PacketRecord
 
 _RECORDS_A_MESSAGE = 512
@@ -49,13 +49,12 @@ class Indexer:
         self._limits = limits
         context = reader.stream.codec_context
         self._keyframes = KeyframeReader(context.name, context.extradata)
-        self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
+        self._fields = field_reader(context.name, context.extradata)
         self._records: list[PacketRecord] = []
         self._ordinal = 0
         self._shown = 0  # frames
         self._has_told_facts = False
         self._has_stamps = True  # that say when frames are shown
-        self._end_pts: int | None = None
         self._movie = MovieIndex(reader, self._keyframes, self._fields)
 
     def run(self) -> None:
@@ -85,18 +84,13 @@ class Indexer:
                 self._record(packet)
                 largest_bytes = max(largest_bytes, packet.size)
             if not has_room(2 * largest_bytes + _ROOM_TO_READ_BYTES):
-                raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
+                raise VideoRefused(FaultCode.OUT_OF_MEMORY)
         lost = max(0, len(self._movie) - self._ordinal)
         for record in self._movie.records_lost_from(self._ordinal):
             self._add(record)
         self._send_records()
-        self._watch.check_tables(self._shown)
-        reader = self._reader
-        claimed = reader.overlong_claim(self._end_pts)
-        is_cut = reader.header.is_cut_short or lost > 0 or self._movie.ends_inside(self._ordinal - 1)
-        truncated = is_cut or claimed is not None
-        end = IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, claimed_seconds=claimed)
-        self._channel.send(Message.INDEX_END, end.pack())
+        is_cut = lost > 0 or self._movie.ends_inside(self._ordinal - 1)
+        self._watch.finish(self._shown, lost=lost, is_cut=is_cut)
 
     def _has_made_up_stamps(self, first: VideoFrame) -> bool:
         """Whether time stamps follow the order of decoding, although frames are shown in another order.
@@ -141,7 +135,7 @@ class Indexer:
             if packet is None:
                 break
         if not has_room(context.width * context.height * 4):
-            raise VideoRefused(Fault(FaultCode.OUT_OF_MEMORY))
+            raise VideoRefused(FaultCode.OUT_OF_MEMORY)
         # FFmpeg's log shows if no frame came because frames have too many pixels.
         self._reader.reopen()
         with captured(av.logging.ERROR) as log:
@@ -154,16 +148,12 @@ class Indexer:
         for _, _, text in log:
             if found := _TOO_LARGE.search(text):
                 check_size(int(found[1]), int(found[2]), self._limits)
-        raise VideoRefused(Fault(FaultCode.NOTHING_DECODABLE))
+        raise VideoRefused(FaultCode.NOTHING_DECODABLE)
 
     def _record(self, packet: Packet[VideoStream]) -> None:
         data = memoryview(packet)
         flags = PacketFlag(0)
-        is_second_field = (
-            self._fields is not None
-            and (packet.is_keyframe or self._fields.may_see_fields)  # else the packet need not be copied
-            and self._fields.is_second_field(bytes(data), len(data), is_key=packet.is_keyframe)
-        )
+        is_second_field = self._fields.is_second_field(data, is_key=packet.is_keyframe)
         if packet.is_keyframe and not is_second_field:  # decoding cannot enter in the middle of a frame
             flags |= PacketFlag.KEY
             if self._keyframes.is_clean_entry(bytes(data[:SEARCHED_BYTES]), len(data)):
@@ -171,22 +161,16 @@ class Indexer:
         is_never_shown = self._keyframes.is_never_shown(data, is_split=self._reader.splits_stream)
         if packet.is_discard or is_second_field or is_never_shown:
             flags |= PacketFlag.DISCARD
-        position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         pts = packet.pts if self._has_stamps else None
-        record = PacketRecord(self._ordinal, pts, packet.dts, position, packet.size, flags)
+        record = PacketRecord(self._ordinal, pts, packet.dts, position_of(packet), packet.size, flags)
         self._add(record)
         self._movie.check(record)
-        self._watch.note_zeros(packet, data)
-        if packet.pts is not None:
-            end = packet.pts + (packet.duration or 0)
-            self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
 
     def _add(self, record: PacketRecord) -> None:
         self._records.append(record)
         self._ordinal += 1
         self._shown += not record.flags & PacketFlag.DISCARD
-        if self._ordinal > self._limits.max_frames:
-            raise VideoRefused(over_limit("max_frames", self._limits.max_frames, self._ordinal))
+        check_limit("max_frames", self._limits.max_frames, self._ordinal)
         if self._has_told_facts and len(self._records) >= _RECORDS_A_MESSAGE:
             self._send_records()
 
@@ -213,7 +197,7 @@ class Indexer:
             duration_seconds=self._reader.claimed_seconds,
             stream_index=stream.index,
             sample_aspect_ratio=_positive(stream.sample_aspect_ratio) or Fraction(1),
-            other_streams=self._reader.choice.others,
+            other_streams=self._reader.other_streams,
         )
         return FoundVideo(facts, frame.pts, self._movie.is_movie)
 

@@ -64,9 +64,9 @@ class NalReader:
             if len(extradata) > at:
                 self._length_bytes = (extradata[at] & 3) + 1
 
-    def units(self, data: bytes, packet_bytes: int) -> Iterator[bytes]:
-        """Yield the units that begin in `data`, the first bytes of a packet of `packet_bytes`."""
-        length_bytes = self._length_bytes
+    def units(self, data: bytes, packet_bytes: int | None = None) -> Iterator[bytes]:
+        """Yield the units that begin in `data`: a packet, or the first bytes of one of `packet_bytes`."""
+        length_bytes, packet_bytes = self._length_bytes, packet_bytes or len(data)
         if length_bytes:
             at = 0
             while at + length_bytes < len(data):
@@ -87,7 +87,7 @@ class NalReader:
         if not self._length_bytes:
             start = packet.find(b"\0\0\1")
             return start >= 0 and not any(packet[:start])
-        return sum(self._length_bytes + len(unit) for unit in self.units(packet, len(packet))) == len(packet)
+        return sum(self._length_bytes + len(unit) for unit in self.units(packet)) == len(packet)
 
 
 class KeyframeReader:
@@ -99,7 +99,7 @@ class KeyframeReader:
         if not self._is_rightly_flagged and codec not in _WRONGLY_SAID_TO_HAVE_KEYFRAMES_ONLY:
             with contextlib.suppress(UnknownCodecError):
                 self._is_rightly_flagged = Codec(codec, "r").intra_only
-        self.nals = NalReader(codec, extradata)
+        self._nals = NalReader(codec, extradata)
 
     def is_clean_entry(self, packet: bytes, packet_bytes: int | None = None) -> bool:
         """Whether every frame shown after this keyframe decodes without earlier packets.
@@ -107,9 +107,9 @@ class KeyframeReader:
         `packet` may be the first part of a packet of `packet_bytes`.
         """
         if self._codec == "h264":
-            return any(_is_h264_entry(unit) for unit in self._head_units(packet, packet_bytes))
+            return any(_is_h264_entry(unit) for unit in self._nals.units(packet, packet_bytes))
         if self._codec == "hevc":
-            units = self._head_units(packet, packet_bytes)
+            units = self._nals.units(packet, packet_bytes)
             return any((unit[0] >> 1) & 63 in _HEVC_IRAP for unit in units if unit)
         if self._codec == "vp8":
             return bool(packet) and not packet[0] & 1
@@ -120,13 +120,9 @@ class KeyframeReader:
     def is_any_entry(self, packet: bytes, packet_bytes: int) -> bool:
         """Whether FFmpeg treats a packet that the container flags as a keyframe as one, clean or not."""
         if self._codec == "h264":
-            units = self._head_units(packet, packet_bytes)
+            units = self._nals.units(packet, packet_bytes)
             return any(_is_h264_entry(unit) or _h264_recovery(unit) is not None for unit in units)
         return self.is_clean_entry(packet, packet_bytes)
-
-    def _head_units(self, packet: bytes, packet_bytes: int | None) -> Iterator[bytes]:
-        whole = len(packet) if packet_bytes is None else packet_bytes
-        return self.nals.units(packet[:SEARCHED_BYTES], whole)
 
     def is_never_shown(self, packet: bytes | memoryview, *, is_split: bool) -> bool:
         """Whether no frame of the packet is ever shown. `is_split` as for `is_without_picture`."""
@@ -146,9 +142,7 @@ class KeyframeReader:
         if not is_split:
             return False
         if self._codec in ("h264", "hevc"):
-            return self.nals.is_whole(packet) and all(
-                self._is_message(unit) for unit in self.nals.units(packet, len(packet))
-            )
+            return self._nals.is_whole(packet) and all(map(self._is_message, self._nals.units(packet)))
         if self._codec not in ("mpeg1video", "mpeg2video"):
             return False
         is_filled = len(packet) - len(packet.rstrip(b"\0")) <= _MOST_TRAILING_ZEROS
@@ -161,11 +155,10 @@ class KeyframeReader:
         Also true of pictures that need nothing, if no other needs them: ask it only of a stream's first ones.
         """
         if self._codec == "h264":
-            units = [unit for unit in self.nals.units(packet, len(packet)) if unit]
-            slices = [unit for unit in units if unit[0] & 31 in _H264_SLICES]
+            slices = [unit for unit in self._nals.units(packet) if unit and unit[0] & 31 in _H264_SLICES]
             return bool(slices) and not slices[0][0] >> 5 & 3
         if self._codec == "hevc":
-            types = [(unit[0] >> 1) & 63 for unit in self.nals.units(packet, len(packet)) if unit]
+            types = [(unit[0] >> 1) & 63 for unit in self._nals.units(packet) if unit]
             return any(kind in _HEVC_SKIPPED_LEADING for kind in types)
         if self._codec in ("mpeg1video", "mpeg2video"):
             at = packet.find(_MPEG2_PICTURE)

@@ -15,11 +15,12 @@ from av import library_versions
 
 from app.video.child import sandbox
 from app.video.child.channel import Channel, SharedPictures
-from app.video.child.container import OpenOptions, PacketReader, VideoRefused
-from app.video.child.decoding import CountingDecoder, MatchingDecoder
+from app.video.child.container import OpenOptions, PacketReader
+from app.video.child.decoding import MatchingDecoder, decode_by_counting
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.headers import Header
 from app.video.child.indexing import Indexer
+from app.video.child.refusal import VideoRefused
 from app.video.child.serial import FrameCounter, SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.protocol import ring
@@ -120,7 +121,7 @@ class _Child:
         if serial is None or not serial.leads_to(request.entry, request.skipped, request.frames_before):
             serial = SerialDecoder(reader, self._channel, request.entry, request.skipped)
         self._serial = serial
-        CountingDecoder(serial, self._channel, self._ring, request).run()
+        decode_by_counting(serial, self._channel, self._ring, request)
 
     def _wait_if_large(self, header: Header) -> None:
         """If the video's index takes much memory, wait until the host allows it to be opened."""

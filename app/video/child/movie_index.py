@@ -23,20 +23,20 @@ from app.video.protocol.packets import PacketFlag, PacketRecord
 
 # Codecs whose packets FFmpeg returns as they are in the file, one per sample, with the container's flags or
 # with flags that follow from their first bytes.
-_TOLD_BY_BYTES = frozenset(("h264", "hevc"))
+_FLAGGED_BY_BYTES = frozenset(("h264", "hevc"))
 _EVERY_ONE_KEY = frozenset(("mjpeg", "prores", "dnxhd"))
-_CODECS = _TOLD_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
+_CODECS = _FLAGGED_BY_BYTES | _EVERY_ONE_KEY | {"mpeg4", "av1", "libdav1d"}
 _ENTRIES_AT_A_TIME = 4096
 
 
 class MovieIndex:
     """The records of packets that need not be read. First `check` those that were read, in order."""
 
-    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader | None) -> None:
+    def __init__(self, reader: PacketReader, keyframes: KeyframeReader, fields: FieldReader) -> None:
         header, stream = reader.header, reader.stream
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = header.has_sample_tables
-        self._reader = reader  # which may open its stream anew
+        self._reader = reader  # which may reopen its stream
         self._keyframes = keyframes
         self._fields = fields  # which has seen the packets that were read
         self._codec = stream.codec_context.name
@@ -76,16 +76,15 @@ class MovieIndex:
             return
         if self._shift is None:
             self._shift = packet.pts - packet.dts - sample.offset_ticks
-        told = self._record(packet.ordinal, entry, sample.offset_ticks)
-        self._is_trusted = told._replace(flags=packet.flags) == packet
-        self._knows_flags &= told.flags == packet.flags
+        expected = self._record(packet.ordinal, entry, sample.offset_ticks)
+        self._is_trusted = expected._replace(flags=packet.flags) == packet
+        self._knows_flags &= expected.flags == packet.flags
 
     def records_from(self, ordinal: int) -> Iterator[PacketRecord]:
         """Yield the records of the packets from `ordinal` on, up to the last that the file holds.
 
         If something does not agree, they end early and `can_replace_reading` becomes False: go on reading.
         """
-        fields = self._fields
         for number, entry in self._entries_from(ordinal):
             if entry.pos >= self._file_bytes:
                 return
@@ -93,11 +92,11 @@ class MovieIndex:
             if sample is None:
                 return
             record = self._record(number, entry, sample.offset_ticks)
-            if fields is not None and fields.may_see_fields:
+            if self._fields.may_see_fields:
                 # Interlaced streams may change from frames to fields anywhere: only the bytes show it.
                 head = os.pread(self._reader.descriptor, min(HEAD_BYTES, record.size_bytes), entry.pos)
                 is_key = bool(record.flags & PacketFlag.KEY)
-                if fields.is_second_field(head, record.size_bytes, is_key=is_key):
+                if self._fields.is_second_field(head, is_key=is_key, packet_bytes=record.size_bytes):
                     record = record._replace(flags=PacketFlag.DISCARD)
             yield record
             if entry.pos + entry.size > self._file_bytes:
@@ -144,7 +143,7 @@ class MovieIndex:
         size = max(0, min(entry.size, self._file_bytes - entry.pos))
         flags = PacketFlag.DISCARD if entry.is_discard else PacketFlag(0)
         if entry.is_keyframe or self._codec in _EVERY_ONE_KEY:
-            head, is_clean = b"", self._codec not in _TOLD_BY_BYTES
+            head, is_clean = b"", self._codec not in _FLAGGED_BY_BYTES
             for length in () if is_clean else (HEAD_BYTES, SEARCHED_BYTES):
                 head = os.pread(self._reader.descriptor, min(length, size), entry.pos)
                 is_clean = self._keyframes.is_clean_entry(head, size)

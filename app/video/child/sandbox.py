@@ -51,13 +51,8 @@ def lock_down(*, channel: int, memory_bytes: int, require: bool) -> LockDown:
     ):
         resource.setrlimit(name, (value, value))
     no_new_privileges = _prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
-    if require and not no_new_privileges:
-        raise SandboxUnavailable
-    landlock_abi = _enter_landlock()
-    if require and landlock_abi == 0:
-        raise SandboxUnavailable
-    has_seccomp = _enter_seccomp(channel)
-    if require and not has_seccomp:
+    landlock_abi, has_seccomp = _enter_landlock(), _enter_seccomp(channel)
+    if require and not (no_new_privileges and landlock_abi and has_seccomp):
         raise SandboxUnavailable
     return LockDown(
         landlock_abi, seccomp=has_seccomp, no_new_privileges=no_new_privileges, memory_limited=True
@@ -123,60 +118,25 @@ _PROT_EXEC = 4
 _FCNTL_ALLOWED = (0, 1, 2, 3, 1030)  # duplicate, close-on-exec flags, status flags
 _PRCTL_SET_NAME = 15
 
-# name: (x86-64, AArch64); -1 where the architecture lacks it
+# Each name with its numbers on x86-64 and AArch64; -1 where the architecture lacks it.
 _SYSCALLS = {
-    "read": (0, 63),
-    "write": (1, 64),
-    "lseek": (8, 62),
-    "futex": (202, 98),
-    "munmap": (11, 215),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "brk": (12, 214),
-    "pread64": (17, 67),
-    "readv": (19, 65),
-    "writev": (20, 66),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "dup": (32, 23),
-    "poll": (7, -1),
-    "ppoll": (271, 73),
-    "sched_yield": (24, 124),
-    "sched_getaffinity": (204, 123),
-    "getcpu": (309, 168),
-    "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115),
-    "nanosleep": (35, 101),
-    "gettimeofday": (96, 169),
-    "time": (201, -1),
-    "getrandom": (318, 278),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "sigaltstack": (131, 132),
-    "set_robust_list": (273, 99),
-    "rseq": (334, 293),
-    "membarrier": (324, 283),
-    "getpid": (39, 172),
-    "gettid": (186, 178),
-    "getrusage": (98, 165),
-    "sysinfo": (99, 179),
-    "exit": (60, 93),
-    "exit_group": (231, 94),
-    "restart_syscall": (219, 128),
-    # with conditions
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "fcntl": (72, 25),
-    "prctl": (157, 167),
-    "newfstatat": (262, 79),
-    "prlimit64": (302, 261),
-    "tgkill": (234, 131),
-    "recvmsg": (47, 212),
-    "seccomp": (317, 277),
+    name: (int(x86_64), int(aarch64))
+    for line in (
+        "read 0 63, pread64 17 67, readv 19 65, write 1 64, writev 20 66, lseek 8 62, fstat 5 80",
+        "close 3 57, dup 32 23, poll 7 -1, ppoll 271 73",
+        "munmap 11 215, mremap 25 216, madvise 28 233, brk 12 214",
+        "futex 202 98, set_robust_list 273 99, rseq 334 293, membarrier 324 283, sched_yield 24 124",
+        "sched_getaffinity 204 123, getcpu 309 168, getrusage 98 165, sysinfo 99 179, getrandom 318 278",
+        "clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, nanosleep 35 101",
+        "gettimeofday 96 169, time 201 -1",
+        "rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, sigaltstack 131 132",
+        "restart_syscall 219 128, getpid 39 172, gettid 186 178, exit 60 93, exit_group 231 94",
+        # with conditions
+        "mmap 9 222, mprotect 10 226, clone 56 220, clone3 435 435, fcntl 72 25, prctl 157 167",
+        "newfstatat 262 79, prlimit64 302 261, tgkill 234 131, recvmsg 47 212",
+        "seccomp 317 277",  # to install the filter, which refuses it
+    )
+    for name, x86_64, aarch64 in (entry.split() for entry in line.split(", "))
 }
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 

@@ -1,9 +1,8 @@
-"""Count frames as the decoder gives them, where time stamps do not tell them apart."""
+"""Count frames as the decoder returns them, where time stamps do not identify them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 import av
 from av.packet import Packet
@@ -11,12 +10,13 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from app.video.child.channel import Channel
-from app.video.child.container import PacketReader, VideoRefused
-from app.video.child.fields import H264FieldReader, field_reader
+from app.video.child.container import PacketReader
+from app.video.child.fields import field_reader
 from app.video.child.keyframes import HEAD_BYTES, KeyframeReader
+from app.video.child.refusal import VideoRefused
 from app.video.child.watch import PacketWatch
 from app.video.protocol import messages
-from app.video.protocol.messages import CountRequest, Fault, FaultCode, IndexEnd, Message
+from app.video.protocol.messages import CountRequest, FaultCode, Message
 from app.video.protocol.packets import MAX_REORDER, Displacement, Entry
 
 _FRAMES_A_MESSAGE = 64
@@ -26,15 +26,9 @@ class SerialDecoder:
     """Decode from an entry on, forward only, one frame at a time."""
 
     def __init__(
-        self,
-        reader: PacketReader,
-        channel: Channel,
-        entry: Entry,
-        skipped: tuple[int, ...],
-        read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
+        self, reader: PacketReader, channel: Channel, entry: Entry, skipped: tuple[int, ...]
     ) -> None:
         """Move the reader to `entry`. Raises VideoRefused if it cannot be found."""
-        self._read_packet = read_packet or reader.read
         self._reader = reader
         self._channel = channel
         self._entry = entry
@@ -43,9 +37,8 @@ class SerialDecoder:
         self._packets = 0  # read since the entry
         self._has_ended = False
         self.position = 0  # frames read since the entry
-        self.on_refusal: Callable[[], None] = lambda: None  # called when the decoder refuses a packet
         if not reader.move_to(entry):
-            raise VideoRefused(Fault(FaultCode.ENTRY_NOT_FOUND))
+            raise VideoRefused(FaultCode.ENTRY_NOT_FOUND)
         reader.stream.codec_context.flush_buffers()
 
     def leads_to(self, entry: Entry, skipped: tuple[int, ...], frames_before: int) -> bool:
@@ -62,7 +55,7 @@ class SerialDecoder:
         while not self._pending:
             if self._has_ended:
                 return None
-            packet = self._read_packet()
+            packet = self.read_packet()
             self._has_ended = packet is None
             if packet is not None:
                 self._packets += 1
@@ -72,9 +65,16 @@ class SerialDecoder:
             try:
                 self._pending += self._reader.stream.codec_context.decode(packet)
             except (av.FFmpegError, OSError, ValueError):
-                self.on_refusal()
+                self.note_refusal()
         self.position += 1
         return self._pending.popleft()
+
+    def read_packet(self) -> Packet[VideoStream] | None:
+        """Return the next packet, None at the end."""
+        return self._reader.read()
+
+    def note_refusal(self) -> None:
+        """Called when the decoder refuses a packet."""
 
 
 class _StampOrder:
@@ -101,22 +101,18 @@ class _StampOrder:
         return frame.pts if is_right or frame.pts is None else frame.dts
 
 
-class FrameCounter:
+class FrameCounter(SerialDecoder):
     """Send the time stamp of every frame from an entry on, and count the frames that should come."""
 
     def __init__(
         self, reader: PacketReader, watch: PacketWatch, channel: Channel, request: CountRequest
     ) -> None:
-        self._reader = reader
+        super().__init__(reader, channel, request.entry, request.skipped)
         self._watch = watch
-        self._channel = channel
-        self._entry = request.entry
         context = reader.stream.codec_context
         self._keyframes = KeyframeReader(context.name, context.extradata)
-        self._fields = field_reader(context.name, self._keyframes.nals, context.extradata)
-        self._decoder = SerialDecoder(reader, channel, request.entry, request.skipped, self._read_packet)
-        self._decoder.on_refusal = self._note_refusal
-        watch.overlook()  # on the way to the entry the container may have been opened anew
+        self._fields = field_reader(context.name, context.extradata)
+        watch.overlook()  # on the way to the entry the container may have been reopened
         self._stamps: list[int | None] = []
         self._order = _StampOrder()
         self._expected = 0  # frames, according to the packets
@@ -124,8 +120,6 @@ class FrameCounter:
         self._has_keyframe = False
         self._is_opening = False  # pictures that follow the first keyframe may need what the file lacks
         self._opening_pts: int | None = None  # of that keyframe
-        self._packets = 0
-        self._end_pts: int | None = None
         rate, tick = reader.stream.average_rate, reader.stream.time_base
         self._displacement = Displacement(1 / (rate * tick) if rate and tick else None)
         self._leading: int | None = None  # frames before the first keyframe
@@ -133,8 +127,8 @@ class FrameCounter:
         watch.before_sending = self._send_stamps
 
     def run(self) -> None:
-        while (frame := self._decoder.read()) is not None:
-            position = self._decoder.position
+        while (frame := self.read()) is not None:
+            position = self.position
             if self._leading is None and frame.key_frame:
                 self._leading = position - 1
             if (
@@ -148,34 +142,21 @@ class FrameCounter:
             if len(self._stamps) == _FRAMES_A_MESSAGE:
                 self._send_stamps()
         self._send_stamps()
-        self._watch.check_tables(self._entry.ordinal + self._decoder.position)
-        reader, expected = self._reader, self._expected
-        if reader.header.has_sample_tables:  # samples in the tables that could not be read count, too
-            expected += max(0, len(reader.stream.index_entries) - self._entry.ordinal - self._packets)
-        claimed = reader.overlong_claim(self._end_pts)
-        end = IndexEnd(
-            reader.read_errors,
-            reader.gave_up,
-            lost=max(0, expected - self._decoder.position),
-            truncated=reader.header.is_cut_short or claimed is not None,
-            leading=self._leading or 0 if self._entry.ordinal == 0 else 0,
-            claimed_seconds=claimed,
-        )
-        self._channel.send(Message.INDEX_END, end.pack())
+        first, expected = self._entry.ordinal, self._expected
+        if self._reader.header.has_sample_tables:  # samples in the tables that could not be read count, too
+            expected += max(0, len(self._reader.stream.index_entries) - first - self._packets)
+        leading = self._leading or 0 if first == 0 else 0
+        self._watch.finish(first + self.position, lost=max(0, expected - self.position), leading=leading)
 
-    def _note_refusal(self) -> None:
+    def note_refusal(self) -> None:
         if self._is_expected and self._leading is not None:
             self._watch.note_frame("the decoder refuses the data")
 
-    def _read_packet(self) -> Packet[VideoStream] | None:
+    def read_packet(self) -> Packet[VideoStream] | None:
         packet = self._watch.read()
         if packet is not None:
-            self._packets += 1
             self._is_expected = self._gives_frame(packet)  # which may reset the count
             self._expected += self._is_expected
-            if packet.pts is not None:
-                end = packet.pts + (packet.duration or 0)
-                self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
         return packet
 
     def _gives_frame(self, packet: Packet[VideoStream]) -> bool:
@@ -183,13 +164,10 @@ class FrameCounter:
         data = bytes(packet)
         is_displaced = self._displacement.is_seen(packet.pts, packet.dts)
         is_cut_away = packet.is_discard and not is_displaced
-        is_second_field = self._fields is not None and self._fields.is_second_field(
-            data, len(data), is_key=packet.is_keyframe
-        )
-        self._watch.note_zeros(packet, data)
-        if isinstance(self._fields, H264FieldReader) and (reason := self._fields.missing_reference(data)):
+        is_second_field = self._fields.is_second_field(data, is_key=packet.is_keyframe)
+        if reason := self._fields.missing_reference(data):
             self._watch.note(packet, reason)
-        if packet.is_keyframe and not self._has_keyframe and not self._decoder.position:
+        if packet.is_keyframe and not self._has_keyframe and not self.position:
             self._expected, self._is_opening = 0, True  # a stream may begin with what cannot be decoded
             self._opening_pts = packet.pts
         elif self._is_opening and not is_second_field:

@@ -34,8 +34,8 @@ def real_video_streams(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & _NO_REAL_VIDEO]
 
 
-def choose_among(container: InputContainer, candidates: Sequence[VideoStream]) -> int:
-    """Return the index of the stream that ffmpeg chooses.
+def choose_among(container: InputContainer, candidates: Sequence[VideoStream]) -> VideoStream:
+    """Return the stream that ffmpeg chooses.
 
     The most pixels win, plus five million for the default stream; but streams with packets near the beginning
     come first. This reads packets: open the container again afterwards.
@@ -60,7 +60,7 @@ def choose_among(container: InputContainer, candidates: Sequence[VideoStream]) -
             + _IS_DEFAULT_SCORE * bool(stream.disposition & Disposition.default)
         )
 
-    return max(candidates, key=score).index  # the first of equals
+    return max(candidates, key=score)  # the first of equals
 
 
 def other_streams(container: InputContainer, chosen: int) -> tuple[OtherStream, ...]:

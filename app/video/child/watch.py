@@ -22,11 +22,11 @@ from app.video.child.sample_table import disagreement
 from app.video.child.walkers.choice import walker_for
 from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.protocol import messages
-from app.video.protocol.messages import Message
+from app.video.protocol.messages import IndexEnd, Message
 from app.video.protocol.packets import Evidence
 
 _WALKERS_LEAD_BYTES = 2 * 1024 * 1024  # walkers go in strides of a mebibyte
-_WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker goes on
+_WALKING_STEP_BYTES = 512 * 1024  # of packets, after which the walker continues
 # FFmpeg reads the first packets while it opens a container, and then warns about intact files, too. But only
 # damage makes it log this:
 _SAID_OF_DAMAGE = re.compile("CRC mismatch")
@@ -68,9 +68,10 @@ class PacketWatch:
         self.before_sending: Callable[[], None] = lambda: None  # what must be sent ahead of evidence
         self._seen: list[tuple[int | None, str]] = []  # (position, reason), not sent yet
         self._ahead: list[tuple[int, str]] = []  # heap of the walker's, at bytes that no packet has reached
-        self._walks_at = 0  # the packet that makes the walker go on, bytes into the file
+        self._walks_at = 0  # packets from here on make the walker continue, bytes into the file
         self._has_walked = False
         self._ending_zeros: Packet[VideoStream] | None = None  # the last packet, if it ends in zeros
+        self._end_pts: int | None = None  # of all packets, in ticks
         name = reader.container.format.name
         self._is_bare = name in _BARE_STREAMS
         self._is_watching = not reader.header.has_sample_tables
@@ -91,12 +92,15 @@ class PacketWatch:
     def read(self) -> Packet[VideoStream] | None:
         """Return the next packet, None at the end, once evidence of the damage before it has been sent."""
         packet = self._reader.read()
+        if packet is not None and packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
+            self._end_pts = end if self._end_pts is None else max(end, self._end_pts)
         if not self._is_watching:
             return packet
         if packet is None and self._ending_zeros is not None:
             self.note(self._ending_zeros, _NO_DATA)
             self._ending_zeros = None
-        position = None if packet is None else _position(packet)
+        position = None if packet is None else position_of(packet)
         reached = sys.maxsize if packet is None else position
         if self._walker is not None and reached is not None and (self._ahead or reached >= self._walks_at):
             try:
@@ -109,7 +113,7 @@ class PacketWatch:
                     self._walker.finish()
                 while self._ahead and self._ahead[0][0] <= reached:
                     self._seen.append(heappop(self._ahead))
-            except OSError:  # the demuxer meets it, too, and goes on after it
+            except OSError:  # the demuxer meets it, too, and continues after it
                 self._walker = None
         if self._reader.read_errors > self._read_errors:
             self._read_errors = self._reader.read_errors
@@ -126,6 +130,8 @@ class PacketWatch:
         if self._seen:
             self._send()
         self._place += 1
+        if self._is_bare and packet is not None:
+            self._note_zeros(packet)
         return packet
 
     def leave_chain_unchecked(self) -> None:
@@ -134,24 +140,31 @@ class PacketWatch:
 
     def note(self, packet: Packet[VideoStream], reason: str) -> None:
         """Record evidence found in a packet that `read` has returned. It is sent with the next packet."""
-        self._seen.append((_position(packet), reason))
+        self._seen.append((position_of(packet), reason))
 
     def note_frame(self, reason: str) -> None:
         """Send evidence found in the frame that is sent next."""
         self._seen.append((None, reason))
         self._send()
 
-    def check_tables(self, shown: int) -> None:
-        """At the end, report sample tables that cannot be right, if they have more than `shown` samples."""
+    def finish(self, shown: int, *, lost: int, is_cut: bool = False, leading: int = 0) -> None:
+        """Report how the pass ended, after `shown` frames.
+
+        If they are fewer than the samples of the container's tables, check whether these can be right.
+        """
         reader = self._reader
         self._from_byte = 0  # the tables may be at the file's start
         if found := disagreement(reader.descriptor, reader.header, reader.stream.index, shown):
             self._seen.append(found)
             self._send()
+        claimed = reader.overlong_claim(self._end_pts)
+        truncated = is_cut or reader.header.is_cut_short or claimed is not None
+        end = IndexEnd(reader.read_errors, reader.gave_up, lost, truncated, leading, claimed)
+        self._channel.send(Message.INDEX_END, end.pack())
 
-    def note_zeros(self, packet: Packet[VideoStream], data: bytes | memoryview) -> None:
+    def _note_zeros(self, packet: Packet[VideoStream]) -> None:
         """Record it if the packet holds zeros where its kind of stream has none."""
-        data = bytes(data) if self._is_bare else b""
+        data = bytes(packet)
         at = data.find(_ZEROS)
         while at >= 0 and (after := _AFTER_ZEROS.search(data, at)):
             if after[0] != b"\1":
@@ -176,5 +189,6 @@ class PacketWatch:
             self._channel.send(Message.EVIDENCE, messages.pack_evidence(evidence))
 
 
-def _position(packet: Packet[VideoStream]) -> int | None:
+def position_of(packet: Packet[VideoStream]) -> int | None:
+    """Return where the packet is, in bytes into the file, if the demuxer knows."""
     return packet.pos if packet.pos is not None and packet.pos >= 0 else None

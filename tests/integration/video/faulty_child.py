@@ -13,10 +13,9 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from app.video.child import main as child_main
-from app.video.child import serial
 from app.video.child.channel import Channel, SharedPictures
 from app.video.child.container import PacketReader
-from app.video.child.decoding import BatchWriter, MatchingDecoder
+from app.video.child.decoding import Delivery, MatchingDecoder
 from app.video.child.serial import SerialDecoder
 from app.video.child.watch import PacketWatch
 from app.video.launch import run_child
@@ -53,22 +52,17 @@ def run_with_poison(fault: Callable[[], object], plan: ChildPlan) -> None:
             super().__init__(reader, channel, ring, request)
             self._channel = PoisonedChannel(channel, fault, request.entry, lambda: request.skipped)
 
-    class PoisonedSerial(SerialDecoder):
-        def __init__(
-            self,
-            reader: PacketReader,
-            channel: Channel,
-            entry: Entry,
-            skipped: tuple[int, ...],
-            read_packet: Callable[[], Packet[VideoStream] | None] | None = None,
-        ) -> None:
-            super().__init__(reader, channel, entry, skipped, read_packet)
-            self._channel = PoisonedChannel(channel, fault, entry, lambda: self._skipped)
+    prepare = SerialDecoder.__init__
 
-    # A child's modules are its own: these names stand for the poisoned decoders in this process alone.
+    def prepare_poisoned(
+        self: SerialDecoder, reader: PacketReader, channel: Channel, entry: Entry, skipped: tuple[int, ...]
+    ) -> None:
+        prepare(self, reader, channel, entry, skipped)
+        self._channel = PoisonedChannel(channel, fault, entry, lambda: self._skipped)
+
+    # A child's modules are its own: the decoders are poisoned in this process only.
     child_main.MatchingDecoder = PoisonedMatching  # type: ignore[attr-defined]
-    child_main.SerialDecoder = PoisonedSerial  # type: ignore[attr-defined]
-    serial.SerialDecoder = PoisonedSerial  # type: ignore[misc]
+    SerialDecoder.__init__ = prepare_poisoned  # type: ignore[method-assign]
     run_child(plan)
 
 
@@ -96,14 +90,14 @@ class PoisonedChannel(Channel):
 
 def run_liar(lie: str, plan: ChildPlan) -> None:
     """A child that was taken over: it decodes, and what it says of it is made up."""
-    flush = BatchWriter.flush
+    flush = Delivery.flush
 
-    def lying_flush(self: BatchWriter) -> None:
+    def lying_flush(self: Delivery) -> None:
         if self._ranks:
             LIES[lie](self)
         flush(self)
 
-    BatchWriter.flush = lying_flush  # type: ignore[method-assign]  # the lie
+    Delivery.flush = lying_flush  # type: ignore[method-assign]  # the lie
     run_child(plan)
 
 
@@ -121,12 +115,12 @@ def run_evidence_liar(plan: ChildPlan) -> None:
     run_child(plan)
 
 
-def _say(writer: BatchWriter, data: bytes) -> None:
+def _say(writer: Delivery, data: bytes) -> None:
     channel = writer._channel
     os.write(channel._descriptor, data)
 
 
-def _batch(writer: BatchWriter, **changes: Any) -> None:
+def _batch(writer: Delivery, **changes: Any) -> None:
     fields: dict[str, Any] = {
         "slot": writer._free[0],
         "source_width": 128,
@@ -138,12 +132,12 @@ def _batch(writer: BatchWriter, **changes: Any) -> None:
     _say(writer, messages.pack(Message.BATCH, message.pack()))
 
 
-def _batch_twice(writer: BatchWriter) -> None:
+def _batch_twice(writer: Delivery) -> None:
     _batch(writer)
     _batch(writer)
 
 
-LIES: dict[str, Callable[[BatchWriter], None]] = {
+LIES: dict[str, Callable[[Delivery], None]] = {
     "unknown message": lambda w: _say(w, messages.HEAD.pack(99, 0)),
     "oversized message": lambda w: _say(w, messages.HEAD.pack(Message.BATCH, 2**31)),
     "text": lambda w: _say(w, b"HTTP/1.1 200 OK\r\n\r\n"),

@@ -15,9 +15,10 @@ import pytest
 from clips import RECIPES, ClipFolder
 
 from app.video.child.channel import Channel
-from app.video.child.container import OpenOptions, PacketReader, VideoRefused
+from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.indexing import Indexer
+from app.video.child.refusal import VideoRefused
 from app.video.child.watch import PacketWatch
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, IndexEnd, Message, unpack_packets

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 
 from app.video.child.walkers.walker import BLOCK_BYTES, MAPPED_BYTES, Note, Walker, map_block
 
-_HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
+HEADER_BYTES, _OBJECT_BYTES, _DATA_BYTES = 30, 24, 50
 _PROPERTIES_BYTES = 104
 _PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
@@ -46,8 +47,8 @@ class AsfWalker(Walker):
         self._objects = _MediaObjects()
         self._is_over = True  # unless the header shows where data packets of a fixed size are
         header_end = int.from_bytes(os.pread(descriptor, 8, 16), "little")
-        properties = _find_object(descriptor, _PROPERTIES, _HEADER_BYTES, min(header_end, file_bytes))
-        data = _find_object(descriptor, _DATA, header_end, file_bytes)
+        properties = find_object(descriptor, (_PROPERTIES,), HEADER_BYTES, min(header_end, file_bytes))
+        data = find_object(descriptor, (_DATA,), header_end, file_bytes)
         head = b"" if properties is None else os.pread(descriptor, _PROPERTIES_BYTES, properties)
         if data is None or len(head) < _PROPERTIES_BYTES:
             return
@@ -96,7 +97,7 @@ class AsfWalker(Walker):
         return self._window.get(self._at, 16) in _INDEXES
 
     def _search(self) -> None:
-        self._find((_CORRECTION,), self._is_element)
+        self._find((_CORRECTION,))
 
     def _is_element(self, position: int) -> bool:
         places = range(position, position + _PACKETS_IN_A_ROW * self._packet_bytes, self._packet_bytes)
@@ -158,11 +159,12 @@ class _MediaObjects:
         return None
 
 
-def _find_object(descriptor: int, name: bytes, start: int, end: int) -> int | None:
+def find_object(descriptor: int, names: Sequence[bytes], start: int, end: int) -> int | None:
+    """Return where the first object with one of these GUIDs is, bytes into the file; None if nowhere."""
     at = start
     for _ in range(_MAX_OBJECTS):
         head = os.pread(descriptor, _OBJECT_BYTES, at) if at + _OBJECT_BYTES <= end else b""
-        if head[:16] == name:
+        if head[:16] in names:
             return at
         size = int.from_bytes(head[16:], "little")
         if size < _OBJECT_BYTES:

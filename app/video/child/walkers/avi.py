@@ -151,7 +151,7 @@ class AviWalker(Walker):
 
     def _search(self) -> None:
         seen = tuple(kind for kind, _ in self._filled.most_common(_SOUGHT_KINDS))
-        self._find((*(seen or _USUAL_KINDS), b"idx1"), self._is_element)
+        self._find((*(seen or _USUAL_KINDS), b"idx1"))
         self._parents = [(b"", _NOWHERE), (b"RIFF", _NOWHERE), (b"movi", _NOWHERE)]
         self._is_after_odd = 0
 

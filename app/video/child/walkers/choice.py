@@ -15,38 +15,30 @@ from app.video.child.walkers.mpegts import MpegTsWalker
 from app.video.child.walkers.ogg import OggWalker
 from app.video.child.walkers.walker import Note, Walker
 
-_WALKERS: dict[str, type[Walker]] = {
-    "asf": AsfWalker,
-    "avi": AviWalker,
-    "flv": FlvWalker,
-    "ivf": IvfWalker,
-    "matroska": MatroskaWalker,
-    "mpeg": MpegPsWalker,
-    "ogg": OggWalker,
+# By the first word of FFmpeg's name of the container: its walker, and how files begin that it can check.
+_WALKERS: dict[str, tuple[type[Walker], bytes]] = {
+    "asf": (AsfWalker, b"0&\xb2u\x8ef\xcf\x11"),
+    "avi": (AviWalker, b"RIFF"),
+    "flv": (FlvWalker, b"FLV"),
+    "ivf": (IvfWalker, b"DKIF"),
+    "matroska": (MatroskaWalker, b""),
+    "mov": (FragmentsWalker, b""),
+    "mpeg": (MpegPsWalker, b""),
+    "mpegts": (MpegTsWalker, b""),
+    "ogg": (OggWalker, b""),
 }
-_STARTS = {
-    "asf": b"0&\xb2u\x8ef\xcf\x11",
-    "avi": b"RIFF",
-    "flv": b"FLV",
-    "ivf": b"DKIF",
-}  # of files that are laid out as usual
 
 
-def walker_for(
-    container: str, descriptor: int, file_bytes: int, note: Note, *, pids: frozenset[int] | None = None
-) -> Walker | None:
-    """Return the walker of a container by the first word of its FFmpeg name, or None if it has none.
+def walker_for(container: str, descriptor: int, file_bytes: int, note: Note) -> Walker | None:
+    """Return the walker for a file of `container`, the first word of FFmpeg's name; None if it has none.
 
-    The walker calls `note` with the position of each break, in bytes into the file, and the reason. `pids`
-    are those of an MPEG transport stream whose counters are checked; None stands for all. The descriptor's
-    offset is not moved.
+    The walker calls `note` with the position of each break, in bytes into the file, and the reason. The
+    descriptor's offset is not moved.
     """
-    if container == "mpegts":
-        return MpegTsWalker(descriptor, file_bytes, note, pids)
-    if container == "mov" and is_fragmented(descriptor, file_bytes):
-        return FragmentsWalker(descriptor, file_bytes, note)
-    start = os.pread(descriptor, 8, 0)
-    if not start.startswith(_STARTS.get(container, b"")) or (container == "mpeg" and start[:4] == b"RIFF"):
-        return None  # for example a Video CD's sectors: FFmpeg finds packets in almost anything
-    walker = _WALKERS.get(container)
-    return None if walker is None else walker(descriptor, file_bytes, note)
+    walker, start = _WALKERS.get(container, (None, b""))
+    head = os.pread(descriptor, 8, 0)
+    # FFmpeg finds packets in almost anything, such as a Video CD's sectors, which begin with RIFF.
+    is_other = not head.startswith(start) or (container == "mpeg" and head[:4] == b"RIFF")
+    if walker is None or is_other or (container == "mov" and not is_fragmented(descriptor, file_bytes)):
+        return None
+    return walker(descriptor, file_bytes, note)

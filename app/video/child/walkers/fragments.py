@@ -7,22 +7,15 @@ samples in tables, and needs no walker.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from app.video.child.headers import BOX_HEAD_BYTES, Box, box_at
 from app.video.child.walkers.walker import Note, Walker, Window
 
-_MOST_HEAD_BYTES = 16
 _MAX_BOXES_BEFORE = 1000  # the first fragment
 _MAX_TRACKS = 64  # whose numbers are kept
 _RESTARTS = frozenset((b"ftyp", b"styp", b"moov", b"sidx"))  # numbers may start again after these
 _FIELDS_OF_TRUN = (0x1, 0x4)  # flags of fields that a trun box has once, 4 bytes each
 _FIELDS_OF_SAMPLES = (0x100, 0x200, 0x400, 0x800)  # flags of fields that it has for every sample
-
-
-class _Box(NamedTuple):
-    kind: bytes
-    start: int  # of its content, bytes into the file
-    end: int
 
 
 class FragmentsWalker(Walker):
@@ -48,7 +41,7 @@ class FragmentsWalker(Walker):
                 self._numbers.clear()
             self._at = box.end
 
-    def _check_fragment(self, fragment: _Box) -> None:
+    def _check_fragment(self, fragment: Box) -> None:
         number = track = 0
         for box in self._children(fragment):
             if box.kind == b"mfhd":
@@ -69,7 +62,7 @@ class FragmentsWalker(Walker):
         if len(self._numbers) < _MAX_TRACKS or track in self._numbers:
             self._numbers[track] = number
 
-    def _children(self, parent: _Box) -> Iterator[_Box]:
+    def _children(self, parent: Box) -> Iterator[Box]:
         """Yield the boxes in `parent`; note it if they do not fill it."""
         at = parent.start
         while at < parent.end and not self._is_over:
@@ -85,7 +78,10 @@ class FragmentsWalker(Walker):
         return int.from_bytes(self._window.get(position, 4), "big")
 
     def _search(self) -> None:
-        self._find((b"mfhd",), lambda at: self._window.get(at + 4, 4) == b"moof", before=12)
+        self._find((b"mfhd",), before=12)
+
+    def _is_element(self, position: int) -> bool:
+        return self._window.get(position + 4, 4) == b"moof"
 
 
 def is_fragmented(descriptor: int, file_bytes: int) -> bool:
@@ -98,7 +94,7 @@ def is_fragmented(descriptor: int, file_bytes: int) -> bool:
     return False
 
 
-def _boxes(window: Window, start: int, end: int) -> Iterator[_Box]:
+def _boxes(window: Window, start: int, end: int) -> Iterator[Box]:
     at = start
     for _ in range(_MAX_BOXES_BEFORE):
         box = _box_at(window, at, end) if at < end else None
@@ -108,14 +104,7 @@ def _boxes(window: Window, start: int, end: int) -> Iterator[_Box]:
         at = box.end
 
 
-def _box_at(window: Window, at: int, parent_end: int) -> _Box | None:
-    head = window.get(at, _MOST_HEAD_BYTES)
-    size, kind, head_bytes = int.from_bytes(head[:4], "big"), head[4:8], 8
-    if size == 1:
-        size, head_bytes = int.from_bytes(head[8:16], "big"), 16
-    elif size == 0:
-        size = parent_end - at
-    is_kind = all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind)
-    if len(head) < head_bytes or size < head_bytes or not is_kind:
-        return None
-    return _Box(kind, at + head_bytes, at + size)
+def _box_at(window: Window, at: int, parent_end: int) -> Box | None:
+    box = box_at(window.get(at, BOX_HEAD_BYTES), at, parent_end)
+    is_kind = box is not None and all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in box.kind)
+    return box if is_kind else None

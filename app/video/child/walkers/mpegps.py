@@ -86,7 +86,7 @@ class MpegPsWalker(Walker):
 
     def _search(self) -> None:
         is_start = self._at == 0 and not self._notes
-        self._find((_START,), self._is_element)
+        self._find((_START,))
         if not is_start:
             return
         is_mid_packet = not self._is_lost and self._at < _MAX_PACKET_BYTES

@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from app.video.child.walkers.walker import BLOCK_BYTES, Note, Walker, map_block
 
-_SYNC = 0x47
-_BYTES = 188
+SYNC = 0x47
+PACKET_BYTES = 188
 _STAMP_BYTES = 4  # before a packet of M2TS
-_SIZES = (_BYTES, _STAMP_BYTES + _BYTES, 204)
-_SYNCS_IN_A_ROW = 5  # that prove that bytes are a transport stream
+_M2TS_BYTES = _STAMP_BYTES + PACKET_BYTES
+STRIDES = (PACKET_BYTES, _M2TS_BYTES, 204)  # plain, behind a time stamp, before check bytes
+SYNCS_IN_A_ROW = 5  # that prove that bytes are a transport stream
 _PIDS = 8192
 _NULL_PID = 0x1FFF
 _ERROR = 1 << 23  # transport_error_indicator; in a head, the first 32 bits of a packet
@@ -35,7 +36,7 @@ _SCRAMBLED = 3 << 6
 _HAS_FIELD = 1 << 5
 _HAS_PAYLOAD = 1 << 4
 _WRAPS = (1 << 32) - 15  # from a counter of 15 to one of 0
-_MARKED_TOGETHER = 8192  # packets; one note for the marked ones among so many
+_MARKED_TOGETHER = 8192  # packets; the marked ones among them get one note
 _BLOCK_PACKETS = 3 * _MARKED_TOGETHER  # 4.6 MB: with fewer, calls cost more; more do not fit in the cache
 
 _NOTHING = np.zeros(0, np.uint8)
@@ -49,14 +50,10 @@ _Rows = npt.NDArray[np.intp]
 
 
 class MpegTsWalker(Walker):
-    """Check the sync bytes of all packets, and the counters of `pids` (of all if None)."""
+    """Check the sync bytes of all packets, and the counters of all PIDs but that of null packets."""
 
-    def __init__(self, descriptor: int, file_bytes: int, note: Note, pids: frozenset[int] | None) -> None:
+    def __init__(self, descriptor: int, file_bytes: int, note: Note) -> None:
         super().__init__(descriptor, file_bytes, note)
-        self._is_checked = np.full(_PIDS, pids is None)
-        if pids is not None:
-            self._is_checked[[pid for pid in pids if 0 <= pid < _PIDS]] = True
-        self._is_checked[_NULL_PID] = False  # its counter is undefined
         self._heads = np.zeros(_PIDS, np.uint32)  # of each PID's last packet; 0 if there was none
         self._positions = np.zeros(_PIDS, np.int64)  # of that packet, bytes into the file
         self._is_repeat = np.zeros(_PIDS, np.bool_)  # that packet repeats the one before it
@@ -80,7 +77,7 @@ class MpegTsWalker(Walker):
             block_end = min(self._at + _BLOCK_PACKETS * self._size, self._file_bytes)
             block = map_block(self._descriptor, self._at, block_end)
             self._block = np.frombuffer(block, np.uint8)
-            count = (len(self._block) + self._size - _BYTES) // self._size
+            count = (len(self._block) + self._size - PACKET_BYTES) // self._size
             if not count:
                 self._note(self._at, "the file ends inside a packet")
                 self._at = self._file_bytes
@@ -93,8 +90,8 @@ class MpegTsWalker(Walker):
             is_break |= is_other[1:] | is_other[:-1]
             first = np.flatnonzero(np.append(True, is_break))
             whole = count
-            if not (heads[first] & _SYNC_OR_ERROR == _SYNC << 24).all():
-                is_packet = heads >> 24 == _SYNC
+            if not (heads[first] & _SYNC_OR_ERROR == SYNC << 24).all():
+                is_packet = heads >> 24 == SYNC
                 whole = count if is_packet.all() else int(is_packet.argmin())
                 first = first[first < whole]
                 marked = np.flatnonzero(heads[:whole] & _ERROR)
@@ -124,13 +121,13 @@ class MpegTsWalker(Walker):
         pids = heads >> 8 & _NULL_PID
         places = at * self._size + 4
         places += np.where(heads & _HAS_FIELD != 0, self._block[places].astype(np.intp) + 1, 0)
-        is_inside = places <= at * self._size + _BYTES - 3
+        is_inside = places <= at * self._size + PACKET_BYTES - 3
         at, pids, places = at[is_inside], pids[is_inside], places[is_inside]
         first, second, third = (self._block[places + number] for number in range(3))
         is_start = (first == 0) & (second == 0) & (third == 1)
         self._has_packets[pids[is_start]] = True
         is_section = (first == 0) & (second != 0)
-        for place in at[~is_start & ~is_section & self._has_packets[pids] & self._is_checked[pids]].tolist():
+        for place in at[~is_start & ~is_section & self._has_packets[pids] & (pids != _NULL_PID)].tolist():
             self._elements += 1
             self._note(self._at + place * self._size, "a packet's head is damaged")
 
@@ -147,9 +144,9 @@ class MpegTsWalker(Walker):
         before = np.append(np.uint32(0), last_heads[:-1])
         before[first] = self._heads[pids[first]]
         self._note_first(pids[first], heads[first], all_heads)
-        has_payload = heads >> 4 & 1  # a packet without leaves the counter alone
+        has_payload = heads >> 4 & 1  # a packet without a payload does not count
         odd = np.flatnonzero(((heads - before & 15) != has_payload) & (before != 0))
-        odd = odd[self._is_checked[pids[odd]]]
+        odd = odd[pids[odd] != _NULL_PID]  # whose counter is undefined
         positions = self._at + rows * self._size
         is_repeat = np.zeros(len(rows), np.bool_)
         joints = []
@@ -225,28 +222,28 @@ class MpegTsWalker(Walker):
         if not is_back and (len(steps) < len(last_two) or 2 * steps[1] > 3 * steps[0]):
             self._note(here, f"a stream begins anew, and the time of PID {pid} leaps ahead")
         elif heads[1][4:6] == b"\0\0":  # without a length: FFmpeg marks it, or the one before, as damaged
-            stamp_bytes = _STAMP_BYTES if self._size == _STAMP_BYTES + _BYTES else 0
+            stamp_bytes = _STAMP_BYTES if self._size == _M2TS_BYTES else 0
             self.ends_at_joints.update(start - stamp_bytes for start in last_two)
 
     def _packet(self, position: int) -> bytes:
         offset = position - self._at
         if offset >= 0:
-            return self._block[offset : offset + _BYTES].tobytes()
-        return os.pread(self._descriptor, _BYTES, position)
+            return self._block[offset : offset + PACKET_BYTES].tobytes()
+        return os.pread(self._descriptor, PACKET_BYTES, position)
 
     def _search(self) -> None:
-        length = BLOCK_BYTES + (_SYNCS_IN_A_ROW - 1) * self._size
+        length = BLOCK_BYTES + (SYNCS_IN_A_ROW - 1) * self._size
         block = np.frombuffer(os.pread(self._descriptor, length, self._at), np.uint8)
-        count = len(block) - (_SYNCS_IN_A_ROW - 1) * self._size
+        count = len(block) - (SYNCS_IN_A_ROW - 1) * self._size
         found: int | None = None
         if count > 0:
-            is_run = block[:count] == _SYNC  # packets follow each other from there
-            for number in range(1, _SYNCS_IN_A_ROW):
-                is_run &= block[number * self._size : number * self._size + count] == _SYNC
+            is_run = block[:count] == SYNC  # packets follow each other from there
+            for number in range(1, SYNCS_IN_A_ROW):
+                is_run &= block[number * self._size : number * self._size + count] == SYNC
             place = int(is_run.argmax())
             # M2TS: for half a second a time stamp may begin with the sync byte.
             behind_stamp = place + _STAMP_BYTES
-            is_stamp = self._size == _STAMP_BYTES + _BYTES and behind_stamp < count and is_run[behind_stamp]
+            is_stamp = self._size == _M2TS_BYTES and behind_stamp < count and is_run[behind_stamp]
             if is_run[place]:
                 found = behind_stamp if is_stamp else place
         is_start = not self._notes and self._at == 0
@@ -261,14 +258,14 @@ class MpegTsWalker(Walker):
 
 def _packet_size(data: bytes) -> int:
     """Return the size whose multiples are most often a sync byte."""
-    is_sync = np.frombuffer(data, np.uint8) == _SYNC
+    is_sync = np.frombuffer(data, np.uint8) == SYNC
 
     def best_share(size: int) -> float:
         rows = len(is_sync) // size
         shares = is_sync[: rows * size].reshape(rows, size).mean(axis=0) if rows else np.zeros(1)
         return float(shares.max())
 
-    return max(_SIZES, key=best_share)
+    return max(STRIDES, key=best_share)
 
 
 def _payload(packet: bytes) -> bytes:

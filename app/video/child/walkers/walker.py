@@ -12,7 +12,7 @@ Note = Callable[[int, str], None]  # (position in bytes into the file, reason)
 BLOCK_BYTES = 1024 * 1024  # of the file, in memory at a time
 MAPPED_BYTES = 4 * BLOCK_BYTES  # of the file, mapped at a time
 _STRIDE_BYTES = 1024 * 1024
-_MAX_NOTES = 1000  # with so many breaks, a file is damaged all over
+_MAX_NOTES = 1000  # a file with more breaks is damaged all over
 _FREE_ELEMENTS = 500_000
 _MIN_MEAN_BYTES = 64  # of an element in real files: Speex in FLV, still pictures in Matroska
 _LEAST_READ_BYTES = 512  # more than any head
@@ -129,9 +129,12 @@ class Walker(ABC):
         self._at = search_from
         self._is_lost = True
 
-    def _find(
-        self, patterns: tuple[bytes, ...], is_element: Callable[[int], bool], *, before: int = 0
-    ) -> None:
+    def _is_element(self, position: int) -> bool:
+        """Whether an element is at `position`, according to more than the pattern that `_find` found."""
+        del position
+        return True
+
+    def _find(self, patterns: tuple[bytes, ...], *, before: int = 0) -> None:
         """Search one block for the first of `patterns` that is part of an element, and go on there.
 
         The element starts `before` bytes before its pattern.
@@ -143,7 +146,7 @@ class Walker(ABC):
             place = places[pattern]
             places[pattern] = block.find(pattern, place + 1)
             self._elements += 1
-            if is_element(self._at + place - before):
+            if self._is_element(self._at + place - before):
                 self._at += place - before
                 self._is_lost = False
                 return
