@@ -91,7 +91,7 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
         raise UploadGone("The parts have been used, and what they were joined to is gone.")
     for part in parts:  # from here on they cannot be used for anything else
         if part.facts().about.final_id is None:
-            part.tell(final_id=final.id)
+            part.record(final_id=final.id)
     fail_point("parts_claimed")
     if not final.video.exists():
         parts[0].video.rename(final.video)

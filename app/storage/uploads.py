@@ -277,7 +277,7 @@ class HeldUpload:
         if is_allocated:
             self._space.release(self._promise)
 
-    def tell(self, **changes: object) -> None:
+    def record(self, **changes: object) -> None:
         """Change members of `About`, durably."""
         about = replace(self.facts().about, **changes)  # type: ignore[arg-type]
         with self._space.disk_full_reported(0):
@@ -291,7 +291,7 @@ class HeldUpload:
             is_allocated = allocate(descriptor, length_bytes)
         if is_allocated:
             self._space.release(self._promise)
-        self.tell(length_bytes=length_bytes)
+        self.record(length_bytes=length_bytes)
 
     def start_over(self, length_bytes: int | None) -> None:
         """Drop all bytes, durably, and allocate the new length if it is known. InsufficientStorage."""
@@ -299,7 +299,7 @@ class HeldUpload:
             with opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
                 os.fsync(descriptor)
             self._hash_record.unlink(missing_ok=True)
-            self.tell(length_bytes=None)
+            self.record(length_bytes=None)
         if length_bytes is not None:
             self.take_length(length_bytes)
 
@@ -414,7 +414,7 @@ class HeldUpload:
 
     def spend(self, *, job_id: str | None = None, final_id: str | None = None) -> None:
         """Record what the bytes have become, and remove the upload's name of their file."""
-        self.tell(job_id=job_id, final_id=final_id)
+        self.record(job_id=job_id, final_id=final_id)
         fail_point("upload_spent")
         self.drop_bytes()
 

@@ -50,10 +50,10 @@ def make_document(folder: Path, bodies: list[list[bytes]]) -> Path:
     digest = DocumentDigest()
     for part in parts:
         digest.add(part)
-    facts = write_document(parts, folder / "result.pairs", digest)
+    report = write_document(parts, folder / "result.pairs", digest)
     content = (folder / "result.pairs").read_bytes()
-    assert facts.size_bytes == len(content)
-    assert facts.sha256 == hashlib.sha256(content).hexdigest()
+    assert report.bytes == len(content)
+    assert report.sha256 == hashlib.sha256(content).hexdigest()
     write_pts(parts, folder / "result.pts")
     return folder / "result.pairs"
 
