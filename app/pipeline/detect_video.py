@@ -24,8 +24,7 @@ import orjson
 from app.detection.model_facts import ModelFacts
 from app.errors import DamagedVideo, FrameboxError, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.pipeline.document import DocumentDigest, write_document, write_pts
-from app.pipeline.frame_times import pts_seconds
+from app.pipeline.document import DocumentDigest, pts_seconds, write_document, write_pts
 from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.report import (
     Completeness,

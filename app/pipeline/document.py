@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +31,11 @@ from app.storage.parts import SEPARATOR, Part, Section
 OPENING = b"[\n"
 CLOSING = b"\n]\n"
 
+SECONDS_DECIMALS = 6
+
 _COPY_BYTES = 1 << 30
+_PTS = struct.Struct("<q")
+_READ_BYTES = _PTS.size * 8192
 
 
 class DocumentDigest:
@@ -93,3 +100,27 @@ def _join(file: BinaryIO, sections: Iterable[Section], separator: bytes = b"") -
                 count = min(section.size_bytes - done, _COPY_BYTES)
                 done += copy_bytes(source.fileno(), file.fileno(), section.offset + done, count)
         file.seek(0, os.SEEK_END)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTimes:
+    """The times of a document's frames, in its order, from a file that `write_pts` wrote."""
+
+    pts: Path
+    time_base: Fraction  # seconds of one tick
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield the seconds of each frame, as `pts_seconds` returns them."""
+        with self.pts.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                for (pts,) in _PTS.iter_unpack(block):
+                    yield pts_seconds(pts, self.time_base)
+
+
+def pts_seconds(pts: int, time_base: Fraction) -> float:
+    """Return `pts` in seconds as ffprobe does: from the container's own zero, rounded to 6 decimals.
+
+    Computed in double precision, as there, so that both round alike.
+    """
+    tick_seconds = time_base.numerator / time_base.denominator
+    return round(pts * tick_seconds, SECONDS_DECIMALS) + 0.0  # no negative zero

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from app.pipeline.document import CLOSING, OPENING
-from app.pipeline.frame_times import FrameTimes
+from app.pipeline.document import CLOSING, OPENING, FrameTimes
 from app.pipeline.options import DocumentFormat, Rendering
 from app.storage.durable import atomic_write
 from app.storage.parts import SEPARATOR

@@ -68,17 +68,8 @@ class DataFolder:
     def create(self) -> None:
         """Create the folders that are missing, readable by this user only."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (
-            self.incoming,
-            self.bodies,
-            self.uploads,
-            self.fetches,
-            self.jobs,
-            self.locks,
-            self.run,
-            self.metrics,
-            self.nginx,
-        ):
+        kept = (self.incoming, self.bodies, self.uploads, self.fetches, self.jobs, self.locks)
+        for folder in (*kept, self.run, self.metrics, self.nginx):
             folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(self.root)
 

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +28,6 @@ _RESOLVE_BENEATH = 0x08
 _CANNOT_RESOLVE = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.E2BIG)
 _TRIES = 8  # openat2 says EAGAIN while folders on the way are being renamed
 _LONGEST_PATH_BYTES = 4095  # PATH_MAX less the closing NUL
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how of openat2(2)."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +123,8 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
 
 def _resolve(root: int, inside: PurePosixPath) -> int:
     """Return an O_PATH descriptor of `inside`, which is beneath `root`. Raises OSError."""
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    # struct open_how: flags, mode, resolve
+    how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     for _ in range(_TRIES):
         try:
             return checked(
@@ -136,8 +132,8 @@ def _resolve(root: int, inside: PurePosixPath) -> int:
                     ctypes.c_long(_SYS_OPENAT2),
                     ctypes.c_int(root),
                     ctypes.c_char_p(os.fsencode(inside)),
-                    ctypes.byref(how),
-                    ctypes.c_size_t(ctypes.sizeof(how)),
+                    ctypes.c_char_p(how),
+                    ctypes.c_size_t(len(how)),
                 )
             )
         except OSError as error:

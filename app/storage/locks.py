@@ -74,13 +74,10 @@ def remove_unheld(folder: Path, *, is_leftover: Callable[[], bool] = lambda: Tru
 
     `is_leftover` is called while no other process can take the lock.
     """
-    try:
-        with held_folder(folder, deadline=0) as is_held:
-            if is_held and is_leftover():
-                shutil.rmtree(folder)
-                return True
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), held_folder(folder, deadline=0) as is_held:
+        if is_held and is_leftover():
+            shutil.rmtree(folder)
+            return True
     return False
 
 

@@ -258,9 +258,9 @@ class HeldUpload:
         with (
             suppress(FileNotFoundError),
             self._space.disk_full_reported(0),
-            opened(self.video, os.O_RDONLY) as fd,
+            opened(self.video, os.O_RDONLY) as descriptor,
         ):
-            os.fsync(fd)
+            os.fsync(descriptor)
         return self.facts()
 
     def begin(self, about: About) -> None:
@@ -294,7 +294,7 @@ class HeldUpload:
         self.record(length_bytes=length_bytes)
 
     def start_over(self, length_bytes: int | None) -> None:
-        """Drop all bytes, durably, and allocate the new length if it is known. InsufficientStorage."""
+        """Drop all bytes, durably, and allocate the new length if it is known. Raises InsufficientStorage."""
         with self._space.disk_full_reported(length_bytes or 0):
             with opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
                 os.fsync(descriptor)
@@ -329,11 +329,11 @@ class HeldUpload:
         running = running_hash(self._hash_record, facts.offset_bytes)
         with self._watcher.watch(self._folder / "about.json", on_takeover):
             if checksum is None:
-                self._write(pieces, facts, running, may_save=True)
+                self._write(pieces, facts, running, None)
                 return
             digest = checksum.new_hash()
             try:
-                self._write(_hashed(pieces, digest), facts, running, may_save=False)
+                self._write(pieces, facts, running, digest)
                 if digest.digest() != checksum.digest:
                     raise ChecksumMismatch(  # noqa: TRY301 - these bytes are dropped as well
                         f"The body's {checksum.algorithm} is another one; none of it was kept.",
@@ -347,9 +347,13 @@ class HeldUpload:
                 running.save()
 
     def _write(
-        self, pieces: Iterable[bytes], facts: UploadFacts, running: RunningHash | None, *, may_save: bool
+        self,
+        pieces: Iterable[bytes],
+        facts: UploadFacts,
+        running: RunningHash | None,
+        digest: hashlib._Hash | None,
     ) -> None:
-        """`may_save`: durable bytes will not be dropped again, so the digest's state may be saved."""
+        """Append the bytes to the file; `digest`, if they have a checksum, is updated with them."""
         start, length = facts.offset_bytes, facts.about.length_bytes
         with self._space.disk_full_reported(length or start + SYNC_BYTES), opened(self.video, _APPEND) as fd:
             is_allocated = _is_allocated(fd, length)
@@ -357,14 +361,16 @@ class HeldUpload:
             def on_sync(size_bytes: int) -> None:
                 if not is_allocated:
                     self._promise_rest(size_bytes, length)
-                if may_save and running is not None and running.hashed_bytes <= size_bytes:
-                    running.save()
+                if digest is None and running is not None and running.hashed_bytes <= size_bytes:
+                    running.save()  # these bytes will not be dropped again
 
             if running is not None:
                 running.read_to(fd, start)
             writer = UploadWriter(fd, start, on_sync)
             try:
                 for piece in pieces:
+                    if digest is not None:
+                        digest.update(piece)
                     writer.write(piece)
                     if running is not None:
                         running.take(piece)
@@ -445,12 +451,6 @@ class HeldUpload:
 
 def _is_allocated(descriptor: int, length_bytes: int | None) -> bool:
     return length_bytes is not None and os.fstat(descriptor).st_blocks * 512 >= length_bytes
-
-
-def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
 
 
 def _write_about(folder: Path, about: About) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 import ijson
 import pytest
 
-from app.pipeline.document import DocumentDigest, write_document, write_pts
+from app.pipeline.document import DocumentDigest, FrameTimes, pts_seconds, write_document, write_pts
 from app.pipeline.formats import FormatContext, convert
-from app.pipeline.frame_times import FrameTimes, pts_seconds
 from app.pipeline.options import RENDERINGS, TIMED_FORMATS, DocumentFormat, Rendering
 from app.storage.parts import Part, PartStore
 
