@@ -38,7 +38,7 @@ from app.host.messages import (
     UseModel,
     VideoFound,
 )
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary

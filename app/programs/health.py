@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.jobs.database import Database
-from app.jobs.engine_status import SILENT_SECONDS, why_not_ready
-from app.jobs.heartbeats import Heartbeats
+from app.jobs.heartbeats import SILENT_SECONDS, Heartbeats, why_not_ready
 from app.storage.data_folder import DataFolder
 
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
