@@ -14,8 +14,8 @@ from pathlib import Path
 from app.memory import keep_freed_memory, use_one_arena
 
 OTHERS = (
-    *("__init__", "__main__", "census", "gpu_bench", "gpu_steps", "machine", "plain_detection"),
-    *("plain_service", "process_memory", "seeded"),
+    *("__init__", "__main__", "census", "gpu_bench", "gpu_steps", "local_runner", "machine"),
+    *("plain_detection", "plain_service", "process_memory", "seeded"),
 )
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in OTHERS)
 

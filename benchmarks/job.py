@@ -21,13 +21,13 @@ from pathlib import Path
 from app.detection.model_pool import ModelPool
 from app.detection.registry import load_detector
 from app.pipeline.detect_video import DetectionRequest, detect_video
-from app.pipeline.local_runner import LocalRunner
 from app.pipeline.options import DetectionOptions
 from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 from app.video.process import Pin
 from app.video.protocol.limits import VideoLimits
+from benchmarks.local_runner import LocalRunner
 from benchmarks.machine import describe_machine
 
 LOOPS = 5

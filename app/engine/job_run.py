@@ -20,7 +20,7 @@ from app.failpoints import fail_point
 from app.jobs.job import Advance, Job, JobState, Priority, Progress, Waiting
 from app.jobs.queue import LeaseLost
 from app.jobs.source import OpenVideo, open_video
-from app.pipeline.detect_video import DetectionCancelled, DetectionProgress, DetectionRequest, detect_video
+from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
 from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.report import DetectionReport
 from app.pipeline.runner import ModelChanged, WorkCancelled
@@ -139,7 +139,7 @@ class JobRun:
                     observe=partial(self._observe, video),
                     cancelled=self._cancel.is_set,
                 )
-        except (DetectionCancelled, WorkCancelled):
+        except WorkCancelled:
             is_wanted = job.id not in self._records.queue.cancel_requests(self._records.epoch)
             return self._put_back() if is_wanted else self._end(JobState.CANCELLED)
         except NoRoomForModel:

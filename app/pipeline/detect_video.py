@@ -9,22 +9,22 @@ parts are taken in order. A part that an earlier run left behind is reused.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import orjson
 
 from app.detection.model_facts import ModelFacts
 from app.errors import DamagedVideo, FrameboxError, InvalidOption, NothingDecodable
 from app.pipeline.completeness import FrameTally, completeness_report
-from app.pipeline.document import DocumentDigest, write_document, write_pts
-from app.pipeline.frame_times import pts_seconds
+from app.pipeline.document import DocumentDigest, pts_seconds, write_document, write_pts
 from app.pipeline.options import DetectionOptions, OnDamage
 from app.pipeline.report import (
     Completeness,
@@ -44,10 +44,6 @@ from app.video.segments import Segment
 
 LABELS_LISTED = 200  # in an error
 SEGMENTS_AHEAD = 2  # submitted beyond the runner's slots, so that no slot waits for the job's thread
-
-
-class DetectionCancelled(Exception):
-    """The caller cancelled the detection. Finished parts stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,105 +87,93 @@ def detect_video(
 
     The same video, model, options and runtime give the same bytes, whatever was interrupted before.
     `observe` is called in this thread once the video is open and after every segment; its progress argument
-    goes on changing. Raises DetectionCancelled once `cancelled()`; a FrameboxError that says why the video or
-    the model cannot be used; OSError if the disk is full.
+    goes on changing. Raises WorkCancelled once `cancelled()`; a FrameboxError that says why the video or the
+    model cannot be used; OSError if the disk is full.
     """
+    model_report = ModelReport(name=model.name, sha256=model.sha256, device=model.device, labels=model.labels)
     try:
-        return _Run(request, model, runner, observe, cancelled).execute()
-    except WorkCancelled as error:
-        raise DetectionCancelled from error
+        return _Run(request, model, runner, observe, cancelled, DetectionReport(model=model_report)).execute()
+    except CancelledError as error:
+        raise WorkCancelled from error
     finally:
         runner.forget(request.video)
 
 
+@dataclass(slots=True, eq=False)
 class _Run:
     """The state of one call of `detect_video`."""
 
-    def __init__(
-        self,
-        request: DetectionRequest,
-        model: ModelFacts,
-        runner: Runner,
-        observe: Observe,
-        cancelled: Cancelled,
-    ) -> None:
-        self._request = request
-        self._model = model
-        self._runner = runner
-        self._observe = observe
-        self._is_cancelled = cancelled
-        self._abort = threading.Event()
-        self._progress = DetectionProgress()
-        self._tally = FrameTally()
-        self._digest = DocumentDigest()
-        self._parts: list[Part] = []  # what makes the document, in order
-        self._report = DetectionReport(
-            model=ModelReport(name=model.name, sha256=model.sha256, device=model.device, labels=model.labels)
-        )
+    request: DetectionRequest
+    model: ModelFacts
+    runner: Runner
+    observe: Observe
+    is_cancelled: Cancelled
+    report: DetectionReport
+    progress: DetectionProgress = field(default_factory=DetectionProgress)
+    tally: FrameTally = field(default_factory=FrameTally)
+    is_aborted: bool = False  # by a fault: the runner need not finish its work
 
     def execute(self) -> DetectionReport:
-        unknown = [label for label in self._request.options.labels or () if label not in self._model.labels]
+        unknown = [label for label in self.request.options.labels or () if label not in self.model.labels]
         if unknown:  # the model may have been loaded after the request was checked
             raise InvalidOption(
                 f"labels: the model finds no {unknown[0]!r}.",
-                {"parameter": "labels", "allowed": list(self._model.labels[:LABELS_LISTED])},
+                {"parameter": "labels", "allowed": list(self.model.labels[:LABELS_LISTED])},
             )
-        PartStore(self._request.parts_folder).create()
+        PartStore(self.request.parts_folder).create()
+        parts: list[Part] = []  # what makes the document, in order
+        digest = DocumentDigest()
         with self._feed() as feed:
             facts = feed.facts()
-            self._report = DetectionReport(model=self._report.model, video=_video_report(facts))
-            self._observe(self._progress, self._report)
+            self._update(video=_video_report(facts))
             for outcome in self._run_segments(feed, facts):
-                self._parts.append(outcome.part)
-                self._digest.add(outcome.part)
-                self._tally.add(
+                parts.append(outcome.part)
+                digest.add(outcome.part)
+                self.tally.add(
                     analysed=outcome.analysed,
                     undecodable=outcome.undecodable,
                     corrupt=outcome.corrupt,
                     doubtful=outcome.doubtful,
                 )
-                self._progress.frames_done = self._tally.analysed
-                self._progress.frames_missing = self._tally.undecodable.frames
-                self._progress.segments_done += 1
-                self._observe(self._progress, self._report)
-            summary = feed.summary()
-        self._progress.frames_missing += summary.lost.total
-        video, completeness = _video_report(facts, summary), completeness_report(self._tally, summary)
-        self._report = DetectionReport(model=self._report.model, video=video, completeness=completeness)
+                self.progress.frames_done = self.tally.analysed
+                self.progress.frames_missing = self.tally.undecodable.frames
+                self.progress.segments_done += 1
+                self._update()
+            summary = feed.indexing.result()
+        self.progress.frames_missing += summary.lost.total
+        video, completeness = _video_report(facts, summary), completeness_report(self.tally, summary)
         self._check_outcome(video, completeness)
-        write_pts(self._parts, self._request.pts)
-        document = write_document(self._parts, self._request.document, self._digest)
-        self._report = DetectionReport(
-            model=self._report.model,
-            video=video,
-            completeness=completeness,
-            document=DocumentReport(bytes=document.size_bytes, sha256=document.sha256),
-        )
-        self._observe(self._progress, self._report)
-        return self._report
+        write_pts(parts, self.request.pts)
+        document = write_document(parts, self.request.document, digest)
+        self._update(video=video, completeness=completeness, document=document)
+        return self.report
+
+    def _update(self, **members: VideoReport | Completeness | DocumentReport) -> None:
+        """Add the members to the report and pass it to the observer."""
+        self.report = self.report.model_copy(update=members)
+        self.observe(self.progress, self.report)
 
     def _must_stop(self) -> bool:
-        return self._abort.is_set() or self._is_cancelled()
+        return self.is_aborted or self.is_cancelled()
 
     @contextmanager
     def _feed(self) -> Iterator[_SegmentFeed]:
-        request, options = self._request, self._request.options
+        request, options = self.request, self.request.options
         sampling = Sampling(
             stride=options.stride, fps=options.fps, start_seconds=options.start, end_seconds=options.end
         )
-        feed = _SegmentFeed(self._progress)
-        indexing = self._runner.index(
-            IndexTask(request.job_id, request.video, request.segment_frames, sampling), feed, self._must_stop
-        )
-        indexing.add_done_callback(feed.end)
+        task = IndexTask(request.job_id, request.video, request.segment_frames, sampling)
+        feed = _SegmentFeed(self.progress)
+        feed.indexing = self.runner.index(task, feed, self._must_stop)
+        feed.indexing.add_done_callback(feed.end)
         try:
             yield feed
         except BaseException:
-            self._abort.set()
+            self.is_aborted = True
             raise
         finally:
-            wait([indexing])
-            feed.close()
+            wait([feed.indexing])
+            del feed.indexing  # the traceback of its fault refers to the feed
 
     # ---- segments
 
@@ -202,19 +186,19 @@ class _Run:
                 task = task_for(segment=segment)
                 outcome = finished_segment(task)
                 if outcome is None:
-                    is_urgent = self._request.is_urgent
-                    running.append(self._runner.submit(task, self._must_stop, is_urgent=is_urgent))
+                    is_urgent = self.request.is_urgent
+                    running.append(self.runner.submit(task, self._must_stop, is_urgent=is_urgent))
                 else:
-                    self._progress.frames_resumed += outcome.frames_settled
+                    self.progress.frames_resumed += outcome.frames_settled
                     finished: Future[SegmentOutcome] = Future()
                     finished.set_result(outcome)
                     running.append(finished)
-                if len(running) >= self._runner.slots + SEGMENTS_AHEAD:
+                if len(running) >= self.runner.slots + SEGMENTS_AHEAD:
                     yield self._await(running.popleft())
             while running:
                 yield self._await(running.popleft())
         except BaseException:
-            self._abort.set()
+            self.is_aborted = True
             raise
         finally:
             for future in running:
@@ -224,35 +208,33 @@ class _Run:
     def _await(self, future: Future[SegmentOutcome]) -> SegmentOutcome:
         try:
             outcome = future.result()
-        except CancelledError as error:
-            raise DetectionCancelled from error
         except Exception as error:
-            if self._is_cancelled():
-                raise DetectionCancelled from error
+            if self.is_cancelled():
+                raise WorkCancelled from error
             raise
         finally:
             del future  # else its error holds this frame, and this frame the error, with a decoder's memory
-        if self._is_cancelled():
-            raise DetectionCancelled
+        if self.is_cancelled():
+            raise WorkCancelled
         return outcome
 
     def _task_factory(self, facts: VideoFacts) -> Callable[..., SegmentTask]:
         """Return SegmentTask with every argument but `segment`."""
-        options, model = self._request.options, self._model
+        options, model = self.request.options, self.model
         min_score = options.min_score
         # The size of the frames is not included: the model, the options and the video decide it.
         identity = {
             "model": model.identity,
             "options": options.model_dump(mode="json", exclude={"model"}),
-            "segment_frames": self._request.segment_frames,
-            "decoder": self._runner.decoder_identity,
+            "segment_frames": self.request.segment_frames,
+            "decoder": self.runner.decoder_identity,
         }
         return partial(
             SegmentTask,
-            job_id=self._request.job_id,
-            video=self._request.video,
+            job_id=self.request.job_id,
+            video=self.request.video,
             facts=facts,
-            parts_folder=self._request.parts_folder,
+            parts_folder=self.request.parts_folder,
             identity=hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest(),
             model=model.name,
             model_identity=model.identity,
@@ -273,16 +255,16 @@ class _Run:
                 {"parameter": "start", "allowed": f"below {video.duration_seconds} seconds"},
             )
         kind: type[FrameboxError]
-        if not self._tally.analysed:
+        if not self.tally.analysed:
             kind, detail = NothingDecodable, "No frame of the video could be decoded."
-        elif self._tally.is_noise:
+        elif self.tally.is_noise:
             kind = NothingDecodable
             detail = "Nearly all pictures of the video are damaged: nothing found in them can be trusted."
-        elif self._request.options.on_damage is OnDamage.FAIL and not completeness.complete:
+        elif self.request.options.on_damage is OnDamage.FAIL and not completeness.complete:
             kind, detail = DamagedVideo, "The video is damaged, and on_damage=fail was asked for."
         else:
             return
-        self._observe(self._progress, self._report)
+        self._update(video=video, completeness=completeness)
         names = {"frames_indexed", "frames_analysed", "frames_undecodable", "frames_corrupt"}
         raise kind(detail, completeness.model_dump(include=names))
 
@@ -293,73 +275,44 @@ class _SegmentFeed:
     Holds a time stamp, a position and a flag for every frame of the video, 13 bytes; nothing else grows.
     """
 
+    indexing: Future[IndexSummary]  # ends when all segments are here
+
     def __init__(self, progress: DetectionProgress) -> None:
         self._progress = progress  # gets its totals as soon as they are known
-        self._segments: deque[Segment] = deque()
-        self._changed = threading.Condition()
-        self._facts: VideoFacts | None = None
-        self._summary: IndexSummary | None = None
-        self._fault: BaseException | None = None
+        self._facts: Future[VideoFacts] = Future()
+        self._segments: SimpleQueue[Segment | None] = SimpleQueue()  # None: the index has ended
         self._segment_count = 0
-
-    def close(self) -> None:
-        """Drop the fault, whose traceback refers to this object."""
-        self._fault = None
 
     def facts(self) -> VideoFacts:
         """Wait until the container is read. Raises the fault of the index."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._facts or self._fault)
-            if self._facts is None:
-                raise self._fault or RuntimeError("the index ended without facts")
-            return self._facts
-
-    def summary(self) -> IndexSummary:
-        """Wait until the index is complete. Raises its fault."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._summary or self._fault)
-            if self._summary is None:
-                raise self._fault or RuntimeError("the index ended without a summary")
-            return self._summary
+        either: list[Future[Any]] = [self._facts, self.indexing]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not self._facts.done():
+            self.indexing.result()
+        return self._facts.result(timeout=0)
 
     def __iter__(self) -> Iterator[Segment]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._segments or self._summary or self._fault)
-                if not self._segments:
-                    if self._fault is not None:
-                        raise self._fault
-                    return
-                segment = self._segments.popleft()
+        """Yield the segments as they are found, until the index ends. Raises its fault."""
+        while (segment := self._segments.get()) is not None:
             yield segment
+        self.indexing.result()
 
     # ---- called by the runner
 
     def found_video(self, facts: VideoFacts) -> None:
-        with self._changed:
-            self._facts = facts
-            self._changed.notify_all()
+        self._facts.set_result(facts)
 
     def found_segments(self, segments: Sequence[Segment]) -> None:
-        # Segments without a sampled frame are not decoded at all.
-        wanted = [segment for segment in segments if segment.wanted_count]
-        with self._changed:
-            self._segments += wanted
-            self._segment_count += len(wanted)
-            self._changed.notify_all()
+        for segment in segments:
+            if segment.wanted_count:  # otherwise it is not decoded at all
+                self._segment_count += 1
+                self._segments.put(segment)
 
     def end(self, indexing: Future[IndexSummary]) -> None:
-        """Take the summary of an index that has ended, or its fault."""
-        with self._changed:
-            if indexing.cancelled():
-                self._fault = WorkCancelled()
-            elif (fault := indexing.exception()) is not None:
-                self._fault = fault
-            else:
-                self._summary = indexing.result()
-                self._progress.frames_total = self._summary.frames_wanted
-                self._progress.segments_total = self._segment_count
-            self._changed.notify_all()
+        if not indexing.cancelled() and indexing.exception() is None:
+            self._progress.frames_total = indexing.result().frames_wanted
+            self._progress.segments_total = self._segment_count
+        self._segments.put(None)
 
 
 def _video_report(facts: VideoFacts, summary: IndexSummary | None = None) -> VideoReport:

@@ -13,29 +13,29 @@ Beside it is a file with the time stamp of each pair's frame, in the same order 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
 from app.failpoints import fail_point
+from app.pipeline.report import DocumentReport
+from app.storage.descriptors import copy_bytes
 from app.storage.durable import atomic_write, remove_unfinished
 from app.storage.parts import SEPARATOR, Part, Section
 
 OPENING = b"[\n"
 CLOSING = b"\n]\n"
 
-_NO_COPY_HERE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+SECONDS_DECIMALS = 6
+
 _COPY_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentFacts:
-    size_bytes: int
-    sha256: str  # hex, of the document's bytes
+_PTS = struct.Struct("<q")
+_READ_BYTES = _PTS.size * 8192
 
 
 class DocumentDigest:
@@ -62,18 +62,19 @@ class DocumentDigest:
         return whole.hexdigest()
 
 
-def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDigest) -> DocumentFacts:
+def write_document(parts: Iterable[Part], destination: Path, digest: DocumentDigest) -> DocumentReport:
     """Join `parts`, in order, into `destination`: whole and durable, or absent.
 
     One caller at a time. `digest` has taken the same parts. Memory does not depend on their size.
     """
     remove_unfinished(destination)
     with atomic_write(destination) as file:
-        size_bytes = file.write(OPENING)
-        size_bytes += _join(file, (part.body for part in parts), SEPARATOR)
+        file.write(OPENING)
+        _join(file, (part.body for part in parts), SEPARATOR)
         fail_point("document_joined")
-        size_bytes += file.write(CLOSING)
-    return DocumentFacts(size_bytes, digest.hexdigest())
+        file.write(CLOSING)
+        size_bytes = file.tell()
+    return DocumentReport(bytes=size_bytes, sha256=digest.hexdigest())
 
 
 def write_pts(parts: Iterable[Part], destination: Path) -> None:
@@ -87,28 +88,39 @@ def write_pts(parts: Iterable[Part], destination: Path) -> None:
     fail_point("pts_written")
 
 
-def _join(file: BinaryIO, sections: Iterable[Section], separator: bytes = b"") -> int:
-    """Append the sections that are not empty; return how many bytes were written."""
-    size_bytes = 0
-    for section in sections:
-        if section.size_bytes:
-            size_bytes += file.write(separator if size_bytes else b"")
-            file.flush()
-            done = 0
-            with section.path.open("rb") as source:
-                while done < section.size_bytes:
-                    offset, count = section.offset + done, min(section.size_bytes - done, _COPY_BYTES)
-                    try:
-                        copied = os.copy_file_range(source.fileno(), file.fileno(), count, offset_src=offset)
-                    except OSError as error:
-                        if error.errno not in _NO_COPY_HERE:
-                            raise
-                        # Not every file system supports copy_file_range; sendfile works on all of them and
-                        # costs one copy.
-                        copied = os.sendfile(file.fileno(), source.fileno(), offset, count)
-                    if copied == 0:
-                        raise OSError(errno.EIO, "a part ended before its section did")
-                    done += copied
-            file.seek(0, os.SEEK_END)
-            size_bytes += done
-    return size_bytes
+def _join(file: BinaryIO, sections: Iterable[Section], separator: bytes = b"") -> None:
+    """Append the sections that are not empty."""
+    filled = (section for section in sections if section.size_bytes)
+    for number, section in enumerate(filled):
+        file.write(separator if number else b"")
+        file.flush()
+        done = 0
+        with section.path.open("rb") as source:
+            while done < section.size_bytes:
+                count = min(section.size_bytes - done, _COPY_BYTES)
+                done += copy_bytes(source.fileno(), file.fileno(), section.offset + done, count)
+        file.seek(0, os.SEEK_END)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTimes:
+    """The times of a document's frames, in its order, from a file that `write_pts` wrote."""
+
+    pts: Path
+    time_base: Fraction  # seconds of one tick
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield the seconds of each frame, as `pts_seconds` returns them."""
+        with self.pts.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                for (pts,) in _PTS.iter_unpack(block):
+                    yield pts_seconds(pts, self.time_base)
+
+
+def pts_seconds(pts: int, time_base: Fraction) -> float:
+    """Return `pts` in seconds as ffprobe does: from the container's own zero, rounded to 6 decimals.
+
+    Computed in double precision, as there, so that both round alike.
+    """
+    tick_seconds = time_base.numerator / time_base.denominator
+    return round(pts * tick_seconds, SECONDS_DECIMALS) + 0.0  # no negative zero

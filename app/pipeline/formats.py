@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from app.pipeline.document import CLOSING, OPENING
-from app.pipeline.frame_times import FrameTimes
+from app.pipeline.document import CLOSING, OPENING, FrameTimes
 from app.pipeline.options import DocumentFormat, Rendering
 from app.storage.durable import atomic_write
 from app.storage.parts import SEPARATOR
@@ -78,9 +77,10 @@ class _Source:
 
     def _timed(self) -> Iterator[tuple[bytes, float | None]]:
         """Yield each record and its frame's time. ValueError if there is not one time for each record."""
-        if self.times is None:
-            return zip(_read_records(self.pairs), repeat(None))
-        return zip(_read_records(self.pairs), self.times, strict=True)
+        with self.pairs.open("rb") as file:  # `document.write_document` wrote a record a line
+            lines = (line.rstrip(SEPARATOR) for line in file)
+            records = (line for line in lines if line not in _LINES_OF_NO_RECORD)
+            yield from zip(records, self.times or repeat(None), strict=self.times is not None)
 
 
 def convert(
@@ -97,16 +97,13 @@ def convert(
         match target.format:
             case DocumentFormat.PAIRS:  # as in the document, with a third member in each record
                 file.write(OPENING)
-                separator = b""
-                for record in source.records():
-                    file.write(separator + record)
-                    separator = SEPARATOR
+                _write_joined(file, source.records())
                 file.write(CLOSING)
             case DocumentFormat.BOXES:
-                _write_array(
-                    file, ([frame.id, [box["box"] for box in frame.boxes]] for frame in source.frames())
-                )
-                file.write(b"\n")
+                boxes = ([frame.id, [box["box"] for box in frame.boxes]] for frame in source.frames())
+                file.write(b"[")
+                _write_joined(file, map(orjson.dumps, boxes))
+                file.write(b"]\n")
             case DocumentFormat.NDJSON:
                 file.writelines(record + b"\n" for record in source.records())
             case DocumentFormat.CSV:
@@ -120,22 +117,8 @@ def convert(
                         file.write(f"{frame.id + 1},-1,{xywh},{box['score']},-1,-1,-1\n".encode())
 
 
-def _read_records(pairs: Path) -> Iterator[bytes]:
-    """Yield the records of a document that `document.write_document` wrote: one per line."""
-    with pairs.open("rb") as file:
-        for line in file:
-            record = line.rstrip(SEPARATOR)
-            if record not in _LINES_OF_NO_RECORD:
-                yield record
-
-
-def _write_array(file: BinaryIO, values: Iterator[Any]) -> None:
-    separator = b"["
-    for value in values:
-        file.write(separator)
-        file.write(orjson.dumps(value))
-        separator = b",\n"
-    file.write(b"[]" if separator == b"[" else b"]")
+def _write_joined(file: BinaryIO, values: Iterable[bytes]) -> None:
+    file.writelines(SEPARATOR + value if number else value for number, value in enumerate(values))
 
 
 def _write_csv(source: _Source, file: BinaryIO) -> None:
@@ -176,11 +159,11 @@ def _write_coco(source: _Source, file: BinaryIO, context: FormatContext) -> None
     category_ids = {label: number for number, label in enumerate(context.labels, start=1)}
     file.write(b'{"categories":')
     file.write(orjson.dumps([{"id": number, "name": label} for label, number in category_ids.items()]))
-    file.write(b',\n"images":')
-    _write_array(file, map(image, source.frames()))
-    file.write(b',\n"annotations":')
-    _write_array(file, annotations())
-    file.write(b"}\n")
+    file.write(b',\n"images":[')
+    _write_joined(file, map(orjson.dumps, map(image, source.frames())))
+    file.write(b'],\n"annotations":[')
+    _write_joined(file, map(orjson.dumps, annotations()))
+    file.write(b"]}\n")
 
 
 def _xywh(box_xyxy: list[float]) -> tuple[float, float, float, float]:

@@ -43,7 +43,7 @@ class VideoReport(_Report):
     rotation_degrees: int = Field(description="the clockwise turn that displays it upright, in [0, 360)")
     mirrored: bool = Field(description="left and right are swapped before that turn")
     frame_rate: str | None = Field(
-        description="average, a fraction such as 30000/1001, if the container tells"
+        description="average, a fraction such as 30000/1001, if the container declares it"
     )
     sample_aspect_ratio: str = Field(description="width by height of one pixel, a fraction")
     time_base: str = Field(description="seconds of one tick of a time stamp, a fraction such as 1/90000")
@@ -98,7 +98,7 @@ class Completeness(_Report):
 
     complete: bool = Field(description="nothing that was asked for is missing, as far as anything can tell")
     frames_indexed: int = Field(
-        description="frames of the video, lost ones included where a clock tells them"
+        description="frames of the video, lost ones included where a clock shows them"
     )
     frames_wanted: int = Field(description="of these, asked for by the sampling")
     frames_analysed: int = Field(description="frames in the answer")
@@ -112,7 +112,7 @@ class Completeness(_Report):
     )
     doubtful: tuple[FrameIds, ...] = Field(description="which ones; the first 1000 ranges")
     frames_without_id: int = Field(
-        description="where frames had to be counted: data of so many gave no picture"
+        description="where frames had to be counted: how many of them have data that gave no picture"
     )
     truncated: bool = Field(description="the file ends before the video does")
     damage: tuple[DamageReport, ...] = Field(description="where data was lost; the first 100 places")

@@ -7,12 +7,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from app.detection.detector import Detections, Detector
+from app.detection.detector import Detections
+from app.detection.device import DeviceThread
 from app.detection.resize import fit_within
 from app.pipeline.frame_records import encode_record
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
@@ -22,23 +19,6 @@ from app.video.decoder import DecoderPool
 from app.video.results import DecodingCancelled, FrameBatch, IndexSummary
 
 BATCHES_IN_FLIGHT = 2  # one on the device, one that waits for it; the ring holds at least as many
-
-
-class Device(Protocol):
-    """Runs a detector on batches, one after another."""
-
-    @property
-    def detector(self) -> Detector: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def submit(self, frames: npt.NDArray[np.uint8], *, owner: str) -> Future[list[Detections]]:
-        """Queue a batch, (n, height, width, 3) uint8 RGB, which stays valid until the future is done.
-
-        `owner` is the id of its job.
-        """
-        ...
 
 
 def index_video(
@@ -64,7 +44,7 @@ def run_segment(
     task: SegmentTask,
     *,
     decoders: DecoderPool,
-    device: Device,
+    device: DeviceThread,
     cancelled: Cancelled,
     clock: PhaseClock,
     advance: Callable[[int], None],
@@ -139,7 +119,7 @@ class PhaseClock:
 
 
 def _detected(
-    batches: Iterator[FrameBatch], device: Device, job_id: str, clock: PhaseClock
+    batches: Iterator[FrameBatch], device: DeviceThread, job_id: str, clock: PhaseClock
 ) -> Generator[tuple[FrameBatch, list[Detections]]]:
     """Yield (batch, its detections) in order, one batch behind: the device works while frames are decoded."""
     waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()

@@ -17,13 +17,13 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import IncompleteBody
 from app.storage.data_folder import DataFolder
-from app.storage.durable import start_write_back
+from app.storage.descriptors import opened
 from app.storage.hashing import file_digests
 from app.storage.locks import try_lock
 
@@ -83,10 +83,6 @@ class SpooledBody:
                 return bytes.fromhex(digest.decode()) if is_this else None
         return None
 
-    def start_write_back(self) -> None:
-        """Start writing the file to disk, so that a later fsync has less to wait for."""
-        start_write_back(self.descriptor)
-
     def move_to(self, target: Path) -> None:
         """Move the file away from nginx. Raises IncompleteBody if it is gone."""
         try:
@@ -108,7 +104,7 @@ class BodyFolders:
         return [path for path, _status in self._files(name) if _FILE_NAME.fullmatch(path.name)]
 
     def sizes(self, name: str) -> list[int]:
-        """Bytes of each body that lies or grows in the folder of that name."""
+        """Return the bytes of each body that lies or grows in the folder of that name."""
         return [status.st_size for path, status in self._files(name) if _FILE_NAME.fullmatch(path.name)]
 
     @contextmanager
@@ -122,10 +118,18 @@ class BodyFolders:
         expected = self._root / folder_name(request_id)
         if folder != str(expected) or not _FILE_NAME.fullmatch(name):
             raise BodyFault("the path does not belong to this request")
-        with (
-            closing_descriptor(_open_file(expected, name)) as descriptor,
-            _open_note(expected / name) as note,
-        ):
+        flags = os.O_RDONLY | os.O_NOFOLLOW  # no link, neither of the file nor of its folder
+        with ExitStack() as stack:
+            try:
+                with opened(expected, flags | os.O_DIRECTORY) as directory:
+                    descriptor = stack.enter_context(opened(name, flags | os.O_NONBLOCK, dir_fd=directory))
+            except FileNotFoundError as error:
+                raise _gone() from error
+            except OSError as error:
+                raise BodyFault("the file cannot be opened") from error
+            note = None
+            with suppress(OSError):
+                note = stack.enter_context(opened(note_of(expected / name), flags))
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BodyFault("it is not a regular file")
@@ -178,53 +182,18 @@ def folder_name(request_id: str) -> str:
     return request_id[:2]
 
 
-@contextmanager
-def closing_descriptor(descriptor: int) -> Iterator[int]:
-    """Yield `descriptor` and close it."""
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open_file(folder: Path, name: str) -> int:
-    """Open the file without following links, neither of the file nor of its folder."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with closing_descriptor(os.open(folder, flags | os.O_DIRECTORY)) as directory:
-            return os.open(name, flags | os.O_NONBLOCK, dir_fd=directory)
-    except FileNotFoundError as error:
-        raise _gone() from error
-    except OSError as error:
-        raise BodyFault("the file cannot be opened") from error
-
-
 def _gone() -> IncompleteBody:
     return IncompleteBody("The client went away before its body was taken up.")
 
 
-@contextmanager
-def _open_note(body: Path) -> Iterator[int | None]:
-    try:
-        note = os.open(note_of(body), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        yield None
-        return
-    with closing_descriptor(note):
-        yield note
-
-
 def _remove_unless_written(path: Path, status: os.stat_result) -> bool:
     """The kernel grants a read lease only on a file that no process, in any container, is writing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    with closing_descriptor(descriptor):
+    with ExitStack() as stack:
         try:
+            descriptor = stack.enter_context(opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError:
-            return False  # it is being written, or this file system has no leases
+            return False  # it is gone, or being written, or this file system has no leases
         if time.time() - status.st_mtime < SETTLED_SECONDS:
             return False
         path.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from app.failpoints import fail_point
@@ -31,113 +30,46 @@ JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def new_job_id() -> str:
-    """128 random bits as 32 lower-case hexadecimal digits: unguessable, and safe as a file name."""
+    """Return 128 random bits as 32 lower-case hexadecimal digits: unguessable, and safe as a file name."""
     return secrets.token_hex(16)
 
 
-@dataclass(frozen=True, slots=True)
 class DataFolder:
     """The data folder's layout. `root` is absolute."""
 
-    root: Path
-
-    @property
-    def database(self) -> Path:
-        return self.root / "framebox.sqlite3"
-
-    @property
-    def incoming(self) -> Path:
-        return self.root / "incoming"
-
-    @property
-    def bodies(self) -> Path:
-        return self.root / "bodies"
-
-    @property
-    def uploads(self) -> Path:
-        return self.root / "uploads"
-
-    @property
-    def fetches(self) -> Path:
-        return self.root / "fetches"
-
-    @property
-    def jobs(self) -> Path:
-        return self.root / "jobs"
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    @property
-    def web_socket(self) -> Path:
-        """gunicorn's unix socket; only nginx uses it. At most 107 bytes long."""
-        return self.run / "web.sock"
-
-    @property
-    def nginx_socket(self) -> Path:
-        """nginx's unix socket, for requests that it makes to itself. No longer than gunicorn's."""
-        return self.run / "own.sock"
-
-    @property
-    def metrics(self) -> Path:
-        """A folder of counters for each program, its PROMETHEUS_MULTIPROC_DIR."""
-        return self.run / "metrics"
-
-    @property
-    def wakeups(self) -> Path:
-        """Where the programs wake each other: see app/wakeups.py."""
-        return self.run / "wakeups"
-
-    @property
-    def locks(self) -> Path:
-        return self.root / "locks"
-
-    @property
-    def space_ledger(self) -> Path:
-        return self.run / "space.sqlite3"
-
-    @property
-    def ballast(self) -> Path:
-        return self.root / "ballast"
-
-    @property
-    def nginx(self) -> Path:
-        """nginx's pid and temporary files. Its configuration is nginx.conf, beside."""
-        return self.run / "nginx"
-
-    @property
-    def profiles(self) -> Path:
-        """Measurements of models, kept from start to start."""
-        return self.root / "profiles"
-
-    @property
-    def model_attempts(self) -> Path:
-        """Which models are being loaded; forgotten when the instance starts."""
-        return self.run / "models"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.database = root / "framebox.sqlite3"
+        self.incoming = root / "incoming"
+        self.bodies = root / "bodies"
+        self.uploads = root / "uploads"
+        self.fetches = root / "fetches"
+        self.jobs = root / "jobs"
+        self.locks = root / "locks"
+        self.ballast = root / "ballast"
+        self.profiles = root / "profiles"  # measurements of models, kept from start to start
+        self.run = run = root / "run"
+        self.web_socket = run / "web.sock"  # gunicorn's; only nginx uses it. At most 107 bytes long
+        self.nginx_socket = run / "own.sock"  # for nginx's requests to itself; no longer than the other
+        self.metrics = run / "metrics"  # a folder of counters a program, its PROMETHEUS_MULTIPROC_DIR
+        self.wakeups = run / "wakeups"  # where the programs wake each other: see app/wakeups.py
+        self.space_ledger = run / "space.sqlite3"
+        self.nginx = run / "nginx"  # its pid and temporary files; its configuration is nginx.conf, beside
+        self.model_attempts = run / "models"  # models that are being loaded
 
     def lock(self, program: str) -> Path:
-        """The lock file of `program`: serve, engine, web, nginx or courier."""
+        """Return the lock file of `program`: serve, engine, web, nginx or courier."""
         return self.locks / f"{program}.lock"
 
     def starts(self, program: str) -> Path:
-        """The starts of `program`, so that it waits between them if it crashes again and again."""
+        """Return the record of when `program` started: it waits between starts if it keeps crashing."""
         return self.run / f"{program}.starts"
 
     def create(self) -> None:
         """Create the folders that are missing, readable by this user only."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (
-            self.incoming,
-            self.bodies,
-            self.uploads,
-            self.fetches,
-            self.jobs,
-            self.locks,
-            self.run,
-            self.metrics,
-            self.nginx,
-        ):
+        kept = (self.incoming, self.bodies, self.uploads, self.fetches, self.jobs, self.locks)
+        for folder in (*kept, self.run, self.metrics, self.nginx):
             folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(self.root)
 
@@ -147,7 +79,7 @@ class DataFolder:
             shutil.rmtree(self.run)
 
     def job(self, job_id: str) -> Path:
-        """The job's folder. ValueError if `job_id` is no job id: it may come from a URL."""
+        """Return the job's folder. ValueError if `job_id` is not a job id: it may come from a URL."""
         if not JOB_ID.fullmatch(job_id):
             raise ValueError("not a job id")
         return self.jobs / job_id

@@ -15,14 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from app.storage.bodies import BodyFolders, closing_descriptor, note_of, note_text
-from app.storage.durable import start_write_back
+from app.storage.bodies import BodyFolders, note_of, note_text
+from app.storage.descriptors import opened, start_write_back
 from app.storage.locks import try_lock
 
 LOOK_SECONDS = 0.2  # between two looks for new bodies
@@ -41,6 +41,7 @@ class _Followed:
     path: Path
     descriptor: int
     note: int
+    files: ExitStack  # closes both
     offset: int = 0
     written_back: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -48,8 +49,7 @@ class _Followed:
     def close(self) -> None:
         """Remove the note and its lock. A request that has the note open can still read it."""
         note_of(self.path).unlink(missing_ok=True)
-        os.close(self.note)
-        os.close(self.descriptor)
+        self.files.close()
 
 
 class BodyFollower:
@@ -78,18 +78,32 @@ class BodyFollower:
     def look(self) -> None:
         """Follow the bodies that are new."""
         for path in self._present(self._folders()) - self._followed.keys():
-            self._begin(path)
+            # Its request may just have ended, or there is no room for a note.
+            with ExitStack() as files, suppress(OSError):
+                descriptor = files.enter_context(opened(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+                note = files.enter_context(opened(note_of(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
+                if try_lock(note):  # otherwise a request waits for it, and will hash the body itself
+                    os.ftruncate(note, 0)  # of a follower that died
+                    self._followed[path] = _Followed(path, descriptor, note, files.pop_all())
 
     def step(self) -> bool:
-        """Hash some of each followed body; false if there was nothing new."""
+        """Hash some of each followed body; false if there was nothing new.
+
+        The digest of a body that was taken is recorded; one that is gone with its client needs none.
+        """
         present = self._present({path.parent.name for path in self._followed})
         advanced = [self._advance(body) for body in list(self._followed.values())]
         for path in self._followed.keys() - present:
-            self._end(self._followed.pop(path))
+            body = self._followed.pop(path)
+            with closing(body):
+                if os.fstat(body.descriptor).st_nlink:
+                    while self._advance(body):
+                        pass
+                    os.pwrite(body.note, note_text(os.fstat(body.descriptor), body.offset, body.digest), 0)
         return any(advanced)
 
     def _run(self) -> None:
-        with closing_descriptor(os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
+        with opened(self._lock, os.O_RDWR | os.O_CREAT) as lock:
             while not try_lock(lock) and not self._stop.wait(STAND_BY_SECONDS):
                 pass
             while not self._stop.is_set():
@@ -112,24 +126,6 @@ class BodyFollower:
     def _present(self, names: Iterable[str]) -> set[Path]:
         return {path for name in names for path in self._bodies.paths(name)}
 
-    def _begin(self, path: Path) -> None:
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
-        except OSError:
-            return  # its request has just ended
-        try:
-            note = os.open(note_of(path), os.O_RDWR | os.O_CREAT | flags, 0o600)
-        except OSError:
-            os.close(descriptor)  # no room for a note
-            return
-        if not try_lock(note):  # a request waits for it, and will hash the body itself
-            os.close(note)
-            os.close(descriptor)
-            return
-        os.ftruncate(note, 0)  # of a follower that died
-        self._followed[path] = _Followed(path, descriptor, note)
-
     def _advance(self, body: _Followed, limit_bytes: int = _TURN_BYTES) -> bool:
         began = body.offset
         while body.offset - began < limit_bytes:
@@ -142,16 +138,6 @@ class BodyFollower:
             start_write_back(body.descriptor, body.written_back, body.offset - body.written_back)
             body.written_back = body.offset
         return body.offset > began
-
-    def _end(self, body: _Followed) -> None:
-        """Record the digest of a body that was taken; one that is gone with its client needs none."""
-        try:
-            if os.fstat(body.descriptor).st_nlink:
-                while self._advance(body):
-                    pass
-                os.pwrite(body.note, note_text(os.fstat(body.descriptor), body.offset, body.digest), 0)
-        finally:
-            body.close()
 
     def _forget_all(self) -> None:
         while self._followed:

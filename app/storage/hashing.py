@@ -13,12 +13,14 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rehashes import PySha256
 
+from app.storage.descriptors import opened
 from app.storage.durable import fsync_folder
 
 CATCH_UP_BYTES = 256 * 1024 * 1024  # read for the digest only: half a second, mostly from memory
@@ -30,12 +32,7 @@ _PIECE_BYTES = 256 * 1024  # of a running hash: others wait 0.15 ms for it
 _FORMAT = b"sha2 0.11"  # of the states; another version may have another
 _SUM_BYTES = 32
 
-_HASHES: Mapping[str, Callable[[], hashlib._Hash]] = {
-    "sha256": hashlib.sha256,
-    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
-    "md5": lambda: hashlib.md5(usedforsecurity=False),
-}
-ALGORITHMS = tuple(_HASHES)
+ALGORITHMS = ("sha256", "sha1", "md5")  # hashlib's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class Checksum:
     digest: bytes
 
     def new_hash(self) -> hashlib._Hash:
-        return _HASHES[self.algorithm]()
+        return hashlib.new(self.algorithm, usedforsecurity=False)
 
     @property
     def is_complete(self) -> bool:
@@ -90,7 +87,7 @@ class ParallelHash:
             self._thread.start()
 
     def hexdigest(self) -> str:
-        """The digest of all pieces so far."""
+        """Return the digest of all pieces so far."""
         self.close()
         return self._hash.hexdigest()
 
@@ -131,13 +128,13 @@ class RunningHash:
             self.take(piece)
 
     def save(self) -> None:
-        """Save the state. The caller knows that these bytes will stay. Raises OSError."""
+        """Save the state if the disk has room. The caller knows that these bytes will stay.
+
+        An upload continues without it; at worst it has no digest.
+        """
         text = b"%s\n%020d\n%s" % (_FORMAT, self.hashed_bytes, self._state.serialize())
-        descriptor = os.open(self._record, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with suppress(OSError), opened(self._record, os.O_WRONLY | os.O_CREAT) as descriptor:
             os.pwrite(descriptor, hashlib.sha256(text).digest() + text, 0)
-        finally:
-            os.close(descriptor)
 
     def hexdigest(self) -> str:
         return str(self._state.finalize())

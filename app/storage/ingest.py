@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from app.errors import InvalidSource, SourceChanged, SourceNotFound
 from app.libc import LIBC, checked
+from app.storage.descriptors import opened
 
 _SYS_OPENAT2 = 437  # the same on every architecture that has the call
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -26,12 +28,6 @@ _RESOLVE_BENEATH = 0x08
 _CANNOT_RESOLVE = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.E2BIG)
 _TRIES = 8  # openat2 says EAGAIN while folders on the way are being renamed
 _LONGEST_PATH_BYTES = 4095  # PATH_MAX less the closing NUL
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how of openat2(2)."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +83,8 @@ class Ingest:
                 "path: lies in none of the folders from which files may be read.",
                 {"parameter": "path", "allowed": "a file in a folder of FRAMEBOX_INGEST"},
             )
-        opened = (_open_beneath(folder, inside) for folder, inside in places)
-        descriptor = next((each for each in opened if each is not None), None)
+        found = (_open_beneath(folder, inside) for folder, inside in places)
+        descriptor = next((each for each in found if each is not None), None)
         if descriptor is None:
             raise SourceNotFound("path: no readable regular file is there.", {"parameter": "path"})
         try:
@@ -110,13 +106,10 @@ class Ingest:
 def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
     """Return a descriptor to read the regular file with; None if there is no readable one."""
     try:
-        root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        found = _resolve(root, inside)
-        # Check the type first: opening a FIFO waits for its writer, and opening a device may have effects.
+        with opened(folder, os.O_PATH | os.O_DIRECTORY) as root:
+            found = _resolve(root, inside)
         try:
+            # Check the type first: opening a FIFO waits for its writer, opening a device may have effects.
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 return None
             return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -126,34 +119,29 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
             raise  # not the path's fault
         return None
-    finally:
-        os.close(root)
 
 
 def _resolve(root: int, inside: PurePosixPath) -> int:
     """Return an O_PATH descriptor of `inside`, which is beneath `root`. Raises OSError."""
+    # struct open_how: flags, mode, resolve
+    how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     for _ in range(_TRIES):
         try:
-            return _openat2(root, str(inside))
+            return checked(
+                LIBC.syscall(
+                    ctypes.c_long(_SYS_OPENAT2),
+                    ctypes.c_int(root),
+                    ctypes.c_char_p(os.fsencode(inside)),
+                    ctypes.c_char_p(how),
+                    ctypes.c_size_t(len(how)),
+                )
+            )
         except OSError as error:
             if error.errno in _CANNOT_RESOLVE:
                 break
             if error.errno != errno.EAGAIN:
                 raise
     return walk_beneath(root, inside)
-
-
-def _openat2(root: int, inside: str) -> int:
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-    return checked(
-        LIBC.syscall(
-            ctypes.c_long(_SYS_OPENAT2),
-            ctypes.c_int(root),
-            ctypes.c_char_p(os.fsencode(inside)),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-    )
 
 
 def walk_beneath(root: int, inside: PurePosixPath) -> int:

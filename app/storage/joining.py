@@ -11,7 +11,6 @@ that it made and continues where a crash stopped it: the size of the file says h
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from app.errors import BodyTooLarge, UploadGone, UploadUnfinished
 from app.failpoints import fail_point
-from app.storage.allocation import give_back_front
+from app.storage.descriptors import copy_bytes, give_back_front, opened
 from app.storage.durable import fsync_folder
 from app.storage.space import SpaceLedger
 from app.storage.upload_writer import BLOCK_BYTES
@@ -29,7 +28,6 @@ from app.storage.uploads import About, HeldUpload, UploadFacts, Uploads
 
 _STEP_BYTES = 64 * 1024 * 1024
 _PROMISE_SECONDS = 3600.0
-_NO_COPY_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class NotAPart(Exception):
@@ -63,7 +61,19 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
             part: stack.enter_context(uploads.hold(part, owner=about.owner)) for part in sorted(about.parts)
         }
         parts = [held[part] for part in about.parts]  # locked in one order, joined in another
-        lengths = [_length(part.settle(), final_id) for part in parts]
+        lengths = []
+        for part in parts:
+            facts = part.settle()
+            if not facts.about.is_part:
+                raise NotAPart(facts.id)
+            if facts.about.final_id not in (None, final_id):
+                raise PartUsed(facts.id, str(facts.about.final_id))
+            if not facts.is_whole:
+                raise UploadUnfinished(
+                    f"The part {facts.id} is not finished.",
+                    {"offset_bytes": facts.offset_bytes, "length_bytes": facts.about.length_bytes},
+                )
+            lengths.append(facts.offset_bytes)
         if sum(lengths) > limit_bytes:
             raise BodyTooLarge(
                 f"An upload takes {limit_bytes} bytes at most; the parts have {sum(lengths)}.",
@@ -75,27 +85,13 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
         return final.facts()
 
 
-def _length(part: UploadFacts, final_id: str) -> int:
-    """Return the part's length, if it may be joined."""
-    if not part.about.is_part:
-        raise NotAPart(part.id)
-    if part.about.final_id is not None and part.about.final_id != final_id:
-        raise PartUsed(part.id, part.about.final_id)
-    if not part.is_whole:
-        raise UploadUnfinished(
-            f"The part {part.id} is not finished.",
-            {"offset_bytes": part.offset_bytes, "length_bytes": part.about.length_bytes},
-        )
-    return part.offset_bytes
-
-
 def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int], space: SpaceLedger) -> None:
     if not final.video.exists() and not parts[0].video.exists():
         final.remove()
         raise UploadGone("The parts have been used, and what they were joined to is gone.")
     for part in parts:  # from here on they cannot be used for anything else
         if part.facts().about.final_id is None:
-            part.tell(final_id=final.id)
+            part.record(final_id=final.id)
     fail_point("parts_claimed")
     if not final.video.exists():
         parts[0].video.rename(final.video)
@@ -107,8 +103,9 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
     space.reserve(key, min(_STEP_BYTES, sum(lengths)), seconds=_PROMISE_SECONDS)
     try:
         for part, length in zip(parts, lengths, strict=True):
-            with space.disk_full_reported(length):
-                _append(part.video, final.video, start, length)
+            if length and part.video.exists():
+                with space.disk_full_reported(length):
+                    _append(part.video, final.video, start, length)
             part.drop_bytes()
             start += length
     finally:
@@ -117,32 +114,11 @@ def _join(final: HeldUpload, parts: Sequence[HeldUpload], lengths: Sequence[int]
 
 def _append(source: Path, destination: Path, start: int, length: int) -> None:
     """Append the bytes of `source` that `destination` lacks; its `length` bytes belong at `start`."""
-    if not source.exists() or not length:
-        return
-    reading = os.open(source, os.O_RDWR | os.O_CLOEXEC)
-    writing = os.open(destination, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        done = os.fstat(writing).st_size - start
+    with opened(source, os.O_RDWR) as reading, opened(destination, os.O_RDWR) as writing:
+        done = os.lseek(writing, 0, os.SEEK_END) - start
         while done < length:
             to_block = -(start + done) % BLOCK_BYTES or _STEP_BYTES  # see upload_writer.py
-            count = min(to_block, length - done)
-            done += _copy(reading, writing, done, start + done, count)
+            done += copy_bytes(reading, writing, done, min(to_block, length - done))
             os.fdatasync(writing)
             fail_point("step_joined")
             give_back_front(reading, done)
-    finally:
-        os.close(writing)
-        os.close(reading)
-
-
-def _copy(source: int, destination: int, source_offset: int, offset: int, count: int) -> int:
-    try:
-        copied = os.copy_file_range(source, destination, count, source_offset, offset)
-    except OSError as error:
-        if error.errno not in _NO_COPY_HERE:
-            raise
-        os.lseek(destination, offset, os.SEEK_SET)
-        copied = os.sendfile(destination, source, source_offset, count)
-    if not copied:
-        raise OSError(errno.EIO, "a part ended before its length")
-    return copied

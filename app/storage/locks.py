@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.storage.descriptors import opened
+
 _RETRY_SECONDS = 0.02  # between two tries to get a lock
 _LOOK_SECONDS = 0.05  # between two looks at the time stamps; each costs microseconds
 
@@ -31,39 +33,21 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
-def _lock(descriptor: int, deadline: float, on_retry: Callable[[], None] = lambda: None) -> bool:
-    """Lock the open file; false if that was not possible before `deadline`, in monotonic seconds."""
-    while not try_lock(descriptor):
-        if time.monotonic() >= deadline:
-            return False
-        on_retry()
-        time.sleep(_RETRY_SECONDS)
-    return True
-
-
-def _open_folder(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _check_same(descriptor: int, folder: Path) -> None:
-    """Raise FileNotFoundError if the folder that was opened has been moved or removed since."""
-    if not os.path.samestat(os.fstat(descriptor), folder.stat()):
-        raise FileNotFoundError(folder.name)
-
-
 @contextmanager
-def held_folder(folder: Path, *, deadline: float) -> Iterator[bool]:
+def held_folder(
+    folder: Path, *, deadline: float, on_retry: Callable[[], None] = lambda: None
+) -> Iterator[bool]:
     """Hold the lock of `folder`; yield false if that was not possible before `deadline`.
 
-    `deadline` is in monotonic seconds. Raises FileNotFoundError.
+    `deadline` is in monotonic seconds. Raises FileNotFoundError, also if the folder was moved or removed.
     """
-    descriptor = _open_folder(folder)
-    try:
-        is_held = _lock(descriptor, deadline)
-        _check_same(descriptor, folder)
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        while not (is_held := try_lock(descriptor)) and time.monotonic() < deadline:
+            on_retry()
+            time.sleep(_RETRY_SECONDS)
+        if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise FileNotFoundError(folder.name)
         yield is_held
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -72,7 +56,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
-            descriptor = _open_folder(folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # a clean-up was faster
             continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -90,18 +74,16 @@ def remove_unheld(folder: Path, *, is_leftover: Callable[[], bool] = lambda: Tru
 
     `is_leftover` is called while no other process can take the lock.
     """
-    try:
-        with held_folder(folder, deadline=0) as is_held:
-            if is_held and is_leftover():
-                shutil.rmtree(folder)
-                return True
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), held_folder(folder, deadline=0) as is_held:
+        if is_held and is_leftover():
+            shutil.rmtree(folder)
+            return True
     return False
 
 
-def take_over(folder: Path, call: Path, *, seconds: float) -> int:
-    """Return a descriptor that holds the lock of `folder` until it is closed.
+@contextmanager
+def taken_over(folder: Path, call: Path, *, seconds: float) -> Iterator[None]:
+    """Hold the lock of `folder` until the block ends.
 
     A process that holds it is asked to stop, by the time stamp of the file `call`. Raises FileNotFoundError
     if the folder is gone, TimeoutError if the lock was not free within `seconds`.
@@ -111,15 +93,10 @@ def take_over(folder: Path, call: Path, *, seconds: float) -> int:
         with suppress(FileNotFoundError):
             os.utime(call)
 
-    descriptor = _open_folder(folder)
-    try:
-        if not _lock(descriptor, time.monotonic() + seconds, touch):
-            raise TimeoutError("the lock's holder did not stop")  # noqa: TRY301 - the lock goes with it
-        _check_same(descriptor, folder)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    with held_folder(folder, deadline=time.monotonic() + seconds, on_retry=touch) as is_held:
+        if not is_held:
+            raise TimeoutError("the lock's holder did not stop")
+        yield
 
 
 @dataclass(eq=False, slots=True)
@@ -128,12 +105,6 @@ class _Watched:
     seen_ns: int  # the time stamp so far
     on_takeover: Callable[[], None]
     was_called: bool = False
-
-    def look(self) -> None:
-        with suppress(FileNotFoundError):
-            if not self.was_called and self.call.stat().st_mtime_ns != self.seen_ns:
-                self.was_called = True
-                self.on_takeover()
 
 
 class TakeoverWatcher:
@@ -168,5 +139,8 @@ class TakeoverWatcher:
             with self._lock:
                 self._lock.wait_for(lambda: self._watched)
                 for watched in self._watched:
-                    watched.look()
+                    with suppress(FileNotFoundError):
+                        if not watched.was_called and watched.call.stat().st_mtime_ns != watched.seen_ns:
+                            watched.was_called = True
+                            watched.on_takeover()
             time.sleep(_LOOK_SECONDS)

@@ -53,14 +53,17 @@ class ProfileStore(Generic[Profile]):
 
         Reasons are a crash, a timeout, or a lack of memory.
         """
-        return _count_of(self._mark(name))
+        try:
+            return int(self._mark(name).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
 
     def begin_attempt(self, name: str) -> None:
         """Record that `name` is being loaded."""
-        mark = self._mark(name)
+        count = self.unfinished_attempts(name) + 1
         with _unless_disk_full():
             self._attempts_folder.mkdir(mode=0o700, exist_ok=True)
-            mark.write_text(str(_count_of(mark) + 1), encoding="ascii")
+            self._mark(name).write_text(str(count), encoding="ascii")
 
     def end_attempt(self, name: str) -> None:
         """Record that an attempt ended, whether it succeeded or not: earlier ones no longer count."""
@@ -72,13 +75,6 @@ class ProfileStore(Generic[Profile]):
     def _path(self, fingerprint: str, device: str) -> Path:
         decides = orjson.dumps([fingerprint, device, self._runtime])
         return self._folder / f"{hashlib.sha256(decides).hexdigest()}.json"
-
-
-def _count_of(mark: Path) -> int:
-    try:
-        return int(mark.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 0
 
 
 @contextmanager

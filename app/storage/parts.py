@@ -80,7 +80,7 @@ class PartWriter:
         self._body_bytes = 0
         self._pts = bytearray()  # of some hundred frames, seldom of a few thousand
         self._crc = 0
-        self._is_finished = False
+        self.is_finished = False
 
     def append(self, records: Sequence[bytes], pts: Sequence[int]) -> None:
         """Add the records of the next frames, JSON values without surrounding space, and their time stamps.
@@ -101,11 +101,7 @@ class PartWriter:
         self._put(self._pts)
         self._put(encoded)
         self._file.write(_TAIL.pack(self._body_bytes, len(self._pts), len(encoded), self._crc, _MAGIC))
-        self._is_finished = True
-
-    @property
-    def is_finished(self) -> bool:
-        return self._is_finished
+        self.is_finished = True
 
     def _put(self, data: bytes | bytearray) -> None:
         self._file.write(data)

@@ -17,6 +17,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from app.errors import InsufficientStorage
@@ -145,34 +147,25 @@ class SpaceLedger:
             connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
 
     def _available(self, connection: sqlite3.Connection, *, but_for: str) -> int:
-        connection.execute(
-            "DELETE FROM space_promises WHERE expires_at < ? AND body_folder = ''", (self._clock(),)
-        )
-        (promised,) = connection.execute(
-            "SELECT coalesce(sum(size_bytes), 0) FROM space_promises WHERE key <> ? AND body_folder = ''",
-            (but_for,),
-        ).fetchone()
-        folders = connection.execute(
-            "SELECT DISTINCT body_folder FROM space_promises WHERE body_folder <> ''"
-        )
-        coming = sum(self._coming_bytes(connection, folder, but_for) for (folder,) in folders.fetchall())
-        # What is written meanwhile must not count as free: so the disk is measured last.
-        return self._measure(self._folder) - int(promised) - coming - self._min_free_bytes
-
-    def _coming_bytes(self, connection: sqlite3.Connection, body_folder: str, but_for: str) -> int:
-        """Return by how much the bodies in `body_folder` may still grow; forget promises without a file."""
-        sizes = sorted(self._body_sizes(body_folder))
+        """Return how many bytes may be promised to `but_for`; forget the promises that no longer count."""
+        now, coming = self._clock(), 0
+        connection.execute("DELETE FROM space_promises WHERE expires_at < ? AND body_folder = ''", (now,))
         rows = connection.execute(
-            "SELECT key, size_bytes, expires_at < ? FROM space_promises WHERE body_folder = ? AND key <> ? "
-            "ORDER BY size_bytes DESC",
-            (self._clock(), body_folder, but_for),
+            "SELECT body_folder, key, size_bytes, expires_at < ? FROM space_promises WHERE key <> ? "
+            "ORDER BY body_folder, size_bytes DESC",
+            (now, but_for),
         ).fetchall()
-        young = [int(size) for _key, size, is_old in rows if not is_old]
-        old = [(key, int(size)) for key, size, is_old in rows if is_old]
-        for key, _size in old[len(sizes) :]:
-            connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
-        held = [*young, *(size for _key, size in old[: len(sizes)])]
-        return max(0, sum(held) - sum(sizes[: len(held)]))
+        for body_folder, group in groupby(rows, key=itemgetter(0)):
+            sizes = sorted(self._body_sizes(body_folder)) if body_folder else []
+            promises = [*group]
+            young = [size for _folder, _key, size, is_old in promises if not is_old]
+            old = [(key, size) for _folder, key, size, is_old in promises if is_old]
+            for key, _size in old[len(sizes) :]:  # no file is left that it could be for
+                connection.execute("DELETE FROM space_promises WHERE key = ?", (key,))
+            held = [*young, *(size for _key, size in old[: len(sizes)])]
+            coming += max(0, sum(held) - sum(sizes[: len(held)]))
+        # What is written meanwhile must not count as free: so the disk is measured last.
+        return self._measure(self._folder) - coming - self._min_free_bytes
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -11,13 +11,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
 
 from app.failpoints import fail_point
-from app.storage.allocation import allocate
 from app.storage.bodies import SpooledBody
 from app.storage.data_folder import DataFolder
-from app.storage.durable import fsync_folder, start_write_back, wait_for_write_back
+from app.storage.descriptors import (
+    allocate,
+    opened,
+    start_write_back,
+    wait_for_write_back,
+    write_whole,
+)
+from app.storage.durable import fsync_folder
 from app.storage.hashing import ParallelHash
 from app.storage.locks import new_folder, remove_unheld
 from app.storage.space import SpaceLedger
@@ -52,10 +58,8 @@ class Upload:
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`, which must not change afterwards. Raises InsufficientStorage."""
         self._hash.update(data)
-        rest = memoryview(data)
         with self._disk_full_reported():
-            while rest:  # a write near a full disk may be short
-                rest = rest[os.write(self._descriptor, rest) :]
+            write_whole(self._descriptor, data)
         self.size_bytes += len(data)
         if self.size_bytes - self._synced_bytes < SYNC_BYTES:
             return
@@ -98,22 +102,6 @@ class Upload:
         return self._space.disk_full_reported(max(self.expected_bytes or 0, self.size_bytes + 1))
 
 
-class ReceivedUpload(Protocol):
-    """A whole upload in its folder in ``incoming/``, from which `app.jobs.intake` makes a job."""
-
-    @property
-    def job_id(self) -> str: ...
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-    def finish(self) -> None:
-        """Make the bytes durable. Raises InsufficientStorage."""
-
-
 @dataclass(frozen=True, slots=True)
 class TakenBody:
     """A body that nginx wrote, moved into its upload's folder."""
@@ -130,9 +118,12 @@ class TakenBody:
         return self.body.sha256
 
     def finish(self) -> None:
-        """Make the bytes durable."""
+        """Make the bytes durable. Raises OSError."""
         fail_point("body_received")
         os.fsync(self.body.descriptor)
+
+
+ReceivedUpload = Upload | TakenBody  # whole, in its folder in incoming/: `app.jobs.intake` makes a job of it
 
 
 class Spool:
@@ -143,28 +134,32 @@ class Spool:
         self._space = space
 
     @contextmanager
+    def _arriving(self, job_id: str) -> Iterator[Path]:
+        """Yield a new folder, locked until the block ends. Unless the block renames it, it is removed."""
+        folder = self._folder.incoming / job_id
+        with new_folder(folder):
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
     def receive(self, job_id: str, *, key: str, expected_bytes: int | None) -> Iterator[Upload]:
         """Yield an empty upload. Unless the block publishes it, it is removed at the block's end.
 
         `key` names the promise of disk space made at admission. `expected_bytes` may be a little too
         large (a multipart envelope) but not too small. Raises InsufficientStorage.
         """
-        arriving = self._folder.incoming / job_id
-        with new_folder(arriving):
+        with self._arriving(job_id) as folder:
             try:
-                descriptor = os.open(
-                    arriving / "video", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-                )
-                try:
-                    upload = Upload(job_id, key, expected_bytes, descriptor, self._space)
-                    with closing(upload):
-                        upload.reserve()
-                        yield upload
-                finally:
-                    os.close(descriptor)
+                with (
+                    opened(folder / "video", os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor,
+                    closing(Upload(job_id, key, expected_bytes, descriptor, self._space)) as upload,
+                ):
+                    upload.reserve()
+                    yield upload
             finally:
                 self._space.release(key)
-                shutil.rmtree(arriving, ignore_errors=True)
 
     @contextmanager
     def take(self, job_id: str, *, key: str, body: SpooledBody) -> Iterator[TakenBody]:
@@ -172,16 +167,12 @@ class Spool:
 
         Raises IncompleteBody if nginx has removed the file.
         """
-        arriving = self._folder.incoming / job_id
-        with new_folder(arriving):
-            try:
-                self._space.release(key)  # its bytes are on disk, and soon elsewhere than the promise says
-                body.move_to(arriving / "video")
-                fail_point("body_moved")
-                body.start_write_back()
-                yield TakenBody(job_id, body)
-            finally:
-                shutil.rmtree(arriving, ignore_errors=True)
+        with self._arriving(job_id) as folder:
+            self._space.release(key)  # its bytes are on disk, and soon elsewhere than the promise says
+            body.move_to(folder / "video")
+            fail_point("body_moved")
+            start_write_back(body.descriptor)  # so that a later fsync has less to wait for
+            yield TakenBody(job_id, body)
 
     def publish(self, upload: ReceivedUpload) -> None:
         """Make a finished upload the video of its job, durably. The job has no record yet."""
@@ -198,9 +189,8 @@ class Spool:
 
         The block must write the job's record: afterwards a folder without one is a leftover.
         """
-        arriving = self._folder.incoming / job_id
-        with new_folder(arriving):
-            arriving.rename(self._folder.job(job_id))
+        with self._arriving(job_id) as folder:
+            folder.rename(self._folder.job(job_id))
             fsync_folder(self._folder.jobs)
             yield
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from app.storage.descriptors import write_whole
+
 BLOCK_BYTES = 4096  # what the file systems of machines with pages of this size fill at once
 SYNC_BYTES = 64 * 1024 * 1024  # dirty pages that an upload leaves at most
 
@@ -55,14 +57,8 @@ class UploadWriter:
         self._sync()
 
     def _put(self, *pieces: bytes | memoryview) -> None:
-        rest = [memoryview(piece) for piece in pieces if len(piece)]
-        while rest:  # a write near a full disk may be short
-            written = os.writev(self._descriptor, rest)
-            self._unsynced_bytes += written
-            while rest and written >= len(rest[0]):
-                written -= len(rest.pop(0))
-            if rest:
-                rest[0] = rest[0][written:]
+        write_whole(self._descriptor, *pieces)
+        self._unsynced_bytes += sum(map(len, pieces))
 
     def _sync(self) -> None:
         os.fdatasync(self._descriptor)

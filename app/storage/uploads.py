@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,18 +27,18 @@ import orjson
 
 from app.errors import ChecksumMismatch, TooManyUploads, UploadGone, UploadLocked, UploadNotFound
 from app.failpoints import fail_point
-from app.storage.allocation import allocate, bytes_before_hole
 from app.storage.data_folder import JOB_ID, new_job_id
+from app.storage.descriptors import allocate, bytes_before_hole, opened
 from app.storage.durable import atomic_write, fsync_folder
 from app.storage.hashing import Checksum, RunningHash, running_hash
-from app.storage.locks import TakeoverWatcher, remove_unheld, take_over
+from app.storage.locks import TakeoverWatcher, remove_unheld, taken_over
 from app.storage.space import SpaceLedger
 from app.storage.upload_writer import SYNC_BYTES, UploadWriter
 
 HOLD_SECONDS = 10.0  # for a request that has to stop to make its bytes durable
 _LEFTOVER_SECONDS = 60.0  # before a folder without a record is removed
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_APPEND = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_APPEND
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +114,12 @@ class Uploads:
         upload_id = new_job_id()
         folder = self._path(upload_id)
         folder.mkdir(mode=0o700)
-        descriptor = take_over(folder, folder / "about.json", seconds=HOLD_SECONDS)
-        try:
-            held = HeldUpload(upload_id, folder, self._space, self._watcher, self._limits.keep_seconds)
-            held.begin(about)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        finally:
-            os.close(descriptor)
+        with self._locked(upload_id) as held:
+            try:
+                held.begin(about)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         fsync_folder(self._root)
         fail_point("upload_created")
         return upload_id
@@ -164,20 +161,19 @@ class Uploads:
     @contextmanager
     def _locked(self, upload_id: str, *, seconds: float = HOLD_SECONDS) -> Iterator[HeldUpload]:
         folder = self._path(upload_id)
-        try:
-            descriptor = take_over(folder, folder / "about.json", seconds=seconds)
-        except FileNotFoundError as error:
-            raise _not_found(upload_id) from error
-        except TimeoutError as error:
-            raise UploadLocked(
-                "Another request writes to the upload and has not stopped yet.", {"retry_after_seconds": 5}
-            ) from error
-        try:
-            held = HeldUpload(upload_id, folder, self._space, self._watcher, self._limits.keep_seconds)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(taken_over(folder, folder / "about.json", seconds=seconds))
+            except FileNotFoundError as error:
+                raise _not_found(upload_id) from error
+            except TimeoutError as error:
+                raise UploadLocked(
+                    "Another request writes to the upload and has not stopped yet.",
+                    {"retry_after_seconds": 5},
+                ) from error
+            held = HeldUpload(folder, self._space, self._watcher, self._limits.keep_seconds)
             held.undo_unchecked()
             yield held
-        finally:
-            os.close(descriptor)
 
     def _living(self, facts: UploadFacts, owner: str) -> UploadFacts:
         if facts.about.owner != owner:
@@ -241,11 +237,14 @@ class HeldUpload:
     """An upload while its lock is held. Made by `Uploads.hold`."""
 
     def __init__(
-        self, upload_id: str, folder: Path, space: SpaceLedger, watcher: TakeoverWatcher, keep_seconds: float
+        self, folder: Path, space: SpaceLedger, watcher: TakeoverWatcher, keep_seconds: float
     ) -> None:
-        self.id = upload_id
+        self.id = folder.name
         self.video = folder / "video"
         self._folder = folder
+        self._unchecked = folder / "unchecked"
+        self._hash_record = folder / "sha256"
+        self._promise = f"upload {folder.name}"  # of disk space, where the file system cannot allocate it
         self._space = space
         self._watcher = watcher
         self._keep_seconds = keep_seconds
@@ -259,9 +258,9 @@ class HeldUpload:
         with (
             suppress(FileNotFoundError),
             self._space.disk_full_reported(0),
-            _opened(self.video, os.O_RDONLY) as fd,
+            opened(self.video, os.O_RDONLY) as descriptor,
         ):
-            os.fsync(fd)
+            os.fsync(descriptor)
         return self.facts()
 
     def begin(self, about: About) -> None:
@@ -270,7 +269,7 @@ class HeldUpload:
         self._space.reserve(self._promise, length, seconds=self._keep_seconds)
         with (
             self._space.disk_full_reported(length),
-            _opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor,
+            opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor,
         ):
             is_allocated = allocate(descriptor, length)
             os.fsync(descriptor)
@@ -278,7 +277,7 @@ class HeldUpload:
         if is_allocated:
             self._space.release(self._promise)
 
-    def tell(self, **changes: object) -> None:
+    def record(self, **changes: object) -> None:
         """Change members of `About`, durably."""
         about = replace(self.facts().about, **changes)  # type: ignore[arg-type]
         with self._space.disk_full_reported(0):
@@ -288,19 +287,19 @@ class HeldUpload:
         """Record the length of an upload that had none, and allocate it. Raises InsufficientStorage."""
         missing = length_bytes - self.facts().offset_bytes
         self._space.reserve(self._promise, missing, seconds=self._keep_seconds)
-        with self._space.disk_full_reported(missing), _opened(self.video, os.O_WRONLY) as descriptor:
+        with self._space.disk_full_reported(missing), opened(self.video, os.O_WRONLY) as descriptor:
             is_allocated = allocate(descriptor, length_bytes)
         if is_allocated:
             self._space.release(self._promise)
-        self.tell(length_bytes=length_bytes)
+        self.record(length_bytes=length_bytes)
 
     def start_over(self, length_bytes: int | None) -> None:
-        """Drop all bytes, durably, and allocate the new length if it is known. InsufficientStorage."""
+        """Drop all bytes, durably, and allocate the new length if it is known. Raises InsufficientStorage."""
         with self._space.disk_full_reported(length_bytes or 0):
-            with _opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            with opened(self.video, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
                 os.fsync(descriptor)
             self._hash_record.unlink(missing_ok=True)
-            self.tell(length_bytes=None)
+            self.record(length_bytes=None)
         if length_bytes is not None:
             self.take_length(length_bytes)
 
@@ -323,40 +322,55 @@ class HeldUpload:
         request wants the upload: it should make `pieces` end. Raises what `pieces` raises, ChecksumMismatch,
         InsufficientStorage.
         """
-        start = self.settle().offset_bytes
+        facts = self.settle()
         if checksum is not None:
-            with atomic_write(self._folder / "unchecked") as file:
-                file.write(str(start).encode())
-        running = running_hash(self._hash_record, start)
+            with atomic_write(self._unchecked) as file:
+                file.write(str(facts.offset_bytes).encode())
+        running = running_hash(self._hash_record, facts.offset_bytes)
         with self._watcher.watch(self._folder / "about.json", on_takeover):
             if checksum is None:
-                self._write(pieces, start, running, may_save=True)
-            else:
-                self._write_checked(pieces, start, checksum, running)
+                self._write(pieces, facts, running, None)
+                return
+            digest = checksum.new_hash()
+            try:
+                self._write(pieces, facts, running, digest)
+                if digest.digest() != checksum.digest:
+                    raise ChecksumMismatch(  # noqa: TRY301 - these bytes are dropped as well
+                        f"The body's {checksum.algorithm} is another one; none of it was kept.",
+                        {"offset_bytes": facts.offset_bytes},
+                    )
+            except BaseException:
+                self.undo_unchecked()
+                raise
+            self._forget_unchecked()
+            if running is not None:
+                running.save()
 
     def _write(
         self,
         pieces: Iterable[bytes],
-        start: int,
+        facts: UploadFacts,
         running: RunningHash | None,
-        *,
-        may_save: bool,
+        digest: hashlib._Hash | None,
     ) -> None:
-        """`may_save`: durable bytes will not be dropped again, so the digest's state may be saved."""
-        needed = self.facts().about.length_bytes or start + SYNC_BYTES
-        with self._space.disk_full_reported(needed), _opened(self.video, _APPEND) as descriptor:
-            promise = self._on_sync(descriptor)
+        """Append the bytes to the file; `digest`, if they have a checksum, is updated with them."""
+        start, length = facts.offset_bytes, facts.about.length_bytes
+        with self._space.disk_full_reported(length or start + SYNC_BYTES), opened(self.video, _APPEND) as fd:
+            is_allocated = _is_allocated(fd, length)
 
             def on_sync(size_bytes: int) -> None:
-                promise(size_bytes)
-                if may_save and running is not None and running.hashed_bytes <= size_bytes:
-                    _save(running)
+                if not is_allocated:
+                    self._promise_rest(size_bytes, length)
+                if digest is None and running is not None and running.hashed_bytes <= size_bytes:
+                    running.save()  # these bytes will not be dropped again
 
             if running is not None:
-                running.read_to(descriptor, start)
-            writer = UploadWriter(descriptor, start, on_sync)
+                running.read_to(fd, start)
+            writer = UploadWriter(fd, start, on_sync)
             try:
                 for piece in pieces:
+                    if digest is not None:
+                        digest.update(piece)
                     writer.write(piece)
                     if running is not None:
                         running.take(piece)
@@ -365,53 +379,30 @@ class HeldUpload:
                 writer.finish()
                 fail_point("chunk_durable")
 
-    def _write_checked(
-        self, pieces: Iterable[bytes], start: int, checksum: Checksum, running: RunningHash | None
-    ) -> None:
-        digest = checksum.new_hash()
-        try:
-            self._write(_hashed(pieces, digest), start, running, may_save=False)
-        except BaseException:
-            self.undo_unchecked()
-            raise
-        if digest.digest() != checksum.digest:
-            self.undo_unchecked()
-            raise ChecksumMismatch(
-                f"The body's {checksum.algorithm} is another one; none of it was kept.",
-                {"offset_bytes": start},
-            )
-        self._forget_unchecked()
-        if running is not None:
-            _save(running)
-
     def sha256(self) -> str | None:
         """Return the hex digest of all bytes; None if too many of them would have to be read for it."""
         size = self.facts().offset_bytes
         running = running_hash(self._hash_record, size)
         if running is None:
             return None
-        with _opened(self.video, os.O_RDONLY) as descriptor:
+        with opened(self.video, os.O_RDONLY) as descriptor:
             running.read_to(descriptor, size)
         return running.hexdigest() if running.hashed_bytes == size else None
 
-    @property
-    def _hash_record(self) -> Path:
-        return self._folder / "sha256"
-
     def _forget_unchecked(self) -> None:
-        (self._folder / "unchecked").unlink()
+        self._unchecked.unlink()
         fsync_folder(self._folder)
 
     def undo_unchecked(self) -> None:
         """Drop bytes whose checksum was never compared."""
         with suppress(FileNotFoundError):
-            self._cut(int((self._folder / "unchecked").read_text()))
+            self._cut(int(self._unchecked.read_text()))
             self._forget_unchecked()
 
     def cut_at_hole(self) -> bool:
         """Drop everything after the first byte that was never written; return whether there was any."""
         with suppress(FileNotFoundError):
-            with _opened(self.video, os.O_RDONLY) as descriptor:
+            with opened(self.video, os.O_RDONLY) as descriptor:
                 size, end = os.fstat(descriptor).st_size, bytes_before_hole(descriptor)
             if end < size:
                 self._cut(end)
@@ -420,7 +411,7 @@ class HeldUpload:
 
     def _cut(self, size_bytes: int) -> None:
         """Shorten the file, and allocate the rest again if there is still room."""
-        with _opened(self.video, os.O_WRONLY) as descriptor:
+        with opened(self.video, os.O_WRONLY) as descriptor:
             if os.fstat(descriptor).st_size > size_bytes:
                 os.ftruncate(descriptor, size_bytes)
                 with suppress(OSError):
@@ -429,7 +420,7 @@ class HeldUpload:
 
     def spend(self, *, job_id: str | None = None, final_id: str | None = None) -> None:
         """Record what the bytes have become, and remove the upload's name of their file."""
-        self.tell(job_id=job_id, final_id=final_id)
+        self.record(job_id=job_id, final_id=final_id)
         fail_point("upload_spent")
         self.drop_bytes()
 
@@ -443,50 +434,23 @@ class HeldUpload:
         fsync_folder(self._folder.parent)
         self._space.release(self._promise)
 
-    # ---- the promise of disk space, where the file system cannot allocate it
-
-    @property
-    def _promise(self) -> str:
-        return f"upload {self.id}"
-
     def renew_promise(self) -> None:
         """Promise the space that the upload still needs, unless it is allocated."""
-        with suppress(FileNotFoundError), _opened(self.video, os.O_RDONLY) as descriptor:
-            self._on_sync(descriptor)(os.fstat(descriptor).st_size)
+        with suppress(FileNotFoundError), opened(self.video, os.O_RDONLY) as descriptor:
+            length = self.facts().about.length_bytes
+            if not _is_allocated(descriptor, length):
+                self._promise_rest(os.fstat(descriptor).st_size, length)
 
-    def _on_sync(self, descriptor: int) -> Callable[[int], None]:
-        length = self.facts().about.length_bytes
-        has_room = length is not None and os.fstat(descriptor).st_blocks * 512 >= length
-
-        def promise(size_bytes: int) -> None:
-            coming = SYNC_BYTES if length is None else length - size_bytes
-            if coming > 0:
-                self._space.reserve(self._promise, coming, seconds=self._keep_seconds)
-            else:
-                self._space.release(self._promise)
-
-        return (lambda _: None) if has_room else promise
+    def _promise_rest(self, size_bytes: int, length_bytes: int | None) -> None:
+        coming = SYNC_BYTES if length_bytes is None else length_bytes - size_bytes
+        if coming > 0:
+            self._space.reserve(self._promise, coming, seconds=self._keep_seconds)
+        else:
+            self._space.release(self._promise)
 
 
-def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
-
-
-def _save(running: RunningHash) -> None:
-    """Save the state if the disk has room. An upload continues without it; at worst it has no digest."""
-    with suppress(OSError):
-        running.save()
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _is_allocated(descriptor: int, length_bytes: int | None) -> bool:
+    return length_bytes is not None and os.fstat(descriptor).st_blocks * 512 >= length_bytes
 
 
 def _write_about(folder: Path, about: About) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from app.errors import Busy
 from app.jobs.job import Job
+from app.pipeline.document import FrameTimes
 from app.pipeline.formats import FormatContext, convert
-from app.pipeline.frame_times import FrameTimes
 from app.pipeline.options import RENDERINGS, Rendering
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write

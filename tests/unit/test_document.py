@@ -14,9 +14,8 @@ from pathlib import Path
 import ijson
 import pytest
 
-from app.pipeline.document import DocumentDigest, write_document, write_pts
+from app.pipeline.document import DocumentDigest, FrameTimes, pts_seconds, write_document, write_pts
 from app.pipeline.formats import FormatContext, convert
-from app.pipeline.frame_times import FrameTimes, pts_seconds
 from app.pipeline.options import RENDERINGS, TIMED_FORMATS, DocumentFormat, Rendering
 from app.storage.parts import Part, PartStore
 
@@ -50,10 +49,10 @@ def make_document(folder: Path, bodies: list[list[bytes]]) -> Path:
     digest = DocumentDigest()
     for part in parts:
         digest.add(part)
-    facts = write_document(parts, folder / "result.pairs", digest)
+    report = write_document(parts, folder / "result.pairs", digest)
     content = (folder / "result.pairs").read_bytes()
-    assert facts.size_bytes == len(content)
-    assert facts.sha256 == hashlib.sha256(content).hexdigest()
+    assert report.bytes == len(content)
+    assert report.sha256 == hashlib.sha256(content).hexdigest()
     write_pts(parts, folder / "result.pts")
     return folder / "result.pairs"
 

@@ -30,6 +30,7 @@ from app.errors import (
 )
 from app.jobs.job import OWNER
 from app.storage.data_folder import DataFolder
+from app.storage.descriptors import copy_bytes
 from app.storage.hashing import Checksum
 from app.storage.joining import NotAPart, PartUsed, join_uploads, joined_id
 from app.storage.space import SpaceLedger
@@ -239,7 +240,7 @@ def test_writes_end_at_the_end_of_a_block_until_the_last(
     path.write_bytes(b"s" * start)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     with monkeypatch.context() as patched:
-        patched.setattr("app.storage.upload_writer.os.writev", note)
+        patched.setattr("app.storage.descriptors.os.writev", note)
         writer = UploadWriter(descriptor, start, lambda _: None)
         for piece in pieces:
             writer.write(piece)
@@ -269,7 +270,7 @@ def test_where_the_disk_was_full_for_a_moment_nothing_is_written_twice(
     writer = UploadWriter(descriptor, 0, lambda _: None)
     writer.write(data[:10])
     with monkeypatch.context() as patched:
-        patched.setattr("app.storage.upload_writer.os.writev", short_then_none)
+        patched.setattr("app.storage.descriptors.os.writev", short_then_none)
         with pytest.raises(OSError, match="full"):
             writer.write(data[10:])
     writer.finish()
@@ -409,7 +410,7 @@ def test_a_join_that_was_cut_short_is_finished_by_the_next_try(
 ):
     contents = [os.urandom(size) for size in (10_000, 20_000, 7)]
     parts = make_parts(*contents)
-    copies, copy = [0], joining_module._copy
+    copies, copy = [0], copy_bytes
 
     def copy_or_die(*arguments: int) -> int:
         copies[0] += 1
@@ -419,7 +420,7 @@ def test_a_join_that_was_cut_short_is_finished_by_the_next_try(
 
     monkeypatch.setattr(joining_module, "_STEP_BYTES", 8192)
     with monkeypatch.context() as patched:
-        patched.setattr(joining_module, "_copy", copy_or_die)
+        patched.setattr(joining_module, "copy_bytes", copy_or_die)
         with suppress(KeyboardInterrupt):
             join(uploads, space, parts)
     assert uploads.look(joined_id(parts), owner=OWNER).is_whole == (steps >= 5)

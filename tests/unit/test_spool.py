@@ -121,7 +121,7 @@ def test_a_full_disk_during_a_write_is_told_as_such(spool, monkeypatch):
         raise OSError(errno.ENOSPC, "no space")
 
     with spool.receive(new_job_id(), key="k", expected_bytes=None) as upload:
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "writev", full)
         with pytest.raises(InsufficientStorage) as caught:
             upload.write(b"x")
         monkeypatch.undo()
@@ -129,8 +129,8 @@ def test_a_full_disk_during_a_write_is_told_as_such(spool, monkeypatch):
 
 
 def test_short_writes_are_completed(spool, folder, store, monkeypatch):
-    real_write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:7]))
+    real_write = os.writev
+    monkeypatch.setattr(os, "writev", lambda descriptor, data: real_write(descriptor, [data[0][:7]]))
     job = _accept(spool, folder, store, b"0123456789" * 5)
     assert folder.video(job.id).read_bytes() == b"0123456789" * 5
 

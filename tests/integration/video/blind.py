@@ -8,9 +8,9 @@ from app.detection.detector import Detections
 from app.detection.device import DeviceThread
 from app.detection.model_facts import ModelFacts
 from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
-from app.pipeline.local_runner import LocalRunner
 from app.pipeline.report import DetectionReport
 from app.video.decoder import DecoderPool
+from benchmarks.local_runner import LocalRunner
 
 
 class Blind:

@@ -13,8 +13,8 @@ from blind import BlindRun
 from clips import ClipFolder
 
 from app.pipeline.detect_video import DetectionRequest
+from app.pipeline.document import FrameTimes
 from app.pipeline.formats import FormatContext, convert
-from app.pipeline.frame_times import FrameTimes
 from app.pipeline.options import DetectionOptions, DocumentFormat, Rendering
 from app.pipeline.report import VideoReport
 from app.video.decoder import DecoderPool

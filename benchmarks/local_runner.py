@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from app.pipeline.run_segment import Device, PhaseClock, index_video, run_segment
+from app.detection.device import DeviceThread
+from app.pipeline.run_segment import PhaseClock, index_video, run_segment
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.decoder import DecoderPool
@@ -18,7 +19,9 @@ from app.video.results import DecodingCancelled, IndexSummary
 class LocalRunner:
     """Runs segments in threads, in the order of submission. Fulfils Runner."""
 
-    def __init__(self, *, slots: int, decoders: DecoderPool, device_for: Callable[[str], Device]) -> None:
+    def __init__(
+        self, *, slots: int, decoders: DecoderPool, device_for: Callable[[str], DeviceThread]
+    ) -> None:
         """`device_for` returns the device that holds the named model."""
         self.slots = slots
         self._decoders = decoders
