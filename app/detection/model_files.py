@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Any
+
+import orjson
 
 from app.errors import ModelFault
 
@@ -89,6 +92,17 @@ class ModelContent:
             role = "declaration" if file == self.files.declaration else "network"
             lines.append(f"{digest}  {file if self.files.is_folder else role}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def json_object(what: str, text: str | bytes) -> dict[str, Any]:
+    """Parse the JSON object of a model. Raises ModelFault, naming it as `what`, if it is not one."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ModelFault(f"{what} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise ModelFault(f"{what} is not a JSON object.")
+    return value
 
 
 def changed_fault(name: str) -> ModelFault:

@@ -25,18 +25,11 @@ from app.detection.model_files import DECLARATION_FILE, ModelContent, ModelFiles
 from app.detection.model_formats.declaration import read_declaration
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
-from app.detection.model_formats.onnx import OnnxNetwork, load_onnx
+from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
-from app.detection.model_formats.torchscript import TorchScriptNetwork, load_torchscript
+from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
-from app.detection.network import (
-    LoadedNetwork,
-    Network,
-    NetworkDetector,
-    NetworkRules,
-    check_at_load,
-    check_lowered,
-)
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
 from app.errors import InvalidOption, ModelFault
@@ -56,17 +49,13 @@ BUILT_IN: Mapping[str, Callable[[str], Detector]] = MappingProxyType(  # each ta
     }
 )
 
-Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
+Loader = Callable[[str, bytes, str], Network]  # name, content, device
 
 # Formats of one file, which holds the whole network.
 FORMATS: Mapping[str, Loader] = MappingProxyType(
     {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
 )
 SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
-
-# Networks whose files fix their precision. TorchScript has an autocast of its own, which its first call
-# settles for good.
-FIXED_NETWORKS = (OnnxNetwork, TorchScriptNetwork)
 
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
@@ -140,12 +129,9 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
         return load_entry_point(content, declared, device, revision=REVISION)
     loaded = _load_network(content, declared, device)
     detector = NetworkDetector(
-        loaded.network,
-        loaded.rules,
+        loaded,
         name=content.name,
         fingerprint=content.fingerprint(REVISION),
-        class_names=loaded.class_names,
-        default_min_score=loaded.min_score,
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
@@ -154,9 +140,9 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
     wanted = choose_precision(device, declared=loaded.precision, setting=setting)
     if wanted == detector.precision:
         return detector
-    if not isinstance(loaded.network, FIXED_NETWORKS) and detector.precision == Precision.FLOAT32:
+    if not loaded.network.has_fixed_precision and detector.precision == Precision.FLOAT32:
         lowered = detector.lowered(wanted)
-        check_lowered(lowered)
+        check_at_load(lowered)
         return lowered
     if loaded.precision is not None:
         raise ModelFault(
@@ -185,15 +171,18 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     (file,) = files
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
-    network, metadata = FORMATS[Path(file).suffix](content.name, content.read(file), device)
-    declaration = read_declaration(content.name, metadata, declared, network.takes)
-    rules = NetworkRules(
-        fitting=declaration.input_size,
-        pixels=declaration.pixels,
-        reading=declaration.reading,
-        batch=network.takes.batch or declaration.batch,
+    network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+    declaration = read_declaration(content.name, network.metadata, declared, network.takes)
+    return LoadedNetwork(
+        network,
+        declaration.input_size,
+        declaration.pixels,
+        declaration.reading,
+        declaration.labels,
+        declaration.min_score,
+        declaration.precision,
+        network.takes.batch or declaration.batch,
     )
-    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import orjson
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from app.detection.model_files import ModelContent
+from app.detection.model_files import ModelContent, json_object
 from app.detection.model_formats.declaration import MAX_BOXES, validated
-from app.detection.network import LoadedNetwork, NetworkRules, reason
+from app.detection.network import LoadedNetwork, Network, reason
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
@@ -63,19 +62,6 @@ class FolderDeclaration(BaseModel):
     precision: Precision | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HuggingFaceNetwork:
-    """A network of transformers on its device. Fulfils Network."""
-
-    module: Any
-    takes: NetworkInput
-    is_stateless = True
-
-    def run(self, pictures: Tensor) -> dict[str, Tensor]:
-        output = self.module(pixel_values=pictures)
-        return {"logits": output.logits, "pred_boxes": output.pred_boxes}
-
-
 def load_huggingface(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
     """Return the network of a folder with its rules.
 
@@ -108,26 +94,27 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     queries = getattr(module.config, "num_queries", None)
     query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
     max_boxes = declaration.max_boxes or processor.max_boxes or query_count
-    rules = NetworkRules(
-        fitting=_fitting(content.name, settings, processor),
-        pixels=_pixels(settings),
-        reading=Reading(processor.layout, len(labels), max_boxes=max_boxes),
-        batch=None,
+    module.to(device)
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        output = module(pixel_values=pictures)
+        return {"logits": output.logits, "pred_boxes": output.pred_boxes}
+
+    return LoadedNetwork(
+        Network(NetworkInput(), run),
+        _fitting(content.name, settings, processor),
+        _pixels(settings),
+        Reading(processor.layout, len(labels), max_boxes=max_boxes),
+        labels,
+        declaration.min_score,
+        declaration.precision,
     )
-    network = HuggingFaceNetwork(module.to(device), NetworkInput())
-    return LoadedNetwork(network, rules, labels, declaration.min_score, declaration.precision)
 
 
 def _json(content: ModelContent, file: str) -> dict[str, Any]:
     if file not in content.digests:
         raise ModelFault(f"The folder of model {content.name!r} has no {file}; save it with save_pretrained.")
-    try:
-        value = orjson.loads(content.read(file))
-    except orjson.JSONDecodeError as error:
-        raise ModelFault(f"The {file} of model {content.name!r} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise ModelFault(f"The {file} of model {content.name!r} is not a JSON object.")
-    return value
+    return json_object(f"The {file} of model {content.name!r}", content.read(file))
 
 
 def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fitting:
