@@ -226,8 +226,10 @@ class WindowScorer:
 
     def _orientation(self, dx: Tensor, dy: Tensor) -> Tensor:
         """Return the gradients' direction in bins, -5 … 4, the sign of the gradient ignored."""
-        flat, steep = torch.abs(dx, out=self._take_like(dx)), torch.abs(dy, out=self._take_like(dx))
-        is_steep = torch.gt(steep, flat, out=self._take_like(dx))
+        flat, steep, is_steep = self._arena.take(3, *dx.shape)
+        torch.abs(dx, out=flat)
+        torch.abs(dy, out=steep)
+        torch.gt(steep, flat, out=is_steep)
         sign = torch.mul(dx, dy, out=dx)
         ratio = torch.minimum(flat, steep, out=dy)
         ratio /= torch.maximum(flat, steep, out=flat).add_(1e-16)
@@ -239,9 +241,6 @@ class WindowScorer:
         angle *= ratio
         torch.lerp(angle, torch.sub(BINS / 2, angle, out=ratio), is_steep, out=angle)
         return torch.copysign(angle, sign, out=angle).sub_(0.5)
-
-    def _take_like(self, tensor: Tensor) -> Tensor:
-        return self._arena.take(*tensor.shape)
 
 
 def _gradient(channel: Tensor, out: Tensor) -> None:
@@ -285,23 +284,13 @@ def hat_coefficients() -> Tensor:
     its neighbours'. Such a hat is a second difference of the functions min(a, k), which take one look at a.
     Bins -5 and 4 are the same, as half a turn is none.
     """
-    highest = LOWEST + BINS
-
-    def lesser_of_a_and(knot: int) -> Tensor:
-        terms = torch.zeros(PLANES)
-        if knot <= LOWEST:
-            terms[0] = knot
-        elif knot >= highest:
-            terms[1] = 1
-        else:
-            terms[1 + knot - LOWEST] = 1
-        return terms
-
-    hats = torch.zeros(BINS, PLANES)
-    for knot in range(LOWEST, highest + 1):
-        rises = lesser_of_a_and(knot) - lesser_of_a_and(knot - 1) if knot > LOWEST else torch.zeros(PLANES)
-        falls = lesser_of_a_and(knot + 1) - lesser_of_a_and(knot) if knot < highest else torch.zeros(PLANES)
-        hats[knot % BINS] += rises - falls
-        if knot == LOWEST:
-            hats[knot % BINS, 0] += 1
-    return hats
+    lesser = torch.zeros(BINS + 1, PLANES)  # min(a, k) for k = -5 … 4: -5, as a is no less; those; a itself
+    lesser[0, 0] = LOWEST
+    lesser[1:-1, 2:] = torch.eye(KNOTS)
+    lesser[-1, 1] = 1
+    steps = lesser.diff(dim=0)  # each rises from 0 to 1 between two neighbouring centres
+    none = torch.zeros(1, PLANES)
+    hats = torch.cat([none, steps]) - torch.cat([steps, none])  # of bins -5 … 4
+    hats[0, 0] += 1  # bin -5 only falls: from 1, at a = -5
+    hats[0] += hats[-1]
+    return hats[:-1].roll(LOWEST, dims=0)  # bin 0 first

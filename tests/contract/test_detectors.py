@@ -65,7 +65,7 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "brightest-square": lambda _: BrightestSquare(),
     "hog-people": HogPeopleDetector,
     "hog-people, every window": lambda device: HogPeopleDetector(
-        device, replace(OPENCV_PARAMETERS, min_margin=-1.0, min_neighbours=0)
+        device, replace(OPENCV_PARAMETERS, min_margin=-1.0)
     ),
     "none": NoneDetector,
 }
