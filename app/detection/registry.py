@@ -11,11 +11,12 @@ its own in ``model_formats/`` and one line in FORMATS.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+import structlog
 
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
@@ -40,7 +41,7 @@ BATCH_SIZE_CUDA = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 WEIGHTS_SUFFIX = ".pth"
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 BUILT_IN: Mapping[str, Callable[[str], Detector]] = MappingProxyType(  # each takes the torch device
     {
@@ -152,7 +153,9 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
         )
     _log.warning(
         "model keeps its file's precision",
-        extra={"model": content.name, "precision": detector.precision, "setting": wanted.value},
+        model=content.name,
+        precision=detector.precision,
+        setting=wanted.value,
     )
     return detector
 
