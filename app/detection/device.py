@@ -17,7 +17,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.detection.checks import Checked, check_batch
+from app.detection.checks import check_batch
 from app.detection.detector import (
     Detections,
     Detector,
@@ -307,13 +307,14 @@ class DeviceThread:
             self._fitting_calls += 1
             if self._fitting_size < self.batch_size and self._fitting_calls >= REGROW_AFTER_CALLS:
                 self._fitting_size, self._fitting_calls = min(self.batch_size, 2 * self._fitting_size), 0
-            self._count(dropped_box_count=checked.dropped_box_count)
-            detections += checked.detections
+            found, dropped_box_count = checked
+            detections += found
+            self._count(dropped_box_count=dropped_box_count)
         self._count(frame_count=len(frames))
         return detections
 
-    def _run_model(self, frames: Tensor, owner: str | None) -> Checked | None:
-        """Return what the model found, or None if it ran out of memory."""
+    def _run_model(self, frames: Tensor, owner: str | None) -> tuple[list[Detections], int] | None:
+        """Return what `check_batch` does, or None if the model ran out of memory."""
         with self._gate.call():
             started_at = time.monotonic()
             self._call = (started_at, owner)
@@ -327,15 +328,7 @@ class DeviceThread:
             finally:
                 self._call = None
                 self._count(busy_seconds=time.monotonic() - started_at)
-            count, height, width, _ = frames.shape
-            return check_batch(
-                self.detector.name,
-                outputs,
-                frame_count=count,
-                width=width,
-                height=height,
-                class_count=len(self.detector.class_names),
-            )
+            return check_batch(self.detector.name, outputs, frames, len(self.detector.class_names))
 
     def _fault(self, error: BaseException) -> FrameboxError | DeviceLost:
         """Return the error for the batch's owner; the log gets the details that it hides from the caller."""

@@ -114,25 +114,6 @@ class Planes:
         ]
 
 
-class Arena:
-    """Memory for one strip's planes, reused by the next: fresh pages cost more than the arithmetic."""
-
-    def __init__(self, device: str) -> None:
-        self._memory = torch.empty(0, device=device)
-        self._used = 0
-
-    def reset(self, capacity: int) -> None:
-        """Free everything, and make room for `capacity` floats."""
-        if capacity > len(self._memory):
-            self._memory = torch.empty(capacity, device=self._memory.device)
-        self._used = 0
-
-    def take(self, *shape: int) -> Tensor:
-        start = self._used
-        self._used += math.prod(shape)
-        return self._memory[start : self._used].view(shape)
-
-
 class WindowScorer:
     """The scores of all windows of a picture at one scale, on one device. For one thread at a time."""
 
@@ -146,7 +127,8 @@ class WindowScorer:
         self._bias = float(weights[-1])
         self._device = device
         self._strip_values = strip_values
-        self._arena = Arena(device)
+        # For one strip's planes, reused by the next: fresh pages cost more than the arithmetic.
+        self._memory = torch.empty(0, device=device)
         self._spatial = spatial_weights().to(device)
         self._hats = hat_coefficients().to(device)
         self._knots = torch.arange(LOWEST + 1, LOWEST + 1 + KNOTS, dtype=torch.float32, device=device)
@@ -196,37 +178,27 @@ class WindowScorer:
         `channels`: R, G, B, (10, 10, cells · n) each, is used up.
         """
         cells = channels[0].shape[-1]
-        self._arena.reset((PLANES + 14) * PLACES * cells + PLANES * 16 * cells)
-        votes = self._arena.take(PLANES, PLACES, cells)
-        dx, dy, energy = self._strongest_gradient(channels, cells)
-        magnitude = torch.sqrt(energy.view(PLACES, cells), out=votes[0])
-        orientation = self._orientation(dx.view(PLACES, cells), dy.view(PLACES, cells))
+        plane = PLACES * cells
+        sizes = [PLANES * plane, 3 * plane, 4 * plane, PLANES * 16 * cells]
+        if sum(sizes) > len(self._memory):
+            self._memory = torch.empty(sum(sizes), device=self._device)
+        votes, gradient, scratch, shared = torch.split(self._memory[: sum(sizes)], sizes)
+        votes = votes.view(PLANES, PLACES, cells)
+        shared = shared.view(PLANES, 16, cells)
+        gradient = gradient.view(3, CELL, CELL, cells)
+        _strongest_gradient(channels, gradient, scratch.view(4, CELL, CELL, cells))
+        dx, dy, energy = gradient.view(3, PLACES, cells)
+        magnitude = torch.sqrt(energy, out=votes[0])
+        orientation = self._orientation(dx, dy, scratch.view(4, PLACES, cells))
         torch.mul(orientation, magnitude, out=votes[1])
         torch.minimum(orientation, self._knots.view(KNOTS, 1, 1), out=votes[2:])
         votes[2:] *= magnitude
-        shared = self._arena.take(PLANES, 16, cells)
         torch.matmul(self._spatial, votes, out=shared)
         return torch.mm(self._hats, shared.view(PLANES, -1)).view(BINS, 16, cells)
 
-    def _strongest_gradient(self, channels: list[Tensor], cells: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dx, dy and their squared length, (8, 8, cells) each, of the strongest channel per pixel.
-
-        On a tie the later of R, G, B wins, as in OpenCV: one pixel in 10,000 has a tie.
-        """
-        best = self._arena.take(3, CELL, CELL, cells)
-        other = self._arena.take(3, CELL, CELL, cells)
-        _gradient(channels[0], best)
-        stays = self._arena.take(CELL, CELL, cells)
-        for channel in channels[1:]:
-            _gradient(channel, other)
-            torch.gt(best[2], other[2], out=stays)  # 0 or 1
-            # lerp is exact at 0 and 1, and three times as fast as where.
-            torch.lerp(other, best, stays, out=best)
-        return best[0], best[1], best[2]
-
-    def _orientation(self, dx: Tensor, dy: Tensor) -> Tensor:
-        """Return the gradients' direction in bins, -5 … 4, the sign of the gradient ignored."""
-        flat, steep, is_steep = self._arena.take(3, *dx.shape)
+    def _orientation(self, dx: Tensor, dy: Tensor, scratch: Tensor) -> Tensor:
+        """Return the gradients' direction in bins, -5 … 4, the sign of the gradient ignored. Uses all up."""
+        flat, steep, is_steep = scratch[:3]
         torch.abs(dx, out=flat)
         torch.abs(dy, out=steep)
         torch.gt(steep, flat, out=is_steep)
@@ -241,6 +213,20 @@ class WindowScorer:
         angle *= ratio
         torch.lerp(angle, torch.sub(BINS / 2, angle, out=ratio), is_steep, out=angle)
         return torch.copysign(angle, sign, out=angle).sub_(0.5)
+
+
+def _strongest_gradient(channels: list[Tensor], out: Tensor, scratch: Tensor) -> None:
+    """Write dx, dy and their squared length, (3, 8, 8, cells), of the strongest channel per pixel to `out`.
+
+    On a tie the later of R, G, B wins, as in OpenCV: one pixel in 10,000 has a tie.
+    """
+    other, stays = scratch[:3], scratch[3]
+    _gradient(channels[0], out)
+    for channel in channels[1:]:
+        _gradient(channel, other)
+        torch.gt(out[2], other[2], out=stays)  # 0 or 1
+        # lerp is exact at 0 and 1, and three times as fast as where.
+        torch.lerp(other, out, stays, out=out)
 
 
 def _gradient(channel: Tensor, out: Tensor) -> None:

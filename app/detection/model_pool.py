@@ -276,7 +276,7 @@ class ModelPool:
             self._unload_unused()
 
     def _unload_unused(self) -> bool:
-        """Unload the models that are not in use; return whether there were any. The caller holds `_loading`."""
+        """Unload models that are not in use; return whether there were any. The caller holds `_loading`."""
         with self._changed:
             unused = [name for name, held in self._held.items() if not held.user_count]
             models = [self._held.pop(name).model for name in unused]

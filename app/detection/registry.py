@@ -22,7 +22,7 @@ from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_facts import ModelFacts, PrecisionEffect
-from app.detection.model_files import DECLARATION_FILE, ModelContent, ModelFiles, check_allowed, hash_model
+from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model
 from app.detection.model_formats.declaration import read_declaration
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
@@ -31,8 +31,11 @@ from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
+from app.detection.network_input import PixelRules
+from app.detection.network_output import Reading
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
+from app.detection.resize import InputSize
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
@@ -64,8 +67,8 @@ def detector_names(models_folder: Path | None = None) -> list[str]:
     return sorted({*BUILT_IN, *find_models(models_folder)})
 
 
-def find_models(folder: Path | None) -> dict[str, ModelFiles]:
-    """Return the models of `folder` by name, without opening any; none if there is no folder.
+def find_models(folder: Path | None) -> dict[str, Path]:
+    """Return the files and folders of the models in `folder` by name; none if there is no folder.
 
     Raises ModelFault if two have the same name. Whatever is not a model is ignored: other files, names that
     are not plain, and links that lead out of the folder.
@@ -73,7 +76,7 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
     if folder is None:
         return {}
     root = folder.resolve()
-    found: dict[str, ModelFiles] = {}
+    found: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
         if not path.is_dir():
             is_model = path.suffix in SUFFIXES and path.is_file()
@@ -89,7 +92,7 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
             continue
         if name in found:
             raise ModelFault(f"Two models are called {name!r}; rename one.")
-        found[name] = ModelFiles(root, path)
+        found[name] = path
     return found
 
 
@@ -161,10 +164,10 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
 
 
 def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
-    if content.files.is_folder and CONFIG_FILE in content.digests:
+    if content.is_folder and CONFIG_FILE in content.digests:
         return load_huggingface(content, declared, device)
-    files = [content.files.path.name]
-    if content.files.is_folder:
+    files = [content.path.name]
+    if content.is_folder:
         files = [file for suffix in SUFFIXES for file in content.named(suffix)]
     if len(files) != 1:
         raise ModelFault(
@@ -178,9 +181,16 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     declaration = read_declaration(content.name, network.metadata, declared, network.takes)
     return LoadedNetwork(
         network,
-        declaration.input_size,
-        declaration.pixels,
-        declaration.reading,
+        InputSize(*declaration.input, policy=declaration.resize),
+        PixelRules(declaration.white, declaration.mean, declaration.std, declaration.channels),
+        Reading(
+            declaration.layout,
+            len(declaration.labels),
+            declaration.max_overlap,
+            declaration.max_boxes,
+            declaration.boxes,
+            declaration.coordinates,
+        ),
         declaration.labels,
         declaration.min_score,
         declaration.precision,

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.detection.model_files import ModelContent, json_object
-from app.detection.model_formats.declaration import MAX_BOXES, validated
+from app.detection.model_formats.declaration import MAX_BOXES, Declared
 from app.detection.network import LoadedNetwork, Network, reason
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
@@ -51,10 +51,8 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
 )
 
 
-class FolderDeclaration(BaseModel):
+class FolderDeclaration(Declared):
     """What ``framebox.toml`` may say about such a folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)  # as transformers' own pipeline has it
@@ -68,7 +66,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     Raises ModelFault for a folder that is not an object detector, or needs what is not served, and, naming
     the requirement file, if transformers is not installed.
     """
-    declaration = validated(content.name, FolderDeclaration, declared)
+    declaration = FolderDeclaration.of(content.name, declared)
     config = _json(content, CONFIG_FILE)
     if "auto_map" in config:
         raise ModelFault(f"Model {content.name!r} brings code of its own (auto_map), which is not run.")

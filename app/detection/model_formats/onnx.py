@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from app.detection.model_files import read_as
 from app.detection.network import Network
 from app.detection.network_input import picture_input
 from app.errors import ModelFault
@@ -61,10 +62,8 @@ def load_onnx(name: str, content: bytes, device: str) -> Network:
     options.use_deterministic_compute = True
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
+    with read_as("ONNX", name):
         session = onnxruntime.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # onnxruntime has a dozen classes of its own
-        raise ModelFault(f"Model {name!r} cannot be read as ONNX: {type(error).__name__}.") from error
     # Where CUDA's libraries cannot be loaded, onnxruntime computes on the CPU, with a line in the log.
     if on_cuda and "CUDAExecutionProvider" not in session.get_providers():
         raise ModelFault(

@@ -10,10 +10,9 @@ import io
 import torch
 from torch.export.passes import move_to_device_pass
 
-from app.detection.model_files import json_object
+from app.detection.model_files import json_object, read_as
 from app.detection.network import Network
 from app.detection.network_input import picture_input
-from app.errors import ModelFault
 
 METADATA_FILE = "config.json"
 
@@ -24,12 +23,8 @@ _TYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default  # noqa: SLF001 - a
 def load_pt2(name: str, content: bytes, device: str) -> Network:
     """Return the network, with its metadata. Raises ModelFault for all but programs for RGB pictures."""
     extra_files = {METADATA_FILE: ""}
-    try:
+    with read_as("torch.export's", name):
         program = torch.export.load(io.BytesIO(content), extra_files=extra_files)
-    except Exception as error:  # torch raises whatever its parsers meet
-        raise ModelFault(
-            f"Model {name!r} cannot be read as torch.export's: {type(error).__name__}."
-        ) from error
     if device != "cpu":
         program = move_to_device_pass(program, device)
     input_names = set(program.graph_signature.user_inputs)

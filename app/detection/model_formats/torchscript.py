@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
-from app.detection.model_files import json_object
+from app.detection.model_files import json_object, read_as
 from app.detection.network import Network
 from app.detection.network_input import NetworkInput
 from app.errors import ModelFault
@@ -23,11 +23,8 @@ METADATA_FILE = "config.txt"  # where Ultralytics' exporter puts it
 
 def load_torchscript(name: str, content: bytes, device: str) -> Network:
     """Return the network, with its metadata. Raises ModelFault for any other file, and says what it is."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inner = {file.partition("/")[2] for file in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is not an archive.") from error
+    with read_as("TorchScript", name), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        inner = {file.partition("/")[2] for file in archive.namelist()}
     if "constants.pkl" not in inner:
         if any(file.startswith("models/") for file in inner):
             raise ModelFault(f"Model {name!r} is of torch.export; give its file the suffix .pt2.")
@@ -37,15 +34,12 @@ def load_torchscript(name: str, content: bytes, device: str) -> Network:
             "yolo export model=<file>.pt format=torchscript"
         )
     extra_files = {METADATA_FILE: ""}
-    try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated, but it is what people have.
-            warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
-            module = torch.jit.load(  # type: ignore[no-untyped-call]
-                io.BytesIO(content), map_location=device, _extra_files=extra_files
-            )
-    except Exception as error:  # torch raises whatever its parsers meet
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: {type(error).__name__}.") from error
+    with read_as("TorchScript", name), warnings.catch_warnings():
+        # TorchScript is deprecated, but it is what people have.
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
+        module = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(content), map_location=device, _extra_files=extra_files
+        )
     metadata = json_object(f"The metadata of model {name!r}", extra_files[METADATA_FILE] or "{}")
     if device != "cpu":
         # A trace keeps the device of each tensor that it creates as a constant; loading moves only weights.

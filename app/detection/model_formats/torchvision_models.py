@@ -13,11 +13,11 @@ import pickle
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.detection.model_files import ModelContent
-from app.detection.model_formats.declaration import MAX_BOXES, validated
+from app.detection.model_formats.declaration import MAX_BOXES, Declared
 from app.detection.network import LoadedNetwork, Network, reason
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
@@ -26,10 +26,8 @@ from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 
-class WeightsDeclaration(BaseModel):
+class WeightsDeclaration(Declared):
     """What ``framebox.toml`` has to say about a file of weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     labels: tuple[str, ...] = Field(min_length=2)
@@ -45,7 +43,7 @@ def load_torchvision(
 
     Raises ModelFault for any other model, and if torchvision is not installed or does not fit torch.
     """
-    declaration = validated(content.name, WeightsDeclaration, declared)
+    declaration = WeightsDeclaration.of(content.name, declared)
     weights = read_weights(content.name, content.read(file))
     try:
         from torchvision import models  # noqa: PLC0415 - optional, and large
