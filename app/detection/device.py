@@ -126,10 +126,9 @@ class DeviceThread:
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
         find_fault: FaultFinder = sticking_fault,
     ) -> None:
-        """Take batches of `batch_size` frames at most, by default as many as the detector takes.
+        """Take batches of at most `batch_size` frames, by default as many as the detector takes.
 
-        If a single frame finds no memory, `free_memory` is called, in this object's thread, and the frame is
-        tried once more.
+        If there is no memory for a single frame, this object's thread calls `free_memory` and tries again.
         """
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
@@ -158,10 +157,7 @@ class DeviceThread:
 
     @property
     def running_call(self) -> tuple[float, str | None]:
-        """How many seconds the current call of the model has taken, and its owner; 0 while idle.
-
-        It shows a watchdog a hang.
-        """
+        """For a watchdog: how long the model's current call has taken, in seconds, and its owner."""
         call = self._call
         return (0.0, None) if call is None else (time.monotonic() - call[0], call[1])
 

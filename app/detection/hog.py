@@ -88,6 +88,7 @@ class HogPeopleDetector:
 
     name = NAME
     class_names: Sequence[str] = ("person",)
+    default_min_score = 0.5
     batch_size = 8
     precision = "float32"
     takes_device_frames = True
@@ -100,7 +101,6 @@ class HogPeopleDetector:
         digest = hashlib.sha256(weights.tobytes())
         digest.update(f"{NAME}, revision {REVISION}, {self._parameters!r}".encode())
         self.fingerprint = digest.hexdigest()
-        self.default_min_score = 0.5
         self._threads = SideBySide(NAME) if device == "cpu" else None
         self._scorers = [
             WindowScorer(torch.from_numpy(weights), device, strip_values=strip_values)

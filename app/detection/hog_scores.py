@@ -136,13 +136,26 @@ class WindowScorer:
 
     def scores(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
         """Return the margins (windows down, windows across, n); a window every 8 pixels, from the corner."""
-        blocks = self._blocks(planes, rows, columns)  # (36, blocks down, blocks across · n)
+        n = planes.frame_count
+        down, across = rows.cell_count - 1, columns.cell_count - 1  # blocks
+        histograms = torch.zeros(2, 2, BINS, down, across * n, device=self._device)
+        target = histograms.permute(2, 0, 1, 3, 4)  # (bin, cell across, cell down, Y, X · n)
+        strip_rows = max(1, self._strip_values // (PLACES * columns.cell_count * n))
+        for start in range(0, rows.cell_count, strip_rows):
+            strip = rows.part(start, start + strip_rows)
+            cells = self._cells(planes.gather(strip, columns))
+            # (bin, quarter down, quarter across, cell across, cell down, rows, columns · n)
+            cells = cells.view(BINS, 2, 2, 2, 2, strip.cell_count, columns.cell_count * n)
+            for quarter in (0, 1):  # the quarter of the block, downwards, in which the shares' pixels lie
+                first, last = max(0, start - quarter), min(down, start + strip.cell_count - quarter)
+                share = cells[:, quarter, :, :, :, first + quarter - start : last + quarter - start]
+                target[:, :, :, first:last] += share[:, 0, ..., :-n]
+                target[:, :, :, first:last] += share[:, 1, ..., n:]
+        blocks = histograms.view(BLOCK_VALUES, down, across * n)
         # Scale each block's 36 values to length 1, cut at 0.2, and scale again; OpenCV's epsilons.
         blocks /= blocks.square().sum(dim=0).sqrt_().add_(0.1 * BLOCK_VALUES)
         blocks.clamp_(max=CLIP)
         blocks /= blocks.square().sum(dim=0).sqrt_().add_(1e-3)
-        n = planes.frame_count
-        down, across = blocks.shape[1], blocks.shape[2] // n
         products = torch.mm(self._block_weights, blocks.view(BLOCK_VALUES, -1))  # (105, blocks · n)
         plane = down * across * n
         shifted = products.as_strided(
@@ -151,25 +164,6 @@ class WindowScorer:
         )  # a window's blocks, each in the product with its own weights
         margins = shifted.sum(dim=(0, 1)) + self._bias
         return margins.view(down - BLOCK_ROWS + 1, across - BLOCK_COLUMNS + 1, n)
-
-    def _blocks(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
-        """Return the block histograms, (36, blocks down, blocks across · n), not yet normalised."""
-        n, across = planes.frame_count, columns.cell_count
-        down = rows.cell_count - 1
-        blocks = torch.zeros(2, 2, BINS, down, (across - 1) * n, device=self._device)
-        target = blocks.permute(2, 0, 1, 3, 4)  # (bin, cell across, cell down, Y, X · n)
-        strip_rows = max(1, self._strip_values // (PLACES * across * n))
-        for start in range(0, rows.cell_count, strip_rows):
-            strip = rows.part(start, start + strip_rows)
-            cells = self._cells(planes.gather(strip, columns))
-            # (bin, quarter down, quarter across, cell across, cell down, rows, columns · n)
-            cells = cells.view(BINS, 2, 2, 2, 2, strip.cell_count, across * n)
-            for quarter in (0, 1):  # the quarter of the block, downwards, in which the shares' pixels lie
-                first, last = max(0, start - quarter), min(down, start + strip.cell_count - quarter)
-                share = cells[:, quarter, :, :, :, first + quarter - start : last + quarter - start]
-                target[:, :, :, first:last] += share[:, 0, ..., :-n]
-                target[:, :, :, first:last] += share[:, 1, ..., n:]
-        return blocks.view(BLOCK_VALUES, down, -1)
 
     def _cells(self, channels: list[Tensor]) -> Tensor:
         """Return (9, 16, cells · n): what each cell's 64 pixels contribute to the 16 cells that share them.
@@ -186,7 +180,15 @@ class WindowScorer:
         votes = votes.view(PLANES, PLACES, cells)
         shared = shared.view(PLANES, 16, cells)
         gradient = gradient.view(3, CELL, CELL, cells)
-        _strongest_gradient(channels, gradient, scratch.view(4, CELL, CELL, cells))
+        # The gradient of the strongest channel at each pixel. On a tie the later of R, G, B wins, as in
+        # OpenCV: one pixel in 10,000 has a tie.
+        other, stays = torch.split(scratch.view(4, CELL, CELL, cells), [3, 1])
+        _gradient(channels[0], gradient)
+        for channel in channels[1:]:
+            _gradient(channel, other)
+            torch.gt(gradient[2], other[2], out=stays[0])  # 0 or 1
+            # lerp is exact at 0 and 1, and three times as fast as where.
+            torch.lerp(other, gradient, stays, out=gradient)
         dx, dy, energy = gradient.view(3, PLACES, cells)
         magnitude = torch.sqrt(energy, out=votes[0])
         orientation = self._orientation(dx, dy, scratch.view(4, PLACES, cells))
@@ -213,20 +215,6 @@ class WindowScorer:
         angle *= ratio
         torch.lerp(angle, torch.sub(BINS / 2, angle, out=ratio), is_steep, out=angle)
         return torch.copysign(angle, sign, out=angle).sub_(0.5)
-
-
-def _strongest_gradient(channels: list[Tensor], out: Tensor, scratch: Tensor) -> None:
-    """Write dx, dy and their squared length, (3, 8, 8, cells), of the strongest channel per pixel to `out`.
-
-    On a tie the later of R, G, B wins, as in OpenCV: one pixel in 10,000 has a tie.
-    """
-    other, stays = scratch[:3], scratch[3]
-    _gradient(channels[0], out)
-    for channel in channels[1:]:
-        _gradient(channel, other)
-        torch.gt(out[2], other[2], out=stays)  # 0 or 1
-        # lerp is exact at 0 and 1, and three times as fast as where.
-        torch.lerp(other, out, stays, out=out)
 
 
 def _gradient(channel: Tensor, out: Tensor) -> None:

@@ -58,10 +58,7 @@ class ModelProfile(TypedDict):
 
 
 class MemoryMeter:
-    """Measures what this process and a device take, at the peak, beyond what they took at first.
-
-    What other threads allocate meanwhile is included.
-    """
+    """Measures the peak of what this process, all threads included, and a device take more than at first."""
 
     def __init__(self, device: str) -> None:
         self._device = device

@@ -39,15 +39,12 @@ class Profiles(Protocol):
 
     def unfinished_attempts(self, name: str) -> int:
         """Return how often in a row the process ended while it loaded `name`."""
-        ...
 
     def begin_attempt(self, name: str) -> None:
         """Note that `name` is being loaded."""
-        ...
 
     def end_attempt(self, name: str) -> None:
         """Note that its loading has finished or failed, so that no attempt counts any more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

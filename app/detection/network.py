@@ -16,7 +16,6 @@ from app.detection.golden import golden_picture
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
 from app.detection.network_output import (
     Columns,
-    Layout,
     Reading,
     describe_output,
     first_tensor,
@@ -227,19 +226,26 @@ def check_at_load(detector: NetworkDetector) -> None:
             raise ModelFault(
                 f"Model {name!r} fails on a batch of {len(pair)}: {reason(fault)}.{advice}"
             ) from fault
-        alone, again, together = (
-            _comparable(detector, frames) for frames in (picture[None], picture[None], pair)
-        )
-    if not torch.equal(alone, again):
+        results = []
+        for frames in (picture[None], picture[None], pair):
+            output = detector.output(frames)
+            columns = detector.columns(output, len(frames))
+            dense = first_tensor(output)
+            if not detector.layout.is_suppressed and dense is not None:
+                results.append(dense[: len(frames)])
+            else:  # of sorted boxes only the scores, because equal ones may swap
+                results.append(columns.scores.sort(dim=1, descending=True).values)
+    single, repeated, together = results
+    if not torch.equal(single, repeated):
         raise ModelFault(
             f"Model {name!r} gives other numbers for the same picture each time.{detector.advice}"
         )
     together = together[-1:]
-    is_alike = alone.shape == together.shape and torch.allclose(
-        alone, together, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
+    is_alike = single.shape == together.shape and torch.allclose(
+        single, together, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
     )
     if not is_alike and not is_lowered:
-        raise ModelFault(f"Model {name!r} gives other numbers in a batch than for one picture alone.")
+        raise ModelFault(f"Model {name!r} gives other numbers in a batch than for a single picture.")
 
 
 def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
@@ -258,13 +264,3 @@ def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1][:200].rstrip(".") if lines else ""
     return f"{type(error).__name__}: {last}" if last else type(error).__name__
-
-
-def _comparable(detector: NetworkDetector, frames: Tensor) -> Tensor:
-    """Return a dense output whole; of sorted boxes only the scores, because equal ones may swap."""
-    output = detector.output(frames)
-    columns = detector.columns(output, len(frames))
-    dense = first_tensor(output)
-    if detector.layout in (Layout.YOLO, Layout.YOLO_OBJECTNESS) and dense is not None:
-        return dense[: len(frames)]
-    return columns.scores.sort(dim=1, descending=True).values

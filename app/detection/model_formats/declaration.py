@@ -64,7 +64,7 @@ class Declared(BaseModel):
                 if fault["type"] == "missing":
                     faults.append(f"{field} is missing")
                 elif fault["type"] == "extra_forbidden":
-                    faults.append(f"{field} is none of {', '.join(cls.model_fields)}")
+                    faults.append(f"{field} is not one of {', '.join(cls.model_fields)}")
                 else:
                     faults.append(f"{field}: {fault['msg']}")
             raise ModelFault(
@@ -130,26 +130,7 @@ def read_declaration(
     elif isinstance(size, list | tuple) and len(size) == 2:
         known["input"] = (size[1], size[0])
     declaration = Declaration.of(name, {**known, **overrides})
-    _check_against_input(name, declaration, takes)
-    return declaration
-
-
-def _literal(value: object) -> object:
-    """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-
-
-def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
-    """Raise ModelFault for a declaration that the network's own file contradicts."""
+    # The network's own file may contradict it.
     width, height = declaration.input
     fixed = (takes.width or width, takes.height or height)
     if fixed != declaration.input:
@@ -168,3 +149,18 @@ def _check_against_input(name: str, declaration: Declaration, takes: NetworkInpu
             f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
             "std out of framebox.toml."
         )
+    return declaration
+
+
+def _literal(value: object) -> object:
+    """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value

@@ -1,7 +1,7 @@
 """Detectors that are Python classes, named in ``framebox.toml``: ``entry_point = "module:Class"``.
 
 The module lies beside the declaration, or belongs to an installed package. The class is constructed with the
-model's folder and a torch device, and has what `Detector` asks for but its name, fingerprint and device.
+model's folder and a torch device, and has what `Detector` asks for, except name, fingerprint and device.
 """
 
 from __future__ import annotations
@@ -124,16 +124,16 @@ def _check_detector(detector: EntryPointDetector) -> None:
 
     picture = golden_picture(width, height)
     with torch.inference_mode():
-        (alone,), (again,) = (detect(picture[None]) for _ in range(2))
+        (single,), (repeated,) = (detect(picture[None]) for _ in range(2))
         together = detect(torch.stack([picture] * min(2, detector.batch_size)))[-1]
     if not (
-        torch.equal(alone.boxes_xyxy, again.boxes_xyxy)
-        and torch.equal(alone.scores, again.scores)
-        and torch.equal(alone.class_ids, again.class_ids)
+        torch.equal(single.boxes_xyxy, repeated.boxes_xyxy)
+        and torch.equal(single.scores, repeated.scores)
+        and torch.equal(single.class_ids, repeated.class_ids)
     ):
         raise ModelFault(f"Model {detector.name!r} finds other boxes in the same picture each time.")
-    if alone.class_ids.tolist() != together.class_ids.tolist():
-        raise ModelFault(f"Model {detector.name!r} finds other boxes in a batch than in one picture alone.")
+    if single.class_ids.tolist() != together.class_ids.tolist():
+        raise ModelFault(f"Model {detector.name!r} finds other boxes in a batch than in a single picture.")
 
 
 # ---- its module
@@ -185,7 +185,7 @@ class _FolderImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - names alone decide
+        path: Sequence[str] | None,  # noqa: ARG002 - only the name decides
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         if fullname == self._package:

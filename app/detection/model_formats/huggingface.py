@@ -92,6 +92,13 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     queries = getattr(module.config, "num_queries", None)
     query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
     max_boxes = declaration.max_boxes or processor.max_boxes or query_count
+    white = 255.0
+    if settings.get("do_rescale", True):
+        white *= settings.get("rescale_factor", 1 / 255)
+    mean = std = None
+    if settings.get("do_normalize", True):
+        mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
+        std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
     module.to(device)
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
@@ -101,7 +108,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     return LoadedNetwork(
         Network(NetworkInput(), run),
         _fitting(content.name, settings, processor),
-        _pixels(settings),
+        PixelRules(white, mean, std),
         Reading(processor.layout, len(labels), max_boxes=max_boxes),
         labels,
         declaration.min_score,
@@ -130,17 +137,6 @@ def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fi
         f"The {PROCESSOR_FILE} of model {name!r} asks for another size than height and width, or "
         "shortest_edge and longest_edge, without pad_size."
     )
-
-
-def _pixels(settings: Mapping[str, Any]) -> PixelRules:
-    white = 255.0
-    if settings.get("do_rescale", True):
-        white *= settings.get("rescale_factor", 1 / 255)
-    if not settings.get("do_normalize", True):
-        return PixelRules(white=white)
-    mean = settings.get("image_mean", (0.485, 0.456, 0.406))
-    std = settings.get("image_std", (0.229, 0.224, 0.225))
-    return PixelRules(white=white, mean=tuple(mean), std=tuple(std))
 
 
 def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
