@@ -70,7 +70,7 @@ def opencv_work(frames: Frames, parameters: HogParameters) -> Callable[[], objec
                 winStride=(8, 8),
                 padding=parameters.padding,
                 scale=parameters.pyramid_scale,
-                groupThreshold=parameters.min_neighbours,
+                groupThreshold=0,
             )
 
     return work

@@ -18,9 +18,9 @@ boxes not best first                                       sorted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from app.detection.detector import Detections
 from app.errors import ModelFault
@@ -29,21 +29,13 @@ MAX_BOXES_PER_FRAME = 10_000  # the largest public models return 300 to 1000
 SCORE_SLACK = 1e-4  # half-precision networks end slightly above 1
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The checked detections of a batch."""
+def check_batch(name: str, outputs: object, frames: Tensor, class_count: int) -> tuple[list[Detections], int]:
+    """Check what model `name` returned for `frames`, (n, height, width, 3), and correct it as above.
 
-    detections: list[Detections]
-    dropped_box_count: int  # boxes without area inside their frame
-
-
-def check_batch(
-    name: str, outputs: object, *, frame_count: int, width: int, height: int, class_count: int
-) -> Checked:
-    """Check the output of model `name` for a batch of `width` × `height` frames, and correct it as above.
-
-    Raises ModelFault, with a reason for the caller, for anything that cannot be corrected.
+    Returns the detections, and how many boxes without area in their frame were dropped. Raises ModelFault,
+    with a reason for the caller, for anything that cannot be corrected.
     """
+    frame_count, height, width, _ = frames.shape
     if not isinstance(outputs, Sequence) or len(outputs) != frame_count:
         count = len(outputs) if isinstance(outputs, Sequence) else "no list of"
         raise ModelFault(f"Model {name!r} returned {count} results for {frame_count} frames.")
@@ -66,7 +58,7 @@ def check_batch(
             boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
         detections.append(Detections(boxes, scores, class_ids))
         dropped += len(output.scores) - len(scores)
-    return Checked(detections, dropped)
+    return detections, dropped
 
 
 def _describe_fault(output: Detections, class_count: int) -> str | None:

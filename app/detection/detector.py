@@ -59,12 +59,10 @@ class Detector(Protocol):
     @property
     def name(self) -> str:
         """The model's name in ``model=`` and ``/v1/models``."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of everything that decides the boxes: weights, parameters, the code's revision."""
-        ...
 
     @property
     def class_names(self) -> Sequence[str]: ...
@@ -72,27 +70,22 @@ class Detector(Protocol):
     @property
     def default_min_score(self) -> float:
         """The score below which boxes are dropped if the request has no ``min_score``."""
-        ...
 
     @property
     def batch_size(self) -> int:
         """How many frames `detect` takes at a time, at most. Fixed while the process lives."""
-        ...
 
     @property
     def device(self) -> str:
         """The torch device that holds the model: ``cpu``, ``cuda:0``."""
-        ...
 
     @property
     def precision(self) -> str:
         """The type in which it computes, as torch names it: ``float32``, ``float16``."""
-        ...
 
     @property
     def takes_device_frames(self) -> bool:
         """Whether `detect` also takes frames on `device`, so that they can be copied there in advance."""
-        ...
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) that it wants for the frames of a `width` × `height` video.
@@ -100,7 +93,6 @@ class Detector(Protocol):
         Frames are scaled while they are decoded; the caller maps boxes back. Never larger than the source: a
         detector that needs more enlarges them itself.
         """
-        ...
 
     def detect(self, frames: Tensor) -> list[Detections]:
         """Return one Detections per frame of `frames`, (n, height, width, 3) uint8 RGB, in order.
@@ -109,4 +101,3 @@ class Detector(Protocol):
         one size; it is valid only during the call. Equal frames in equal batches give equal boxes.
         Raises DeviceOutOfMemory if this batch does not fit; a smaller one may.
         """
-        ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -14,10 +13,11 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch import Tensor
 
-from app.detection.checks import Checked, check_batch
+from app.detection.checks import check_batch
 from app.detection.detector import (
     Detections,
     Detector,
@@ -25,7 +25,7 @@ from app.detection.detector import (
     DeviceOutOfMemory,
     is_out_of_memory,
 )
-from app.detection.devices import FaultFinder, describe_runtime, sticking_fault, why_lost
+from app.detection.devices import FaultFinder, sticking_fault, why_lost
 from app.detection.frame_copies import FrameCopies, copies_to
 from app.errors import FrameboxError, ModelFault
 
@@ -37,7 +37,7 @@ SUBMIT_TIMEOUT_SECONDS = 300.0
 CLOSE_TIMEOUT_SECONDS = 30.0
 REGROW_AFTER_CALLS = 64  # that fitted; then a batch size that lack of memory halved is doubled again
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class DeviceBusy(Exception):
@@ -126,10 +126,9 @@ class DeviceThread:
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
         find_fault: FaultFinder = sticking_fault,
     ) -> None:
-        """Take batches of `batch_size` frames at most, by default as many as the detector takes.
+        """Take batches of at most `batch_size` frames, by default as many as the detector takes.
 
-        If a single frame finds no memory, `free_memory` is called, in this object's thread, and the frame is
-        tried once more.
+        If there is no memory for a single frame, this object's thread calls `free_memory` and tries again.
         """
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
@@ -152,19 +151,13 @@ class DeviceThread:
         # Only the device's thread writes these; others read whole values.
         self.stats = DeviceStats()
         self._call: tuple[float, str | None] | None = None  # when the current call began, and its owner
-        self._fitting = _FittingSize(self.batch_size)
-
-    @property
-    def runtime(self) -> str:
-        """See `describe_runtime`."""
-        return describe_runtime(self.detector.device, threads=self._torch_threads)
+        # How many frames fit in a call: halved when they do not, doubled after many calls that fitted.
+        self._fitting_size = self.batch_size
+        self._fitting_calls = 0  # since it was halved or doubled
 
     @property
     def running_call(self) -> tuple[float, str | None]:
-        """How many seconds the current call of the model has taken, and its owner; 0 while idle.
-
-        It shows a watchdog a hang.
-        """
+        """For a watchdog: how long the model's current call has taken, in seconds, and its owner."""
         call = self._call
         return (0.0, None) if call is None else (time.monotonic() - call[0], call[1])
 
@@ -286,21 +279,19 @@ class DeviceThread:
         detections: list[Detections] = []
         while len(detections) < len(frames):
             done = len(detections)
-            part = frames[done : done + self._fitting.size]
+            part = frames[done : done + self._fitting_size]
             checked = self._run_model(part, batch.owner)
             if checked is None:
                 self._count(out_of_memory_count=1)
                 if self.detector.device.startswith("cuda"):
                     torch.cuda.empty_cache()
                 if len(part) > 1:
-                    self._fitting.halve(len(part))
+                    self._fitting_size, self._fitting_calls = len(part) // 2, 0
                     _log.warning(
                         "batch does not fit on the device",
-                        extra={
-                            "device": self.detector.device,
-                            "frames": len(part),
-                            "next_frames": self._fitting.size,
-                        },
+                        device=self.detector.device,
+                        frames=len(part),
+                        next_frames=self._fitting_size,
                     )
                     continue
                 self._free_memory()
@@ -309,14 +300,17 @@ class DeviceThread:
                     raise ModelFault(
                         f"The device has no memory for one frame with model {self.detector.name!r}."
                     ) from DeviceOutOfMemory()
-            self._fitting.fitted()
-            self._count(dropped_box_count=checked.dropped_box_count)
-            detections += checked.detections
+            self._fitting_calls += 1
+            if self._fitting_size < self.batch_size and self._fitting_calls >= REGROW_AFTER_CALLS:
+                self._fitting_size, self._fitting_calls = min(self.batch_size, 2 * self._fitting_size), 0
+            found, dropped_box_count = checked
+            detections += found
+            self._count(dropped_box_count=dropped_box_count)
         self._count(frame_count=len(frames))
         return detections
 
-    def _run_model(self, frames: Tensor, owner: str | None) -> Checked | None:
-        """Return what the model found, or None if it ran out of memory."""
+    def _run_model(self, frames: Tensor, owner: str | None) -> tuple[list[Detections], int] | None:
+        """Return what `check_batch` does, or None if the model ran out of memory."""
         with self._gate.call():
             started_at = time.monotonic()
             self._call = (started_at, owner)
@@ -330,15 +324,7 @@ class DeviceThread:
             finally:
                 self._call = None
                 self._count(busy_seconds=time.monotonic() - started_at)
-            count, height, width, _ = frames.shape
-            return check_batch(
-                self.detector.name,
-                outputs,
-                frame_count=count,
-                width=width,
-                height=height,
-                class_count=len(self.detector.class_names),
-            )
+            return check_batch(self.detector.name, outputs, frames, len(self.detector.class_names))
 
     def _fault(self, error: BaseException) -> FrameboxError | DeviceLost:
         """Return the error for the batch's owner; the log gets the details that it hides from the caller."""
@@ -347,7 +333,7 @@ class DeviceThread:
         if lost is not None:
             return self._lose(lost)
         self._count(model_fault_count=1)
-        _log.error("model failed", exc_info=error, extra={"model": name, "device": self.detector.device})
+        _log.error("model failed", exc_info=error, model=name, device=self.detector.device)
         if isinstance(error, ModelFault):
             return error
         fault = ModelFault(f"Model {name!r} raised {type(error).__name__}.")
@@ -360,28 +346,9 @@ class DeviceThread:
         with self._changed:
             self.lost = self.lost or lost
             self._changed.notify_all()
-        _log.critical("device lost", exc_info=error, extra={"device": self.detector.device})
+        _log.critical("device lost", exc_info=error, device=self.detector.device)
         return lost
 
     def _count(self, **grown: float) -> None:
         values = {name: getattr(self.stats, name) + by for name, by in grown.items()}
         self.stats = replace(self.stats, **values)
-
-
-class _FittingSize:
-    """How many frames fit in a call: halved when they do not, doubled again after many calls that fitted."""
-
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-        self._calls_since_halved = 0
-        self.size = largest
-
-    def halve(self, tried: int) -> None:
-        self.size = max(1, tried // 2)
-        self._calls_since_halved = 0
-
-    def fitted(self) -> None:
-        self._calls_since_halved += 1
-        if self.size < self._largest and self._calls_since_halved >= REGROW_AFTER_CALLS:
-            self.size = min(self._largest, 2 * self.size)
-            self._calls_since_halved = 0

@@ -6,7 +6,6 @@ thread that runs the model waits for them. The device itself fetches frames in p
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch import Tensor
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device of this process
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class FrameCopies:
@@ -72,7 +72,7 @@ class Pinning:
         status = _in_a_thread(lambda: register(address, memory.nbytes, _PORTABLE))
         if status != self._runtime.cudaError.success:
             reason = self._runtime.cudaGetErrorString(status)
-            _log.warning("memory for frames is not pinned", extra={"reason": reason})
+            _log.warning("memory for frames is not pinned", reason=reason)
             return
         unregister = self._runtime.cudaHostUnregister
         unpin = weakref.finalize(memory, _in_a_thread, lambda: unregister(address))

@@ -1,12 +1,12 @@
 """The built-in detector ``hog-people``: upright people, without a download; a demonstration and a fallback.
 
 Dalal and Triggs' pedestrian detector with the weights that OpenCV ships: every window of 64 × 128 pixels at
-every size of a pyramid is scored (``hog_scores.py``), and overlapping windows become one box. With
-OPENCV_PARAMETERS the boxes are those of OpenCV's ``HOGDescriptor.detectMultiScale``. The default parameters
-differ where real scenes benefit. OpenCV asks the same margin of every window and confirms a person by several
-similar windows: there are few of the largest windows, so that people who fill the frame are lost, and
-thousands of the smallest, so that table legs become people. Ours ask less of large windows than of small
-ones, look beyond the frame's edge, and take the best window as it is.
+every size of a pyramid is scored (``hog_scores.py``), and of windows that overlap the best becomes a box.
+With OPENCV_PARAMETERS the windows are those of OpenCV's ``HOGDescriptor.detectMultiScale`` before it groups
+them. The default parameters differ where real scenes benefit. OpenCV asks the same margin of every window and
+confirms a person by several similar windows: there are few of the largest windows, so that people who fill
+the frame are lost, and thousands of the smallest, so that table legs become people. Ours ask less of large
+windows than of small ones, look beyond the frame's edge, and take the best window as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import cv2
 import numpy as np
@@ -40,25 +39,11 @@ NAME = "hog-people"
 REVISION = 1  # of the code; raised when it changes a box
 STRIP_VALUES_CPU = 2**17  # small enough for the cache, large enough that a step is worth its call
 STRIP_VALUES_CUDA = 2**23
-OVERLAP = 0.5  # of the smaller window's area: two windows around one person share at least this much
-SIMILARITY = 0.2  # of the mean side: how far apart the edges of similar windows may lie
-
-Windows = npt.NDArray[np.int64]  # (n, 4): left, top, width, height
-
-
-class Grouping(StrEnum):
-    """How the windows around one person become one box."""
-
-    SIMILAR_WINDOWS = "similar windows"  # OpenCV's: the mean of several windows that agree
-    BEST_WINDOW = "best window"  # the best of those that overlap
 
 
 @dataclass(frozen=True, slots=True)
 class HogParameters:
-    """What decides the boxes, besides the weights. OPENCV_PARAMETERS are those of detectMultiScale.
-
-    Its repr is part of the fingerprint.
-    """
+    """What decides the boxes, besides the weights. Its repr is part of the fingerprint."""
 
     max_side: int = 640  # pixels; larger frames are scaled down
     pyramid_scale: float = 1.1  # each level is smaller than the one before by this factor
@@ -67,8 +52,8 @@ class HogParameters:
     beyond_frame: bool = True  # also try windows larger than the frame, for people who fill its height
     min_margin: float = -0.5  # the SVM's margin from which a window counts, in the smallest level
     margin_per_octave: float = 1.1  # added for windows half that size: there are many more of them
-    grouping: Grouping = Grouping.BEST_WINDOW
-    min_neighbours: int = 2  # with SIMILAR_WINDOWS: a box needs more windows than this
+    # Of the smaller window's area: two windows around one person share at least this much. None: all count.
+    overlap: float | None = 0.5
     steepness: float = 2.0  # of the logistic function that turns a margin into a score
 
 
@@ -78,14 +63,8 @@ OPENCV_PARAMETERS = HogParameters(
     beyond_frame=False,
     min_margin=0.0,
     margin_per_octave=0.0,
-    grouping=Grouping.SIMILAR_WINDOWS,
+    overlap=None,
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Level:
-    rows: Axis
-    columns: Axis
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +72,7 @@ class _Pyramid:
     """All windows of a frame size, level by level."""
 
     frame_size: tuple[int, int]
-    levels: tuple[_Level, ...]
+    levels: tuple[tuple[Axis, Axis], ...]  # rows and columns
     windows_xywh: Tensor  # (windows, 4) int64, pixels of the frame, on the CPU
     min_margins: Tensor  # (windows,) float32, on the device: the least margin of each
 
@@ -109,6 +88,7 @@ class HogPeopleDetector:
 
     name = NAME
     class_names: Sequence[str] = ("person",)
+    default_min_score = 0.5
     batch_size = 8
     precision = "float32"
     takes_device_frames = True
@@ -121,7 +101,6 @@ class HogPeopleDetector:
         digest = hashlib.sha256(weights.tobytes())
         digest.update(f"{NAME}, revision {REVISION}, {self._parameters!r}".encode())
         self.fingerprint = digest.hexdigest()
-        self.default_min_score = 0.5
         self._threads = SideBySide(NAME) if device == "cpu" else None
         self._scorers = [
             WindowScorer(torch.from_numpy(weights), device, strip_values=strip_values)
@@ -144,21 +123,17 @@ class HogPeopleDetector:
         hits = excess[frame_ids, window_ids].cpu()
         frame_ids, window_ids = frame_ids.cpu(), window_ids.cpu()
         parameters = self._parameters
+        limits = torch.tensor([width, height, width, height])
         found = []
         for frame_id in range(n):
             own = frame_ids == frame_id
-            windows, margins = pyramid.windows_xywh[window_ids[own]].numpy(), hits[own].double().numpy()
-            if parameters.grouping is Grouping.BEST_WINDOW:
-                groups = best_windows(windows, margins)
-            else:
-                groups = group_windows(windows, margins, min_neighbours=parameters.min_neighbours)
-            boxes = torch.from_numpy(groups.boxes_xywh).float()
+            windows, margins = pyramid.windows_xywh[window_ids[own]], hits[own].double()
+            kept = torch.from_numpy(best_windows(windows.numpy(), margins.numpy(), parameters.overlap))
+            boxes = windows[kept].float()
             boxes[:, 2:] += boxes[:, :2]
-            boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
-            scores = torch.sigmoid(parameters.steepness * torch.from_numpy(groups.margins)).float()
-            order = torch.argsort(scores, descending=True, stable=True)
-            class_ids = torch.zeros(len(order), dtype=torch.int64)
-            found.append(Detections(boxes[order], scores[order], class_ids))
+            boxes = torch.minimum(boxes.clamp(min=0), limits)
+            scores = torch.sigmoid(parameters.steepness * margins[kept]).float()
+            found.append(Detections(boxes, scores, torch.zeros(len(kept), dtype=torch.int64)))
         return found
 
     def _margins(self, frames: Tensor, pyramid: _Pyramid) -> Tensor:
@@ -170,11 +145,10 @@ class HogPeopleDetector:
         def score_levels(scorer: WindowScorer) -> None:
             while todo:
                 try:
-                    number, level = todo.popleft()
+                    number, (rows, columns) = todo.popleft()
                 except IndexError:
                     return  # another thread took the last
-                scores = scorer.scores(planes, level.rows, level.columns)
-                margins[number] = scores.view(-1, planes.frame_count)
+                margins[number] = scorer.scores(planes, rows, columns).view(-1, planes.frame_count)
 
         if self._threads is None:
             score_levels(self._scorers[0])
@@ -195,11 +169,8 @@ def _make_pyramid(width: int, height: int, parameters: HogParameters, device: st
         is_within = level_width >= WINDOW_WIDTH and level_height >= WINDOW_HEIGHT
         if not columns * rows or (number and not is_within and not parameters.beyond_frame):
             break
-        levels.append(
-            _Level(
-                make_axis(height, level_height, down, device), make_axis(width, level_width, across, device)
-            )
-        )
+        level_rows = make_axis(height, level_height, down, device)
+        levels.append((level_rows, make_axis(width, level_width, across, device)))
         top, left = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         boxes = np.empty((rows * columns, 4))  # left, top, width, height in pixels of the frame
         boxes[:, 0] = (left.ravel() * CELL - across) * scale
@@ -222,74 +193,23 @@ def _make_pyramid(width: int, height: int, parameters: HogParameters, device: st
     )
 
 
-# ---- many overlapping windows around one person become one box
+def best_windows(
+    windows_xywh: npt.NDArray[np.int64], margins: npt.NDArray[np.float64], overlap: float | None
+) -> npt.NDArray[np.int64]:
+    """Return the places of the windows, best first, that do not share `overlap` with a better one.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Groups:
-    """Boxes that stand for many windows each. In no particular order."""
-
-    boxes_xywh: npt.NDArray[np.float64]  # (n, 4) whole pixels
-    margins: npt.NDArray[np.float64]  # (n,) of the group's best window
-
-
-def best_windows(windows_xywh: Windows, margins: npt.NDArray[np.float64]) -> Groups:
-    """Return the windows that do not overlap a better one by half of the smaller one's area, best first."""
+    `windows_xywh`: (n, 4), `margins`: (n,). `overlap` is a part of the smaller window's area; None: all stay.
+    """
+    left = np.argsort(-margins, kind="stable")
+    if overlap is None:
+        return left
     near, sizes = windows_xywh[:, :2], windows_xywh[:, 2:]
     far, areas = near + sizes, sizes.prod(axis=1)
-    left = np.argsort(-margins, kind="stable")
     kept = []
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
         shared = np.minimum(far[best], far[left]) - np.maximum(near[best], near[left])
-        overlap = shared.clip(min=0).prod(axis=1) / np.minimum(areas[best], areas[left])
-        left = left[overlap < OVERLAP]
-    return Groups(windows_xywh[kept].astype(np.float64), margins[kept])
-
-
-def group_windows(windows_xywh: Windows, margins: npt.NDArray[np.float64], *, min_neighbours: int) -> Groups:
-    """Return the groups of more than `min_neighbours` similar windows, as OpenCV's HOGDescriptor does.
-
-    Windows are similar if all four edges lie within 0.2 of their mean side; a group is what similarity
-    connects. A group's box is the mean of its windows; its margin is that of its best window. A small group
-    inside a larger one is dropped. `min_neighbours` = 0 leaves every window as it is.
-    """
-    if min_neighbours <= 0 or not len(windows_xywh):
-        return Groups(windows_xywh.astype(np.float64), margins.astype(np.float64))
-    labels = _connected(windows_xywh)
-    counts = np.bincount(labels)
-    sums = np.stack([np.bincount(labels, weights=column) for column in windows_xywh.T], axis=1)
-    best = np.full(len(counts), -np.inf)
-    np.maximum.at(best, labels, margins)
-    boxes = sums * (1.0 / counts)[:, None]
-    kept = counts > min_neighbours
-    boxes, counts, best = boxes[kept], counts[kept], best[kept]
-    # Drop a box that lies, give or take 0.2 of the other's sides, within another one of clearly more windows.
-    near, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    slack = np.rint(boxes[:, 2:] * SIMILARITY)
-    inside = (near[:, None] >= near - slack).all(axis=2) & (far[:, None] <= far + slack).all(axis=2)
-    outweighed = (counts > np.maximum(3, counts[:, None])) | (counts[:, None] < 3)
-    another = ~np.eye(len(boxes), dtype=np.bool_)
-    outer = ~(inside & outweighed & another).any(axis=1)
-    return Groups(np.rint(boxes[outer]), best[outer])
-
-
-def _connected(windows: Windows) -> npt.NDArray[np.int64]:
-    """Return each window's group number, (n,)."""
-    edges = np.concatenate([windows[:, :2], windows[:, :2] + windows[:, 2:]], axis=1)
-    sizes = windows[:, 2:]
-    labels = np.full(len(windows), -1, dtype=np.int64)
-    unseen = np.arange(len(windows))
-    group = 0
-    while len(unseen):
-        reached, unseen = [unseen[0]], unseen[1:]
-        while reached:
-            at = reached.pop()
-            labels[at] = group
-            slack = SIMILARITY * np.minimum(sizes[at], sizes[unseen]).sum(axis=1) * 0.5
-            similar = (np.abs(edges[at] - edges[unseen]) <= slack[:, None]).all(axis=1)
-            reached.extend(unseen[similar])
-            unseen = unseen[~similar]
-        group += 1
-    return labels
+        shares = shared.clip(min=0).prod(axis=1) / np.minimum(areas[best], areas[left])
+        left = left[shares < overlap]
+    return np.array(kept, dtype=np.int64)

@@ -114,25 +114,6 @@ class Planes:
         ]
 
 
-class Arena:
-    """Memory for one strip's planes, reused by the next: fresh pages cost more than the arithmetic."""
-
-    def __init__(self, device: str) -> None:
-        self._memory = torch.empty(0, device=device)
-        self._used = 0
-
-    def reset(self, capacity: int) -> None:
-        """Free everything, and make room for `capacity` floats."""
-        if capacity > len(self._memory):
-            self._memory = torch.empty(capacity, device=self._memory.device)
-        self._used = 0
-
-    def take(self, *shape: int) -> Tensor:
-        start = self._used
-        self._used += math.prod(shape)
-        return self._memory[start : self._used].view(shape)
-
-
 class WindowScorer:
     """The scores of all windows of a picture at one scale, on one device. For one thread at a time."""
 
@@ -146,7 +127,8 @@ class WindowScorer:
         self._bias = float(weights[-1])
         self._device = device
         self._strip_values = strip_values
-        self._arena = Arena(device)
+        # For one strip's planes, reused by the next: fresh pages cost more than the arithmetic.
+        self._memory = torch.empty(0, device=device)
         self._spatial = spatial_weights().to(device)
         self._hats = hat_coefficients().to(device)
         self._knots = torch.arange(LOWEST + 1, LOWEST + 1 + KNOTS, dtype=torch.float32, device=device)
@@ -154,13 +136,26 @@ class WindowScorer:
 
     def scores(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
         """Return the margins (windows down, windows across, n); a window every 8 pixels, from the corner."""
-        blocks = self._blocks(planes, rows, columns)  # (36, blocks down, blocks across · n)
+        n = planes.frame_count
+        down, across = rows.cell_count - 1, columns.cell_count - 1  # blocks
+        histograms = torch.zeros(2, 2, BINS, down, across * n, device=self._device)
+        target = histograms.permute(2, 0, 1, 3, 4)  # (bin, cell across, cell down, Y, X · n)
+        strip_rows = max(1, self._strip_values // (PLACES * columns.cell_count * n))
+        for start in range(0, rows.cell_count, strip_rows):
+            strip = rows.part(start, start + strip_rows)
+            cells = self._cells(planes.gather(strip, columns))
+            # (bin, quarter down, quarter across, cell across, cell down, rows, columns · n)
+            cells = cells.view(BINS, 2, 2, 2, 2, strip.cell_count, columns.cell_count * n)
+            for quarter in (0, 1):  # the quarter of the block, downwards, in which the shares' pixels lie
+                first, last = max(0, start - quarter), min(down, start + strip.cell_count - quarter)
+                share = cells[:, quarter, :, :, :, first + quarter - start : last + quarter - start]
+                target[:, :, :, first:last] += share[:, 0, ..., :-n]
+                target[:, :, :, first:last] += share[:, 1, ..., n:]
+        blocks = histograms.view(BLOCK_VALUES, down, across * n)
         # Scale each block's 36 values to length 1, cut at 0.2, and scale again; OpenCV's epsilons.
         blocks /= blocks.square().sum(dim=0).sqrt_().add_(0.1 * BLOCK_VALUES)
         blocks.clamp_(max=CLIP)
         blocks /= blocks.square().sum(dim=0).sqrt_().add_(1e-3)
-        n = planes.frame_count
-        down, across = blocks.shape[1], blocks.shape[2] // n
         products = torch.mm(self._block_weights, blocks.view(BLOCK_VALUES, -1))  # (105, blocks · n)
         plane = down * across * n
         shifted = products.as_strided(
@@ -170,25 +165,6 @@ class WindowScorer:
         margins = shifted.sum(dim=(0, 1)) + self._bias
         return margins.view(down - BLOCK_ROWS + 1, across - BLOCK_COLUMNS + 1, n)
 
-    def _blocks(self, planes: Planes, rows: Axis, columns: Axis) -> Tensor:
-        """Return the block histograms, (36, blocks down, blocks across · n), not yet normalised."""
-        n, across = planes.frame_count, columns.cell_count
-        down = rows.cell_count - 1
-        blocks = torch.zeros(2, 2, BINS, down, (across - 1) * n, device=self._device)
-        target = blocks.permute(2, 0, 1, 3, 4)  # (bin, cell across, cell down, Y, X · n)
-        strip_rows = max(1, self._strip_values // (PLACES * across * n))
-        for start in range(0, rows.cell_count, strip_rows):
-            strip = rows.part(start, start + strip_rows)
-            cells = self._cells(planes.gather(strip, columns))
-            # (bin, quarter down, quarter across, cell across, cell down, rows, columns · n)
-            cells = cells.view(BINS, 2, 2, 2, 2, strip.cell_count, across * n)
-            for quarter in (0, 1):  # the quarter of the block, downwards, in which the shares' pixels lie
-                first, last = max(0, start - quarter), min(down, start + strip.cell_count - quarter)
-                share = cells[:, quarter, :, :, :, first + quarter - start : last + quarter - start]
-                target[:, :, :, first:last] += share[:, 0, ..., :-n]
-                target[:, :, :, first:last] += share[:, 1, ..., n:]
-        return blocks.view(BLOCK_VALUES, down, -1)
-
     def _cells(self, channels: list[Tensor]) -> Tensor:
         """Return (9, 16, cells · n): what each cell's 64 pixels contribute to the 16 cells that share them.
 
@@ -196,38 +172,38 @@ class WindowScorer:
         `channels`: R, G, B, (10, 10, cells · n) each, is used up.
         """
         cells = channels[0].shape[-1]
-        self._arena.reset((PLANES + 14) * PLACES * cells + PLANES * 16 * cells)
-        votes = self._arena.take(PLANES, PLACES, cells)
-        dx, dy, energy = self._strongest_gradient(channels, cells)
-        magnitude = torch.sqrt(energy.view(PLACES, cells), out=votes[0])
-        orientation = self._orientation(dx.view(PLACES, cells), dy.view(PLACES, cells))
+        plane = PLACES * cells
+        sizes = [PLANES * plane, 3 * plane, 4 * plane, PLANES * 16 * cells]
+        if sum(sizes) > len(self._memory):
+            self._memory = torch.empty(sum(sizes), device=self._device)
+        votes, gradient, scratch, shared = torch.split(self._memory[: sum(sizes)], sizes)
+        votes = votes.view(PLANES, PLACES, cells)
+        shared = shared.view(PLANES, 16, cells)
+        gradient = gradient.view(3, CELL, CELL, cells)
+        # The gradient of the strongest channel at each pixel. On a tie the later of R, G, B wins, as in
+        # OpenCV: one pixel in 10,000 has a tie.
+        other, stays = torch.split(scratch.view(4, CELL, CELL, cells), [3, 1])
+        _gradient(channels[0], gradient)
+        for channel in channels[1:]:
+            _gradient(channel, other)
+            torch.gt(gradient[2], other[2], out=stays[0])  # 0 or 1
+            # lerp is exact at 0 and 1, and three times as fast as where.
+            torch.lerp(other, gradient, stays, out=gradient)
+        dx, dy, energy = gradient.view(3, PLACES, cells)
+        magnitude = torch.sqrt(energy, out=votes[0])
+        orientation = self._orientation(dx, dy, scratch.view(4, PLACES, cells))
         torch.mul(orientation, magnitude, out=votes[1])
         torch.minimum(orientation, self._knots.view(KNOTS, 1, 1), out=votes[2:])
         votes[2:] *= magnitude
-        shared = self._arena.take(PLANES, 16, cells)
         torch.matmul(self._spatial, votes, out=shared)
         return torch.mm(self._hats, shared.view(PLANES, -1)).view(BINS, 16, cells)
 
-    def _strongest_gradient(self, channels: list[Tensor], cells: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dx, dy and their squared length, (8, 8, cells) each, of the strongest channel per pixel.
-
-        On a tie the later of R, G, B wins, as in OpenCV: one pixel in 10,000 has a tie.
-        """
-        best = self._arena.take(3, CELL, CELL, cells)
-        other = self._arena.take(3, CELL, CELL, cells)
-        _gradient(channels[0], best)
-        stays = self._arena.take(CELL, CELL, cells)
-        for channel in channels[1:]:
-            _gradient(channel, other)
-            torch.gt(best[2], other[2], out=stays)  # 0 or 1
-            # lerp is exact at 0 and 1, and three times as fast as where.
-            torch.lerp(other, best, stays, out=best)
-        return best[0], best[1], best[2]
-
-    def _orientation(self, dx: Tensor, dy: Tensor) -> Tensor:
-        """Return the gradients' direction in bins, -5 … 4, the sign of the gradient ignored."""
-        flat, steep = torch.abs(dx, out=self._take_like(dx)), torch.abs(dy, out=self._take_like(dx))
-        is_steep = torch.gt(steep, flat, out=self._take_like(dx))
+    def _orientation(self, dx: Tensor, dy: Tensor, scratch: Tensor) -> Tensor:
+        """Return the gradients' direction in bins, -5 … 4, the sign of the gradient ignored. Uses all up."""
+        flat, steep, is_steep = scratch[:3]
+        torch.abs(dx, out=flat)
+        torch.abs(dy, out=steep)
+        torch.gt(steep, flat, out=is_steep)
         sign = torch.mul(dx, dy, out=dx)
         ratio = torch.minimum(flat, steep, out=dy)
         ratio /= torch.maximum(flat, steep, out=flat).add_(1e-16)
@@ -239,9 +215,6 @@ class WindowScorer:
         angle *= ratio
         torch.lerp(angle, torch.sub(BINS / 2, angle, out=ratio), is_steep, out=angle)
         return torch.copysign(angle, sign, out=angle).sub_(0.5)
-
-    def _take_like(self, tensor: Tensor) -> Tensor:
-        return self._arena.take(*tensor.shape)
 
 
 def _gradient(channel: Tensor, out: Tensor) -> None:
@@ -285,23 +258,13 @@ def hat_coefficients() -> Tensor:
     its neighbours'. Such a hat is a second difference of the functions min(a, k), which take one look at a.
     Bins -5 and 4 are the same, as half a turn is none.
     """
-    highest = LOWEST + BINS
-
-    def lesser_of_a_and(knot: int) -> Tensor:
-        terms = torch.zeros(PLANES)
-        if knot <= LOWEST:
-            terms[0] = knot
-        elif knot >= highest:
-            terms[1] = 1
-        else:
-            terms[1 + knot - LOWEST] = 1
-        return terms
-
-    hats = torch.zeros(BINS, PLANES)
-    for knot in range(LOWEST, highest + 1):
-        rises = lesser_of_a_and(knot) - lesser_of_a_and(knot - 1) if knot > LOWEST else torch.zeros(PLANES)
-        falls = lesser_of_a_and(knot + 1) - lesser_of_a_and(knot) if knot < highest else torch.zeros(PLANES)
-        hats[knot % BINS] += rises - falls
-        if knot == LOWEST:
-            hats[knot % BINS, 0] += 1
-    return hats
+    lesser = torch.zeros(BINS + 1, PLANES)  # min(a, k) for k = -5 … 4: -5, as a is no less; those; a itself
+    lesser[0, 0] = LOWEST
+    lesser[1:-1, 2:] = torch.eye(KNOTS)
+    lesser[-1, 1] = 1
+    steps = lesser.diff(dim=0)  # each rises from 0 to 1 between two neighbouring centres
+    none = torch.zeros(1, PLANES)
+    hats = torch.cat([none, steps]) - torch.cat([steps, none])  # of bins -5 … 4
+    hats[0, 0] += 1  # bin -5 only falls: from 1, at a = -5
+    hats[0] += hats[-1]
+    return hats[:-1].roll(LOWEST, dims=0)  # bin 0 first

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -30,7 +30,7 @@ HOPELESS = 0.8  # of the best speed: below it, still larger batches are not trie
 SAME_PLACE = 0.95  # that count as equal
 SAME_THING = 0.5  # that are compared
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,7 @@ class ModelProfile(TypedDict):
 
 
 class MemoryMeter:
-    """Measures what this process and a device take, at the peak, beyond what they took at first.
-
-    What other threads allocate meanwhile is included.
-    """
+    """Measures the peak of what this process, all threads included, and a device take more than at first."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -120,7 +117,7 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
             if not trials or isinstance(error, torch.AcceleratorError):
                 raise
             if not is_out_of_memory(error):  # a network may be exported for a largest batch
-                _log.warning("model fails on a larger batch", exc_info=error, extra={"frames": size})
+                _log.warning("model fails on a larger batch", exc_info=error, frames=size)
             break
         best = max(trial.frames_per_second for trial in trials)
         too_long = time.monotonic() - started > MEASURE_SECONDS

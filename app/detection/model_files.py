@@ -13,10 +13,14 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Any
+
+import orjson
 
 from app.errors import ModelFault
 
@@ -27,11 +31,12 @@ _LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """Where a model lies: a file with perhaps a declaration beside it, or a folder."""
+class ModelContent:
+    """A model's files as they were hashed. A file that has changed since is not read."""
 
-    root: Path  # the administrator's folder; nothing outside it is read
-    path: Path
+    name: str
+    path: Path  # in the administrator's folder: a file with perhaps a declaration beside it, or a folder
+    digests: Mapping[str, str]  # every file's name under `folder`, with slashes, and its SHA-256
 
     @property
     def is_folder(self) -> bool:
@@ -47,19 +52,10 @@ class ModelFiles:
         """The declaration's name; the file may be absent."""
         return DECLARATION_FILE if self.is_folder else self.path.with_suffix(".toml").name
 
-
-@dataclass(frozen=True, slots=True)
-class ModelContent:
-    """A model's files as they were hashed. A file that has changed since is not read."""
-
-    name: str
-    files: ModelFiles
-    digests: Mapping[str, str]  # every file's name under `files.folder`, with slashes, and its SHA-256
-
     def read(self, file: str) -> bytes:
         """Return a file's bytes. Raises ModelFault if they are not those that were hashed."""
         try:
-            content = (self.files.folder / file).read_bytes()
+            content = (self.folder / file).read_bytes()
         except OSError as error:
             raise ModelFault(f"A file of model {self.name!r} cannot be read: {error.strerror}.") from error
         if hashlib.sha256(content).hexdigest() != self.digests[file]:
@@ -72,10 +68,10 @@ class ModelContent:
 
     def declared(self) -> dict[str, object]:
         """Return the administrator's declaration, or {}. Raises ModelFault if it is not valid TOML."""
-        if self.files.declaration not in self.digests:
+        if self.declaration not in self.digests:
             return {}
         try:
-            return tomllib.loads(self.read(self.files.declaration).decode())
+            return tomllib.loads(self.read(self.declaration).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ModelFault(f"The declaration of model {self.name!r} is not valid TOML: {error}.") from error
 
@@ -86,9 +82,31 @@ class ModelContent:
         """
         lines = [f"revision {revision}"]
         for file, digest in sorted(self.digests.items()):
-            role = "declaration" if file == self.files.declaration else "network"
-            lines.append(f"{digest}  {file if self.files.is_folder else role}")
+            role = "declaration" if file == self.declaration else "network"
+            lines.append(f"{digest}  {file if self.is_folder else role}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def read_as(what: str, name: str) -> Iterator[None]:
+    """Report errors of the block, in which a library reads the file of model `name`, as ModelFault."""
+    try:
+        yield
+    except ModelFault:
+        raise
+    except Exception as error:  # libraries raise whatever their parsers meet
+        raise ModelFault(f"Model {name!r} cannot be read as {what}: {type(error).__name__}.") from error
+
+
+def json_object(what: str, text: str | bytes) -> dict[str, Any]:
+    """Parse the JSON object of a model. Raises ModelFault, naming it as `what`, if it is not one."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ModelFault(f"{what} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise ModelFault(f"{what} is not a JSON object.")
+    return value
 
 
 def changed_fault(name: str) -> ModelFault:
@@ -98,32 +116,37 @@ def changed_fault(name: str) -> ModelFault:
     )
 
 
-def hash_model(name: str, files: ModelFiles) -> ModelContent:
-    """Hash a model's files. Raises ModelFault for one that cannot be read or lies outside the root."""
-    digests = {}
+def hash_model(name: str, path: Path) -> ModelContent:
+    """Hash the files of the model at `path`, a file or a folder in the folder of models.
+
+    Raises ModelFault for one that cannot be read, or that lies outside the folder of models.
+    """
+    digests: dict[str, str] = {}
+    content = ModelContent(name, path, MappingProxyType(digests))
+    root = path.parent.resolve()
     try:
-        if files.is_folder:
+        if content.is_folder:
             paths = []
-            for path in sorted(files.path.rglob("*")):
-                parts = path.relative_to(files.path).parts
+            for file in sorted(path.rglob("*")):
                 # Hidden files and Python's own cache, which is never read, are not part of the model.
+                parts = file.relative_to(path).parts
                 is_ignored = any(part.startswith(".") or part == "__pycache__" for part in parts)
-                if path.is_file() and not is_ignored:
-                    paths.append(path)
+                if file.is_file() and not is_ignored:
+                    paths.append(file)
             if len(paths) > MOST_FILES:
                 raise ModelFault(f"Model {name!r} has {len(paths)} files; at most {MOST_FILES} are taken.")
         else:
-            declaration = files.folder / files.declaration
-            paths = [files.path, declaration] if declaration.is_file() else [files.path]
-        for path in paths:
-            if not path.resolve().is_relative_to(files.root.resolve()):
+            declaration = content.folder / content.declaration
+            paths = [path, declaration] if declaration.is_file() else [path]
+        for file in paths:
+            if not file.resolve().is_relative_to(root):
                 raise ModelFault(f"Model {name!r} has a link that leads out of the folder of models.")
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(files.folder).as_posix()] = digest
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digests[file.relative_to(content.folder).as_posix()] = digest
     except OSError as error:
         raise ModelFault(f"A file of model {name!r} cannot be read: {error.strerror}.") from error
-    return ModelContent(name, files, MappingProxyType(digests))
+    return content
 
 
 def check_allowed(content: ModelContent, list_file: Path) -> None:
@@ -146,9 +169,8 @@ def check_allowed(content: ModelContent, list_file: Path) -> None:
                 "file is loaded."
             )
         allowed[PurePosixPath(found[2]).as_posix()] = found[1].lower()
-    folder = content.files.folder.relative_to(content.files.root)
     for file, digest in content.digests.items():
-        path = (folder / file).as_posix()
+        path = (content.folder / file).relative_to(content.path.parent).as_posix()
         if path not in allowed:
             raise ModelFault(
                 f"Model {content.name!r} is refused: {path} is not in the list of allowed hashes. If it is "

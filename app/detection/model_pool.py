@@ -14,7 +14,7 @@ import torch
 
 from app.detection.detector import Detector, DeviceLost, is_out_of_memory
 from app.detection.device import CallGate, DeviceStats, DeviceThread, add_stats
-from app.detection.devices import FaultFinder, sticking_fault, why_lost
+from app.detection.devices import FaultFinder, describe_runtime, sticking_fault, why_lost
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, drop_unused, measure
 from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.detection.registry import describe_detector
@@ -39,15 +39,12 @@ class Profiles(Protocol):
 
     def unfinished_attempts(self, name: str) -> int:
         """Return how often in a row the process ended while it loaded `name`."""
-        ...
 
     def begin_attempt(self, name: str) -> None:
         """Note that `name` is being loaded."""
-        ...
 
     def end_attempt(self, name: str) -> None:
         """Note that its loading has finished or failed, so that no attempt counts any more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,21 +242,17 @@ class ModelPool:
         was_fresh = self._is_fresh
         loaded = self._try_to_load(name)
         if loaded is None:  # it found no memory beside the others: try again without the unused ones
-            with self._changed:
-                unloaded = self._pop_unused()
-                in_use = [held.cost for held in self._held.values()]
-            was_alone = not unloaded
-            if unloaded:
-                self._unload(unloaded)
-                loaded = self._try_to_load(name)
-            if loaded is None and not in_use:
-                fault = self._lack(name)
-                # Where no other model was ever loaded, no other model's memory can be missing.
-                raise ModelFault(fault) if was_fresh and was_alone else WornOut(fault)
+            had_unused = self._unload_unused()
+            loaded = self._try_to_load(name) if had_unused else None
             if loaded is None:
                 with self._changed:
-                    self._costs[name] = self._budget.more_than_left(in_use)
-                raise NoRoomForModel(name)
+                    in_use = [held.cost for held in self._held.values()]
+                    if in_use:
+                        self._costs[name] = self._budget.more_than_left(in_use)
+                        raise NoRoomForModel(name)
+                fault = self._lack(name)
+                # Where no other model was ever loaded, no other model's memory can be missing.
+                raise WornOut(fault) if had_unused or not was_fresh else ModelFault(fault)
         model, cost = loaded
         del loaded
         try:
@@ -277,14 +270,15 @@ class ModelPool:
     def _free_memory(self) -> None:
         """Give a running model all memory it can have: while none loads, and without the unused ones."""
         with self._loading:
-            with self._changed:
-                unloaded = self._pop_unused()
-            self._unload(unloaded)
+            self._unload_unused()
 
-    def _pop_unused(self) -> list[DeviceThread]:
-        """Take the models that are not in use out of `_held`; the caller holds `_changed`."""
-        unused = [name for name, held in self._held.items() if not held.user_count]
-        return [self._held.pop(name).model for name in unused]
+    def _unload_unused(self) -> bool:
+        """Unload models that are not in use; return whether there were any. The caller holds `_loading`."""
+        with self._changed:
+            unused = [name for name, held in self._held.items() if not held.user_count]
+            models = [self._held.pop(name).model for name in unused]
+        self._unload(models)
+        return bool(unused)
 
     def _lack(self, name: str) -> str:
         """Return the message for a model that does not fit."""
@@ -370,7 +364,8 @@ class ModelPool:
         cost = MemoryCost(profile["host_bytes"], profile["device_bytes"], profile["loading_bytes"])
         with self._changed:
             self._costs[name] = cost
-            self._facts[name] = describe_detector(detector, profile, model.runtime)
+            runtime = describe_runtime(detector.device, threads=self._torch_threads)
+            self._facts[name] = describe_detector(detector, profile, runtime)
         model.start()
         return model, cost
 

@@ -32,22 +32,25 @@ class NetworkInput:
     channels_last: bool = False  # (n, height, width, 3)
 
 
-def picture_input(name: str, shape: Sequence[object], dtype: torch.dtype | None) -> NetworkInput:
-    """Return the input of network `name`, of that `shape`, in which only numbers are fixed.
+def picture_input(name: str, inputs: Sequence[tuple[Sequence[object], torch.dtype | None]]) -> NetworkInput:
+    """Return the one input of network `name`. `inputs`: shapes, in which only integers are fixed, and types.
 
-    Raises ModelFault, saying what was seen, for what cannot be a batch of colour pictures.
+    Raises ModelFault, describing the inputs, for what does not take one batch of colour pictures.
     """
-    sides = [side if isinstance(side, int) else None for side in shape]
-    if len(sides) == 4 and dtype in PICTURE_TYPES:
-        batch, *picture = sides
-        if picture[0] == 3:
-            return NetworkInput(batch, picture[1], picture[2], dtype)
-        if picture[2] == 3:
-            return NetworkInput(batch, picture[0], picture[1], dtype, channels_last=True)
-    seen = ", ".join("any" if side is None else str(side) for side in sides)
+    seen = []
+    for shape, dtype in inputs:
+        sides = [side if isinstance(side, int) else None for side in shape]
+        if len(inputs) == 1 and len(sides) == 4 and dtype in PICTURE_TYPES:
+            batch, *picture = sides
+            if picture[0] == 3:
+                return NetworkInput(batch, picture[1], picture[2], dtype)
+            if picture[2] == 3:
+                return NetworkInput(batch, picture[0], picture[1], dtype, channels_last=True)
+        described = ", ".join("any" if side is None else str(side) for side in sides)
+        seen.append(f"({described}) {dtype or 'of an unknown type'}")
     raise ModelFault(
-        f"Model {name!r} takes ({seen}) {dtype or 'of a type unknown here'}; what is served takes "
-        "(n, 3, height, width) or (n, height, width, 3), float32, float16 or uint8."
+        f"Model {name!r} takes {' and '.join(seen) or 'nothing'}; what is served takes (n, 3, height, "
+        "width) or (n, height, width, 3), float32, float16 or uint8."
     )
 
 

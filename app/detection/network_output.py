@@ -42,16 +42,6 @@ class Layout(StrEnum):
         """Whether the network itself drops boxes that repeat a better one."""
         return self not in (Layout.YOLO, Layout.YOLO_OBJECTNESS)
 
-    @property
-    def box_format(self) -> BoxFormat:
-        corners = self in (Layout.END_TO_END, Layout.TORCHVISION)
-        return BoxFormat.CORNERS if corners else BoxFormat.CENTRE_SIZE
-
-    @property
-    def coordinates(self) -> Coordinates:
-        fractions = self in (Layout.DETR, Layout.DETR_SIGMOID)
-        return Coordinates.FRACTIONS if fractions else Coordinates.PIXELS
-
 
 class BoxFormat(StrEnum):
     """What the four numbers of a box are."""
@@ -76,20 +66,21 @@ class Reading:
     class_count: int
     max_overlap: float = 0.45
     max_boxes: int = DEFAULT_MAX_BOXES  # a frame
-    box_format: BoxFormat | None = None  # None: the layout's own
-    coordinates: Coordinates | None = None  # the same
+    box_format: BoxFormat | None = None  # None: as usual for the layout
+    coordinates: Coordinates | None = None  # None: as usual for the layout
 
     def boxes_to_xyxy(self, boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
         """Turn boxes, (…, 4), into left, top, right, bottom in pixels of the input of (width, height)."""
+        has_corners = self.layout in (Layout.END_TO_END, Layout.TORCHVISION)
+        has_fractions = self.layout in (Layout.DETR, Layout.DETR_SIGMOID)
         first, second = boxes[..., :2], boxes[..., 2:]
-        match self.box_format or self.layout.box_format:
+        match self.box_format or (BoxFormat.CORNERS if has_corners else BoxFormat.CENTRE_SIZE):
             case BoxFormat.CENTRE_SIZE:
                 boxes = torch.cat([first - second / 2, first + second / 2], dim=-1)
             case BoxFormat.CORNER_SIZE:
                 boxes = torch.cat([first, first + second], dim=-1)
-        if (self.coordinates or self.layout.coordinates) is Coordinates.PIXELS:
-            return boxes
-        return boxes * boxes.new_tensor(input_size * 2)
+        unit = self.coordinates or (Coordinates.FRACTIONS if has_fractions else Coordinates.PIXELS)
+        return boxes if unit is Coordinates.PIXELS else boxes * boxes.new_tensor(input_size * 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,11 +14,6 @@ class Precision(StrEnum):
     FLOAT16 = "float16"  # 11 bits of a number, up to 65504
     BFLOAT16 = "bfloat16"  # 8 bits of a number, as far as float32
 
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.value)
-        return dtype
-
 
 def choose_precision(device: str, *, declared: Precision | None, setting: Precision) -> Precision:
     """Return the declared precision of a model on `device`, or else, on CUDA, the setting.

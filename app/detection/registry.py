@@ -11,34 +11,31 @@ its own in ``model_formats/`` and one line in FORMATS.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import structlog
+
 from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_facts import ModelFacts, PrecisionEffect
-from app.detection.model_files import DECLARATION_FILE, ModelContent, ModelFiles, check_allowed, hash_model
+from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model
 from app.detection.model_formats.declaration import read_declaration
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
-from app.detection.model_formats.onnx import OnnxNetwork, load_onnx
+from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
-from app.detection.model_formats.torchscript import TorchScriptNetwork, load_torchscript
+from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
-from app.detection.network import (
-    LoadedNetwork,
-    Network,
-    NetworkDetector,
-    NetworkRules,
-    check_at_load,
-    check_lowered,
-)
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
+from app.detection.network_input import PixelRules
+from app.detection.network_output import Reading
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
+from app.detection.resize import InputSize
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
@@ -47,7 +44,7 @@ BATCH_SIZE_CUDA = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 WEIGHTS_SUFFIX = ".pth"
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 BUILT_IN: Mapping[str, Callable[[str], Detector]] = MappingProxyType(  # each takes the torch device
     {
@@ -56,7 +53,7 @@ BUILT_IN: Mapping[str, Callable[[str], Detector]] = MappingProxyType(  # each ta
     }
 )
 
-Loader = Callable[[str, bytes, str], tuple[Network, Mapping[str, object]]]  # name, content, device
+Loader = Callable[[str, bytes, str], Network]  # name, content, device
 
 # Formats of one file, which holds the whole network.
 FORMATS: Mapping[str, Loader] = MappingProxyType(
@@ -64,18 +61,14 @@ FORMATS: Mapping[str, Loader] = MappingProxyType(
 )
 SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
 
-# Networks whose files fix their precision. TorchScript has an autocast of its own, which its first call
-# settles for good.
-FIXED_NETWORKS = (OnnxNetwork, TorchScriptNetwork)
-
 
 def detector_names(models_folder: Path | None = None) -> list[str]:
     """Return every name that `load_detector` takes, sorted. A model in the folder hides a built-in's name."""
     return sorted({*BUILT_IN, *find_models(models_folder)})
 
 
-def find_models(folder: Path | None) -> dict[str, ModelFiles]:
-    """Return the models of `folder` by name, without opening any; none if there is no folder.
+def find_models(folder: Path | None) -> dict[str, Path]:
+    """Return the files and folders of the models in `folder` by name; none if there is no folder.
 
     Raises ModelFault if two have the same name. Whatever is not a model is ignored: other files, names that
     are not plain, and links that lead out of the folder.
@@ -83,7 +76,7 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
     if folder is None:
         return {}
     root = folder.resolve()
-    found: dict[str, ModelFiles] = {}
+    found: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
         if not path.is_dir():
             is_model = path.suffix in SUFFIXES and path.is_file()
@@ -99,7 +92,7 @@ def find_models(folder: Path | None) -> dict[str, ModelFiles]:
             continue
         if name in found:
             raise ModelFault(f"Two models are called {name!r}; rename one.")
-        found[name] = ModelFiles(root, path)
+        found[name] = path
     return found
 
 
@@ -140,12 +133,9 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
         return load_entry_point(content, declared, device, revision=REVISION)
     loaded = _load_network(content, declared, device)
     detector = NetworkDetector(
-        loaded.network,
-        loaded.rules,
+        loaded,
         name=content.name,
         fingerprint=content.fingerprint(REVISION),
-        class_names=loaded.class_names,
-        default_min_score=loaded.min_score,
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
@@ -154,9 +144,9 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
     wanted = choose_precision(device, declared=loaded.precision, setting=setting)
     if wanted == detector.precision:
         return detector
-    if not isinstance(loaded.network, FIXED_NETWORKS) and detector.precision == Precision.FLOAT32:
+    if not loaded.network.has_fixed_precision and detector.precision == Precision.FLOAT32:
         lowered = detector.lowered(wanted)
-        check_lowered(lowered)
+        check_at_load(lowered)
         return lowered
     if loaded.precision is not None:
         raise ModelFault(
@@ -166,16 +156,18 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
         )
     _log.warning(
         "model keeps its file's precision",
-        extra={"model": content.name, "precision": detector.precision, "setting": wanted.value},
+        model=content.name,
+        precision=detector.precision,
+        setting=wanted.value,
     )
     return detector
 
 
 def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
-    if content.files.is_folder and CONFIG_FILE in content.digests:
+    if content.is_folder and CONFIG_FILE in content.digests:
         return load_huggingface(content, declared, device)
-    files = [content.files.path.name]
-    if content.files.is_folder:
+    files = [content.path.name]
+    if content.is_folder:
         files = [file for suffix in SUFFIXES for file in content.named(suffix)]
     if len(files) != 1:
         raise ModelFault(
@@ -185,15 +177,25 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     (file,) = files
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
-    network, metadata = FORMATS[Path(file).suffix](content.name, content.read(file), device)
-    declaration = read_declaration(content.name, metadata, declared, network.takes)
-    rules = NetworkRules(
-        fitting=declaration.input_size,
-        pixels=declaration.pixels,
-        reading=declaration.reading,
-        batch=network.takes.batch or declaration.batch,
+    network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+    declaration = read_declaration(content.name, network.metadata, declared, network.takes)
+    return LoadedNetwork(
+        network,
+        InputSize(*declaration.input, policy=declaration.resize),
+        PixelRules(declaration.white, declaration.mean, declaration.std, declaration.channels),
+        Reading(
+            declaration.layout,
+            len(declaration.labels),
+            declaration.max_overlap,
+            declaration.max_boxes,
+            declaration.boxes,
+            declaration.coordinates,
+        ),
+        declaration.labels,
+        declaration.min_score,
+        declaration.precision,
+        network.takes.batch or declaration.batch,
     )
-    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:

@@ -65,7 +65,7 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "brightest-square": lambda _: BrightestSquare(),
     "hog-people": HogPeopleDetector,
     "hog-people, every window": lambda device: HogPeopleDetector(
-        device, replace(OPENCV_PARAMETERS, min_margin=-1.0, min_neighbours=0)
+        device, replace(OPENCV_PARAMETERS, min_margin=-1.0)
     ),
     "none": NoneDetector,
 }
@@ -164,17 +164,11 @@ def detect(detector: Detector, frames: np.ndarray, *, place: str = "cpu") -> lis
     """What the protocol promises holds for what comes out, or this fails. `place`: where the frames lie."""
     with torch.inference_mode():
         outputs = detector.detect(torch.from_numpy(frames).to(place))
-    count, height, width, _ = frames.shape
-    checked = check_batch(
-        detector.name,
-        outputs,
-        frame_count=count,
-        width=width,
-        height=height,
-        class_count=len(detector.class_names),
+    checked, dropped_box_count = check_batch(
+        detector.name, outputs, torch.from_numpy(frames), len(detector.class_names)
     )
-    assert checked.dropped_box_count == 0
-    for before, after in zip(outputs, checked.detections, strict=True):
+    assert dropped_box_count == 0
+    for before, after in zip(outputs, checked, strict=True):
         assert torch.equal(before.boxes_xyxy, after.boxes_xyxy), "not inside the frame, or not best first"
         assert torch.equal(before.scores, after.scores)
     return outputs

@@ -18,15 +18,9 @@ def detections(*rows: tuple[float, float, float, float, float, int]) -> Detectio
 
 
 def check(*outputs: object, frame_count: int | None = None) -> tuple[list[list[list[float]]], int]:
-    checked = check_batch(
-        "m",
-        list(outputs),
-        frame_count=len(outputs) if frame_count is None else frame_count,
-        width=100,
-        height=50,
-        class_count=2,
-    )
-    return [found.boxes_xyxy.tolist() for found in checked.detections], checked.dropped_box_count
+    frames = torch.empty((len(outputs) if frame_count is None else frame_count, 50, 100, 3))
+    checked, dropped_box_count = check_batch("m", list(outputs), frames, 2)
+    return [found.boxes_xyxy.tolist() for found in checked], dropped_box_count
 
 
 SOUND = detections((1, 2, 3, 4, 0.5, 1))
@@ -53,10 +47,9 @@ def test_detections_are_put_best_first_and_equals_stay_in_order() -> None:
 
 
 def test_a_score_a_hair_above_one_is_one() -> None:
-    checked = check_batch(
-        "m", [detections((1, 1, 2, 2, 1.00001, 0))], frame_count=1, width=9, height=9, class_count=1
-    )
-    assert checked.detections[0].scores.tolist() == [1.0]
+    hair = detections((1, 1, 2, 2, 1.00001, 0))
+    (checked,), _ = check_batch("m", [hair], torch.empty((1, 9, 9, 3)), 1)
+    assert checked.scores.tolist() == [1.0]
 
 
 NONSENSE = {
@@ -100,4 +93,4 @@ def test_a_result_too_few_is_the_models_fault() -> None:
 
 def test_no_list_at_all_is_the_models_fault() -> None:
     with pytest.raises(ModelFault, match="no list of results"):
-        check_batch("m", None, frame_count=1, width=1, height=1, class_count=1)
+        check_batch("m", None, torch.empty((1, 1, 1, 3)), 1)

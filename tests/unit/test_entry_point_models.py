@@ -127,7 +127,7 @@ def test_a_class_of_an_installed_package_is_a_model(tmp_path: Path, monkeypatch:
     [
         ('entry_point = "mine"\n', "entry_point: String should match pattern"),
         ('entry_point = "../mine:Mine"\n', "entry_point: String should match pattern"),
-        ('entry_point = "mine:Mine"\nlabels = ["a"]\n', "labels is none of entry_point"),
+        ('entry_point = "mine:Mine"\nlabels = ["a"]\n', "labels is not one of entry_point"),
         ('entry_point = "absent:Mine"\n', "module absent cannot be imported: ModuleNotFoundError"),
         ('entry_point = "mine:Absent"\n', "module mine has no class Absent"),
         ('entry_point = "mine:torch"\n', "module mine has no class torch"),

@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from test_device_thread import ScriptedDetector, frames_marked, marks_of
 from torch import Tensor
 
@@ -134,10 +135,11 @@ def test_memory_stays_pinned_until_the_last_view_of_it_is_gone() -> None:
     assert runtime.threads == {"pin-memory"}
 
 
-def test_memory_that_cannot_be_pinned_is_used_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_cannot_be_pinned_is_used_all_the_same() -> None:
     runtime, memory = RuntimeThatIs(Status.notSupported), ring_memory()
-    Pinning(runtime).pin(memory)
-    assert [vars(record)["reason"] for record in caplog.records] == ["error 801"]
+    with capture_logs() as lines:
+        Pinning(runtime).pin(memory)
+    assert [line["reason"] for line in lines] == ["error 801"]
     memory[:] = 1
     del memory
     assert len(runtime.calls) == 1

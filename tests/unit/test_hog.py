@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from app.detection.detector import Detections
-from app.detection.hog import OPENCV_PARAMETERS, HogParameters, HogPeopleDetector, best_windows, group_windows
+from app.detection.hog import OPENCV_PARAMETERS, HogParameters, HogPeopleDetector, best_windows
 from app.detection.hog_scores import Planes, WindowScorer, hat_coefficients, make_axis, spatial_weights
 
 SCORE_TOLERANCE = 1e-4  # of margins between about -3 and 3; measured: 1e-5
@@ -123,7 +123,7 @@ def test_pictures_are_scaled_bit_for_bit_as_opencv_scales_them(
 def opencv_boxes(
     descriptor: cv2.HOGDescriptor, frame: np.ndarray, parameters: HogParameters
 ) -> list[tuple[float, ...]]:
-    """Return (left, top, right, bottom, margin) of detectMultiScale, clipped to the frame."""
+    """Return (left, top, right, bottom, margin) of detectMultiScale's windows, clipped to the frame."""
     height, width, _ = frame.shape
     boxes, margins = descriptor.detectMultiScale(
         cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
@@ -131,7 +131,7 @@ def opencv_boxes(
         winStride=(8, 8),
         padding=parameters.padding,
         scale=parameters.pyramid_scale,
-        groupThreshold=parameters.min_neighbours,
+        groupThreshold=0,
     )
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
@@ -153,14 +153,14 @@ def opencv_like(**changed: Any) -> HogParameters:
     [
         opencv_like(),
         opencv_like(padding=(8, 8)),
-        opencv_like(pyramid_scale=1.2, min_margin=-0.4, min_neighbours=1),
-        opencv_like(padding=(16, 16), min_margin=-0.2, min_neighbours=3),
-        opencv_like(padding=(32, 32), pyramid_scale=1.1, min_neighbours=0),
-        opencv_like(padding=(8, 8), pyramid_scale=1.0, min_neighbours=0, min_margin=-1.0),
+        opencv_like(pyramid_scale=1.2, min_margin=-0.4),
+        opencv_like(padding=(16, 16), min_margin=-0.2),
+        opencv_like(padding=(32, 32), pyramid_scale=1.1),
+        opencv_like(padding=(8, 8), pyramid_scale=1.0, min_margin=-1.0),
     ],
-    ids=lambda parameters: f"{parameters.pyramid_scale}-{parameters.padding[0]}-{parameters.min_neighbours}",
+    ids=lambda parameters: f"{parameters.pyramid_scale}-{parameters.padding[0]}-{parameters.min_margin}",
 )
-def test_boxes_are_those_of_detect_multi_scale(
+def test_windows_are_those_of_detect_multi_scale(
     people_video: Path, opencv: cv2.HOGDescriptor, parameters: HogParameters
 ) -> None:
     frames = frames_of(people_video, 75, 150, 400, 600)
@@ -226,40 +226,9 @@ def test_a_pixels_weights_are_its_gaussian_shared_among_the_cells_around_it() ->
     assert corner.count_nonzero() == 1
 
 
-def test_a_picture_that_fires_everywhere_is_grouped() -> None:
-    windows = np.random.default_rng(0).integers(0, 2000, (3000, 4))
-    windows[:, 2:] = (64, 128)
-    groups = group_windows(windows, np.ones(3000), min_neighbours=2)
-    assert 0 < len(groups.boxes_xywh) < 3000
-
-
-def test_a_group_has_the_mean_box_and_the_best_margin() -> None:
-    windows = np.array([[100, 100, 64, 128], [104, 102, 64, 128], [99, 104, 67, 134], [500, 100, 64, 128]])
-    groups = group_windows(windows, np.array([0.1, 0.7, 0.3, 2.0]), min_neighbours=2)
-    assert groups.boxes_xywh.tolist() == [[101, 102, 65, 130]]
-    assert groups.margins.tolist() == [0.7]
-
-
-def test_windows_connect_through_one_between_them() -> None:
-    left, between, right = [0, 0, 64, 128], [15, 0, 64, 128], [30, 0, 64, 128]
-    both = group_windows(np.array([left, right]), np.ones(2), min_neighbours=1)
-    chain = group_windows(np.array([left, right, between]), np.ones(3), min_neighbours=1)
-    assert len(both.boxes_xywh) == 0
-    assert chain.boxes_xywh.tolist() == [[15, 0, 64, 128]]
-
-
-def test_a_small_group_inside_a_larger_one_is_dropped() -> None:
-    large = np.tile([0, 0, 200, 400], (8, 1))
-    small = np.tile([50, 50, 64, 128], (3, 1))
-    groups = group_windows(np.concatenate([large, small]), np.ones(11), min_neighbours=2)
-    assert groups.boxes_xywh.tolist() == [[0, 0, 200, 400]]
-
-
 def test_of_overlapping_windows_the_best_stays_and_the_rest_go() -> None:
     windows = np.array([[0, 0, 64, 128], [8, 8, 64, 128], [10, 20, 40, 80], [60, 0, 64, 128]])
-    groups = best_windows(windows, np.array([0.2, 0.9, 0.5, 0.1]))
-    assert groups.boxes_xywh.tolist() == [[8, 8, 64, 128], [60, 0, 64, 128]]
-    assert groups.margins.tolist() == [0.9, 0.1]
+    assert best_windows(windows, np.array([0.2, 0.9, 0.5, 0.1]), 0.5).tolist() == [1, 3]
 
 
 def test_people_who_fill_the_frame_are_found(people_video: Path) -> None:

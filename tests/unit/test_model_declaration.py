@@ -39,7 +39,7 @@ def test_the_administrators_word_goes_first() -> None:
     ("metadata", "overrides", "reason"),
     [
         ({}, {}, "labels is missing; input is missing"),
-        (AS_TEXT, {"layot": "yolo"}, "layot is none of labels, input, batch, layout"),
+        (AS_TEXT, {"layot": "yolo"}, "layot is not one of labels, input, batch, layout"),
         (AS_TEXT, {"layout": "yolov9"}, "layout: Input should be 'yolo'"),
         (AS_TEXT, {"min_score": 2}, "min_score"),
         (AS_TEXT | {"task": "segment"}, {}, "task 'segment'"),

@@ -264,7 +264,7 @@ def test_a_script_that_was_made_on_a_cpu_computes_on_another_device(
     network: type[torch.nn.Module], batch: int
 ) -> None:
     """Torch's device `meta` has shapes and no data, and refuses to mix with the CPU as CUDA does."""
-    loaded, _ = load_torchscript("model", as_torchscript(network()), "meta")
+    loaded = load_torchscript("model", as_torchscript(network()), "meta")
     found = loaded.run(torch.zeros((batch, 3, networks.HEIGHT, networks.WIDTH), device="meta"))
     assert isinstance(found, Tensor)
     assert found.device.type == "meta"
@@ -310,9 +310,17 @@ def test_onnx_without_a_runtime_for_the_device_says_what_to_do(tmp_path: Path) -
         load_detector("model", device="cuda:0", models_folder=tmp_path)
 
 
-def test_onnx_on_a_gpu_computes_alike_in_each_session(cuda: str) -> None:
+def test_onnx_on_a_gpu_computes_alike_in_each_session(cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is for the CPU; requirements-onnx-gpu.txt has another")
-    network, _ = load_onnx("model", as_onnx(networks.Yolo()), cuda)
-    used = network.session.get_provider_options()["CUDAExecutionProvider"]
+    sessions = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            sessions.append(self)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    load_onnx("model", as_onnx(networks.Yolo()), cuda)
+    used = sessions[0].get_provider_options()["CUDAExecutionProvider"]
     assert (used["cudnn_conv_algo_search"], used["use_tf32"]) == ("HEURISTIC", "0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from exported_networks import Yolo, as_torchscript
 
-from app.detection.model_files import ModelFiles, hash_model
+from app.detection.model_files import hash_model
 from app.detection.registry import find_models, load_detector
 from app.errors import ModelFault
 from app.settings import Settings
@@ -125,7 +125,7 @@ def test_the_list_is_a_setting(tmp_path: Path) -> None:
 def test_a_file_that_changes_after_it_was_hashed_is_not_loaded(models: Path, name: str) -> None:
     content = hash_model(name, find_models(models)[name])
     network = next(file for file in content.digests if file.endswith(".torchscript"))
-    (content.files.folder / network).write_bytes(b"something else")
+    (content.folder / network).write_bytes(b"something else")
     with pytest.raises(ModelFault, match="changed while it was loaded"):
         content.read(network)
 
@@ -149,7 +149,7 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path: Path) -> None:
     for number in range(1001):
         (folder / f"{number}.txt").touch()
     with pytest.raises(ModelFault, match="has 1001 files; at most 1000 are taken"):
-        hash_model("model", ModelFiles(tmp_path, folder))
+        hash_model("model", folder)
 
 
 def test_the_fingerprint_of_a_folder_covers_names_and_content(models: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost
+from app.detection.devices import describe_runtime
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, Trial, best_trial, measure
 from app.detection.model_facts import NoRoomForModel
 from app.detection.model_pool import ModelBudget, ModelPool, WornOut
@@ -136,7 +137,9 @@ def test_the_model_longest_unused_makes_room(pool: ModelPool, loads: Loads) -> N
     use_once(pool, "b")
     assert loaded(pool) == ["b", "c"]
     assert loads.names == ["a", "b", "c", "b"]
-    assert pool.facts_of("a").memory_bytes == 100 * MIB  # of one that is not loaded any more, too
+    facts = pool.facts_of("a")  # of one that is not loaded any more, too
+    assert facts.memory_bytes == 100 * MIB
+    assert facts.runtime == describe_runtime("cpu", threads=torch.get_num_threads())
 
 
 def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:

@@ -183,7 +183,7 @@ def flat(output: Tensor) -> Tensor:
         (not_finite, "not finite"),
         (mirrored, "right or bottom edge lies before"),
         (random, "other numbers for the same picture each time"),
-        (of_the_batch, "other numbers in a batch than for one picture alone"),
+        (of_the_batch, "other numbers in a batch than for a single picture"),
         (flat, r"gives \(2, 6\) for 2 frames.*layout 'yolo' with 2 labels is \(n, 6, anchors\)"),
     ],
 )

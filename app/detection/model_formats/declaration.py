@@ -24,35 +24,57 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.detection.network_input import Channels, NetworkInput, PixelRules
+from app.detection.network_input import Channels, NetworkInput
 from app.detection.network_output import (
     DEFAULT_MAX_BOXES,
     FLOOR_SCORE,
     BoxFormat,
     Coordinates,
     Layout,
-    Reading,
 )
 from app.detection.precision import Precision
-from app.detection.resize import InputSize, ResizePolicy
+from app.detection.resize import ResizePolicy
 from app.errors import ModelFault
 
 MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
 
-DeclarationModel = TypeVar("DeclarationModel", bound=BaseModel)
 Side = Annotated[int, Field(ge=1, le=16384)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Declaration(BaseModel):
-    """What the numbers that go into and come out of a network mean."""
+class Declared(BaseModel):
+    """What has to be known of a model of some format, and may be declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, name: str, known: Mapping[str, object]) -> Self:
+        """Check what is known of model `name`. Raises ModelFault saying what to write."""
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            faults = []
+            for fault in error.errors():
+                field = ".".join(str(part) for part in fault["loc"])
+                if fault["type"] == "missing":
+                    faults.append(f"{field} is missing")
+                elif fault["type"] == "extra_forbidden":
+                    faults.append(f"{field} is not one of {', '.join(cls.model_fields)}")
+                else:
+                    faults.append(f"{field}: {fault['msg']}")
+            raise ModelFault(
+                f"Model {name!r} does not say what its output means: {'; '.join(faults)}. Write it in "
+                "framebox.toml."
+            ) from error
+
+
+class Declaration(Declared):
+    """What the numbers that go into and come out of a network mean."""
 
     labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
     input: tuple[Side, Side]  # width, height
@@ -69,25 +91,6 @@ class Declaration(BaseModel):
     max_overlap: float = Field(default=0.45, gt=0, le=1)
     max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None  # None: that of FRAMEBOX_PRECISION
-
-    @property
-    def input_size(self) -> InputSize:
-        return InputSize(*self.input, policy=self.resize)
-
-    @property
-    def reading(self) -> Reading:
-        return Reading(
-            layout=self.layout,
-            class_count=len(self.labels),
-            max_overlap=self.max_overlap,
-            max_boxes=self.max_boxes,
-            box_format=self.boxes,
-            coordinates=self.coordinates,
-        )
-
-    @property
-    def pixels(self) -> PixelRules:
-        return PixelRules(white=self.white, mean=self.mean, std=self.std, channels=self.channels)
 
 
 def read_declaration(
@@ -126,27 +129,8 @@ def read_declaration(
         known["input"] = (size, size)
     elif isinstance(size, list | tuple) and len(size) == 2:
         known["input"] = (size[1], size[0])
-    declaration = validated(name, Declaration, {**known, **overrides})
-    _check_against_input(name, declaration, takes)
-    return declaration
-
-
-def _literal(value: object) -> object:
-    """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-
-
-def _check_against_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
-    """Raise ModelFault for a declaration that the network's own file contradicts."""
+    declaration = Declaration.of(name, {**known, **overrides})
+    # The network's own file may contradict it.
     width, height = declaration.input
     fixed = (takes.width or width, takes.height or height)
     if fixed != declaration.input:
@@ -165,23 +149,18 @@ def _check_against_input(name: str, declaration: Declaration, takes: NetworkInpu
             f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
             "std out of framebox.toml."
         )
+    return declaration
 
 
-def validated(name: str, kind: type[DeclarationModel], known: Mapping[str, object]) -> DeclarationModel:
-    """Return `known` as a declaration of that kind. Raises ModelFault saying what to write."""
+def _literal(value: object) -> object:
+    """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
+    if not isinstance(value, str):
+        return value
     try:
-        return kind.model_validate(known)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            field = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "missing":
-                faults.append(f"{field} is missing")
-            elif fault["type"] == "extra_forbidden":
-                faults.append(f"{field} is none of {', '.join(kind.model_fields)}")
-            else:
-                faults.append(f"{field}: {fault['msg']}")
-        raise ModelFault(
-            f"Model {name!r} does not say what its output means: {'; '.join(faults)}. Write it in "
-            "framebox.toml."
-        ) from error
+        return json.loads(value)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value

@@ -1,7 +1,7 @@
 """Detectors that are Python classes, named in ``framebox.toml``: ``entry_point = "module:Class"``.
 
 The module lies beside the declaration, or belongs to an installed package. The class is constructed with the
-model's folder and a torch device, and has what `Detector` asks for but its name, fingerprint and device.
+model's folder and a torch device, and has what `Detector` asks for, except name, fingerprint and device.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.detection.checks import check_batch
 from app.detection.detector import Detections
 from app.detection.golden import golden_picture
 from app.detection.model_files import ModelContent, changed_fault, hash_model
-from app.detection.model_formats.declaration import validated
+from app.detection.model_formats.declaration import Declared
 from app.detection.network import reason
 from app.errors import ModelFault
 
@@ -37,10 +37,8 @@ _METHODS = ("frame_size", "detect")
 _MEMBERS = ("class_names", "default_min_score", "batch_size", "precision", *_METHODS)
 
 
-class EntryPointDeclaration(BaseModel):
+class EntryPointDeclaration(Declared):
     """What ``framebox.toml`` says about a Python class."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     entry_point: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
@@ -81,14 +79,14 @@ def load_entry_point(
 ) -> EntryPointDetector:
     """Construct the declared class and try it. Raises ModelFault with what it lacks or does wrong."""
     name = content.name
-    declaration = validated(name, EntryPointDeclaration, declared)
+    declaration = EntryPointDeclaration.of(name, declared)
     module_name, _, class_name = declaration.entry_point.partition(":")
     module, code = _import(content, module_name)
     kind = getattr(module, class_name, None)
     if not isinstance(kind, type):
         raise ModelFault(f"Model {name!r}: module {module_name} has no class {class_name}.")
     try:
-        inner = kind(content.files.folder, device)
+        inner = kind(content.folder, device)
         absent = [member for member in _MEMBERS if not hasattr(inner, member)]
         absent += [member for member in _METHODS if not callable(getattr(inner, member, len))]
         if absent:
@@ -101,7 +99,7 @@ def load_entry_point(
         raise
     except Exception as error:  # the model's boundary: its code raises what it likes
         raise _failed(name, f"class {class_name} failed when it was made and tried", error) from error
-    if hash_model(name, content.files).digests != content.digests:
+    if hash_model(name, content.path).digests != content.digests:
         raise changed_fault(name)  # it has read files of its own
     return detector
 
@@ -121,27 +119,21 @@ def _check_detector(detector: EntryPointDetector) -> None:
         )
 
     def detect(frames: Tensor) -> list[Detections]:
-        return check_batch(
-            detector.name,
-            detector.detect(frames),
-            frame_count=len(frames),
-            width=width,
-            height=height,
-            class_count=len(detector.class_names),
-        ).detections
+        found = detector.detect(frames)
+        return check_batch(detector.name, found, frames, len(detector.class_names))[0]
 
     picture = golden_picture(width, height)
     with torch.inference_mode():
-        (alone,), (again,) = (detect(picture[None]) for _ in range(2))
+        (single,), (repeated,) = (detect(picture[None]) for _ in range(2))
         together = detect(torch.stack([picture] * min(2, detector.batch_size)))[-1]
     if not (
-        torch.equal(alone.boxes_xyxy, again.boxes_xyxy)
-        and torch.equal(alone.scores, again.scores)
-        and torch.equal(alone.class_ids, again.class_ids)
+        torch.equal(single.boxes_xyxy, repeated.boxes_xyxy)
+        and torch.equal(single.scores, repeated.scores)
+        and torch.equal(single.class_ids, repeated.class_ids)
     ):
         raise ModelFault(f"Model {detector.name!r} finds other boxes in the same picture each time.")
-    if alone.class_ids.tolist() != together.class_ids.tolist():
-        raise ModelFault(f"Model {detector.name!r} finds other boxes in a batch than in one picture alone.")
+    if single.class_ids.tolist() != together.class_ids.tolist():
+        raise ModelFault(f"Model {detector.name!r} finds other boxes in a batch than in a single picture.")
 
 
 # ---- its module
@@ -193,7 +185,7 @@ class _FolderImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - names alone decide
+        path: Sequence[str] | None,  # noqa: ARG002 - only the name decides
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         if fullname == self._package:
@@ -201,7 +193,7 @@ class _FolderImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         file = self._file(fullname)
         if file is None:
             return None
-        origin = str(self._content.files.folder / file)
+        origin = str(self._content.folder / file)
         spec = ModuleSpec(fullname, self, origin=origin, is_package=file.endswith("/__init__.py"))
         spec.has_location = True
         return spec

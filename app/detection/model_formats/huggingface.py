@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import orjson
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from app.detection.model_files import ModelContent
-from app.detection.model_formats.declaration import MAX_BOXES, validated
-from app.detection.network import LoadedNetwork, NetworkRules, reason
+from app.detection.model_files import ModelContent, json_object
+from app.detection.model_formats.declaration import MAX_BOXES, Declared
+from app.detection.network import LoadedNetwork, Network, reason
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
@@ -52,28 +51,13 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
 )
 
 
-class FolderDeclaration(BaseModel):
+class FolderDeclaration(Declared):
     """What ``framebox.toml`` may say about such a folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)  # as transformers' own pipeline has it
     max_boxes: int | None = Field(default=None, ge=1, le=MAX_BOXES)
     precision: Precision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HuggingFaceNetwork:
-    """A network of transformers on its device. Fulfils Network."""
-
-    module: Any
-    takes: NetworkInput
-    is_stateless = True
-
-    def run(self, pictures: Tensor) -> dict[str, Tensor]:
-        output = self.module(pixel_values=pictures)
-        return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
 
 def load_huggingface(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
@@ -82,7 +66,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     Raises ModelFault for a folder that is not an object detector, or needs what is not served, and, naming
     the requirement file, if transformers is not installed.
     """
-    declaration = validated(content.name, FolderDeclaration, declared)
+    declaration = FolderDeclaration.of(content.name, declared)
     config = _json(content, CONFIG_FILE)
     if "auto_map" in config:
         raise ModelFault(f"Model {content.name!r} brings code of its own (auto_map), which is not run.")
@@ -108,26 +92,34 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     queries = getattr(module.config, "num_queries", None)
     query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
     max_boxes = declaration.max_boxes or processor.max_boxes or query_count
-    rules = NetworkRules(
-        fitting=_fitting(content.name, settings, processor),
-        pixels=_pixels(settings),
-        reading=Reading(processor.layout, len(labels), max_boxes=max_boxes),
-        batch=None,
+    white = 255.0
+    if settings.get("do_rescale", True):
+        white *= settings.get("rescale_factor", 1 / 255)
+    mean = std = None
+    if settings.get("do_normalize", True):
+        mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
+        std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
+    module.to(device)
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        output = module(pixel_values=pictures)
+        return {"logits": output.logits, "pred_boxes": output.pred_boxes}
+
+    return LoadedNetwork(
+        Network(NetworkInput(), run),
+        _fitting(content.name, settings, processor),
+        PixelRules(white, mean, std),
+        Reading(processor.layout, len(labels), max_boxes=max_boxes),
+        labels,
+        declaration.min_score,
+        declaration.precision,
     )
-    network = HuggingFaceNetwork(module.to(device), NetworkInput())
-    return LoadedNetwork(network, rules, labels, declaration.min_score, declaration.precision)
 
 
 def _json(content: ModelContent, file: str) -> dict[str, Any]:
     if file not in content.digests:
         raise ModelFault(f"The folder of model {content.name!r} has no {file}; save it with save_pretrained.")
-    try:
-        value = orjson.loads(content.read(file))
-    except orjson.JSONDecodeError as error:
-        raise ModelFault(f"The {file} of model {content.name!r} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise ModelFault(f"The {file} of model {content.name!r} is not a JSON object.")
-    return value
+    return json_object(f"The {file} of model {content.name!r}", content.read(file))
 
 
 def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fitting:
@@ -145,17 +137,6 @@ def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fi
         f"The {PROCESSOR_FILE} of model {name!r} asks for another size than height and width, or "
         "shortest_edge and longest_edge, without pad_size."
     )
-
-
-def _pixels(settings: Mapping[str, Any]) -> PixelRules:
-    white = 255.0
-    if settings.get("do_rescale", True):
-        white *= settings.get("rescale_factor", 1 / 255)
-    if not settings.get("do_normalize", True):
-        return PixelRules(white=white)
-    mean = settings.get("image_mean", (0.485, 0.456, 0.406))
-    std = settings.get("image_std", (0.229, 0.224, 0.225))
-    return PixelRules(white=white, mean=tuple(mean), std=tuple(std))
 
 
 def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:

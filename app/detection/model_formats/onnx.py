@@ -6,7 +6,6 @@ Pictures and output are bound where they lie: on a GPU no frame comes back to th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from app.detection.network_input import NetworkInput, picture_input
+from app.detection.model_files import read_as
+from app.detection.network import Network
+from app.detection.network_input import picture_input
 from app.errors import ModelFault
 
 _TYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -33,35 +34,8 @@ _ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
 _CUDA_OPTIONS: Mapping[str, object] = MappingProxyType({"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxNetwork:
-    """A session of onnxruntime on one device. Fulfils Network."""
-
-    session: Any
-    input_name: str
-    output_names: tuple[str, ...]
-    takes: NetworkInput
-    device: torch.device
-    is_stateless = True
-
-    def run(self, pictures: Tensor) -> dict[str, Tensor]:
-        pictures = pictures.contiguous()
-        place = (self.device.type, self.device.index or 0)
-        binding = self.session.io_binding()
-        binding.bind_input(
-            self.input_name, *place, _ONNX_TYPES[pictures.dtype], list(pictures.shape), pictures.data_ptr()
-        )
-        for name in self.output_names:
-            binding.bind_output(name, *place)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime works in a stream of its own
-        self.session.run_with_iobinding(binding)
-        outputs = zip(self.output_names, binding.get_outputs(), strict=True)
-        return {name: from_dlpack(value) for name, value in outputs}
-
-
-def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict[str, object]]:
-    """Return the network and its metadata.
+def load_onnx(name: str, content: bytes, device: str) -> Network:
+    """Return the network, with its metadata.
 
     Raises ModelFault for anything but a network for RGB pictures, and, naming the requirement file, if
     onnxruntime is not installed or cannot use the device.
@@ -88,10 +62,8 @@ def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict
     options.use_deterministic_compute = True
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
+    with read_as("ONNX", name):
         session = onnxruntime.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # onnxruntime has a dozen classes of its own
-        raise ModelFault(f"Model {name!r} cannot be read as ONNX: {type(error).__name__}.") from error
     # Where CUDA's libraries cannot be loaded, onnxruntime computes on the CPU, with a line in the log.
     if on_cuda and "CUDAExecutionProvider" not in session.get_providers():
         raise ModelFault(
@@ -99,12 +71,22 @@ def load_onnx(name: str, content: bytes, device: str) -> tuple[OnnxNetwork, dict
             "the engine's log says what. Put that right, or export the model as .pt2."
         )
     inputs = session.get_inputs()
-    if len(inputs) != 1:
-        seen = ", ".join(f"{node.name} {node.shape} {node.type}" for node in inputs)
-        raise ModelFault(
-            f"Model {name!r} takes {len(inputs)} inputs: {seen}; what is served takes pictures alone."
-        )
-    takes = picture_input(name, inputs[0].shape, _TYPES.get(inputs[0].type))
+    takes = picture_input(name, [(node.shape, _TYPES.get(node.type)) for node in inputs])
     output_names = tuple(node.name for node in session.get_outputs())
-    network = OnnxNetwork(session, inputs[0].name, output_names, takes, place)
-    return network, dict(session.get_modelmeta().custom_metadata_map)
+    bound_to = (place.type, place.index or 0)
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        pictures = pictures.contiguous()
+        binding = session.io_binding()
+        kind, shape = _ONNX_TYPES[pictures.dtype], list(pictures.shape)
+        binding.bind_input(inputs[0].name, *bound_to, kind, shape, pictures.data_ptr())
+        for output_name in output_names:
+            binding.bind_output(output_name, *bound_to)
+        if on_cuda:
+            torch.cuda.current_stream(place).synchronize()  # onnxruntime works in a stream of its own
+        session.run_with_iobinding(binding)
+        outputs = zip(output_names, binding.get_outputs(), strict=True)
+        return {output_name: from_dlpack(value) for output_name, value in outputs}
+
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    return Network(takes, run, metadata, has_fixed_precision=True)

@@ -8,40 +8,23 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
-from app.detection.model_formats.pt2 import json_metadata
+from app.detection.model_files import json_object, read_as
+from app.detection.network import Network
 from app.detection.network_input import NetworkInput
 from app.errors import ModelFault
 
 METADATA_FILE = "config.txt"  # where Ultralytics' exporter puts it
 
 
-@dataclass(frozen=True, slots=True)
-class TorchScriptNetwork:
-    """A script on its device. Fulfils Network."""
-
-    module: torch.jit.ScriptModule
-    takes: NetworkInput
-    is_stateless = True
-
-    def run(self, pictures: Tensor) -> object:
-        # The optimiser rewrites a script after its first calls; the same picture could give other digits.
-        with optimized_execution(False):
-            return self.module(pictures)
-
-
-def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScriptNetwork, dict[str, object]]:
-    """Return the network and its metadata. Raises ModelFault for any other file, and says what it is."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inner = {file.partition("/")[2] for file in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: it is not an archive.") from error
+def load_torchscript(name: str, content: bytes, device: str) -> Network:
+    """Return the network, with its metadata. Raises ModelFault for any other file, and says what it is."""
+    with read_as("TorchScript", name), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        inner = {file.partition("/")[2] for file in archive.namelist()}
     if "constants.pkl" not in inner:
         if any(file.startswith("models/") for file in inner):
             raise ModelFault(f"Model {name!r} is of torch.export; give its file the suffix .pt2.")
@@ -51,16 +34,13 @@ def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScrip
             "yolo export model=<file>.pt format=torchscript"
         )
     extra_files = {METADATA_FILE: ""}
-    try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated, but it is what people have.
-            warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
-            module = torch.jit.load(  # type: ignore[no-untyped-call]
-                io.BytesIO(content), map_location=device, _extra_files=extra_files
-            )
-    except Exception as error:  # torch raises whatever its parsers meet
-        raise ModelFault(f"Model {name!r} cannot be read as TorchScript: {type(error).__name__}.") from error
-    metadata = json_metadata(name, extra_files[METADATA_FILE])
+    with read_as("TorchScript", name), warnings.catch_warnings():
+        # TorchScript is deprecated, but it is what people have.
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*` is deprecated", DeprecationWarning)
+        module = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(content), map_location=device, _extra_files=extra_files
+        )
+    metadata = json_object(f"The metadata of model {name!r}", extra_files[METADATA_FILE] or "{}")
     if device != "cpu":
         # A trace keeps the device of each tensor that it creates as a constant; loading moves only weights.
         graph = module.graph
@@ -76,4 +56,12 @@ def load_torchscript(name: str, content: bytes, device: str) -> tuple[TorchScrip
         batch=batch if isinstance(batch, int) and batch > 0 else None,
         dtype=types[0] if types else torch.float32,
     )
-    return TorchScriptNetwork(module.eval(), takes), metadata
+    module.eval()
+
+    def run(pictures: Tensor) -> object:
+        # The optimiser rewrites a script after its first calls; the same picture could give other digits.
+        with optimized_execution(False):
+            return module(pictures)
+
+    # TorchScript has an autocast of its own, which a script's first call settles for good.
+    return Network(takes, run, metadata, has_fixed_precision=True)

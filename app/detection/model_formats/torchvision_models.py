@@ -11,15 +11,14 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.detection.model_files import ModelContent
-from app.detection.model_formats.declaration import MAX_BOXES, validated
-from app.detection.network import LoadedNetwork, NetworkRules, reason
+from app.detection.model_formats.declaration import MAX_BOXES, Declared
+from app.detection.network import LoadedNetwork, Network, reason
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
@@ -27,29 +26,14 @@ from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 
-class WeightsDeclaration(BaseModel):
+class WeightsDeclaration(Declared):
     """What ``framebox.toml`` has to say about a file of weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     labels: tuple[str, ...] = Field(min_length=2)
     min_score: float = Field(default=0.5, ge=FLOOR_SCORE, le=1)
     max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TorchvisionNetwork:
-    """A detection model of torchvision on its device; it normalises by itself. Fulfils Network."""
-
-    module: torch.nn.Module
-    takes: NetworkInput
-    is_stateless = True
-
-    def run(self, pictures: Tensor) -> list[dict[str, Tensor]]:
-        found: list[dict[str, Tensor]] = self.module(list(pictures))
-        return found
 
 
 def load_torchvision(
@@ -59,7 +43,7 @@ def load_torchvision(
 
     Raises ModelFault for any other model, and if torchvision is not installed or does not fit torch.
     """
-    declaration = validated(content.name, WeightsDeclaration, declared)
+    declaration = WeightsDeclaration.of(content.name, declared)
     weights = read_weights(content.name, content.read(file))
     try:
         from torchvision import models  # noqa: PLC0415 - optional, and large
@@ -98,14 +82,16 @@ def load_torchvision(
     if transform.fixed_size is not None:
         width, height = transform.fixed_size
         fitting = InputSize(width, height, ResizePolicy.STRETCH)
-    rules = NetworkRules(
-        fitting=fitting,
-        pixels=PixelRules(),
-        reading=Reading(Layout.TORCHVISION, len(declaration.labels), max_boxes=declaration.max_boxes),
-        batch=None,
+    module.to(device)
+    return LoadedNetwork(
+        Network(NetworkInput(), lambda pictures: module(list(pictures))),  # which it normalises itself
+        fitting,
+        PixelRules(),
+        Reading(Layout.TORCHVISION, len(declaration.labels), max_boxes=declaration.max_boxes),
+        declaration.labels,
+        declaration.min_score,
+        declaration.precision,
     )
-    network = TorchvisionNetwork(module.to(device), NetworkInput())
-    return LoadedNetwork(network, rules, declaration.labels, declaration.min_score, declaration.precision)
 
 
 def read_weights(name: str, content: bytes) -> dict[str, Tensor]:
