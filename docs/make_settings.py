@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -47,17 +50,30 @@ skipping them.
 
 def render() -> str:
     """The page, from the fields in the order in which app/settings.py declares them."""
-    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    descriptions = _descriptions()
+    rows = [_row(name, field, descriptions[name]) for name, field in Settings.model_fields.items()]
     return _HEAD + "\n".join(rows) + "\n" + _FOOT
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _descriptions() -> dict[str, str]:
+    """The text below each field. pydantic would read it too, but each time that a program starts."""
+    [settings] = ast.parse(inspect.getsource(Settings)).body
+    return {
+        node.target.id: " ".join(text.split())
+        for node, below in pairwise(settings.body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and (text := ast.literal_eval(below.value))
+    }
+
+
+def _row(name: str, field: FieldInfo, description: str) -> str:
     is_bytes = name.endswith("_bytes")
     cells = [
         f"`FRAMEBOX_{name.upper()}`",
         _default(field.default, is_bytes=is_bytes),
         _allowed(field, is_bytes=is_bytes),
-        field.description or "",
+        description,
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
