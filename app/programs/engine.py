@@ -8,34 +8,46 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 
 import structlog
 
 from app.engine.catalog import Catalog
 from app.engine.engine import Engine
-from app.engine.host_pool import HostPool
+from app.engine.host_pool import HostPool, NoHost
 from app.engine.host_process import HostLimits
 from app.engine.job_run import JobRules, JobRun
 from app.engine.records import Records
 from app.engine.turns import JobTurns, SegmentTurns
+from app.errors import InvalidOption, ModelFault
 from app.host.messages import DecoderPlan, HostPlan, SegmentDone
-from app.jobs.database import Database
 from app.jobs.retention import Retention, RetentionLimits
-from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
 from app.pipeline.segment_task import SegmentTask
+from app.programs.preflight import StartFault
+from app.programs.shared_data import open_shared_data
 from app.settings import CHECKOUT, READY_CHILDREN, Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.protocol.limits import VideoLimits
-from app.wakeups import Program, Wakeups
+from app.wakeups import Program
 
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # withheld from hosts, which do not need them
 
 _log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, _: Namespace) -> None:
+    """Run the engine. Raises StartFault if no host can run, or the default model cannot be loaded."""
+    try:
+        create_engine(settings).run()
+    except NoHost as fault:
+        raise StartFault(str(fault)) from fault
+    except (InvalidOption, ModelFault) as fault:  # of the default model
+        raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -43,12 +55,7 @@ def create_engine(settings: Settings) -> Engine:
 
     Call it in the main thread of a process that holds the data folder's engine lock.
     """
-    configure_logging("engine", settings.log_level)
-    data = DataFolder(settings.data)
-    data.create()
-    wakeups = Wakeups(data.wakeups)
-    database = Database(data.database, wakeups)
-    database.create()
+    data, wakeups, database = open_shared_data(Program.ENGINE, settings)
     retire_counters()
     shutil.rmtree(data.model_attempts, ignore_errors=True)  # a refused model may have been repaired
     listener = wakeups.listen(Program.ENGINE)

@@ -7,10 +7,11 @@ import os
 import shutil
 import socket
 import ssl
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 
-from app.egress.connection import make_trust
-from app.settings import Settings
+from app.settings import MIB, Settings
 from app.storage.data_folder import DataFolder
 
 LONGEST_SOCKET_PATH_BYTES = 107  # sizeof(sun_path) less the closing NUL, unix(7)
@@ -61,8 +62,10 @@ def check_folders(settings: Settings) -> None:
 
 def check_ca_file(settings: Settings) -> None:
     """StartFault if the file of further certificate authorities cannot be read."""
+    if settings.ca_file is None:
+        return
     try:
-        make_trust(settings.ca_file)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.ca_file)
     except OSError as error:  # ssl.SSLError is one
         why = (
             f"holds no certificates in PEM form: {error}"
@@ -144,3 +147,13 @@ def check_all(checks: list[Callable[[], object]]) -> None:
             faults.append(str(fault))
     if faults:
         raise StartFault("\n".join(faults))
+
+
+def check_config(settings: Settings, _: Namespace) -> None:
+    """Print the settings in force, and the host memory that they add up to."""
+    for name, value in settings:
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
+        sys.stdout.write(f"FRAMEBOX_{name.upper()}={shown}\n")
+    budgets = settings.memory_budgets()
+    parts = ", ".join(f"{name} {size // MIB} MiB" for name, size in budgets.items())
+    sys.stdout.write(f"# memory: {sum(budgets.values()) // MIB} MiB ({parts})\n")
