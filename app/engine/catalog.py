@@ -102,8 +102,10 @@ class Catalog:
             with self.use(default, self._stop.is_set):
                 pass  # others may have taken its memory, or its host may have died
         except Exception as error:  # noqa: BLE001 - the thread's boundary
+            if self._stop.is_set():
+                return
             if self.is_ready:
                 _log.warning("default model could not be loaded again", exc_info=True)
-            elif not self._stop.is_set():
+            else:
                 self.fault = error
                 self._wake()

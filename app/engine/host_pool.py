@@ -12,7 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -39,6 +39,8 @@ from app.host.messages import (
     VideoFound,
 )
 from app.jobs.engine_status import HostStatus
+from app.metrics import Metrics
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.index_summary import IndexSummary
@@ -49,20 +51,6 @@ MOST_RENEWALS = 2  # of hosts, for one model or task: more would not help it
 POLL_SECONDS = 0.1  # between two checks whether a model is still wanted
 
 _log = structlog.get_logger(__name__)
-
-
-class HostObserver(Protocol):
-    """Counts what hosts do."""
-
-    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None: ...
-
-    def host_ended(self, why: str, segments: int) -> None:
-        """A host ended; `segments` segments that were running in it are run again."""
-        ...
-
-    def advance(self, job_id: str, frames: int) -> None:
-        """`frames` more frames of a job are finished; a negative number was lost with a host."""
-        ...
 
 
 class NoHost(Exception):
@@ -91,7 +79,8 @@ class HostPool:
         spawn: Spawn,
         limits: HostLimits,
         turns: SegmentTurns[SegmentWork],
-        observer: HostObserver,
+        metrics: Metrics,
+        meter: FrameMeter,
         wake: Callable[[], None],
     ) -> None:
         """`wake` is called when `tend` has something to do."""
@@ -99,7 +88,8 @@ class HostPool:
         self._spawn = spawn
         self._limits = limits
         self._turns = turns
-        self._observer = observer
+        self._metrics = metrics
+        self._meter = meter
         self._wake = wake
         self._lock = threading.RLock()
         self._tickets = itertools.count(1)
@@ -253,7 +243,7 @@ class HostPool:
                     lost = device.forget_host()
                     for work in lost:
                         self._put_back(work)
-                self._observer.host_ended(why, segments)
+                self._metrics.segments_retried.labels(why).inc(segments)
                 job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
                 deaths.append(HostDeath(why, job_ids, call_job_id if why == "model hangs" else None))
             if device.process is None and time.monotonic() >= device.next_start:
@@ -296,7 +286,7 @@ class HostPool:
             work.found = 0
             self._indexes.appendleft(work)
         else:
-            self._observer.advance(work.task.job_id, -work.frames)
+            self._meter.add(work.task.job_id, -work.frames)
             work.frames = 0
             self._turns.put_back(work.task.job_id, work, is_urgent=work.is_urgent)
 
@@ -425,7 +415,7 @@ class HostPool:
         match work, message:
             case SegmentWork(), Advanced():
                 work.frames += message.frames
-                self._observer.advance(work.task.job_id, message.frames)
+                self._meter.add(work.task.job_id, message.frames)
             case IndexWork(), VideoFound(facts=facts) if not work.has_video:
                 work.has_video = True
                 return lambda: work.reader.found_video(facts)
@@ -457,7 +447,7 @@ class HostPool:
         def settle() -> None:
             match work, message:
                 case SegmentWork(), SegmentDone():
-                    self._observer.segment_done(work.task, message)
+                    self._count(work.task, message)
                     work.future.set_result(message.outcome)
                 case IndexWork(), IndexDone():
                     work.future.set_result(message.summary)
@@ -467,3 +457,18 @@ class HostPool:
                     work.future.set_exception(message.error())
 
         return settle
+
+    def _count(self, task: SegmentTask, done: SegmentDone) -> None:
+        outcome, metrics = done.outcome, self._metrics
+        for phase, seconds in done.seconds.items():
+            metrics.stage_seconds.labels(phase).inc(seconds)
+        metrics.frames_analysed.inc(outcome.analysed)
+        metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
+        _log.info(
+            "segment finished",
+            job_id=task.job_id,
+            segment=task.segment.number,
+            frames=outcome.analysed,
+            undecodable=sum(gap.frame_count for gap in outcome.undecodable),
+            seconds=round(done.wall_seconds, 3),
+        )

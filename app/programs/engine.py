@@ -10,8 +10,6 @@ import sys
 import threading
 from argparse import Namespace
 
-import structlog
-
 from app.engine.catalog import Catalog
 from app.engine.engine import Engine
 from app.engine.host_pool import HostPool, NoHost
@@ -20,11 +18,10 @@ from app.engine.job_run import JobRules, JobRun
 from app.engine.records import Records
 from app.engine.turns import JobTurns, SegmentTurns
 from app.errors import InvalidOption, ModelFault
-from app.host.messages import DecoderPlan, HostPlan, SegmentDone
+from app.host.messages import DecoderPlan, HostPlan
 from app.jobs.retention import Retention, RetentionLimits
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
-from app.pipeline.segment_task import SegmentTask
 from app.programs.preflight import StartFault
 from app.programs.shared_data import open_shared_data
 from app.settings import CHECKOUT, READY_CHILDREN, Settings
@@ -36,8 +33,6 @@ from app.video.protocol.limits import VideoLimits
 from app.wakeups import Program
 
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # withheld from hosts, which do not need them
-
-_log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings, _: Namespace) -> None:
@@ -68,7 +63,8 @@ def create_engine(settings: Settings) -> Engine:
             settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
         ),
         turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
-        observer=_MetricsObserver(metrics, meter),
+        metrics=metrics,
+        meter=meter,
         wake=listener.interrupt,
     )
     catalog = Catalog(hosts, settings.model, stop=stop, wake=listener.interrupt)
@@ -149,32 +145,3 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
         cwd=CHECKOUT,
         env={name: value for name, value in os.environ.items() if name not in SECRETS},
     )
-
-
-class _MetricsObserver:
-    """Counts what hosts do, in metrics and in the log. Implements HostObserver."""
-
-    def __init__(self, metrics: Metrics, meter: FrameMeter) -> None:
-        self._metrics = metrics
-        self._meter = meter
-
-    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None:
-        outcome, metrics = done.outcome, self._metrics
-        for phase, seconds in done.seconds.items():
-            metrics.stage_seconds.labels(phase).inc(seconds)
-        metrics.frames_analysed.inc(outcome.analysed)
-        metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
-        _log.info(
-            "segment finished",
-            job_id=task.job_id,
-            segment=task.segment.number,
-            frames=outcome.analysed,
-            undecodable=sum(gap.frame_count for gap in outcome.undecodable),
-            seconds=round(done.wall_seconds, 3),
-        )
-
-    def host_ended(self, why: str, segments: int) -> None:
-        self._metrics.segments_retried.labels(why).inc(segments)
-
-    def advance(self, job_id: str, frames: int) -> None:
-        self._meter.add(job_id, frames)

@@ -19,6 +19,8 @@ from app.engine.host_pool import HostDeath, HostPool
 from app.engine.host_process import HostLimits
 from app.engine.turns import SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan
+from app.metrics import Metrics
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentTask
 from app.video.protocol.facts import VideoFacts
@@ -58,12 +60,6 @@ class Reader:
         raise AssertionError(segments)
 
 
-class NullObserver:
-    def segment_done(self, task: object, done: object) -> None: ...
-    def host_ended(self, why: str, segments: int) -> None: ...
-    def advance(self, job_id: str, frames: int) -> None: ...
-
-
 def spawn_idle(descriptor: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", IDLE_HOST, str(descriptor)]
     return subprocess.Popen(command, pass_fds=(descriptor,), cwd=CHECKOUT, start_new_session=True)
@@ -83,7 +79,8 @@ def pool() -> Iterator[HostPool]:
         spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),
-        observer=NullObserver(),
+        metrics=Metrics(),
+        meter=FrameMeter(),
         wake=lambda: None,
     )
     yield made
