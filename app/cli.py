@@ -60,11 +60,9 @@ COMMANDS = {
     "health": Command(
         "ask the running instance whether it is ready; exit with 1 if not", "app.programs.health:health"
     ),
-    "health-web": Command("ask only the HTTP workers, on their socket", "app.programs.health:health_web"),
-    "health-engine": Command("look up the last report of the engine", "app.programs.health:health_engine"),
-    "health-courier": Command(
-        "look up the last heartbeat of the courier", "app.programs.health:health_courier"
-    ),
+    "health-web": Command("ask only the HTTP workers, on their socket", "app.programs.health:health"),
+    "health-engine": Command("look up the last report of the engine", "app.programs.health:health"),
+    "health-courier": Command("look up the last heartbeat of the courier", "app.programs.health:health"),
     "announce": Command(
         "print what the start waits for, and then the address of the instance", "app.programs.health:announce"
     ),

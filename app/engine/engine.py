@@ -117,10 +117,7 @@ class Engine:
         """Replace hosts, requeue jobs at which hosts died, load models. Raises the default model's fault."""
         deaths = self._hosts.tend(exclusive_job_id=self._turns.quarantine.exclusive_job_id())
         for death in deaths:
-            suspects = death.job_ids if death.hung_job_id is None else {death.hung_job_id}
-            if not suspects:
-                continue
-            for job in self._records.count_deaths(suspects, hung=death.hung_job_id):
+            for job in self._records.count_deaths(death.job_ids, hung=death.hung_job_id):
                 requeued = must_requeue(job, most_deaths=self._most_deaths)
                 _log.warning("a host ended at a job", job_id=job.id, deaths=job.deaths, requeued=requeued)
                 if requeued and job.id in self._running:
@@ -180,20 +177,19 @@ class Engine:
 
     def _report(self) -> None:
         """Write that the engine is alive, how far its jobs are, and its models if they have changed."""
-        models = self._catalog.statuses()
+        models, machine, records = self._catalog.statuses(), self._hosts.machine, self._records
         has_news = models != self._reported_models
         now = time.monotonic()
-        advances = {job_id: run.advance(now) for job_id, run in self._running.items()}
-        records = self._records
         records.queue.report_progress(
-            records.epoch, {job_id: advance for job_id, advance in advances.items() if advance is not None}
+            records.epoch,
+            {job_id: made for job_id, run in self._running.items() if (made := run.advance(now)) is not None},
         )
         records.heartbeats.report_engine(
             records.epoch,
             ready=self._catalog.is_ready and self._hosts.is_serving(),
             models=models if has_news else None,
             hosts=self._hosts.statuses(),
-            sandbox=self._hosts.machine.sandbox if has_news and self._hosts.has_begun else None,
+            sandbox=machine.sandbox if has_news and machine is not None else None,
         )
         self._reported_models = models
 

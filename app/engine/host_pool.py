@@ -62,8 +62,8 @@ class HostDeath:
     """A host that ended, or had to be ended. Its work has been queued again."""
 
     why: str  # a constant text
-    job_ids: frozenset[str]  # that it was working on, and for which its death counts
-    hung_job_id: str | None  # the job in whose batch its model hung
+    job_ids: frozenset[str]  # against which it counts
+    hung_job_id: str | None  # the only one of them, if it was in its batch that the model hung
 
 
 class HostPool:
@@ -100,7 +100,7 @@ class HostPool:
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._is_closed = False
-        self._first: HostReady | None = None
+        self.machine: HostReady | None = None  # what the first host reported
         self._served_at = 0.0  # monotonic seconds; when a host last took work
 
     # ---- as a Runner
@@ -112,6 +112,8 @@ class HostPool:
     @property
     def decoder_identity(self) -> str:
         """Raises RuntimeError before the first host is ready."""
+        if self.machine is None:
+            raise RuntimeError("no host has been ready yet")
         return self.machine.decoder_identity
 
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
@@ -196,18 +198,6 @@ class HostPool:
         with self._lock:
             return not (self._users or self._indexes or any(device.work for device in self._devices))
 
-    @property
-    def machine(self) -> HostReady:
-        """What the first host reported. Raises RuntimeError before that."""
-        if self._first is None:
-            raise RuntimeError("no host has been ready yet")
-        return self._first
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a host has been ready."""
-        return self._first is not None
-
     def is_serving(self) -> bool:
         """Return whether a host takes work, or did so recently: a replacement is soon ready."""
         return time.monotonic() - self._served_at < REPLACED_SECONDS
@@ -233,10 +223,11 @@ class HostPool:
             devices = [*self._devices]
         deaths = []
         for device in devices:
-            if device.process is not None and device.process.unusable is not None and not self.has_begun:
+            if device.process is not None and device.process.unusable is not None and self.machine is None:
                 raise NoHost(device.process.unusable)
             if (why := device.why_to_end(self._limits)) is not None:
                 call_job_id = device.kill_host(why)
+                hung_job_id = call_job_id if why == "model hangs" else None
                 is_excused = why in ("host renewed", "model hangs while it loads")
                 with self._lock:
                     segments = device.segments_running
@@ -244,8 +235,8 @@ class HostPool:
                     for work in lost:
                         self._put_back(work)
                 self._metrics.segments_retried.labels(why).inc(segments)
-                job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
-                deaths.append(HostDeath(why, job_ids, call_job_id if why == "model hangs" else None))
+                suspects = {hung_job_id} if hung_job_id else {work.task.job_id for work in lost}
+                deaths.append(HostDeath(why, frozenset(() if is_excused else suspects), hung_job_id))
             if device.process is None and time.monotonic() >= device.next_start:
                 process = HostProcess(replace(self._plan, device=device.name), self._spawn, self._on_message)
                 _log.info("host is starting", device=device.name, pid=process.pid)
@@ -356,8 +347,8 @@ class HostPool:
                 case HostReady():
                     device.name = message.device
                     _log.info("host ready", device=message.device, models=len(message.model_names))
-                    if self._first is None:
-                        self._first = message
+                    if self.machine is None:
+                        self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):

@@ -29,24 +29,18 @@ _READY_SECONDS = 300.0  # CUDA and a large model on a slow disk take their time
 _log = structlog.get_logger(__name__)
 
 
-def health(settings: Settings, _: Namespace) -> int:
-    return _print_verdict(ask_instance(Address.of(settings)))
-
-
-def health_web(settings: Settings, _: Namespace) -> int:
-    return _print_verdict(ask_web(DataFolder(settings.data).web_socket))
-
-
-def health_engine(settings: Settings, _: Namespace) -> int:
-    return _print_verdict(look_up_engine(DataFolder(settings.data)))
-
-
-def health_courier(settings: Settings, _: Namespace) -> int:
-    return _print_verdict(look_up_courier(DataFolder(settings.data)))
-
-
-def _print_verdict(verdict: tuple[bool, str]) -> int:
-    healthy, answer = verdict
+def health(settings: Settings, chosen: Namespace) -> int:
+    """Print how the instance is, or the program in the command's name. Return 1 if it is not healthy."""
+    data = DataFolder(settings.data)
+    match chosen.command:
+        case "health-web":
+            healthy, answer = ask_web(data.web_socket)
+        case "health-engine":
+            healthy, answer = look_up_engine(data)
+        case "health-courier":
+            healthy, answer = look_up_courier(data)
+        case _:
+            healthy, answer = ask_instance(Address.of(settings))
     sys.stdout.write(f"{answer}\n")
     return 0 if healthy else 1
 

@@ -138,7 +138,7 @@ def test_waiting_segments_of_a_parked_pool_are_cancelled(pool: HostPool, task: S
 
 def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> None:
     begun = pool.index(index_task(tmp_path), Reader(), never)
-    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     pool.close(grace_seconds=5.0)
     late = pool.index(index_task(tmp_path), Reader(), never)
     for future in (begun, late):
@@ -147,7 +147,7 @@ def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> No
 
 
 def test_a_segment_is_not_run_with_another_model_of_the_same_name(pool: HostPool, task: SegmentTask) -> None:
-    tend_until(pool, lambda: pool.has_begun)
+    tend_until(pool, lambda: pool.machine is not None)
     with pool.use("none", never) as facts:
         assert facts.identity == ("new", "cpu", "", 1)
         stale = pool.submit(task, never)
@@ -163,7 +163,7 @@ def test_a_hosts_death_counts_for_the_jobs_whose_videos_it_was_indexing(
 ) -> None:
     """Else a video that kills every host would be indexed again forever."""
     pool.index(index_task(tmp_path), Reader(), never)
-    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     os.kill(pool.statuses()[0].pid, signal.SIGKILL)
     deaths = tend_until(pool, lambda: pool.statuses()[0].restarts == 1)
     assert [death.job_ids for death in deaths] == [{"job"}]
