@@ -9,7 +9,8 @@ import socket
 import ssl
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from app.settings import MIB, Settings
 from app.storage.data_folder import DataFolder
@@ -46,18 +47,25 @@ def check_socket_path(data: DataFolder) -> None:
 
 def check_folders(settings: Settings) -> None:
     """StartFault if a folder or list that the administrator named cannot be read."""
-    named = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
-    named += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
-    missing = [
-        f"{name}: {folder} is not a directory this user can read"
-        for name, folder in named
-        if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir()
+    folders = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
+    folders += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
+    files = [("FRAMEBOX_MODEL_HASHES", settings.model_hashes)] if settings.model_hashes else []
+    _check_readable(files, folders)
+
+
+def _check_readable(files: Sequence[tuple[str, Path]], folders: Sequence[tuple[str, Path]] = ()) -> None:
+    faults = [
+        f"{setting}: {path} is not a file this user can read"
+        for setting, path in files
+        if not path.is_file() or not os.access(path, os.R_OK)
     ]
-    hashes = settings.model_hashes
-    if hashes is not None and not (hashes.is_file() and os.access(hashes, os.R_OK)):
-        missing.insert(0, f"FRAMEBOX_MODEL_HASHES: {hashes} is not a file this user can read")
-    if missing:
-        raise StartFault("\n".join(missing))
+    faults += [
+        f"{setting}: {path} is not a directory this user can read"
+        for setting, path in folders
+        if not os.access(path, os.R_OK | os.X_OK) or not path.is_dir()
+    ]
+    if faults:
+        raise StartFault("\n".join(faults))
 
 
 def check_ca_file(settings: Settings) -> None:
@@ -67,11 +75,8 @@ def check_ca_file(settings: Settings) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.ca_file)
     except OSError as error:  # ssl.SSLError is one
-        why = (
-            f"holds no certificates in PEM form: {error}"
-            if isinstance(error, ssl.SSLError)
-            else error.strerror
-        )
+        is_read = isinstance(error, ssl.SSLError)
+        why = f"holds no certificates in PEM form: {error}" if is_read else error.strerror
         raise StartFault(f"FRAMEBOX_CA_FILE: {settings.ca_file}: {why}") from error
 
 
@@ -80,14 +85,7 @@ def check_tls(settings: Settings) -> None:
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return
-    named = {"FRAMEBOX_TLS_CERTIFICATE": certificate, "FRAMEBOX_TLS_KEY": key}
-    unreadable = [
-        f"{name}: {path} is not a file this user can read"
-        for name, path in named.items()
-        if not path.is_file() or not os.access(path, os.R_OK)
-    ]
-    if unreadable:
-        raise StartFault("\n".join(unreadable))
+    _check_readable([("FRAMEBOX_TLS_CERTIFICATE", certificate), ("FRAMEBOX_TLS_KEY", key)])
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             certificate,
