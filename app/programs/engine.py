@@ -68,12 +68,7 @@ def create_engine(settings: Settings) -> Engine:
         wake=listener.interrupt,
     )
     catalog = Catalog(hosts, settings.model, stop=stop, wake=listener.interrupt)
-    rules = JobRules(
-        settings.segment_frames,
-        settings.engine_deaths,
-        settings.model_call_seconds,
-        count_end=lambda state: metrics.jobs_ended.labels(state).inc(),
-    )
+    rules = JobRules(settings.segment_frames, settings.engine_deaths, settings.model_call_seconds)
     ingest = Ingest(settings.ingest)
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
     retention = Retention(
@@ -91,9 +86,9 @@ def create_engine(settings: Settings) -> Engine:
         catalog,
         JobTurns(slots=settings.running_jobs, trace_parts=records.trace),
         retention,
-        make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
+        make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, metrics, meter),
         listener=listener,
-        stop=stop,
+        stopping=stop,
         stop_seconds=settings.stop_seconds,
         most_deaths=settings.engine_deaths,
     )
