@@ -63,7 +63,7 @@ class HostDeath:
 
     why: str  # a constant text
     job_ids: frozenset[str]  # against which it counts
-    hung_job_id: str | None  # the only one of them, if it was in its batch that the model hung
+    hung_job_id: str | None  # the only one of them, if its batch hung in the model
 
 
 class HostPool:

@@ -123,13 +123,13 @@ def start_program(settings: Settings, chosen: Namespace) -> None:
 
 
 def start_host(_: Settings, __: Namespace) -> None:
-    """Set this process up for a host."""
+    """Set this process up for a host, before it loads a library."""
     die_with_parent(signal.SIGKILL)
     use_one_arena()
     keep_freed_memory()
-    # Threads of a matrix product that spin while they wait take cores from decoders. Read by torch.
+    # Threads of a matrix product that spin while they wait take cores from decoders. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without it, onnxruntime reports every start, session and fault to its makers over the network.
+    # Without this, onnxruntime reports every start, session and fault to its makers over the network.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
