@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +50,17 @@ LOOK_SECONDS = 0.05
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
 
 
-class Sized:
-    """A detector that is given batches of another size. Fulfils Detector."""
-
+class _Sized:
     def __init__(self, detector: Detector, batch_size: int) -> None:
         self.detector, self.batch_size = detector, batch_size
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.detector, name)
+
+
+def sized(detector: Detector, batch_size: int) -> Any:
+    """Return `detector` with batches of another size, and with whatever else it can do."""
+    return _Sized(detector, batch_size)
 
 
 def on_whole_pages(frames: Frames) -> Frames:
@@ -132,13 +137,13 @@ def measure_batches(
     host = torch.from_numpy(frames)
     there = host.to(model.device)
     for size in sizes:
-        detector = Sized(model, size)
+        detector = sized(model, size)
         in_calls(detector, there)  # the first call of a size allocates
         told: list[tuple[float, float, float]] = []
         busy: list[float] = []
         for _ in range(rounds):
-            alone = repeated(lambda detector=detector: in_calls(detector, there), least_seconds)
-            in_call = repeated(lambda detector=detector: in_calls(detector, host), least_seconds)
+            alone = repeated(partial(in_calls, detector, there), least_seconds)
+            in_call = repeated(partial(in_calls, detector, host), least_seconds)
             with utilisation(model.device) as seen:
                 served = as_served(detector, frames, least_seconds)
             busy += seen

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -83,7 +84,10 @@ def cancel_some(
 def run(instance: Instance, folder: Path, arguments: argparse.Namespace) -> None:
     walkers = repeat_clip(CHECKOUT / "docs" / "walkers.mp4", folder / "walkers.mp4", times=6)
     drawn = make_clip(folder / "drawn.mp4", frames=5000, size="320x240")
-    orders = [(walkers, {"model": "hog-people", "max_side": 320}), (drawn, {"model": "none"})]
+    orders: list[tuple[Path, dict[str, Any]]] = [
+        (walkers, {"model": "hog-people", "max_side": 320}),
+        (drawn, {"model": "none"}),
+    ]
     for video, options in orders:
         instance.wait_for_end(instance.post_async(video, **options))
     settle(instance, {})

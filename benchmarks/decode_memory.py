@@ -65,7 +65,8 @@ def measure(pool: DecoderPool, video: Path) -> tuple[int, int, int]:
     with pool.decode(video, segment, frame_size=(640, 360), batch_size=4, cancelled=never) as session:
         for batch in session:
             frames += len(batch)
-            status = status_of(session._child.pid)  # noqa: SLF001 - nobody else needs it
+            assert session._child is not None  # noqa: SLF001 - nobody else needs it
+            status = status_of(session._child.pid or 0)  # noqa: SLF001
             resident = max(resident, status["VmHWM"] - status["RssShmem"])
             space = max(space, status["VmPeak"])
             batch.release()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -61,7 +62,7 @@ def observe(instance: Instance, job_id: str, at_half: Callable[[], None] | None 
     return found
 
 
-def _report(instance: Instance, job_id: str) -> dict[str, object]:
+def _report(instance: Instance, job_id: str) -> dict[str, Any]:
     while True:
         try:
             return instance.report(job_id)
@@ -82,7 +83,7 @@ def tell(name: str, found: Observed) -> None:
     )
 
 
-def measure(instance: Instance, video: Path, options: dict[str, object], name: str) -> None:
+def measure(instance: Instance, video: Path, options: dict[str, str], name: str) -> None:
     tell(f"{name}, alone", observe(instance, instance.post_async(video, **options)))
     other = instance.post_async(video, **options)
     beside = instance.post_async(video, **options)
@@ -92,7 +93,7 @@ def measure(instance: Instance, video: Path, options: dict[str, object], name: s
     tell(f"{name}, resumed", observe(instance, resumed, at_half=lambda: instance.engine().kill()))
 
 
-def video_for(instance: Instance, folder: Path, options: dict[str, object], seconds: float) -> Path:
+def video_for(instance: Instance, folder: Path, options: dict[str, str], seconds: float) -> Path:
     """A video that takes about so long alone, of the walkers or, for `none`, larger and drawn."""
     is_drawn = options["model"] == "none"
     once = folder / "once.mp4"

@@ -19,8 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration" / "video"))
 
 from clips import RECIPES, ClipFolder
-from reading import ReadVideo, ffmpeg_pixels, read_video, same_frames
-from test_every_frame import CHROMA_IN_THE_MIDDLE, CHROMA_LEFT
+from reading import CHROMA_LEFT, ReadVideo, ffmpeg_pixels, read_video, same_frames
+from test_every_frame import CHROMA_IN_THE_MIDDLE
 
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits

@@ -31,12 +31,12 @@ from app.errors import InternalError
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 from benchmarks.batches import (
-    Sized,
     compare_with_cpu,
     in_calls,
     measure_batches,
     on_whole_pages,
     repeated,
+    sized,
     utilisation,
 )
 from benchmarks.gpu_bench import MIB, SMALL, Check
@@ -58,9 +58,10 @@ def machine(check: Check) -> None:
     )
     check.tell("onnxruntime", f"{onnxruntime.__version__}, {onnxruntime.get_available_providers()}")
     for required in (True, False):
-        sizes = {"memory_bytes": 512 * MIB, "ring_bytes": 96 * MIB}
         try:
-            with DecoderPool(limits=VideoLimits(), require_sandbox=required, **sizes) as decoders:
+            with DecoderPool(
+                limits=VideoLimits(), require_sandbox=required, memory_bytes=512 * MIB, ring_bytes=96 * MIB
+            ) as decoders:
                 check.tell("sandbox", decoders.sandbox)
             break
         except InternalError as error:
@@ -89,6 +90,8 @@ def _driver() -> str:
 def _copy_speeds(device: str) -> str:
     frames = on_whole_pages(np.zeros((16, 1080, 1920, 3), np.uint8))
     copies, pinning = copies_to(device), pinning_for([device])
+    assert copies is not None, device
+    assert pinning is not None, device
     pace = [repeated(lambda: copies.send(torch.from_numpy(frames)).nbytes, 0.3)]
     pinning.pin(frames)
     pace.append(repeated(lambda: copies.send(torch.from_numpy(frames)).nbytes, 0.3))
@@ -143,7 +146,7 @@ def jobs(check: Check) -> None:
 
 def _bare(check: Check, told: str, loaded: DeviceThread) -> float:
     """Tell frames a second of the network alone, and return those with its boxes read."""
-    detector = Sized(loaded.detector, loaded.batch_size)
+    detector = sized(loaded.detector, loaded.batch_size)
     there = torch.from_numpy(check.frames(detector, 2 * detector.batch_size)).to(detector.device)
 
     def run_network() -> int:

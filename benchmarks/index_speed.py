@@ -13,12 +13,14 @@ import os
 import subprocess
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import av
 
+from app.video.child.channel import Channel
 from app.video.child.container import OpenOptions, PacketReader
 from app.video.child.ffmpeg_log import LogTail
 from app.video.child.indexing import Indexer
@@ -44,7 +46,7 @@ KINDS = {  # extension: video codec
 }
 
 
-class SilentHost:
+class SilentHost(Channel):
     """Stands where the pipe to the host is, and takes the processor's time every 250 packets."""
 
     def __init__(self) -> None:
@@ -57,8 +59,9 @@ class SilentHost:
 
     def show_fed(self, packets: int) -> None: ...
 
-    def show_opening(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def show_opening(self) -> Iterator[None]:
+        yield
 
     def receive(self) -> tuple[Command, bytes]:
         raise EOFError
@@ -115,7 +118,8 @@ def main() -> None:
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
             video = make(Path(folder), kind, options.megabytes)
-            size, spent = video.stat().st_size / 1e6, {way: [] for way in ways}
+            size = video.stat().st_size / 1e6
+            spent: dict[str, list[list[float]]] = {way: [] for way in ways}
             for _ in range(options.rounds):
                 for way, run in ways.items():
                     host = SilentHost()

@@ -53,11 +53,14 @@ METADATA = {"names": {"0": "thing"}, "imgsz": [64, 64], "task": "detect"}
 class TenBoxes(nn.Module):
     """Puts out (n, BOXES, 6): left, top, right, bottom, score, class; the scores differ with the picture."""
 
+    boxes: Tensor  # (BOXES, 4)
+    scores: Tensor  # (BOXES, 1)
+
     def __init__(self) -> None:
         super().__init__()
         corners = [[2.0 + 3 * k, 1.0 + 2 * k, 30.0 + 3 * k, 20.0 + 2 * k] for k in range(BOXES)]
-        self.register_buffer("boxes", torch.tensor(corners))  # (BOXES, 4)
-        self.register_buffer("scores", torch.linspace(0.95, 0.5, BOXES)[:, None])  # (BOXES, 1)
+        self.register_buffer("boxes", torch.tensor(corners))
+        self.register_buffer("scores", torch.linspace(0.95, 0.5, BOXES)[:, None])
 
     def forward(self, pictures: Tensor) -> Tensor:
         brightness = pictures.mean(dim=(1, 2, 3))[:, None, None]  # (n, 1, 1)

@@ -66,7 +66,8 @@ def _seconds_of(call: Any) -> float:
 
 
 def _page(instance: Instance, query: dict[str, Any]) -> dict[str, Any]:
-    return requests.get(f"{instance.url}/v1/jobs", params=query, timeout=60).json()
+    page: dict[str, Any] = requests.get(f"{instance.url}/v1/jobs", params=query, timeout=60).json()
+    return page
 
 
 def reports(instance: Instance, ids: set[str]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
+from app.detection.measuring import ModelProfile
 from app.detection.model_pool import ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
@@ -75,8 +77,9 @@ class CpuSeconds:
 
 @contextmanager
 def cpu_seconds() -> Iterator[CpuSeconds]:
-    spent, last, done = CpuSeconds(), {}, threading.Event()
-    sampling = []
+    spent, done = CpuSeconds(), threading.Event()
+    last: dict[int, list[float]] = {}  # by process id: seconds at first and at last sight
+    sampling: list[float] = []
     own = psutil.Process()
 
     def look() -> None:
@@ -114,11 +117,13 @@ def pool_of(
     def load_once(name: str) -> Detector:
         return load_detector(name, device=device, models_folder=folder, precision=precision)
 
-    def load(name: str) -> Detector:
+    def load(name: str) -> Any:
         model = load_once(name.removeprefix(DECODE_ALONE))
         return FindsNothing(model) if name.startswith(DECODE_ALONE) else model
 
-    profiles = ProfileStore(scratch / "profiles", scratch / "attempts", runtime="")
+    profiles: ProfileStore[ModelProfile] = ProfileStore(
+        scratch / "profiles", scratch / "attempts", runtime=""
+    )
     return ModelPool(device=device, load=load, profiles=profiles)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -32,7 +34,8 @@ def scene(count: int, width: int, height: int) -> Iterator[Frame]:
         moved = number / max(1, count)
         left = int(moved * width)
         grain = random.integers(0, 7, (height, width, 1), dtype=np.uint8)
-        frame = cv2.add(background[:, left : left + width], np.repeat(grain, 3, axis=2))
+        frame: Frame = np.empty((height, width, 3), dtype=np.uint8)
+        cv2.add(background[:, left : left + width], np.repeat(grain, 3, axis=2), dst=frame)
         for (x, y, w, pace), colour in boxes:
             x0, y0 = int((x + pace * moved) % 1 * width), int(y * 0.7 * height)
             frame[y0 : y0 + height // 4, x0 : x0 + int((0.03 + 0.1 * w) * width)] = colour
@@ -55,11 +58,12 @@ def repeat_video(once: Path, path: Path, times: int) -> Path:
     """Write `once` so many times in a row, its packets as they are, with stamps that go on."""
     with av.open(str(path), "w") as container, av.open(str(once)) as source:
         template = source.streams.video[0]
+        assert template.duration is not None
         stream = container.add_stream_from_template(template)
         for number in range(times):
             source.seek(0)
             for packet in source.demux(template):
-                if packet.dts is None:
+                if packet.pts is None or packet.dts is None:
                     continue
                 packet.pts += number * template.duration
                 packet.dts += number * template.duration
@@ -71,14 +75,16 @@ def repeat_video(once: Path, path: Path, times: int) -> Path:
 class SeededYolo(nn.Module):
     """Five convolutions and a head: (n, 4 + CLASSES, anchors), a few dozen of them worth a look."""
 
+    centres: Tensor  # (2, side / STRIDE, side / STRIDE): x, y
+
     def __init__(self, side: int, channels: int) -> None:
         super().__init__()
         place = (torch.arange(side // STRIDE) + 0.5) * STRIDE
-        self.register_buffer("centres", torch.stack(torch.meshgrid(place, place, indexing="xy")))  # x, y
+        self.register_buffer("centres", torch.stack(torch.meshgrid(place, place, indexing="xy")))
         sizes = [3, channels, 2 * channels, 4 * channels, 4 * channels]
         layers: list[nn.Module] = []
-        for place, (before, after) in enumerate(pairwise(sizes)):
-            layers += [nn.Conv2d(before, after, 3, stride=1 if place == 3 else 2, padding=1), nn.SiLU()]
+        for depth, (before, after) in enumerate(pairwise(sizes)):
+            layers += [nn.Conv2d(before, after, 3, stride=1 if depth == 3 else 2, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(sizes[-1], 4 + CLASSES, 1)
 
@@ -98,6 +104,7 @@ def make_yolo(folder: Path, *, side: int, channels: int) -> None:
         for layer in network.body:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
+        assert network.head.bias is not None
         _spread(network.head.weight[4:], network.head.bias[4:], network.head(network.body(picture))[0, 4:])
     dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
     program = torch.export.export(network, (torch.zeros(2, 3, side, side),), dynamic_shapes=dynamic)
@@ -108,15 +115,20 @@ def make_yolo(folder: Path, *, side: int, channels: int) -> None:
 
 def make_rt_detr(folder: Path, *, side: int, is_small: bool) -> None:
     """Write a folder of Hugging Face with RT-DETR on ResNet-50, or on next to nothing."""
-    import transformers  # noqa: PLC0415 - optional, and large
+    transformers: Any = importlib.import_module("transformers")  # optional, and large
 
-    backbone, shrunk = None, {}
+    backbone = None
+    shrunk: dict[str, Any] = {}
     if is_small:
-        stages = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-        out = ["stage2", "stage3", "stage4"]
-        backbone = transformers.RTDetrResNetConfig(embedding_size=8, out_features=out, **stages)
+        backbone = transformers.RTDetrResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 16, 16, 32],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        )
         widths = ("encoder_hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_model")
-        shrunk = dict.fromkeys(widths, 16) | {"num_queries": 20, "decoder_layers": 2}
+        shrunk |= dict.fromkeys(widths, 16) | {"num_queries": 20, "decoder_layers": 2}
         shrunk |= {"encoder_in_channels": [16, 16, 32], "decoder_in_channels": [16, 16, 16]}
         shrunk |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     torch.manual_seed(SEED)
@@ -143,8 +155,8 @@ def _settle(network: nn.Module, picture: Tensor) -> None:
     """Give normalising layers the statistics that they meet, or numbers grow from layer to layer."""
 
     def take(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        layer.running_mean.copy_(given[0].mean(dim=(0, 2, 3)))
-        layer.running_var.copy_(given[0].var(dim=(0, 2, 3)))
+        for statistic, value in (("running_mean", torch.mean), ("running_var", torch.var)):
+            layer.get_buffer(statistic).copy_(value(given[0], dim=(0, 2, 3)))
 
     hooks = [
         layer.register_forward_pre_hook(take) for layer in network.modules() if hasattr(layer, "running_var")

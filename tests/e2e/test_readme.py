@@ -78,8 +78,9 @@ def differences(left: Pairs, right: Pairs) -> float:
 
 
 def test_the_headers_are_those_that_are_shown(shared_instance: Instance, folder: Path) -> None:
-    (shown,) = blocks(README, "http")
-    found = run(curl_lines(README)[1], shared_instance, folder)
+    (shown,) = blocks(API, "http")
+    (line,) = [line for line in curl_lines(API) if " -D - " in line]
+    found = run(line, shared_instance, folder)
     assert header_names(found) == header_names(shown)
     for constant in ("HTTP/1.1 200 OK", "Framebox-Frames: 8", "Framebox-Complete: true"):
         assert constant in shown
@@ -92,21 +93,13 @@ def header_names(text: str) -> list[str]:
 
 
 def test_the_other_commands_of_the_readme_run(shared_instance: Instance, folder: Path) -> None:
-    raw, posted, *rest = curl_lines(README)[2:]
-    assert len(json.loads(run(raw, shared_instance, folder))) == 12
+    posted, events, table = curl_lines(README)[1:]
     answer = run(posted, shared_instance, folder)
-    assert "202" in answer.splitlines()[0]
+    assert "HTTP/1.1 202" in answer
     job_id = re.search(r"^Framebox-Job: (\w+)", answer, re.MULTILINE)
     assert job_id is not None
-    shared_instance.wait_for_end(job_id[1])
-    report, events, table, removed, keyed = (
-        run(line, shared_instance, folder, JOB=job_id[1]) for line in rest
-    )
-    assert json.loads(report)["state"] == "succeeded"
-    assert "event: end" in events
-    assert len(table.splitlines()) > 1
-    assert removed == ""
-    assert len(json.loads(keyed)) == 12
+    assert "event: end" in run(events, shared_instance, folder, JOB=job_id[1])
+    assert len(run(table, shared_instance, folder, JOB=job_id[1]).splitlines()) > 1
 
 
 @pytest.mark.parametrize("line", curl_lines(API))

@@ -19,6 +19,7 @@ import pytest
 import requests
 import trustme
 from double_engine import document
+from failpoints import OF_THE_COURIER, points_in_source
 from origin import Exchange, Origin, Video, running_origin
 from standardwebhooks import Webhook
 from waiting import wait_until
@@ -273,6 +274,11 @@ def test_a_kill_at_a_step_of_a_fetch_changes_nothing(
     receiver.wait_for_requests(1)
     names = {path.name for path in courier.folder.job(job_id).iterdir()}
     assert "video.partial" not in names
+
+
+def test_every_place_of_the_courier_has_a_test() -> None:
+    places = {name for name, module in points_in_source().items() if module in OF_THE_COURIER}
+    assert places <= {*FETCHING, *DELIVERING}
 
 
 @pytest.mark.parametrize("point", DELIVERING)
