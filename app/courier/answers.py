@@ -1,17 +1,22 @@
-"""What a server's answer to a request for a video, or for the rest of one, means. No I/O here."""
+"""What another server's answer means: to a request for a video or for the rest of one. No I/O here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-from app.errors import FrameboxError, SourceRefused
+from app.errors import SourceRefused
+from app.jobs.fetches import SourceVersion
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})  # the same request may succeed later
 _LONGEST_VALIDATOR = 1024  # characters
+_MOST_RETRY_AFTER_SECONDS = 86_400.0
 
 
 class Verdict(StrEnum):
@@ -26,48 +31,34 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What has been received already, and what its server said about it."""
+    """What has been received already."""
 
     size_bytes: int
-    expected_bytes: int | None
-    etag: str | None
-    modified: str | None
+    version: SourceVersion
 
     def headers(self) -> dict[str, str]:
         """Return the headers to ask with: only for the rest, if the server can tell it is the same."""
         headers = {"Accept-Encoding": "identity"}
-        validator = strong(self.etag) or self.modified
+        etag = self.version.etag
+        is_strong = etag and not etag.startswith("W/")  # only a strong tag promises equal bytes
+        validator = etag if is_strong else self.version.modified
         if self.size_bytes and validator:
             headers |= {"Range": f"bytes={self.size_bytes}-", "If-Range": validator}
         return headers
 
 
-@dataclass(frozen=True, slots=True)
-class SourceAnswer:
-    """A status and the headers that matter."""
+def judge(status: int, headers: Mapping[str, str], asked: Received) -> tuple[Verdict, SourceVersion]:
+    """Judge an answer to `asked.headers()`; return the version of its body too.
 
-    verdict: Verdict
-    expected_bytes: int | None  # of the whole video; None: unknown until its end
-    etag: str | None
-    modified: str | None
-
-
-def strong(etag: str | None) -> str | None:
-    """Return the entity tag if it promises equal bytes; None for a weak one."""
-    return etag if etag and not etag.startswith("W/") else None
-
-
-def judge(status: int, headers: Mapping[str, str], asked: Received) -> SourceAnswer:
-    """Judge an answer to `asked.headers()`. Raises SourceRefused if asking again is of no use.
-
-    `headers` ignores case.
+    Raises SourceRefused if asking again is of no use. `headers` ignores case.
     """
     if status in _LATER:
-        return SourceAnswer(Verdict.LATER, None, None, None)
+        return Verdict.LATER, SourceVersion()
     if status in (412, 416) and "Range" in asked.headers():
-        return SourceAnswer(Verdict.CHANGED, None, None, None)
+        return Verdict.CHANGED, SourceVersion()
     if status not in (200, 206):
-        raise refusal(status)
+        does = "redirects, and redirects are not followed" if 300 <= status < 400 else f"answered {status}"
+        raise SourceRefused(f"The video's server {does}.", {"source_status": status})
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
         raise SourceRefused("The video's server sends it encoded, though it was asked not to.")
     etag, modified = _validator(headers.get("ETag")), _validator(headers.get("Last-Modified"))
@@ -78,29 +69,36 @@ def judge(status: int, headers: Mapping[str, str], asked: Received) -> SourceAns
                 "The video's server sends a part that was not asked for.", {"source_status": 206}
             )
         first, last, whole = map(int, match.groups())
+        known = asked.version
         is_same = (
             first == asked.size_bytes
             and last == whole - 1
-            and asked.expected_bytes in (None, whole)
-            and (etag is None or etag == asked.etag)
+            and known.expected_bytes in (None, whole)
+            and (etag is None or etag == known.etag)
         )
-        verdict = Verdict.GOES_ON if is_same else Verdict.CHANGED
-        return SourceAnswer(verdict, whole, etag or asked.etag, modified or asked.modified)
+        version = SourceVersion(whole, etag or known.etag, modified or known.modified)
+        return Verdict.GOES_ON if is_same else Verdict.CHANGED, version
     if "chunked" in headers.get("Transfer-Encoding", "").lower():  # the body shows its end
-        return SourceAnswer(Verdict.FROM_START, None, etag, modified)
+        return Verdict.FROM_START, SourceVersion(None, etag, modified)
     length = headers.get("Content-Length", "")
     if not re.fullmatch(r"\d{1,18}", length):
-        return SourceAnswer(Verdict.ENDLESS, None, None, None)
-    return SourceAnswer(Verdict.FROM_START, int(length), etag, modified)
-
-
-def refusal(status: int) -> FrameboxError:
-    """Return the error that ends the job of a video whose server answers `status`."""
-    told = {"source_status": status}
-    if 300 <= status < 400:
-        return SourceRefused("The video's server redirects, and redirects are not followed.", told)
-    return SourceRefused(f"The video's server answered {status}.", told)
+        return Verdict.ENDLESS, SourceVersion()
+    return Verdict.FROM_START, SourceVersion(int(length), etag, modified)
 
 
 def _validator(header: str | None) -> str | None:
     return header if header and header.isprintable() and len(header) <= _LONGEST_VALIDATOR else None
+
+
+def retry_after_seconds(header: str | None, *, clock: Callable[[], float] = time.time) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 if it is not valid."""
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            date: datetime = parsedate_to_datetime(text)
+        except ValueError:
+            return 0.0
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - clock()
+    return min(max(seconds, 0.0), _MOST_RETRY_AFTER_SECONDS)

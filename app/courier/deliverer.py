@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 
 import structlog
 from standardwebhooks import Webhook
 
-from app.courier.retry import MOST_ATTEMPTS, delivery_pause_seconds, retry_after_seconds
+from app.courier.answers import retry_after_seconds
 from app.egress.connection import Outbound, Unreachable
 from app.egress.targets import TargetRefused, parse_target
 from app.errors import JobNotFound
 from app.failpoints import fail_point
 from app.jobs.deliveries import DeliveryStore, DueDelivery
-from app.jobs.report import callback_body
+from app.jobs.job import DeliveryState, Job
 from app.jobs.store import JobStore
 from app.metrics import Metrics
 
 _log = structlog.get_logger()
+
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 6 * 3600.0
+MOST_ATTEMPTS = 11  # over a little more than a day
+_OUTCOMES = {  # of an attempt: the label of the metric, and the log's event
+    DeliveryState.DELIVERED: ("delivered", "callback delivered"),
+    DeliveryState.PENDING: ("failed", "callback not delivered yet"),
+    DeliveryState.GIVEN_UP: ("given_up", "callback given up"),
+}
 
 
 class Deliverer:
@@ -30,13 +40,18 @@ class Deliverer:
         self,
         *,
         store: JobStore,
+        report: Callable[[Job], bytes],
         deliveries: DeliveryStore,
         outbound: Outbound,
         secrets: Sequence[str],
         metrics: Metrics,
     ) -> None:
-        """All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next."""
+        """`report` returns the body for an ended job: the same bytes in every attempt.
+
+        All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next.
+        """
         self._store = store
+        self._report = report
         self._deliveries = deliveries
         self._outbound = outbound
         self._signers = [Webhook(secret) for secret in secrets]
@@ -45,62 +60,70 @@ class Deliverer:
     def deliver(self, due: DueDelivery) -> None:
         """Make one attempt and record the outcome; give up after the last, or if no attempt can succeed."""
         try:
-            body = callback_body(self._store.get(due.job_id, owner=due.owner))
+            body = self._report(self._store.get(due.job_id, owner=due.owner))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
         if due.attempts >= MOST_ATTEMPTS:  # this process died during the last one
-            self._give_up(due, None, "the outcome of the last attempt is unknown")
+            self._record(
+                due, DeliveryState.GIVEN_UP, due.attempts, None, "the outcome of the last attempt is unknown"
+            )
             return
         attempts = due.attempts + 1
         next_at = time.time() + delivery_pause_seconds(attempts)
         if not self._deliveries.begin(due.id, next_at=next_at):
             return
         fail_point("delivery_begun")
-        is_last = attempts >= MOST_ATTEMPTS
+        state, status, error = DeliveryState.PENDING, None, None
+        now = datetime.now(UTC)
+        signatures = [signer.sign(due.id, now, body.decode()) for signer in self._signers]
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": due.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": " ".join(signatures),  # receivers look for one that they can check
+        }
         try:
             target = parse_target(due.url, self._outbound.rules)
-            headers = {"Content-Type": "application/json", **self._signature(due.id, body)}
             with self._outbound.request("POST", target, headers=headers, body=body) as response:
                 # The body of the answer is not read: the connection is closed.
                 status, wish = response.status, retry_after_seconds(response.headers.get("Retry-After"))
         except TargetRefused as refusal:
-            self._give_up(due, None, refusal.reason)
-            return
+            state, error = DeliveryState.GIVEN_UP, refusal.reason
         except Unreachable as fault:
-            self._fail(due, None, str(fault), next_at, is_last=is_last)
-            return
-        fail_point("delivery_answered")
-        if 200 <= status < 300:
-            self._deliveries.delivered(due.id, status)
-            self._metrics.deliveries.labels("delivered").inc()
-            _log.info("callback delivered", status=status, attempts=attempts)
-        elif status == HTTPStatus.GONE:
-            self._give_up(due, status, "the receiver wants no more callbacks")
+            error = str(fault)
         else:
-            next_at = max(next_at, time.time() + wish)
-            self._fail(due, status, "the answer was not a success", next_at, is_last=is_last)
+            fail_point("delivery_answered")
+            if 200 <= status < 300:
+                state = DeliveryState.DELIVERED
+            elif status == HTTPStatus.GONE:
+                state, error = DeliveryState.GIVEN_UP, "the receiver wants no more callbacks"
+            else:
+                error, next_at = "the answer was not a success", max(next_at, time.time() + wish)
+        if state is DeliveryState.PENDING and attempts >= MOST_ATTEMPTS:
+            state = DeliveryState.GIVEN_UP
+        self._record(due, state, attempts, status, error, next_at)
 
-    def _signature(self, delivery_id: str, body: bytes) -> dict[str, str]:
-        """Return the three headers, with the signatures of all secrets; a receiver checks for one of them."""
-        now = datetime.now(UTC)
-        signatures = [signer.sign(delivery_id, now, body.decode()) for signer in self._signers]
-        return {
-            "webhook-id": delivery_id,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join(signatures),
-        }
-
-    def _fail(
-        self, due: DueDelivery, status: int | None, error: str, next_at: float, *, is_last: bool
+    def _record(
+        self,
+        due: DueDelivery,
+        state: DeliveryState,
+        attempts: int,
+        status: int | None,
+        error: str | None,
+        next_at: float | None = None,
     ) -> None:
-        if is_last:
-            self._give_up(due, status, error)
-            return
-        self._deliveries.failed(due.id, status=status, error=error, next_at=next_at)
-        self._metrics.deliveries.labels("failed").inc()
-        _log.info("callback not delivered yet", status=status, fault=error, attempts=due.attempts + 1)
+        if state is not DeliveryState.PENDING:
+            next_at = None
+        self._deliveries.record(due.id, state, status=status, error=error, next_at=next_at)
+        outcome, event = _OUTCOMES[state]
+        self._metrics.deliveries.labels(outcome).inc()
+        log = _log.warning if state is DeliveryState.GIVEN_UP else _log.info
+        log(event, status=status, fault=error, attempts=attempts)
 
-    def _give_up(self, due: DueDelivery, status: int | None, error: str) -> None:
-        self._deliveries.give_up(due.id, status=status, error=error)
-        self._metrics.deliveries.labels("given_up").inc()
-        _log.warning("callback given up", status=status, fault=error, attempts=due.attempts)
+
+def delivery_pause_seconds(
+    attempts: int, *, jitter: Callable[[float, float], float] = random.uniform
+) -> float:
+    """Return the pause after the attempt number `attempts`, from 1: ×4 each time, ± a fifth."""
+    pause: float = min(FIRST_PAUSE_SECONDS * 4 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
+    return pause * jitter(0.8, 1.2)

@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from urllib3.response import HTTPResponse
 
-from app.courier.answers import Received, Verdict, judge
-from app.courier.retry import retry_after_seconds
+from app.courier.answers import Received, Verdict, judge, retry_after_seconds
 from app.egress.connection import Outbound, Unreachable, read_piece
 from app.egress.targets import Target, TargetRefused, parse_target
 from app.errors import (
@@ -31,7 +30,7 @@ from app.errors import (
     SourceUnreachable,
 )
 from app.failpoints import fail_point
-from app.jobs.fetches import Fetch, FetchStore
+from app.jobs.fetches import Fetch, FetchStore, SourceVersion
 from app.jobs.job import Waiting
 from app.metrics import Metrics
 from app.storage.data_folder import DataFolder
@@ -83,9 +82,7 @@ class _Run:
     fetch: Fetch
     target: Target
     held: HeldUpload
-    expected_bytes: int | None
-    etag: str | None
-    modified: str | None
+    version: SourceVersion  # of the bytes that have arrived
     size_bytes: int  # that have arrived
     farthest_bytes: int  # that ever had arrived
     failures: int = 0
@@ -95,10 +92,7 @@ class _Run:
 
     @property
     def is_whole(self) -> bool:
-        return self.expected_bytes is not None and self.size_bytes == self.expected_bytes
-
-    def received(self) -> Received:
-        return Received(self.size_bytes, self.expected_bytes, self.etag, self.modified)
+        return self.size_bytes == self.version.expected_bytes
 
 
 class Fetcher:
@@ -162,21 +156,25 @@ class Fetcher:
 
     def _bring(self, fetch: Fetch) -> None:
         """Receive the whole video and give its file to the job. Raises the error that ends the fetch."""
-        with self._uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.expected_bytes)) as held:
+        with self._uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.version.expected_bytes)) as held:
             size = held.settle().offset_bytes
             try:
-                run = _Run(
-                    fetch,
-                    parse_target(fetch.url, self._outbound.rules),
-                    held,
-                    fetch.expected_bytes,
-                    fetch.etag,
-                    fetch.modified,
-                    size_bytes=size,
-                    farthest_bytes=size,
-                )
+                target = parse_target(fetch.url, self._outbound.rules)
+                run = _Run(fetch, target, held, fetch.version, size_bytes=size, farthest_bytes=size)
                 while not run.is_whole:
-                    self._go(run)
+                    self._check_time(run)
+                    try:
+                        self._try(run)
+                    except InsufficientStorage:
+                        _log.warning("no room on disk; the fetch waits")
+                        if not self._fetches.say_waiting(fetch.job_id, Waiting.DISK_SPACE):
+                            raise _NotWanted from None
+                        self._pause(NO_ROOM_SECONDS)
+                    except Unreachable as fault:
+                        self._note_progress(run)
+                        self._count_failure(run, str(fault), None, 0.0)
+                    except _TryLater as later:
+                        self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
             except TargetRefused as refusal:  # perhaps the rules have changed since it was accepted
                 raise SourceRefused(
                     f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed}
@@ -189,63 +187,44 @@ class Fetcher:
 
     # ---- one request after the other
 
-    def _go(self, run: _Run) -> None:
-        """Try once; wait if the next try must. Raises TargetRefused, or the error that ends the fetch."""
-        self._check_time(run)
-        try:
-            self._try(run)
-        except InsufficientStorage:
-            _log.warning("no room on disk; the fetch waits")
-            if not self._fetches.say_waiting(run.fetch.job_id, Waiting.DISK_SPACE):
-                raise _NotWanted from None
-            self._pause(NO_ROOM_SECONDS)
-        except Unreachable as fault:
-            self._note_progress(run)
-            self._count_failure(run, str(fault), None, 0.0)
-        except _TryLater as later:
-            self._count_failure(run, f"it answered {later.status}", later.status, later.seconds)
-
     def _try(self, run: _Run) -> None:
-        asked = run.received()
+        """Receive what one request brings. Raises Unreachable, _TryLater, or the error that ends it all."""
+        asked = Received(run.size_bytes, run.version)
         with self._outbound.request("GET", run.target, headers=asked.headers()) as response:
-            answer = judge(response.status, response.headers, asked)
-            if answer.verdict is Verdict.LATER:
+            verdict, version = judge(response.status, response.headers, asked)
+            if verdict is Verdict.LATER:
                 raise _TryLater(response.status, retry_after_seconds(response.headers.get("Retry-After")))
-            if answer.verdict is Verdict.ENDLESS:
+            if verdict is Verdict.ENDLESS:
                 raise Unreachable("it does not say how long the video is")
-            if answer.verdict is Verdict.CHANGED:
+            if verdict is Verdict.CHANGED:
                 self._count_change(run)
-                self._start_over(run, None, None, None)
+                self._start_over(run, SourceVersion())
                 return
-            if answer.verdict is Verdict.FROM_START:  # the bytes of an earlier answer are dropped
-                is_same = (answer.etag, answer.expected_bytes) == (run.etag, run.expected_bytes)
+            if verdict is Verdict.FROM_START:  # the bytes of an earlier answer are dropped
+                is_same = replace(version, modified=run.version.modified) == run.version
                 if run.size_bytes and not is_same:
                     self._count_change(run)
-                if answer.expected_bytes == 0:
+                if version.expected_bytes == 0:
                     raise EmptyBody("The video at the URL is empty.")
-                self._check_size(answer.expected_bytes or 0)
-                self._start_over(run, answer.expected_bytes, answer.etag, answer.modified)
+                self._check_size(version.expected_bytes or 0)
+                self._start_over(run, version)
             run.held.renew_promise()
             try:
                 run.held.append(self._pieces(run, response))
             finally:
                 run.size_bytes = run.held.facts().offset_bytes
-            if run.expected_bytes is None:
+            if run.version.expected_bytes is None:
                 if not run.size_bytes:
                     raise EmptyBody("The video at the URL is empty.")
-                run.expected_bytes = run.size_bytes
+                run.version = replace(run.version, expected_bytes=run.size_bytes)
             elif not run.is_whole:
                 raise Unreachable("it sent less than it said")
 
-    def _start_over(
-        self, run: _Run, expected_bytes: int | None, etag: str | None, modified: str | None
-    ) -> None:
+    def _start_over(self, run: _Run, version: SourceVersion) -> None:
         """Drop the bytes, then record what is to come in their place."""
-        run.size_bytes, run.expected_bytes, run.etag, run.modified = 0, expected_bytes, etag, modified
-        run.held.start_over(expected_bytes)
-        if not self._fetches.begin(
-            run.fetch.job_id, expected_bytes=expected_bytes, etag=etag, modified=modified
-        ):
+        run.size_bytes, run.version = 0, version
+        run.held.start_over(version.expected_bytes)
+        if not self._fetches.begin(run.fetch.job_id, version):
             raise _NotWanted
 
     def _pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
@@ -254,10 +233,10 @@ class Fetcher:
         Raises Unreachable if it breaks off, is too slow or too long, BodyTooLarge, _NotWanted, _Stopped.
         """
         noted_at = pace_from = time.monotonic()
-        received = 0  # since `pace_from`
+        received, expected = 0, run.version.expected_bytes  # received: since `pace_from`
         while piece := read_piece(response, READ_BYTES):
             coming = run.size_bytes + len(piece)
-            if run.expected_bytes is not None and coming > run.expected_bytes:
+            if expected is not None and coming > expected:
                 raise Unreachable("it sends more than it said")
             self._check_size(coming)
             yield piece
@@ -316,5 +295,5 @@ class Fetcher:
 
 def _unreachable(run: _Run, why: str) -> SourceUnreachable:
     last = f" At last: {run.last_fault}." if run.last_fault else ""
-    told = {} if run.last_status is None else {"source_status": run.last_status}
-    return SourceUnreachable(f"The video could not be fetched: {why}.{last}", told)
+    extensions = {} if run.last_status is None else {"source_status": run.last_status}
+    return SourceUnreachable(f"The video could not be fetched: {why}.{last}", extensions)

@@ -22,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
 from urllib3.response import HTTPResponse
 
-from app.egress.addresses import Address, AddressRules
+from app.egress.addresses import Address, AddressRules, parse_address
 from app.egress.targets import Target, private_address
 
 Lookup = Callable[[str, int], Sequence[Address]]
@@ -118,9 +118,9 @@ class Outbound:
         finally:
             connection.close()
 
-    def resolve(self, target: Target) -> Sequence[Address]:
-        """Return the checked addresses of the target's host. Raises TargetRefused, Unreachable."""
-        literal = target.address
+    def _connect(self, target: Target) -> HTTPConnection:
+        """Return a connection to the first address of the target that accepts one; all must be allowed."""
+        literal = parse_address(target.host)
         try:
             found = [literal] if literal is not None else [*self._lookup(target.host, target.port)]
         except (OSError, ValueError) as error:
@@ -129,12 +129,8 @@ class Outbound:
             raise Unreachable("the host's name is not known")
         if not self.rules.allows_name(target.host) and not all(map(self.rules.allows, found)):
             raise private_address()
-        return found[:_MOST_ADDRESSES]
-
-    def _connect(self, target: Target) -> HTTPConnection:
-        """Return a connection to the first address of the target that accepts one."""
         last: Exception | None = None
-        for address in map(str, self.resolve(target)):
+        for address in map(str, found[:_MOST_ADDRESSES]):
             if target.scheme == "http":
                 connection = HTTPConnection(address, target.port, timeout=self._timeouts.connect)
             else:

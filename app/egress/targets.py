@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from app.egress.addresses import Address, AddressRules, is_host_name, parse_address
+from app.egress.addresses import AddressRules, is_host_name, parse_address
 
 DEFAULT_PORTS = {"https": 443, "http": 80}
 PUBLIC_PORTS = (443, 8443)
@@ -42,11 +42,6 @@ class Target:
         """The value of the header Host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
-
-    @property
-    def address(self) -> Address | None:
-        """The host if it is an address, else None."""
-        return parse_address(self.host)
 
 
 def parse_target(url: str, rules: AddressRules) -> Target:

@@ -12,7 +12,7 @@ import structlog
 from app.detection.model_facts import ModelFacts
 from app.engine.host_process import HostLimits, HostProcess
 from app.host.messages import Heartbeat, IndexVideo, RunSegment
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds

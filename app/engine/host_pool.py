@@ -38,7 +38,7 @@ from app.host.messages import (
     UseModel,
     VideoFound,
 )
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.metrics import Metrics
 from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled

@@ -58,7 +58,10 @@ def answering_job(execute: Execute, request: JobRequest, source: VideoSource, *,
         job = None if row is None else job_of_row(row)
         if job is not None:
             _check_same_request(job, request, source)
-            if _answers_key(job):
+            # One that was cancelled, or failed by the service's fault, may be tried again.
+            is_cancelled = job.cancel_requested or job.state is JobState.CANCELLED
+            status = int((job.problem or {}).get("status", 500)) if job.state is JobState.FAILED else 0
+            if not is_cancelled and status < _SERVER_FAULT:
                 return job
     if not (is_read and request.may_attach) or source.content_key is None:
         return None
@@ -70,13 +73,6 @@ def answering_job(execute: Execute, request: JobRequest, source: VideoSource, *,
     }
     row = execute(_SAME_QUESTION, values).fetchone()
     return None if row is None else job_of_row(row)
-
-
-def _answers_key(job: Job) -> bool:
-    """Return false for a job that was cancelled or failed by the service's fault: it may be tried again."""
-    if job.cancel_requested or job.state is JobState.CANCELLED:
-        return False
-    return job.state is not JobState.FAILED or int((job.problem or {}).get("status", 500)) < _SERVER_FAULT
 
 
 def _check_same_request(job: Job, request: JobRequest, source: VideoSource) -> None:
@@ -91,7 +87,7 @@ def _check_same_request(job: Job, request: JobRequest, source: VideoSource) -> N
     if differs:
         raise IdempotencyConflict(
             f"The Idempotency-Key was used for another request; {', '.join(differs)} differ.",
-            {"differs": differs, "instance": f"/v1/jobs/{job.id}"},
+            {"differs": differs, "job_id": job.id},
         )
 
 

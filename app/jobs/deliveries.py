@@ -52,26 +52,20 @@ class DeliveryStore:
         with self._database.transaction() as connection:
             return bool(connection.execute(query, (next_at, delivery_id)).rowcount)
 
-    def delivered(self, delivery_id: str, status: int) -> None:
-        self._end(delivery_id, DeliveryState.DELIVERED, status, None)
-
-    def give_up(self, delivery_id: str, *, status: int | None, error: str) -> None:
-        """Make no further attempts."""
-        self._end(delivery_id, DeliveryState.GIVEN_UP, status, error)
-
-    def failed(self, delivery_id: str, *, status: int | None, error: str, next_at: float) -> None:
-        """The attempt failed; another one is made at `next_at`."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE deliveries SET last_status = ?, last_error = ?, next_at = ? WHERE id = ?",
-                (status, error, next_at, delivery_id),
-            )
-
-    def _end(self, delivery_id: str, state: DeliveryState, status: int | None, error: str | None) -> None:
+    def record(
+        self,
+        delivery_id: str,
+        state: DeliveryState,
+        *,
+        status: int | None,
+        error: str | None,
+        next_at: float | None,
+    ) -> None:
+        """Record the outcome of an attempt. `next_at` is when the next one is due, None if there is none."""
         delivered_at = time.time() if state is DeliveryState.DELIVERED else None
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE deliveries SET state = ?, last_status = ?, last_error = ?, next_at = NULL, "
+                "UPDATE deliveries SET state = ?, last_status = ?, last_error = ?, next_at = ?, "
                 "delivered_at = ? WHERE id = ?",
-                (state, status, error, delivered_at, delivery_id),
+                (state, status, error, next_at, delivered_at, delivery_id),
             )

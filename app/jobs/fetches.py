@@ -21,6 +21,15 @@ _WANTED = "id = ? AND state = 'queued' AND source_ready = 0"
 
 
 @dataclass(frozen=True, slots=True)
+class SourceVersion:
+    """What a server says of the video that it sends. None: it does not say, or nothing is known yet."""
+
+    expected_bytes: int | None = None
+    etag: str | None = None  # as the server sent it
+    modified: str | None = None  # Last-Modified, likewise
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """A video to be fetched."""
 
@@ -28,9 +37,7 @@ class Fetch:
     owner: str
     url: str = field(repr=False)
     created_at: float  # Unix seconds: of the job
-    expected_bytes: int | None  # None: unknown
-    etag: str | None  # of what has arrived, as the server sent it
-    modified: str | None  # Last-Modified, likewise
+    version: SourceVersion  # of what has arrived
 
 
 class FetchStore:
@@ -54,63 +61,50 @@ class FetchStore:
         row = self._database.read(query, (job_id,)).fetchone()
         if row is None:
             return None
-        return Fetch(
-            job_id=row["id"],
-            owner=row["owner"],
-            url=row["url"],
-            created_at=row["created_at"],
-            expected_bytes=row["source_bytes"],
-            etag=row["etag"],
-            modified=row["modified"],
-        )
+        version = SourceVersion(row["source_bytes"], row["etag"], row["modified"])
+        return Fetch(row["id"], row["owner"], row["url"], row["created_at"], version)
 
-    def begin(
-        self, job_id: str, *, expected_bytes: int | None, etag: str | None, modified: str | None
-    ) -> bool:
+    def begin(self, job_id: str, version: SourceVersion) -> bool:
         """Record what is arriving, from its first byte on. False if it is no longer wanted."""
         query = f"UPDATE jobs SET source_bytes = ?, source_received = 0 WHERE {_WANTED}"  # noqa: S608 - a constant
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE fetches SET etag = ?, modified = ? WHERE job_id = ?", (etag, modified, job_id)
+                "UPDATE fetches SET etag = ?, modified = ? WHERE job_id = ?",
+                (version.etag, version.modified, job_id),
             )
-            return bool(connection.execute(query, (expected_bytes, job_id)).rowcount)
+            return bool(connection.execute(query, (version.expected_bytes, job_id)).rowcount)
 
     def progress(self, job_id: str, received_bytes: int) -> bool:
         """Record how many bytes have arrived. False if the video is no longer wanted."""
-        return self._update(
-            job_id, "source_received = ?, waiting = ?", received_bytes, Waiting.SOURCE, durable=False
-        )
+        arriving = "source_received = ?, waiting = ?"
+        return self._write(job_id, arriving, received_bytes, Waiting.SOURCE, durable=False)
 
     def say_waiting(self, job_id: str, waiting: Waiting) -> bool:
         """Record why nothing arrives. False if the video is no longer wanted."""
-        return self._update(job_id, "waiting = ?", waiting)
+        return self._write(job_id, "waiting = ?", waiting)
 
     def complete(self, job_id: str, size_bytes: int, sha256: str | None) -> bool:
         """Record that the video is in the job's folder: the job may start. False if no longer wanted."""
-        return self._end(
-            job_id,
-            "source_ready = 1, waiting = NULL, source_bytes = ?, source_received = ?, source_sha256 = ?, "
-            "content_key = ?",
-            size_bytes,
-            size_bytes,
-            sha256,
-            None if sha256 is None else content_key_of(sha256),
-        )
+        content_key = None if sha256 is None else content_key_of(sha256)
+        arrived = "source_ready = 1, waiting = NULL, source_bytes = ?, source_received = ?"
+        digest = "source_sha256 = ?, content_key = ?"
+        values = (size_bytes, size_bytes, sha256, content_key)
+        return self._write(job_id, f"{arrived}, {digest}", *values, ends=True)
 
     def fail(self, job_id: str, error: FrameboxError) -> bool:
         """Record that the video cannot be fetched: the job has failed. False if no longer wanted."""
         problem = orjson.dumps(error.to_problem()).decode()
         ended = "state = 'failed', waiting = NULL, problem = ?, finished_at = ?"
-        return self._end(job_id, ended, problem, time.time())
+        return self._write(job_id, ended, problem, time.time(), ends=True)
 
-    def _update(self, job_id: str, assignments: str, *values: object, durable: bool = True) -> bool:
+    def _write(
+        self, job_id: str, assignments: str, *values: object, ends: bool = False, durable: bool = True
+    ) -> bool:
+        """Change the record of a job whose video is still wanted; `ends`: and forget how to fetch it."""
         query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
-        with self._database.transaction(Program.WEB, durable=durable) as connection:
-            return bool(connection.execute(query, (*values, job_id)).rowcount)
-
-    def _end(self, job_id: str, assignments: str, *values: object) -> bool:
-        query = f"UPDATE jobs SET {assignments} WHERE {_WANTED}"  # noqa: S608 - constants of this module
-        with self._database.transaction(*Program) as connection:
+        woken = Program if ends else (Program.WEB,)
+        with self._database.transaction(*woken, durable=durable) as connection:
             is_wanted = bool(connection.execute(query, (*values, job_id)).rowcount)
-            connection.execute("DELETE FROM fetches WHERE job_id = ?", (job_id,))
+            if ends:
+                connection.execute("DELETE FROM fetches WHERE job_id = ?", (job_id,))
         return is_wanted

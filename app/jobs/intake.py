@@ -35,11 +35,7 @@ class Intake:
         self._ingest = ingest
 
     def from_stream(
-        self,
-        request: JobRequest,
-        receive: Callable[[Upload], str | None],
-        *,
-        expected_bytes: int | None,
+        self, request: JobRequest, receive: Callable[[Upload], str | None], *, expected_bytes: int | None
     ) -> Job:
         """Take a body that arrives through this process. `receive` writes it and returns the file's name.
 
@@ -70,8 +66,15 @@ class Intake:
         """
         facts = held.settle()
         became = self.job_of_upload(facts)
-        if became is not None or facts.is_spent:
-            return self._used_before(request, held, facts, became)
+        if became is not None:  # the same request gets that job again
+            if not facts.is_spent:  # a crash came in between
+                held.spend(job_id=became.id)
+            again = self._store.attach(request, became.source)
+            if again is None:
+                raise used_upload(became.id, None)
+            return again
+        if facts.is_spent:
+            raise used_upload(None, facts.about.final_id)
         if not facts.is_whole or facts.about.is_part:
             detail, length = "The upload is not finished.", facts.about.length_bytes
             if facts.about.is_part:
@@ -159,18 +162,11 @@ class Intake:
             self._folder.remove_job(job_id)
         return job
 
-    def _used_before(self, request: JobRequest, held: HeldUpload, facts: UploadFacts, job: Job | None) -> Job:
-        """Return the job of an upload that was used, to the same request again; refuse any other."""
-        if job is not None:
-            if not facts.is_spent:  # a crash came in between
-                held.spend(job_id=job.id)
-            again = self._store.attach(request, job.source)
-            if again is not None:
-                return again
-            raise UploadGone("The upload has been used.", {"instance": f"/v1/jobs/{job.id}"})
-        final_id = facts.about.final_id
-        place = {} if final_id is None else {"instance": f"/v1/uploads/{final_id}"}
-        raise UploadGone("The upload has been used.", place)
+
+def used_upload(job_id: str | None, final_id: str | None) -> UploadGone:
+    """Return the error of an upload whose bytes went into a job or another upload, if that is known."""
+    used_by = {"job_id": job_id, "upload_id": None if job_id else final_id}
+    return UploadGone("The upload has been used.", {name: id_ for name, id_ in used_by.items() if id_})
 
 
 def _display_name(name: str | None) -> str | None:

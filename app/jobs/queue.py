@@ -23,8 +23,8 @@ from app.wakeups import Program
 
 ANY_DEATHS = range(2**31)
 HOLD_SECONDS = 3 * 86400.0  # a finished job is kept at most this long for a callback that is still due
-
-
+# The progress that changes with a segment's end: columns, and members of Progress.
+_SETTLED = ("frames_done", "frames_total", "segments_done", "segments_total", "frames_missing")
 _READY = "state = 'queued' AND source_ready = 1"
 
 
@@ -33,10 +33,7 @@ class LeaseLost(Exception):
 
 
 class JobQueue:
-    """The jobs of one data folder. Safe to use from many threads and processes at once.
-
-    Every change wakes the programs that wait for it, once it is committed.
-    """
+    """Safe to use from many threads and processes. Every change wakes the programs that wait for it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -168,7 +165,7 @@ class JobQueue:
 
     def put_back(self, job_id: str, epoch: int, waiting: Waiting | None = None) -> None:
         """Return a running job to the queue: the engine is stopping, or something is missing. LeaseLost."""
-        self._write_running(job_id, epoch, "state = 'queued', waiting = ?", (waiting,), durable=False)
+        self._write_running(job_id, epoch, {"state": JobState.QUEUED, "waiting": waiting}, durable=False)
 
     def say_waiting(self, waiting: Waiting | None, *, crowded_models: Collection[str] = ()) -> None:
         """Record why queued jobs do not start; None: nothing keeps them but the jobs before them.
@@ -207,7 +204,7 @@ class JobQueue:
         self, job_id: str, epoch: int, progress: Progress, report: DetectionReport | None = None
     ) -> None:
         """Record the progress of a running job, and its report if that is not None. Raises LeaseLost."""
-        self._write_running(job_id, epoch, "state = state", (), progress, report, durable=False)
+        self._write_running(job_id, epoch, {}, progress, report, durable=False)
 
     def finish(
         self,
@@ -222,14 +219,12 @@ class JobQueue:
         """End a running job for good. Arguments that are None keep their recorded value. Raises LeaseLost."""
         if not state.is_final:
             raise ValueError(f"{state} is not a final state")
-        self._write_running(
-            job_id,
-            epoch,
-            "state = ?, finished_at = ?, problem = ?",
-            (state, time.time(), None if problem is None else _json(problem)),
-            progress,
-            report,
-        )
+        ending = {
+            "state": state,
+            "finished_at": time.time(),
+            "problem": None if problem is None else _json(problem),
+        }
+        self._write_running(job_id, epoch, ending, progress, report)
         if self._database.read("SELECT 1 FROM deliveries WHERE job_id = ?", (job_id,)).fetchone():
             self._database.wake(Program.COURIER)
 
@@ -242,32 +237,20 @@ class JobQueue:
         self,
         job_id: str,
         epoch: int,
-        assignments: str,
-        values: tuple[Any, ...] = (),
+        changes: dict[str, Any],
         progress: Progress | None = None,
         report: DetectionReport | None = None,
         *,
         durable: bool = True,
     ) -> None:
         if progress is not None:
-            assignments += ", frames_done = ?, frames_total = ?, segments_done = ?, segments_total = ?"
-            assignments += ", frames_missing = ?"
-            values += (
-                progress.frames_done,
-                progress.frames_total,
-                progress.segments_done,
-                progress.segments_total,
-                progress.frames_missing,
-            )
+            changes |= {name: getattr(progress, name) for name in _SETTLED}
         if report is not None:
-            assignments += ", report = ?, model_sha256 = ?"
-            values += (report.model_dump_json(), report.model.sha256)
+            changes |= {"report": report.model_dump_json(), "model_sha256": report.model.sha256}
+        assignments = ", ".join(f"{name} = :{name}" for name in changes)
+        query = f"UPDATE jobs SET {assignments} WHERE id = :id AND epoch = :epoch AND state = 'running'"  # noqa: S608 - names of columns
         with self._database.transaction(Program.WEB, durable=durable) as connection:
-            changed = connection.execute(
-                f"UPDATE jobs SET {assignments} "  # noqa: S608 - constants of this module
-                "WHERE id = ? AND epoch = ? AND state = 'running'",
-                (*values, job_id, epoch),
-            ).rowcount
+            changed = connection.execute(query, changes | {"id": job_id, "epoch": epoch}).rowcount
         if not changed:
             raise LeaseLost(job_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import fields
 
 import orjson
 
@@ -56,14 +57,7 @@ def job_of_row(row: sqlite3.Row) -> Job:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
-        progress=Progress(
-            row["frames_done"],
-            row["frames_total"],
-            row["segments_done"],
-            row["segments_total"],
-            row["frames_missing"],
-            row["frames_reached"],
-        ),
+        progress=Progress(*(row[member.name] for member in fields(Progress))),
         cancel_requested=bool(row["cancel_requested"]),
         problem=orjson.loads(row["problem"]) if row["problem"] else None,
         report=DetectionReport.model_validate_json(row["report"]) if row["report"] else None,

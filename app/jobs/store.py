@@ -24,10 +24,7 @@ from app.wakeups import Program
 
 
 class JobStore:
-    """The jobs of one data folder. Safe to use from many threads and processes at once.
-
-    Every change wakes the programs that wait for it, once it is committed.
-    """
+    """Safe to use from many threads and processes. Every change wakes the programs that wait for it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.wakeups import Program
+from app.web.report import callback_body
 
 
 def run(settings: Settings, _: Namespace) -> None:
@@ -42,6 +43,7 @@ def create_courier(settings: Settings) -> Courier:
     secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
     deliverer = Deliverer(
         store=JobStore(database),
+        report=callback_body,
         deliveries=DeliveryStore(database),
         outbound=outbound,
         secrets=secrets,

@@ -15,8 +15,7 @@ from signal import SIGTERM
 import structlog
 
 from app.jobs.database import Database
-from app.jobs.engine_status import SILENT_SECONDS, why_not_ready
-from app.jobs.heartbeats import Heartbeats
+from app.jobs.heartbeats import SILENT_SECONDS, Heartbeats, why_not_ready
 from app.logs import configure_logging
 from app.programs.address import ANSWER_SECONDS, Address
 from app.programs.processes import die_with_parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from flask import Flask
 
 from app.egress.addresses import AddressRules
@@ -23,10 +25,9 @@ from app.storage.uploads import UploadLimits, Uploads
 from app.version import VERSION
 from app.wakeups import Program
 from app.web.application import create_web_app
-from app.web.renderings import Renderer, remove_unfinished_renderings
+from app.web.renderings import remove_unfinished_renderings
 from app.web.service import Service, WebLimits
 from app.web.upload_pace import PaceKeeper, PaceRule
-from app.web.waiting import WaitingSlots
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -64,11 +65,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         follower=BodyFollower(bodies, space.body_folders, folder.lock("follower")),
         space=space,
         uploads=uploads,
-        renderer=Renderer(folder, store, space),
         metrics=Metrics(),
         pace=PaceKeeper(PaceRule(settings.min_upload_bytes_per_second, settings.upload_pace_seconds)),
-        waiting_slots=WaitingSlots(settings.http_threads // 4),
-        rendering_slots=WaitingSlots(max(1, settings.http_threads // 16)),
+        waiting_slots=threading.BoundedSemaphore(settings.http_threads // 4),
+        rendering_slots=threading.BoundedSemaphore(max(1, settings.http_threads // 16)),
         limits=WebLimits(
             max_upload_bytes=settings.max_upload_bytes,
             max_active_jobs=settings.max_active_jobs,

@@ -13,7 +13,7 @@ from app.egress.targets import TargetRefused, parse_target
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, TooManyJobs, UnsupportedMediaType
 from app.jobs.job import Callback, Job, JobRequest, Priority, VideoSource
 from app.web.digests import ExpectedDigest, expected_digests, stated_sha256
-from app.web.head import Query, RequestHead, parse_prefer
+from app.web.head import RequestHead, parse_prefer
 from app.web.options import CALLBACK, Fault, RequestOptions, check_model, invalid_options, parse_options
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES
@@ -41,14 +41,14 @@ class Admission:
     earlier: Job | None  # the request's key is known: its body need not be read
 
 
-def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "") -> Admission:
-    """Check an upload by its head and reserve disk space for it under `key`, the request's id.
+def admit(head: RequestHead, service: Service, *, body_folder: str = "") -> Admission:
+    """Check an upload by its head and reserve disk space for it under the request's id.
 
     `body_folder` names the folder to which nginx writes the body, if it does. Raises InvalidOption,
     UnsupportedMediaType, EmptyBody, MalformedBody, BodyTooLarge, IdempotencyConflict, TooManyJobs,
     EngineUnavailable or InsufficientStorage.
     """
-    admission = examine(head, service, key=key)
+    admission = examine(head, service)
     if admission.earlier is None:
         check_queue(service)
     is_named = admission.body_kind is BodyKind.NAMED
@@ -59,18 +59,17 @@ def admit(head: RequestHead, service: Service, *, key: str, body_folder: str = "
             raise body_too_large(limit_bytes)
         if not head.is_chunked and not size_bytes:
             raise EmptyBody("The request has no body; send the video.")
-        service.space.reserve(key, size_bytes, seconds=RESERVATION_SECONDS, body_folder=body_folder)
+        service.space.reserve(g.request_id, size_bytes, seconds=RESERVATION_SECONDS, body_folder=body_folder)
         return replace(admission, earlier=None)  # a body that names its video is short: it is compared too
     return admission
 
 
-def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
+def examine(head: RequestHead, service: Service) -> Admission:
     """Check an upload that has already arrived: `admit` without reserving space or checking the queue."""
     options = parse_options(head.query)
-    request = _job_request(
+    request = job_request(
         options,
         service,
-        request_id=key,
         idempotency_key=_parse_key(head.headers.get("Idempotency-Key")),
         waits=parse_prefer(head.headers.get("Prefer")).wait_seconds != 0,
     )
@@ -84,17 +83,13 @@ def examine(head: RequestHead, service: Service, *, key: str) -> Admission:
     return Admission(options, request, body_kind, boundary, digests, earlier)
 
 
-def queued_request(query: Query, service: Service, *, request_id: str) -> JobRequest:
-    """Return the request for a job that no client waits for. Raises InvalidOption, EngineUnavailable."""
-    return _job_request(
-        parse_options(query), service, request_id=request_id, idempotency_key=None, waits=False
-    )
-
-
-def _job_request(
-    options: RequestOptions, service: Service, *, request_id: str, idempotency_key: str | None, waits: bool
+def job_request(
+    options: RequestOptions, service: Service, *, idempotency_key: str | None = None, waits: bool = False
 ) -> JobRequest:
-    """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ."""
+    """Return the request for a job. If a client `waits` for it, it runs first, unless the options differ.
+
+    Raises InvalidOption, EngineUnavailable.
+    """
     models = service.heartbeats.engine().models
     model = check_model(options.detection, models, service.limits.default_model)
     usual = Priority.INTERACTIVE if waits else Priority.BATCH
@@ -111,7 +106,7 @@ def _job_request(
             raise invalid_options([Fault(CALLBACK, refusal.reason, refusal.allowed)]) from refusal
     return JobRequest(
         owner=g.owner,
-        request_id=request_id,
+        request_id=g.request_id,
         model=model,
         options=options.detection,
         priority=options.priority or usual,

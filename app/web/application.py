@@ -15,18 +15,17 @@ from app.jobs.job import OWNER
 from app.metrics import Metrics
 from app.web.detection_views import DetectionViews
 from app.web.job_views import JobViews
-from app.web.nginx_views import NginxViews
 from app.web.page_views import PageViews
 from app.web.problems import register_error_handlers
-from app.web.request_times import RequestTimes, TimedBody
 from app.web.routes import ROUTES
 from app.web.service import Service
 from app.web.status_views import StatusViews
 from app.web.upload_views import UploadViews
+from app.web.waiting import RequestTimes, TimedBody
 
 _log = structlog.get_logger()
 
-_VIEWS = (DetectionViews, UploadViews, JobViews, StatusViews, PageViews, NginxViews)
+_VIEWS = (DetectionViews, UploadViews, JobViews, StatusViews, PageViews)
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._-]{1,128}")
 # Requested every few seconds, or in addition to the client's own request.
 _QUIET = ("is_alive", "is_ready", "get_metrics", "admit_upload", "admit_upload_body")

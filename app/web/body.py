@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from itertools import chain
 from typing import IO
 
 from flask import Response, request
@@ -76,31 +75,30 @@ def _broken_off(received: int, expected_bytes: int | None, pace: UploadPace | No
 
 
 def discard_rest_afterwards(response: Response) -> Response:
-    """Send the answer first, then read and drop what the client still sends; for `after_this_request`."""
-    stream, connection = request.stream, request.environ.get("gunicorn.socket")
-    response.call_on_close(partial(_discard_rest, stream, connection))
-    return response
+    """Send the answer first, then read and drop the rest of the body, for a few seconds at most.
 
-
-def _discard_rest(stream: IO[bytes], connection: socket.socket | None) -> None:
-    """Read on after a refusal, for a few seconds, until the peer ends or breaks off its body.
-
-    A server that closes on unread data may destroy its own answer before the peer, still sending, reads it:
-    nginx then sends its client 502 (2 in 300 uploads of 50 MB). Call it once the answer is out.
+    For `after_this_request`. A server that closes on unread data may destroy its own answer before the peer,
+    still sending, reads it: nginx then sends its client 502 (2 in 300 uploads of 50 MB).
     """
+    stream, connection = request.stream, request.environ.get("gunicorn.socket")
     if connection is None:
-        return
-    deadline, usual_timeout = time.monotonic() + _DISCARD_SECONDS, connection.gettimeout()
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            connection.settimeout(left)
-            if not stream.read(READ_BYTES):
-                return
-    except (OSError, ParseException, BadRequest):
-        return  # it broke off, or time ran out
-    finally:
-        with suppress(OSError):
-            connection.settimeout(usual_timeout)
+        return response
+
+    @response.call_on_close
+    def discard() -> None:
+        deadline, usual_timeout = time.monotonic() + _DISCARD_SECONDS, connection.gettimeout()
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                connection.settimeout(left)
+                if not stream.read(READ_BYTES):
+                    return
+        except (OSError, ParseException, BadRequest):
+            return  # it broke off, or time ran out
+        finally:
+            with suppress(OSError):
+                connection.settimeout(usual_timeout)
+
+    return response
 
 
 def receive_raw(pieces: Iterator[bytes], upload: Upload) -> None:
@@ -114,18 +112,48 @@ def receive_raw(pieces: Iterator[bytes], upload: Upload) -> None:
 def receive_multipart(pieces: Iterator[bytes], boundary: bytes, upload: Upload) -> str | None:
     """Write the file field ``video`` of a multipart body; return the file name that the client gave.
 
+    A piece within the video, which nearly all are, bypasses the decoder, which would copy it three times.
     Raises MalformedBody, InvalidOption for any other field, EmptyBody if the field is missing or empty.
     """
-    reader = _MultipartReader(boundary, upload)
+    decoder = MultipartDecoder(boundary, READ_BYTES + _ENVELOPE_BYTES, max_parts=_PARTS)
+    video_name, seen_video, in_video = None, False, False
+    held = b""  # the end of a piece that bypassed the decoder: a boundary may begin there
     try:
-        for piece in whole_boundaries(pieces, boundary):
-            reader.take(piece)
-        reader.end()
+        for piece in chain(whole_boundaries(pieces, boundary), (b"", None)):  # None: the body is complete
+            if piece is not None:
+                data = held + piece if held else piece
+                bypasses = in_video and not decoder.buffer and boundary not in data
+                end = max(0, len(data) - len(boundary) - _BEFORE_BOUNDARY_BYTES) if bypasses else 0
+                if end:
+                    upload.write(memoryview(data)[:end])
+                    held = data[end:]
+                    continue
+                held = b""
+            decoder.receive_data(None if piece is None else data)
+            while not isinstance(event := decoder.next_event(), NeedData | Epilogue):
+                if isinstance(event, Data) and in_video:
+                    upload.write(event.data)
+                    in_video = event.more_data
+                elif isinstance(event, Field | File):
+                    _check_field(event, seen_video=seen_video)
+                    seen_video = in_video = True
+                    video_name = event.filename if isinstance(event, File) else None
     except (ValueError, RequestEntityTooLarge) as error:
         raise MalformedBody("The multipart body cannot be read.") from error
     if not upload.size_bytes:
         raise EmptyBody("The form has no video in its field 'video'.")
-    return reader.video_name
+    return video_name
+
+
+def _check_field(field: Field | File, *, seen_video: bool) -> None:
+    if field.name != "video":
+        name = str(field.name)[:80]
+        raise InvalidOption(
+            f"The form has a field {name!r}; options go into the query string.",
+            {"parameter": name, "allowed": ["video"]},
+        )
+    if seen_video:
+        raise MalformedBody("The form has more than one field 'video'.")
 
 
 def whole_boundaries(pieces: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
@@ -146,58 +174,3 @@ def whole_boundaries(pieces: Iterator[bytes], boundary: bytes) -> Iterator[bytes
             yield data[:end] if held else data
     if held:
         yield held
-
-
-class _MultipartReader:
-    """Writes the field ``video`` of a multipart body to an upload.
-
-    A piece within the video, which nearly all are, bypasses the decoder, which would copy it three times.
-    """
-
-    def __init__(self, boundary: bytes, upload: Upload) -> None:
-        self.video_name: str | None = None
-        self._decoder = MultipartDecoder(boundary, READ_BYTES + _ENVELOPE_BYTES, max_parts=_PARTS)
-        self._boundary = boundary
-        self._upload = upload
-        self._held = b""  # the end of a piece that bypassed the decoder: a boundary may begin there
-        self._in_video = False
-        self._seen_video = False
-
-    def take(self, piece: bytes) -> None:
-        """Process the next piece."""
-        if self._held:
-            piece = self._held + piece
-        bypasses = self._in_video and not self._decoder.buffer and self._boundary not in piece
-        end = max(0, len(piece) - len(self._boundary) - _BEFORE_BOUNDARY_BYTES) if bypasses else 0
-        if end:
-            self._upload.write(memoryview(piece)[:end])
-            self._held = piece[end:]
-        else:
-            self._held = b""
-            self._decoder.receive_data(piece)
-            self._take_events()
-
-    def end(self) -> None:
-        """Process the rest: the body is complete."""
-        if self._held:
-            self._decoder.receive_data(self._held)
-            self._take_events()
-        self._decoder.receive_data(None)
-        self._take_events()
-
-    def _take_events(self) -> None:
-        while not isinstance(event := self._decoder.next_event(), NeedData | Epilogue):
-            if isinstance(event, Data) and self._in_video:
-                self._upload.write(event.data)
-                self._in_video = event.more_data
-            elif isinstance(event, Field | File):
-                if event.name != "video":
-                    name = str(event.name)[:80]
-                    raise InvalidOption(
-                        f"The form has a field {name!r}; options go into the query string.",
-                        {"parameter": name, "allowed": ["video"]},
-                    )
-                if self._seen_video:
-                    raise MalformedBody("The form has more than one field 'video'.")
-                self._seen_video = self._in_video = True
-                self.video_name = event.filename if isinstance(event, File) else None

@@ -7,21 +7,21 @@ import time
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
 
-from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError
+from app.errors import EngineUnavailable, FrameboxError, InsufficientStorage, InternalError, MethodNotAllowed
 from app.jobs.job import Job
-from app.jobs.report import public_report
-from app.storage.bodies import SpooledBody
+from app.storage.bodies import SpooledBody, folder_name
 from app.storage.space import free_bytes
 from app.storage.spool import Upload
 from app.web.admission import Admission, BodyKind, admit, examine
 from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards, receive_multipart, receive_raw
 from app.web.digests import algorithm_names, check_digests, checked_pieces
-from app.web.head import Preference, RequestHead, head_in, head_of, parse_prefer
-from app.web.request_times import Wait
+from app.web.head import RequestHead, head_in, head_of, parse_prefer
+from app.web.problems import nginx_refusal
+from app.web.report import public_report
 from app.web.results import job_headers, json_response, send_end
 from app.web.service import Service
 from app.web.sources import JSON_BODY_BYTES, accept_named
-from app.web.waiting import client_is_gone, wait_for_end
+from app.web.waiting import Wait, client_is_gone, slot_of, wait_for_end
 
 
 class DetectionViews:
@@ -30,10 +30,9 @@ class DetectionViews:
 
     def create_detection(self) -> Response:
         """Spool the video, queue its job, wait as long as the client prefers, and answer."""
-        preference = parse_prefer(request.headers.get("Prefer"))
         try:
             head = head_of(request)
-            admission = admit(head, self._service, key=g.request_id)
+            admission = admit(head, self._service)
             job = admission.earlier or self._accept(head, admission)
         except FrameboxError as error:
             self._service.metrics.uploads.labels(outcome=error.code).inc()
@@ -41,28 +40,55 @@ class DetectionViews:
             raise
         if admission.earlier is not None:
             after_this_request(discard_rest_afterwards)
-        return self._answer(job, admission, preference)
+        return self._answer(job, admission)
+
+    def admit_upload(self) -> Response:
+        """Answer nginx: whether this upload may begin, or which job makes its body unnecessary."""
+        head = head_in(request.headers)
+        try:
+            if head.method != "POST":  # with or without a body
+                raise MethodNotAllowed(f"{head.method[:20]} is not possible here.", {"allowed": ["POST"]})
+            spooled = request.headers.get("Framebox-Upload-Spooled", "")
+            body_folder = folder_name(g.request_id) if spooled else ""
+            admission = admit(head, self._service, body_folder=body_folder)
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            return nginx_refusal(error)
+        if admission.earlier is not None and not head.is_chunked:  # nginx would read a chunked body first
+            return Response(status=403, headers={"Framebox-Earlier-Job": admission.earlier.id})
+        return Response(status=204)
 
     def answer_again(self) -> Response:
         """Answer a request with a known idempotency key: nginx keeps its body and asks here."""
-        admission = admit(head_in(request.headers), self._service, key=g.request_id)
+        admission = admit(head_in(request.headers), self._service)
         if admission.earlier is None:
             raise EngineUnavailable("The job was just removed; try again.", {"retry_after_seconds": 1})
-        return self._answer(admission.earlier, admission, parse_prefer(request.headers.get("Prefer")))
+        return self._answer(admission.earlier, admission)
 
     def create_from_body(self) -> Response:
         """Take the video that nginx wrote to disk; otherwise like `create_detection`."""
-        preference = parse_prefer(request.headers.get("Prefer"))
+        service, named = self._service, request.headers.get("Framebox-Body-File", "")
         try:
             head = head_in(request.headers)
-            admission = examine(head, self._service, key=g.request_id)
-            job = self._accept_file(head, admission)  # with a known key too: now the content is compared
+            admission = examine(head, service)
+            size_bytes = head.content_length
+            if admission.body_kind is not BodyKind.RAW or not size_bytes:
+                raise ValueError("nginx writes only raw bodies of known length")  # noqa: TRY301 - the promise goes
+
+            def check(body: SpooledBody) -> None:
+                service.metrics.upload_bytes.inc(body.size_bytes)
+                check_digests(admission.digests, body.digests(algorithm_names(admission.digests)))
+
+            # nginx removes the file with the request if it is not taken. With a known key the content is
+            # compared now.
+            with service.bodies.open(named, request_id=g.request_id, expected_bytes=size_bytes) as body:
+                job = service.intake.from_body(admission.request, body, check=check)
         except BaseException as error:
-            self._service.space.release(g.request_id)  # else it was released when the body was taken
+            service.space.release(g.request_id)  # else it was released when the body was taken
             if isinstance(error, FrameboxError):
-                self._service.metrics.uploads.labels(outcome=error.code).inc()
+                service.metrics.uploads.labels(outcome=error.code).inc()
             raise
-        return self._answer(job, admission, preference)
+        return self._answer(job, admission)
 
     def explain_unspooled(self) -> Response:
         """Explain to the client why nginx could not write a body, which nginx itself only logs.
@@ -106,21 +132,8 @@ class DetectionViews:
         finally:
             service.space.release(g.request_id)
 
-    def _accept_file(self, head: RequestHead, admission: Admission) -> Job:
-        """Take the body that nginx wrote. nginx removes it with the request if it is not taken."""
-        service = self._service
-        if admission.body_kind is not BodyKind.RAW or not head.content_length:
-            raise ValueError("nginx writes only raw bodies of known length")
-
-        def check(body: SpooledBody) -> None:
-            service.metrics.upload_bytes.inc(body.size_bytes)
-            check_digests(admission.digests, body.digests(algorithm_names(admission.digests)))
-
-        named = request.headers.get("Framebox-Body-File", "")
-        with service.bodies.open(named, request_id=g.request_id, expected_bytes=head.content_length) as body:
-            return service.intake.from_body(admission.request, body, check=check)
-
-    def _answer(self, job: Job, admission: Admission, preference: Preference) -> Response:
+    def _answer(self, job: Job, admission: Admission) -> Response:
+        preference = parse_prefer(request.headers.get("Prefer"))
         is_own = job.request_id == g.request_id
         self._service.metrics.uploads.labels(outcome="accepted" if is_own else "attached").inc()
         bind_contextvars(job_id=job.id)
@@ -128,7 +141,7 @@ class DetectionViews:
         seconds = self._service.limits.max_wait_seconds
         if preference.wait_seconds is not None:
             seconds = min(preference.wait_seconds, seconds)
-        with self._service.waiting_slots.take() as may_wait, g.times.waiting(Wait.JOB):
+        with slot_of(self._service.waiting_slots) as may_wait, g.times.waiting(Wait.JOB):
             job = wait_for_end(
                 self._service.watcher,
                 job,

@@ -10,12 +10,13 @@ from flask import Response, g, request
 
 from app.errors import Busy, JobNotFound
 from app.jobs.job import Job, JobState
-from app.jobs.report import event_id, public_report
 from app.web.options import RENDERING_OPTIONS, Fault, invalid_options, parse_rendering
+from app.web.report import event_id, public_report
 from app.web.results import job_headers, json_response, send_end
 from app.web.routes import MAX_PAGE_JOBS
 from app.web.schemas import JobList
 from app.web.service import Service
+from app.web.waiting import slot_of
 
 PAGE_JOBS = 50
 RETRY_SECONDS = 5  # how long a conversion takes depends on its document's size
@@ -77,7 +78,7 @@ class JobViews:
         job = self._service.store.get(job_id, owner=g.owner)
         if rendering.is_document:
             return send_end(job, rendering, self._service)
-        with self._service.rendering_slots.take() as has_slot:
+        with slot_of(self._service.rendering_slots) as has_slot:
             if not has_slot:
                 raise Busy("Other documents are being converted.", {"retry_after_seconds": RETRY_SECONDS})
             return send_end(job, rendering, self._service)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.pipeline.options import DetectionOptions
+from app.web.options import option_schemas
 from app.web.problems import PROBLEM_TYPE
 from app.web.routes import JSON, NAMED_KINDS, ROUTES, Parameter, Route, query_parameter
 from app.web.schemas import SHAPES
@@ -18,12 +19,7 @@ _RAW = {"schema": _BINARY}
 
 
 def _one_member(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": [name],
-        "additionalProperties": False,
-        "properties": {name: schema},
-    }
+    return {"type": "object", "required": [name], "additionalProperties": False, "properties": {name: schema}}
 
 
 _NAMED = [
@@ -68,19 +64,12 @@ def openapi_path(rule: str) -> str:
 
 def detection_parameters() -> list[Parameter]:
     """Return the options of a detection as query parameters, without `format`."""
-    options = DetectionOptions.model_json_schema()
     parameters = []
-    for name, field in options["properties"].items():
-        # In a query string there is no null, and a list is text.
-        schema = dict(next(kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"))
-        if "$ref" in schema:
-            schema = {**options["$defs"][schema.pop("$ref").rpartition("/")[2]], **schema}
-        if field.get("default") is not None:
-            schema["default"] = field["default"]
-        if schema.get("type") == "array":
-            schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}
-        schema = {key: value for key, value in schema.items() if key not in ("description", "title")}
-        parameters.append(query_parameter(name, field.get("description", ""), **schema))
+    for name, schema in option_schemas().items():
+        if schema.get("type") == "array":  # in a query string, a list is text
+            schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$"}  # noqa: PLW2901
+        description = DetectionOptions.model_fields[name].description or ""
+        parameters.append(query_parameter(name, description, **schema))
     return parameters
 
 

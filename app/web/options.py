@@ -155,13 +155,25 @@ def _parse_choice(name: str, value: str | None, faults: list[Fault]) -> str | No
     return value
 
 
+def option_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON schema of each option's value, which is never null in a query string."""
+    whole = DetectionOptions.model_json_schema()
+    schemas = {}
+    for name, field in whole["properties"].items():
+        kinds: list[dict[str, Any]] = field.get("anyOf", [field])
+        schema = next(kind for kind in kinds if kind.get("type") != "null")
+        schema = whole["$defs"].get(schema.get("$ref", "").rpartition("/")[2], {}) | schema
+        if field.get("default") is not None:
+            schema["default"] = field["default"]
+        schemas[name] = {key: schema[key] for key in schema if key not in ("$ref", "description", "title")}
+    return schemas
+
+
 def describe_values(name: str) -> str:
     """Describe the allowed values of the option `name` in words."""
-    whole = DetectionOptions.model_json_schema()
-    schema = whole["properties"][name]
-    kind = next(kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null")
-    if "$ref" in kind:
-        return " or ".join(whole["$defs"][kind["$ref"].rpartition("/")[2]]["enum"])
+    kind = option_schemas()[name]
+    if "enum" in kind:
+        return " or ".join(kind["enum"])
     if kind.get("type") == "array":
         return "labels separated by commas"
     bounds = [
@@ -169,7 +181,7 @@ def describe_values(name: str) -> str:
         for key, words in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
         if key in kind
     ]
-    noun = {"integer": "a whole number", "number": "a number"}.get(kind.get("type"), "a text")
+    noun = {"integer": "a whole number", "number": "a number"}.get(kind.get("type", ""), "a text")
     return ", ".join([noun, *bounds])
 
 

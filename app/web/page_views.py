@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from flask import Response, g, render_template
 
 from app.errors import FrameboxError
-from app.jobs.report import public_report
 from app.web.openapi import detection_parameters, openapi_document, openapi_path
 from app.web.options import describe_values
+from app.web.report import public_report
 from app.web.results import json_response
 from app.web.routes import ROUTES
 from app.web.service import Service
 
 DASHBOARD_JOBS = 50
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorEntry:
-    code: str
-    status: int
-    title: str
-    text: str
 
 
 class PageViews:
@@ -49,17 +40,16 @@ class PageViews:
         return _page("dashboard.html", jobs=jobs, counts=counts)
 
 
-def error_entries() -> list[ErrorEntry]:
-    """Return every error that a client can get, sorted by status and code."""
-    found: dict[str, ErrorEntry] = {}
+def error_entries() -> list[tuple[type[FrameboxError], str]]:
+    """Return every error that a client can get, sorted by status and code, and its meaning in words."""
+    found: dict[str, tuple[type[FrameboxError], str]] = {}
     waiting: list[type[FrameboxError]] = [FrameboxError]
     while waiting:
         error = waiting.pop()
         waiting.extend(error.__subclasses__())
         if "code" in error.__dict__ and error is not FrameboxError:
-            text = (error.__doc__ or "") if "__doc__" in error.__dict__ else ""
-            found[error.code] = ErrorEntry(error.code, error.status, error.title, " ".join(text.split()))
-    return sorted(found.values(), key=lambda entry: (entry.status, entry.code))
+            found[error.code] = error, " ".join((error.__dict__.get("__doc__") or "").split())
+    return sorted(found.values(), key=lambda entry: (entry[0].status, entry[0].code))
 
 
 def _page(template: str, **values: object) -> Response:

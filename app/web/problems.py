@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from app import errors
 from app.errors import FrameboxError, Problem
 from app.storage.space import is_disk_full
+from app.web.report import ADDRESSES
 
 _log = structlog.get_logger()
 
@@ -27,6 +29,17 @@ _BY_STATUS: dict[int, type[FrameboxError]] = {
 }
 
 
+def problem_of(error: FrameboxError) -> Problem:
+    """Return the error's problem document. The id of a job or upload becomes its address, `instance`."""
+    problem: Problem = {}
+    for name, value in error.to_problem().items():
+        if name in ADDRESSES:
+            problem["instance"] = f"{ADDRESSES[name]}/{value}"
+        else:
+            problem[name] = value
+    return problem
+
+
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
     """Answer with `problem`, whose ``status`` is the answer's; adds ``request_id`` and Retry-After."""
     body = orjson.dumps({**problem, "request_id": g.get("request_id")})
@@ -36,6 +49,24 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
         response.headers["Retry-After"] = str(retry_after)
     response.headers["Cache-Control"] = "no-store"
     g.problem_code = problem["code"]
+    return response
+
+
+def nginx_refusal(error: FrameboxError) -> Response:
+    """Answer nginx's auth_request, which understands only yes (204) and no (403): no.
+
+    nginx sends the client the status and the problem document in the headers literally, and leaves the body
+    unread. Headers hold ASCII without line breaks, which is what `json.dumps` writes.
+    """
+    problem = {**problem_of(error), "request_id": g.request_id}
+    response = Response(status=403)
+    response.headers["Framebox-Refusal-Status"] = str(error.status)
+    response.headers["Framebox-Refusal-Code"] = error.code
+    response.headers["Framebox-Refusal-Problem"] = json.dumps(problem)
+    if isinstance(error, errors.MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(problem["allowed"])
+    if "retry_after_seconds" in problem:
+        response.headers["Retry-After"] = str(problem["retry_after_seconds"])
     return response
 
 
@@ -50,7 +81,7 @@ def _on_framebox_error(error: FrameboxError) -> Response:
     # NotReady is requested every second, and its answer gives the reasons.
     if error.status >= 500 and not isinstance(error, errors.NotReady):
         _log.warning("request refused", code=error.code, detail=error.detail)
-    return problem_response(error.to_problem())
+    return problem_response(problem_of(error))
 
 
 def _on_http_exception(error: HTTPException) -> Response:

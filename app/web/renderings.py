@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from pathlib import Path
 
 from app.errors import Busy
 from app.jobs.job import Job
-from app.jobs.store import JobStore
 from app.pipeline.formats import FormatContext, convert
 from app.pipeline.frame_times import FrameTimes
 from app.pipeline.options import RENDERINGS, Rendering
 from app.storage.data_folder import DataFolder
 from app.storage.durable import atomic_write
 from app.storage.locks import held_folder
-from app.storage.space import SpaceLedger
+from app.web.service import Service
 
 _WAIT_SECONDS = 600.0  # for other conversions
 _RESERVATION_SECONDS = 3600.0
@@ -34,73 +32,66 @@ class RenderedDocument:
     sha256: str  # hex
 
 
-class Renderer:
-    """Returns documents in the requested rendering; one conversion at a time per process."""
+def rendered_document(job: Job, rendering: Rendering, service: Service) -> RenderedDocument:
+    """Return the succeeded job's document as `rendering`; one conversion at a time per process.
 
-    def __init__(self, folder: DataFolder, store: JobStore, space: SpaceLedger) -> None:
-        self._folder = folder
-        self._store = store
-        self._space = space
-        self._converting = threading.Lock()  # a conversion uses a whole core: a second would slow it down
-
-    def get(self, job: Job, rendering: Rendering) -> RenderedDocument:
-        """Return the succeeded job's document as `rendering`.
-
-        Raises JobNotFound if the job is deleted meanwhile, InsufficientStorage, Busy.
-        """
-        if rendering.is_document:
-            if job.report is None or job.report.document is None:
-                raise ValueError("the job has not succeeded")
-            return RenderedDocument(self._folder.document(job.id), job.report.document.sha256)
-        try:
-            found = self._find(job, rendering)
-            if found is not None:
-                return found
-            deadline = time.monotonic() + _WAIT_SECONDS
-            busy = Busy("Other documents are being converted.", {"retry_after_seconds": 60})
-            if not self._converting.acquire(timeout=_WAIT_SECONDS):
-                raise busy
-            try:
-                with held_folder(self._folder.job(job.id), deadline=deadline) as is_held:
-                    if not is_held:
-                        raise busy
-                    return self._find(job, rendering) or self._convert(job, rendering)
-            finally:
-                self._converting.release()
-        except FileNotFoundError:
-            self._store.get(job.id, owner=job.owner)
-            raise
-
-    def _find(self, job: Job, rendering: Rendering) -> RenderedDocument | None:
-        path = self._folder.result(job.id, rendering.name)
-        digest_file = _digest_file(path)
-        return RenderedDocument(path, digest_file.read_text()) if digest_file.exists() else None
-
-    def _convert(self, job: Job, rendering: Rendering) -> RenderedDocument:
-        """Convert, holding the job's folder. The digest is written last: if it exists, the file is whole."""
-        if job.report is None or job.report.video is None:
+    Raises JobNotFound if the job is deleted meanwhile, InsufficientStorage, Busy.
+    """
+    if rendering.is_document:
+        if job.report is None or job.report.document is None:
             raise ValueError("the job has not succeeded")
-        video = job.report.video
-        times = FrameTimes(self._folder.pts(job.id), Fraction(video.time_base))
-        # From the report: the instance may have replaced or removed the model since.
-        labels = job.report.model.labels
-        context = FormatContext(job.source.name or "video", video.width, video.height, labels)
-        pairs, path = self._folder.document(job.id), self._folder.result(job.id, rendering.name)
-        key = f"{job.id} {rendering.name}"
-        size_bytes = pairs.stat().st_size
-        if rendering.times:
-            size_bytes += times.pts.stat().st_size * _PTS_TEXT_RATIO
-        _remove_unfinished(self._folder.job(job.id))
-        self._space.reserve(key, size_bytes, seconds=_RESERVATION_SECONDS)
+        return RenderedDocument(service.folder.document(job.id), job.report.document.sha256)
+    try:
+        found = _find(job, rendering, service)
+        if found is not None:
+            return found
+        deadline = time.monotonic() + _WAIT_SECONDS
+        busy = Busy("Other documents are being converted.", {"retry_after_seconds": 60})
+        if not service.converting.acquire(timeout=_WAIT_SECONDS):
+            raise busy
         try:
-            convert(pairs, rendering, path, context, times)
-            with path.open("rb") as rendered:
-                digest = hashlib.file_digest(rendered, "sha256").hexdigest()
-            with atomic_write(_digest_file(path)) as file:
-                file.write(digest.encode())
+            with held_folder(service.folder.job(job.id), deadline=deadline) as is_held:
+                if not is_held:
+                    raise busy
+                return _find(job, rendering, service) or _convert(job, rendering, service)
         finally:
-            self._space.release(key)
-        return RenderedDocument(path, digest)
+            service.converting.release()
+    except FileNotFoundError:
+        service.store.get(job.id, owner=job.owner)
+        raise
+
+
+def _find(job: Job, rendering: Rendering, service: Service) -> RenderedDocument | None:
+    path = service.folder.result(job.id, rendering.name)
+    digest_file = _digest_file(path)
+    return RenderedDocument(path, digest_file.read_text()) if digest_file.exists() else None
+
+
+def _convert(job: Job, rendering: Rendering, service: Service) -> RenderedDocument:
+    """Convert, holding the job's folder. The digest is written last: if it exists, the file is whole."""
+    if job.report is None or job.report.video is None:
+        raise ValueError("the job has not succeeded")
+    video = job.report.video
+    times = FrameTimes(service.folder.pts(job.id), Fraction(video.time_base))
+    # From the report: the instance may have replaced or removed the model since.
+    labels = job.report.model.labels
+    context = FormatContext(job.source.name or "video", video.width, video.height, labels)
+    pairs, path = service.folder.document(job.id), service.folder.result(job.id, rendering.name)
+    key = f"{job.id} {rendering.name}"
+    size_bytes = pairs.stat().st_size
+    if rendering.times:
+        size_bytes += times.pts.stat().st_size * _PTS_TEXT_RATIO
+    _remove_unfinished(service.folder.job(job.id))
+    service.space.reserve(key, size_bytes, seconds=_RESERVATION_SECONDS)
+    try:
+        convert(pairs, rendering, path, context, times)
+        with path.open("rb") as rendered:
+            digest = hashlib.file_digest(rendered, "sha256").hexdigest()
+        with atomic_write(_digest_file(path)) as file:
+            file.write(digest.encode())
+    finally:
+        service.space.release(key)
+    return RenderedDocument(path, digest)
 
 
 def remove_unfinished_renderings(folder: DataFolder) -> int:

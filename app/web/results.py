@@ -14,11 +14,11 @@ from flask import Response, request, send_file
 
 from app.errors import JobWasCancelled, PreconditionFailed, ResultNotReady
 from app.jobs.job import Job, JobState
-from app.jobs.report import job_links
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import DocumentFormat, Rendering
 from app.web.problems import problem_response
-from app.web.renderings import RenderedDocument
+from app.web.renderings import RenderedDocument, rendered_document
+from app.web.report import job_links
 from app.web.service import Service
 
 ACCEL_HEADER = "Framebox-Accel"  # set only by nginx, which removes it from clients' requests
@@ -36,12 +36,10 @@ def send_end(job: Job, rendering: Rendering, service: Service) -> Response:
     if job.state is JobState.FAILED and job.problem is not None:
         return problem_response({**job.problem, "instance": job_links(job).self}, job_headers(job))
     if job.state is JobState.CANCELLED:
-        raise JobWasCancelled(f"Job {job.id} was cancelled.", {"instance": job_links(job).self})
+        raise JobWasCancelled(f"Job {job.id} was cancelled.", {"job_id": job.id})
     if job.state is not JobState.SUCCEEDED:
-        raise ResultNotReady(
-            f"Job {job.id} is {job.state}.",
-            {"state": job.state, "instance": job_links(job).self, "retry_after_seconds": 1},
-        )
+        extensions = {"state": job.state, "job_id": job.id, "retry_after_seconds": 1}
+        raise ResultNotReady(f"Job {job.id} is {job.state}.", extensions)
     return _send_document(job, rendering, service)
 
 
@@ -59,7 +57,7 @@ def job_headers(job: Job) -> dict[str, str]:
 
 
 def _send_document(job: Job, rendering: Rendering, service: Service) -> Response:
-    document = service.renderer.get(job, rendering)
+    document = rendered_document(job, rendering, service)
     media_type = MEDIA_TYPES[rendering.format]
     suffix = ("times." if rendering.times else "") + _SUFFIXES.get(rendering.format, "json")
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(document.sha256)).decode()}:"

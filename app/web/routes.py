@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from app import errors
 from app.errors import FrameboxError
 from app.jobs.job import JobState, Priority, SourceKind
-from app.jobs.report import JobReport
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import TIMED_FORMATS, DocumentFormat
 from app.web import schemas
+from app.web.report import JobReport
 
 JSON = "application/json"
 HTML = "text/html"
@@ -143,37 +143,19 @@ _DOCUMENT = Answer(
 )
 _PAGE = Answer(200, "A page.", (HTML,))
 _REPORT = Answer(200, "The job's report.", shape=JobReport)
-_VIDEO_ERRORS = (
+_VIDEO_ERRORS: tuple[type[FrameboxError], ...] = (
     errors.UnsupportedVideo,
-    errors.NoVideoStream,
-    errors.UnsupportedCodec,
-    errors.EncryptedVideo,
-    errors.NothingDecodable,
-    errors.VideoOverLimit,
-    errors.DamagedVideo,
+    *errors.UnusableVideo.__subclasses__(),
     errors.ModelFault,
 )
-_FETCH_ERRORS = (errors.SourceRefused, errors.SourceUnreachable)
-_UPLOAD_ERRORS = (
+_SOURCE_ERRORS = (errors.SourceNotFound, errors.SourceChanged, errors.SourceRefused, errors.SourceUnreachable)
+_BODY_ERRORS = (  # of every request with a video or a part of one
     errors.InvalidOption,
     errors.EmptyBody,
     errors.IncompleteBody,
-    errors.MalformedBody,
-    errors.DigestMismatch,
     errors.UploadTooSlow,
-    errors.InvalidSource,
-    errors.JobWasCancelled,
-    errors.IdempotencyConflict,
-    errors.SourceNotFound,
-    errors.SourceChanged,
-    errors.UploadNotFound,
-    errors.UploadUnfinished,
-    errors.UploadGone,
-    errors.UploadLocked,
     errors.BodyTooLarge,
     errors.UnsupportedMediaType,
-    errors.TooManyJobs,
-    errors.EngineUnavailable,
     errors.Busy,
     errors.InsufficientStorage,
 )
@@ -190,18 +172,8 @@ _ONE_UPLOAD_ERRORS = (
     errors.UploadLocked,
     errors.TooManyJobs,
 )
-_TUS_ERRORS = (
-    errors.InvalidOption,
-    errors.IncompleteBody,
-    errors.EmptyBody,
-    errors.UploadTooSlow,
-    errors.UnsupportedTusVersion,
-    errors.BodyTooLarge,
-    errors.UnsupportedMediaType,
-    errors.ChecksumMismatch,
-    errors.Busy,
-    errors.InsufficientStorage,
-)
+_CHUNK_ERRORS = (*_BODY_ERRORS, errors.ChecksumMismatch)
+_APPEND_ERRORS = (*_CHUNK_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -217,7 +189,22 @@ ROUTES: tuple[Route, ...] = (
                 shape=JobReport,
             ),
         ),
-        errors=(*_UPLOAD_ERRORS, *_FETCH_ERRORS, *_VIDEO_ERRORS),
+        errors=(
+            *_BODY_ERRORS,
+            errors.MalformedBody,
+            errors.DigestMismatch,
+            errors.InvalidSource,
+            errors.JobWasCancelled,
+            errors.IdempotencyConflict,
+            errors.UploadNotFound,
+            errors.UploadUnfinished,
+            errors.UploadGone,
+            errors.UploadLocked,
+            errors.TooManyJobs,
+            errors.EngineUnavailable,
+            *_SOURCE_ERRORS,
+            *_VIDEO_ERRORS,
+        ),
         parameters=(_FORMAT, _TIMES, _PRIORITY, _ATTACH, _CALLBACK, _PREFER, _KEY, *_DIGESTS),
         takes_video=True,
         takes_options=True,
@@ -235,7 +222,8 @@ ROUTES: tuple[Route, ...] = (
             ),
         ),
         errors=(
-            *_TUS_ERRORS,
+            *_CHUNK_ERRORS,
+            errors.UnsupportedTusVersion,
             errors.EngineUnavailable,
             errors.UploadUnfinished,
             errors.TooManyUploads,
@@ -289,7 +277,7 @@ ROUTES: tuple[Route, ...] = (
                 204, "Headers: Upload-Offset, Upload-Expires; Framebox-Job and Link once it has become a job."
             ),
         ),
-        errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
+        errors=_APPEND_ERRORS,
         parameters=(
             _UPLOAD_ID,
             _TUS,
@@ -314,12 +302,8 @@ ROUTES: tuple[Route, ...] = (
         "override_method",
         "For clients that cannot send PATCH, HEAD or DELETE: X-HTTP-Method-Override names the method.",
         answers=(_empty(204, "As for the named method."),),
-        errors=(*_TUS_ERRORS, *_ONE_UPLOAD_ERRORS, errors.UploadIsFinal, errors.OffsetMismatch),
-        parameters=(
-            _UPLOAD_ID,
-            _TUS,
-            _header("X-HTTP-Method-Override", "The method."),
-        ),
+        errors=_APPEND_ERRORS,
+        parameters=(_UPLOAD_ID, _TUS, _header("X-HTTP-Method-Override", "The method.")),
         takes_chunk=True,
     ),
     Route(
@@ -388,9 +372,7 @@ ROUTES: tuple[Route, ...] = (
             errors.JobWasCancelled,
             errors.PreconditionFailed,
             errors.RangeNotSatisfiable,
-            errors.SourceNotFound,
-            errors.SourceChanged,
-            *_FETCH_ERRORS,
+            *_SOURCE_ERRORS,
             *_VIDEO_ERRORS,
         ),
         parameters=(_JOB_ID, _FORMAT, _TIMES),
@@ -443,20 +425,8 @@ ROUTES: tuple[Route, ...] = (
         "This description, as OpenAPI 3.1.",
         answers=(Answer(200, "The description."),),
     ),
-    Route(
-        "GET",
-        "/docs",
-        "show_docs",
-        "This description as a web page.",
-        answers=(_PAGE,),
-    ),
-    Route(
-        "GET",
-        "/docs/errors",
-        "show_errors",
-        "Every error's code, status and meaning.",
-        answers=(_PAGE,),
-    ),
+    Route("GET", "/docs", "show_docs", "This description as a web page.", answers=(_PAGE,)),
+    Route("GET", "/docs/errors", "show_errors", "Every error's code, status and meaning.", answers=(_PAGE,)),
     Route("GET", "/", "show_dashboard", "An overview of the jobs.", answers=(_PAGE,)),
     Route("GET", "/_internal/admit", "admit_upload", "nginx asks whether an upload may begin."),
     Route(

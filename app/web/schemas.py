@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from app.detection.model_facts import ModelFacts, ModelState, PrecisionEffect, Refusal
-from app.jobs.engine_status import HostStatus
-from app.jobs.report import JobReport, Problem
+from app.jobs.heartbeats import HostStatus
 from app.video.sandbox_status import SandboxStatus
+from app.web.report import JobReport, Problem
 
 
 class _Shape(BaseModel):
@@ -102,7 +102,7 @@ class EngineCheck(_Shape):
 
 
 class CourierCheck(_Shape):
-    """The program that fetches videos and tells of jobs' ends. Jobs that need it wait for it."""
+    """The program that fetches videos and delivers callbacks. Jobs that need it wait for it."""
 
     ready: bool = Field(description="it lives")
     heartbeat_age_seconds: float | None = Field(description="since it last said so; null: it never did")
@@ -132,12 +132,4 @@ class Readiness(_Shape):
     checks: ReadinessChecks = Field(description="what was looked at")
 
 
-SHAPES: tuple[type[BaseModel], ...] = (
-    Document,
-    JobReport,
-    JobList,
-    ModelList,
-    Alive,
-    Readiness,
-    Problem,
-)
+SHAPES: tuple[type[BaseModel], ...] = (Document, JobReport, JobList, ModelList, Alive, Readiness, Problem)

@@ -17,9 +17,7 @@ from app.storage.data_folder import DataFolder
 from app.storage.follower import BodyFollower
 from app.storage.space import SpaceLedger
 from app.storage.uploads import Uploads
-from app.web.renderings import Renderer
 from app.web.upload_pace import PaceKeeper
-from app.web.waiting import WaitingSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,10 @@ class Service:
     follower: BodyFollower
     space: SpaceLedger
     uploads: Uploads
-    renderer: Renderer
     metrics: Metrics
     pace: PaceKeeper
-    waiting_slots: WaitingSlots  # for requests that wait for their job's end
-    rendering_slots: WaitingSlots  # for requests whose rendering may have to be converted first
+    waiting_slots: threading.BoundedSemaphore  # for requests that wait for their job's end
+    rendering_slots: threading.BoundedSemaphore  # for requests whose rendering may have to be converted first
     limits: WebLimits
+    converting: threading.Lock = field(default_factory=threading.Lock)  # a conversion uses a whole core
     stopping: threading.Event = field(default_factory=threading.Event)  # set when the worker is asked to stop

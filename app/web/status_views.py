@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from app.detection.model_facts import ModelFacts, ModelState
 from app.errors import NotReady
-from app.jobs.engine_status import SILENT_SECONDS, why_not_ready
+from app.jobs.heartbeats import SILENT_SECONDS, why_not_ready
 from app.jobs.queue import JobQueue
 from app.web import schemas
 from app.web.options import usable_models

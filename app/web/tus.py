@@ -10,8 +10,6 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
-from typing import Any
 from urllib.parse import urlsplit
 
 from werkzeug.datastructures import Headers
@@ -22,9 +20,9 @@ from app.errors import (
     OffsetMismatch,
     UnsupportedMediaType,
     UnsupportedTusVersion,
-    UploadGone,
     UploadIsFinal,
 )
+from app.jobs.intake import used_upload
 from app.storage.data_folder import JOB_ID
 from app.storage.hashing import ALGORITHMS, Checksum
 from app.storage.uploads import UploadFacts
@@ -132,15 +130,10 @@ def check_patch(upload: UploadFacts, patch: Patch, *, limit_bytes: int) -> int:
             {"offset_bytes": upload.offset_bytes},
         )
     if upload.is_spent and patch.body_bytes != 0:
-        link: dict[str, Any] = {}
-        if upload.about.job_id is not None:
-            link = {"instance": f"/v1/jobs/{upload.about.job_id}"}
-        elif upload.about.final_id is not None:
-            link = {"instance": f"/v1/uploads/{upload.about.final_id}"}
-        raise UploadGone("The upload has been used.", link)
+        raise used_upload(upload.about.job_id, upload.about.final_id)
     known = upload.about.length_bytes
     if known is not None and patch.length_bytes not in (None, known):
-        raise _invalid("Upload-Length", f"{known}, which was told before")
+        raise _invalid("Upload-Length", f"{known}, as it was sent before")
     length = patch.length_bytes if known is None else known
     if length is not None and length > limit_bytes:
         raise _too_long(limit_bytes)
@@ -198,11 +191,6 @@ def parse_checksum(header: str | None) -> Checksum | None:
     if not checksum.is_complete:
         raise _invalid("Upload-Checksum", allowed)
     return checksum
-
-
-def expires_header(expires_at: float) -> str:
-    """Return an Upload-Expires header. `expires_at` is in Unix seconds."""
-    return formatdate(expires_at, usegmt=True)
 
 
 def _parse_final(header: str, headers: Headers, body_bytes: int | None) -> tuple[str, ...]:

@@ -23,15 +23,6 @@ class PaceRule:
     bytes_per_second: int
     window_seconds: float
 
-    def window(self, piece_bytes: int) -> tuple[float, int]:
-        """Return a window's seconds and the bytes that must arrive in it, if only whole pieces are counted.
-
-        One piece is subtracted, so that an almost complete one does not count against the client, and the
-        window is long enough for at least two.
-        """
-        seconds = max(self.window_seconds, 2 * piece_bytes / self.bytes_per_second)
-        return seconds, int(self.bytes_per_second * seconds) - piece_bytes
-
 
 class UploadPace:
     """The speed of one upload. Time that the reader spends elsewhere, at a slow disk, does not count."""
@@ -40,7 +31,10 @@ class UploadPace:
         self, rule: PaceRule, piece_bytes: int, connection: socket.socket, clock: Callable[[], float]
     ) -> None:
         self.rule = rule
-        self._window_seconds, self._window_bytes = rule.window(piece_bytes)
+        # A window is long enough for two pieces. One is subtracted from the bytes that must arrive in it, so
+        # that an almost complete one does not count against the client.
+        self._window_seconds = max(rule.window_seconds, 2 * piece_bytes / rule.bytes_per_second)
+        self._window_bytes = int(rule.bytes_per_second * self._window_seconds) - piece_bytes
         self._connection = connection
         self._clock = clock
         self._lock = threading.Lock()

@@ -4,24 +4,50 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 
 from flask import Response, after_this_request, g, request
 from structlog.contextvars import bind_contextvars
+from werkzeug.http import http_date
 
-from app.errors import FrameboxError, IncompleteBody, InvalidOption, UploadGone, UploadLocked, UploadNotFound
+from app.errors import (
+    FrameboxError,
+    IncompleteBody,
+    InvalidOption,
+    MethodNotAllowed,
+    UploadGone,
+    UploadLocked,
+    UploadNotFound,
+)
 from app.jobs.job import Job
 from app.storage.hashing import ALGORITHMS
 from app.storage.joining import NotAPart, PartUsed, join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
 from app.web import tus
-from app.web.admission import check_queue, queued_request
+from app.web.admission import RESERVATION_SECONDS, check_queue, job_request
 from app.web.body import READ_BYTES, body_pieces, discard_rest_afterwards
-from app.web.cors import cors_headers
-from app.web.head import RequestHead, head_of
+from app.web.head import Query, RequestHead, head_in, head_of, parse_query
+from app.web.options import parse_options
+from app.web.problems import nginx_refusal
+from app.web.report import ADDRESSES
 from app.web.results import job_headers
 from app.web.service import Service
-from app.web.upload_admission import ADDRESS, detection_query, method_of, read_creation, upload_id_of
+
+_METHODS_OF_ALL = ("OPTIONS", "POST")
+_METHODS_OF_ONE = ("OPTIONS", "HEAD", "PATCH", "DELETE")
+# For pages of other origins that upload (CORS, Fetch standard).
+_CORS_METHODS = "POST, HEAD, PATCH, DELETE, OPTIONS"
+_CORS_SENT = (
+    "Content-Type, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata, Upload-Defer-Length, "
+    "Upload-Concat, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With, Idempotency-Key, Prefer"
+)
+_CORS_SHOWN = (
+    "Location, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm, "
+    "Upload-Length, Upload-Offset, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires, "
+    "Retry-After, Link, Framebox-Job, X-Request-ID"
+)
+_CORS_SECONDS = 86400
 
 
 class UploadViews:
@@ -34,7 +60,7 @@ class UploadViews:
         after_this_request(self._add_headers)
         head = head_of(request)
         try:
-            method, upload_id = method_of(head), upload_id_of(head)
+            method, upload_id = _read_target(head)
             if method == "OPTIONS":
                 return Response(
                     status=204,
@@ -74,10 +100,40 @@ class UploadViews:
     create_upload = describe_uploads = serve_upload
     get_upload = append_to_upload = remove_upload = override_method = describe_upload = serve_upload
 
+    def admit_upload_body(self) -> Response:
+        """Answer nginx: whether this request may send its body. Reserves disk space for a new upload."""
+        head = head_in(request.headers)
+        try:
+            method, upload_id = _read_target(head)
+            if method != "OPTIONS":
+                tus.check_version(head.headers)
+            if method == "POST":
+                size_bytes = self._read_creation(head).length_bytes or 0
+                self._uploads.check_count(owner=g.owner)
+                self._service.space.reserve(g.request_id, size_bytes, seconds=RESERVATION_SECONDS)
+            elif method == "PATCH" and upload_id is not None:
+                patch = tus.parse_patch(head.headers, body_bytes=head.body_bytes)
+                upload = self._uploads.look(upload_id, owner=g.owner)
+                tus.check_patch(upload, patch, limit_bytes=self._service.limits.max_upload_bytes)
+        except FrameboxError as error:
+            self._service.metrics.uploads.labels(outcome=error.code).inc()
+            return self._add_headers(nginx_refusal(error))
+        return Response(status=204)
+
     # ---- bytes
 
+    def _read_creation(self, head: RequestHead) -> tus.Creation:
+        """Return what a POST asks for. The options of a job to be created later are checked now."""
+        limit = self._service.limits.max_upload_bytes
+        creation = tus.parse_creation(head.headers, limit_bytes=limit, body_bytes=head.body_bytes)
+        tus.metadata_text(creation.metadata, *tus.NAME_KEYS)
+        query = _detection_query(creation.metadata)
+        if query is not None:
+            job_request(parse_options(query), self._service)
+        return creation
+
     def _create(self, head: RequestHead) -> Response:
-        creation = read_creation(head, self._service)
+        creation = self._read_creation(head)
         if creation.parts:
             about = About(g.owner, None, parts=creation.parts, notes=creation.kept_headers)
             limit = self._service.limits.max_upload_bytes
@@ -89,9 +145,8 @@ class UploadViews:
                     {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
                 ) from fault
             except PartUsed as fault:
-                raise UploadGone(
-                    f"The part {fault.part_id} has been used.", {"instance": f"{ADDRESS}/{fault.final_id}"}
-                ) from fault
+                extensions = {"upload_id": fault.final_id}
+                raise UploadGone(f"The part {fault.part_id} has been used.", extensions) from fault
             with self._uploads.hold(facts.id, owner=g.owner) as held:
                 job = self._job_of(held, facts)
         else:
@@ -105,7 +160,7 @@ class UploadViews:
                 with suppress(UploadNotFound), self._uploads.hold(upload_id, owner=g.owner) as held:
                     held.remove()
                 raise
-        headers = {"Location": f"{ADDRESS}/{facts.id}"} | _progress_headers(facts, job)
+        headers = {"Location": f"{ADDRESSES['upload_id']}/{facts.id}"} | _progress_headers(facts, job)
         return Response(status=201, headers=headers)
 
     def _receive(self, upload_id: str, patch: tus.Patch | None) -> tuple[UploadFacts, Job | None]:
@@ -156,12 +211,12 @@ class UploadViews:
         if job is not None or facts.is_spent or not facts.is_whole or facts.about.is_part:
             return job
         metadata = tus.metadata_of(facts)
-        query = detection_query(metadata)
+        query = _detection_query(metadata)
         if query is None:
             return None
         check_queue(self._service)
-        job_request = queued_request(query, self._service, request_id=g.request_id)
-        job = self._service.intake.from_upload(job_request, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
+        asked = job_request(parse_options(query), self._service)
+        job = self._service.intake.from_upload(asked, held, tus.metadata_text(metadata, *tus.NAME_KEYS))
         outcome = "accepted" if job.request_id == g.request_id else "attached"
         self._service.metrics.uploads.labels(outcome=outcome).inc()
         bind_contextvars(job_id=job.id)
@@ -175,12 +230,40 @@ class UploadViews:
         if response.status_code == 412:
             response.headers["Tus-Version"] = tus.VERSION
         origin, allowed = request.headers.get("Origin"), self._service.limits.cors_origins
-        response.headers.update(cors_headers(origin, allowed, is_preflight=request.method == "OPTIONS"))
+        if allowed:
+            response.headers["Vary"] = "Origin"
+        if origin is None or (origin not in allowed and "*" not in allowed):
+            return response  # without permission for a page to read it
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = _CORS_SHOWN
+        if request.method == "OPTIONS":
+            response.headers["Access-Control-Allow-Methods"] = _CORS_METHODS
+            response.headers["Access-Control-Allow-Headers"] = _CORS_SENT
+            response.headers["Access-Control-Max-Age"] = str(_CORS_SECONDS)
         return response
 
 
+def _read_target(head: RequestHead) -> tuple[str, str | None]:
+    """Return a request's method, or its X-HTTP-Method-Override, and the id of the upload that it names.
+
+    The id is None for the address of all uploads. Raises MethodNotAllowed.
+    """
+    method = head.headers.get("X-HTTP-Method-Override", head.method).upper()
+    upload_id = head.path.removeprefix(ADDRESSES["upload_id"]).strip("/") or None
+    allowed = _METHODS_OF_ALL if upload_id is None else _METHODS_OF_ONE
+    if method not in allowed:
+        raise MethodNotAllowed(f"{method[:20]} is not possible here.", {"allowed": [*allowed]})
+    return method, upload_id
+
+
+def _detection_query(metadata: Mapping[str, bytes]) -> Query | None:
+    """Return the options of the job that the finished upload becomes; None if it does not become one."""
+    text = tus.metadata_text(metadata, "detect")
+    return None if text is None else parse_query(text.removeprefix("?"))
+
+
 def _progress_headers(facts: UploadFacts, job: Job | None) -> dict[str, str]:
-    headers = {"Upload-Expires": tus.expires_header(facts.expires_at)}
+    headers = {"Upload-Expires": http_date(facts.expires_at)}
     if facts.is_whole or not facts.about.parts:  # else it is not joined yet
         headers["Upload-Offset"] = str(facts.offset_bytes)
     return headers if job is None else headers | job_headers(job)

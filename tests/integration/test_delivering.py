@@ -20,8 +20,7 @@ from sample_reports import model_report
 from standardwebhooks import Webhook
 from stores import Stores
 
-from app.courier.deliverer import Deliverer
-from app.courier.retry import MOST_ATTEMPTS
+from app.courier.deliverer import MOST_ATTEMPTS, Deliverer
 from app.egress.addresses import Address, AddressRules
 from app.egress.connection import Outbound, Timeouts, make_trust
 from app.jobs.deliveries import DeliveryStore
@@ -34,6 +33,7 @@ from app.pipeline.report import DetectionReport
 from app.storage.data_folder import DataFolder, new_job_id
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
+from app.web.report import callback_body
 
 OLD, NEW = (f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}" for _ in range(2))
 FOREVER = 1e12
@@ -67,6 +67,7 @@ class Setup:
     def deliverer(self, *keys: str, allowed: Sequence[str] = ("hooks.example",)) -> Deliverer:
         return Deliverer(
             store=self.store,
+            report=callback_body,
             deliveries=self.deliveries,
             outbound=Outbound(
                 AddressRules(allowed),

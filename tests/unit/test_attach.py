@@ -111,7 +111,7 @@ def test_a_key_of_another_request_is_refused_before_the_video_is_read(
     job = add(store, KEYED)
     with pytest.raises(IdempotencyConflict) as caught:
         store.attach(request_, VideoSource(size_bytes, None, None), is_read=False)
-    assert caught.value.extensions == {"differs": [differs], "instance": f"/v1/jobs/{job.id}"}
+    assert caught.value.extensions == {"differs": [differs], "job_id": job.id}
 
 
 def test_a_key_of_another_video_is_refused_once_it_was_read(store: Stores) -> None:

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3._collections import HTTPHeaderDict
 
-from app.courier.answers import Received, Verdict, judge
-from app.courier.retry import MOST_ATTEMPTS, delivery_pause_seconds, retry_after_seconds
+from app.courier.answers import Received, Verdict, judge, retry_after_seconds
+from app.courier.deliverer import MOST_ATTEMPTS, delivery_pause_seconds
 from app.errors import SourceRefused
+from app.jobs.fetches import SourceVersion
 
-NOTHING = Received(0, None, None, None)
-HALF = Received(50, 100, '"v1"', "Sun, 22 Nov 2026 10:00:00 GMT")
+NOTHING = Received(0, SourceVersion())
+HALF = Received(50, SourceVersion(100, '"v1"', "Sun, 22 Nov 2026 10:00:00 GMT"))
 
 
 def headers(**named: str) -> HTTPHeaderDict:
@@ -25,22 +26,21 @@ def test_the_first_request_asks_for_the_whole_and_the_next_for_the_rest() -> Non
 
 
 def test_without_a_strong_validator_the_date_must_do_and_without_any_the_whole_comes_again() -> None:
-    assert Received(50, 100, 'W/"v1"', "date").headers()["If-Range"] == "date"
-    assert "Range" not in Received(50, 100, 'W/"v1"', None).headers()
-    assert "Range" not in Received(50, 100, None, None).headers()
+    assert Received(50, SourceVersion(100, 'W/"v1"', "date")).headers()["If-Range"] == "date"
+    assert "Range" not in Received(50, SourceVersion(100, 'W/"v1"')).headers()
+    assert "Range" not in Received(50, SourceVersion(100)).headers()
 
 
 def test_an_answer_from_the_start_tells_length_and_validators() -> None:
     answer = judge(200, headers(Content_Length="100", ETag='"v1"', Last_Modified="then"), NOTHING)
-    assert answer.verdict is Verdict.FROM_START
-    assert (answer.expected_bytes, answer.etag, answer.modified) == (100, '"v1"', "then")
-    assert judge(200, headers(Transfer_Encoding="chunked"), NOTHING).expected_bytes is None
+    assert answer == (Verdict.FROM_START, SourceVersion(100, '"v1"', "then"))
+    assert judge(200, headers(Transfer_Encoding="chunked"), NOTHING) == (Verdict.FROM_START, SourceVersion())
 
 
 def test_the_part_that_was_asked_for_goes_on() -> None:
     answer = judge(206, headers(Content_Range="bytes 50-99/100", ETag='"v1"'), HALF)
-    assert (answer.verdict, answer.expected_bytes) == (Verdict.GOES_ON, 100)
-    assert judge(206, headers(Content_Range="bytes 50-99/100"), HALF).etag == '"v1"'
+    assert answer == (Verdict.GOES_ON, HALF.version)
+    assert judge(206, headers(Content_Range="bytes 50-99/100"), HALF) == answer
 
 
 @pytest.mark.parametrize(
@@ -53,19 +53,19 @@ def test_the_part_that_was_asked_for_goes_on() -> None:
     ],
 )
 def test_a_part_of_another_video_is_never_appended(named: dict[str, str]) -> None:
-    assert judge(206, headers(**named), HALF).verdict is Verdict.CHANGED
+    assert judge(206, headers(**named), HALF)[0] is Verdict.CHANGED
 
 
 @pytest.mark.parametrize("status", [412, 416])
 def test_a_condition_or_range_that_no_longer_holds_means_a_change(status: int) -> None:
-    assert judge(status, headers(), HALF).verdict is Verdict.CHANGED
+    assert judge(status, headers(), HALF)[0] is Verdict.CHANGED
     with pytest.raises(SourceRefused):
         judge(status, headers(), NOTHING)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_asked_again(status: int) -> None:
-    assert judge(status, headers(), HALF).verdict is Verdict.LATER
+    assert judge(status, headers(), HALF)[0] is Verdict.LATER
 
 
 @pytest.mark.parametrize("status", [204, 301, 302, 307, 400, 401, 403, 404, 410, 501])
@@ -92,7 +92,7 @@ def test_an_answer_that_cannot_be_used_is_refused(status: int, named: dict[str, 
 @pytest.mark.parametrize("length", [None, "-1", "1, 1", "0x10", "9" * 19])
 def test_an_answer_without_a_length_is_no_whole_video(length: str | None) -> None:
     named = {} if length is None else {"Content_Length": length}
-    assert judge(200, headers(**named), NOTHING).verdict is Verdict.ENDLESS
+    assert judge(200, headers(**named), NOTHING)[0] is Verdict.ENDLESS
 
 
 def test_a_part_that_nobody_asked_for_is_refused() -> None:

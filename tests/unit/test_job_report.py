@@ -21,9 +21,9 @@ from app.jobs.job import (
     VideoSource,
     Waiting,
 )
-from app.jobs.report import callback_body, event_id, public_report
 from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
+from app.web.report import callback_body, event_id, public_report
 
 JOB = Job(
     owner=OWNER,

@@ -22,7 +22,7 @@ from stores import Stores
 
 from app.errors import JobIsActive, JobNotFound
 from app.jobs.database import SCHEMA_VERSION
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.jobs.job import (
     OWNER,
     Advance,

@@ -28,7 +28,6 @@ from app.web.tus import (
     Patch,
     check_patch,
     check_version,
-    expires_header,
     metadata_text,
     parse_checksum,
     parse_creation,
@@ -208,7 +207,3 @@ def test_a_name_is_text():
 def test_a_wrong_checksum_is_refused(header: str):
     with pytest.raises(InvalidOption):
         parse_checksum(header)
-
-
-def test_the_end_of_an_upload_is_told_as_http_tells_times():
-    assert expires_header(1_403_712_000.7) == "Wed, 25 Jun 2014 16:00:00 GMT"

@@ -90,8 +90,14 @@ def test_the_time_that_a_slow_disk_takes_is_not_the_client_s(trial: Trial):
 
 
 def test_a_window_holds_two_pieces_however_low_the_pace(trial: Trial):
-    seconds, needed = PaceRule(bytes_per_second=1, window_seconds=60.0).window(PIECE)
-    assert (seconds, needed) == (2000.0, PIECE)
+    pace = UploadPace(PaceRule(bytes_per_second=1, window_seconds=60.0), PIECE, trial.near, trial.clock)
+    with pace.reading():
+        trial.clock.now += 2000.0
+        pace.cut_if_too_slow()
+        assert not pace.was_cut
+        trial.clock.now += 0.1
+        pace.cut_if_too_slow()
+        assert pace.was_cut
 
 
 def test_an_upload_that_has_ended_is_let_be(trial: Trial):

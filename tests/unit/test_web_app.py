@@ -35,9 +35,8 @@ from stores import Stores
 from app.detection.model_facts import ModelState
 from app.errors import NoVideoStream
 from app.jobs.database import Database
-from app.jobs.engine_status import HostStatus
+from app.jobs.heartbeats import HostStatus
 from app.jobs.job import OWNER, JobState, Progress
-from app.jobs.report import JobReport, Problem
 from app.logs import configure_logging
 from app.pipeline.options import RENDERINGS, Rendering
 from app.programs.web import create_app
@@ -46,6 +45,7 @@ from app.storage.data_folder import DataFolder
 from app.version import VERSION
 from app.web.openapi import openapi_document, openapi_path
 from app.web.page_views import error_entries
+from app.web.report import JobReport, Problem
 from app.web.routes import ROUTES
 from app.web.schemas import Document, JobList, ModelList, Readiness
 
@@ -196,7 +196,7 @@ def test_pages_and_probes_answer(client: FlaskClient, address: str):
 
 
 def test_every_error_that_a_route_names_is_on_the_page_of_errors(client: FlaskClient):
-    codes = {entry.code for entry in error_entries()}
+    codes = {error.code for error, _ in error_entries()}
     assert {error.code for route in ROUTES for error in route.errors} <= codes
     page = client.get("/docs/errors").text
     assert all(f'id="{code}"' in page for code in codes)

@@ -21,17 +21,17 @@ from pydantic_core import CoreSchema
 from app.jobs.job import DeliveryState, Job, JobState, Priority, SourceKind, Waiting
 from app.pipeline.report import Completeness, DocumentReport, ModelReport, VideoReport, is_absent
 
+# The addresses of what an error may be about, by the member that holds its id: see `problem_of`.
+ADDRESSES = {"job_id": "/v1/jobs", "upload_id": "/v1/uploads"}
 _STALE_SECONDS = 5.0  # the engine reports every second; if it does not, it is gone and the job stands still
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Timestamp = Annotated[  # in UTC, with milliseconds
-    datetime, PlainSerializer(_rfc3339), WithJsonSchema({"type": "string", "format": "date-time"})
+    datetime,
+    PlainSerializer(lambda time: time.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 
 
@@ -158,9 +158,9 @@ def public_report(job: Job, *, now: float) -> JobReport:
     return JobReport(
         id=job.id,
         state=job.state,
-        created_at=_time(job.created_at),
-        started_at=_time_if_any(job.started_at),
-        finished_at=_time_if_any(job.finished_at),
+        created_at=datetime.fromtimestamp(job.created_at, UTC),
+        started_at=_time(job.started_at),
+        finished_at=_time(job.finished_at),
         cancel_requested=job.cancel_requested,
         priority=job.priority,
         waiting=job.waiting,
@@ -187,8 +187,8 @@ def public_report(job: Job, *, now: float) -> JobReport:
                 attempts=delivery.attempts,
                 last_status=delivery.last_status,
                 last_error=delivery.last_error,
-                next_attempt_at=_time_if_any(delivery.next_at),
-                delivered_at=_time_if_any(delivery.delivered_at),
+                next_attempt_at=_time(delivery.next_at),
+                delivered_at=_time(delivery.delivered_at),
             )
             for delivery in job.deliveries
         ),
@@ -203,7 +203,7 @@ def callback_body(job: Job) -> bytes:
 
 
 def job_links(job: Job) -> Links:
-    own = f"/v1/jobs/{job.id}"
+    own = f"{ADDRESSES['job_id']}/{job.id}"
     result = f"{own}/result" if job.state is JobState.SUCCEEDED else None
     return Links(self=own, events=f"{own}/events", result=result)
 
@@ -248,9 +248,5 @@ def _frames_in_progress(job: Job) -> int:
     return job.progress.frames_in_progress if job.state is JobState.RUNNING else 0
 
 
-def _time(unix_seconds: float) -> datetime:
-    return datetime.fromtimestamp(unix_seconds, UTC)
-
-
-def _time_if_any(unix_seconds: float | None) -> datetime | None:
-    return None if unix_seconds is None else _time(unix_seconds)
+def _time(unix_seconds: float | None) -> datetime | None:
+    return None if unix_seconds is None else datetime.fromtimestamp(unix_seconds, UTC)
