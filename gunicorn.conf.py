@@ -1,9 +1,9 @@
-"""gunicorn's settings: HTTP workers on a unix socket, behind nginx and nobody else.
+"""gunicorn's settings: HTTP workers on a unix socket, which only nginx uses.
 
-Whoever starts gunicorn sets, for its process alone:
+To start gunicorn without ``python -m app web``, set these variables for its process:
 
     MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TOP_PAD_=16777216
-        Bodies are read in large pieces; without these glibc maps and unmaps each of them, at half the speed.
+        Bodies are read in large pieces. Without these, glibc maps and unmaps each of them, at half the speed.
     PROMETHEUS_MULTIPROC_DIR=<data folder>/run/metrics/web
         An empty folder at every start of the instance. Set here if it is missing.
 """
@@ -38,9 +38,9 @@ threads = _settings.http_threads
 worker_connections = threads + 1000  # the rest are idle connections that nginx keeps
 
 timeout = 60  # of the heartbeat; gthread's requests may take hours
-graceful_timeout = 30  # an upload under way has so long when the worker is told to stop
+graceful_timeout = 30  # for uploads under way, when the worker is told to stop
 keepalive = 75  # longer than nginx keeps an idle connection (60 s): else it would be closed in use
-max_requests = 0  # replacing a worker would cut those who wait
+max_requests = 0  # replacing a worker would disconnect waiting clients
 preload_app = False
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - the heartbeat file, which must not wait for a disk
 control_socket_disable = True
@@ -58,10 +58,7 @@ resource.setrlimit(
 
 
 def post_worker_init(worker: Any) -> None:
-    """Follow the bodies that nginx writes, and let those who wait know when the worker is told to stop.
-
-    They get a 202 instead of their answer.
-    """
+    """Follow the bodies that nginx writes; answer waiting requests with a 202 when the worker must stop."""
     service = worker.app.wsgi().extensions["framebox"]
     service.follower.start()
     stopping = service.stopping
@@ -75,7 +72,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_starting(_server: Any) -> None:
-    """The folder's lock is this master's: whoever wrote counters before it has ended."""
+    """Retire the counters of earlier processes, which have ended: this master holds the folder's lock."""
     retire_counters()
 
 

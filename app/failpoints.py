@@ -1,8 +1,8 @@
 """Places where a process can be made to die, to show that nothing is lost there.
 
-A test names a folder in FRAMEBOX_FAILPOINTS and puts a file into it that is called like the place. The
-first process that comes by takes the file away and kills itself, as ``kill -9`` would. Without the variable
-a place costs one look into the environment.
+A test names a folder in FRAMEBOX_FAILPOINTS, and puts a file there that is named like the place. The first
+process that reaches the place removes the file and kills itself, as ``kill -9`` would. Without the variable,
+a place costs one look-up in the environment.
 """
 
 from __future__ import annotations

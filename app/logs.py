@@ -45,7 +45,7 @@ def standard_logging(program: str, level: str) -> dict[str, Any]:
         "processors": [
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_json_text),
+            structlog.processors.JSONRenderer(serializer=lambda value, **_: _json_bytes(value).decode()),
         ],
     }
     return {
@@ -78,7 +78,3 @@ def _shared_processors(program: str) -> list[Processor]:
 
 def _json_bytes(value: Any, **_: Any) -> bytes:
     return orjson.dumps(value, default=repr, option=orjson.OPT_NON_STR_KEYS)
-
-
-def _json_text(value: Any, **_: Any) -> str:
-    return _json_bytes(value).decode()

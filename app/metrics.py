@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
@@ -33,63 +34,60 @@ class Metrics:
             for kind in _FILE_KINDS:
                 _allocate(Path(os.environ[FOLDER_VARIABLE]) / f"{kind}_{os.getpid()}.db")
         self.registry = CollectorRegistry()
-        self.http_requests = self._counter(
-            "http_requests", "Requests answered, by method, route and status.", "method", "route", "status"
+        counter = partial(Counter, namespace="framebox", registry=self.registry)
+        histogram = partial(Histogram, namespace="framebox", registry=self.registry)
+        self.http_requests = counter(
+            "http_requests", "Requests answered, by method, route and status.", ["method", "route", "status"]
         )
-        self.http_request_seconds = self._histogram(
+        self.http_request_seconds = histogram(
             "http_request_seconds",
             "Time that the service took to answer, by method and route: from the arrival of a request to the "
             "headers of its answer, without the waits in framebox_http_wait_seconds.",
-            _SERVING_SECONDS,
-            "method",
-            "route",
+            ["method", "route"],
+            buckets=_SERVING_SECONDS,
         )
-        self.http_wait_seconds = self._histogram(
+        self.http_wait_seconds = histogram(
             "http_wait_seconds",
             "Time that requests waited, by reason: body, for the client to send it (nginx receives raw "
             "videos of known length before the request arrives here); job, for the job to end.",
-            _WAITING_SECONDS,
-            "reason",
+            ["reason"],
+            buckets=_WAITING_SECONDS,
         )
-        self.uploads = self._counter(
+        self.uploads = counter(
             "uploads",
             "Uploads by outcome: accepted, attached (an earlier job answers), or an error's code.",
-            "outcome",
+            ["outcome"],
         )
-        self.upload_bytes = self._counter("upload_bytes", "Bytes of video written to the spool.")
-        self.fetches = self._counter(
+        self.upload_bytes = counter("upload_bytes", "Bytes of video written to the spool.")
+        self.fetches = counter(
             "fetches",
             "Videos fetched from URLs, by outcome: fetched, not_wanted, or an error's code.",
-            "outcome",
+            ["outcome"],
         )
-        self.fetched_bytes = self._counter("fetched_bytes", "Bytes of video received from URLs.")
-        self.deliveries = self._counter(
-            "deliveries", "Attempts to deliver callbacks, by outcome: delivered, failed, given_up.", "outcome"
+        self.fetched_bytes = counter("fetched_bytes", "Bytes of video received from URLs.")
+        self.deliveries = counter(
+            "deliveries",
+            "Attempts to deliver callbacks, by outcome: delivered, failed, given_up.",
+            ["outcome"],
         )
-        self.jobs_ended = self._counter(
+        self.jobs_ended = counter(
             "jobs_ended",
             "Runs of jobs that ended, by the state of the job afterwards: succeeded, failed, cancelled, or "
             "queued if another run resumes it.",
-            "state",
+            ["state"],
         )
-        self.frames_analysed = self._counter("frames_analysed", "Frames that were analysed.")
-        self.stage_seconds = self._counter(
+        self.frames_analysed = counter("frames_analysed", "Frames that were analysed.")
+        self.stage_seconds = counter(
             "stage_seconds",
             "Time that segments spent, by stage: wait_for_frames, wait_for_device, encode.",
-            "stage",
+            ["stage"],
         )
-        self.segments = self._counter("segments", "Segments finished, by outcome: whole, damaged.", "outcome")
-        self.segments_retried = self._counter(
+        self.segments = counter("segments", "Segments finished, by outcome: whole, damaged.", ["outcome"])
+        self.segments_retried = counter(
             "segments_retried",
             "Segments that were run again because their host ended, by reason.",
-            "reason",
+            ["reason"],
         )
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"framebox_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"framebox_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def expose(self, collectors: Sequence[Collector] = ()) -> bytes:
         """Return the metrics of all processes and of `collectors` in Prometheus' text format 0.0.4."""

@@ -25,7 +25,7 @@ def main() -> int:
         print("python -m benchmarks NAME [--help]; NAME is one of: " + ", ".join(NAMES))
         return 2
     name = sys.argv.pop(1)
-    # As the engine has it (`programs.prepare_engine`), before anything loads torch or onnxruntime.
+    # As a host has it (`start_host` in `app/programs/start.py`), before anything loads torch or onnxruntime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     use_one_arena()

@@ -18,7 +18,7 @@ from app.detection.device import DeviceThread
 from app.detection.devices import make_ready
 from app.detection.frame_copies import pinning_for
 from app.detection.precision import Precision
-from app.settings import Settings
+from app.settings import load_settings
 from benchmarks.batches import Frames, on_whole_pages
 from benchmarks.job import Bench
 from benchmarks.models import DECODE_ALONE, pool_of
@@ -76,7 +76,7 @@ class Check:
         make_ready(self.device)
         pinning = pinning_for([self.device])
         is_open = (self.folder / "no-sandbox").exists()
-        settings = Settings(segment_frames=self.sizes.gop, require_sandbox=not is_open)
+        settings = load_settings(segment_frames=self.sizes.gop, require_sandbox=not is_open)
         models = self.folder / "models"
         with (
             pool_of(models, self.folder, device=self.device, precision=Precision(precision)) as pool,

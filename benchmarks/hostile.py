@@ -27,7 +27,7 @@ from reading import read_video
 from tagged_files import MANY_TAGS
 
 from app.errors import FrameboxError
-from app.settings import Settings
+from app.settings import load_settings
 from app.video.decoder import DecoderPool
 from app.video.protocol.limits import VideoLimits
 from benchmarks.machine import describe_machine
@@ -81,7 +81,7 @@ def main() -> None:
     files = {**HOSTILE, **MANY_TAGS}
     parser.add_argument("names", nargs="*", default=sorted(files))
     names = parser.parse_args().names
-    settings = Settings()
+    settings = load_settings()
     print(f"{describe_machine()}\n\n| file | bytes | outcome | seconds | peak MiB |\n|---|---|---|---|---|")
     with (
         tempfile.TemporaryDirectory() as folder,

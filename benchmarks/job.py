@@ -22,7 +22,7 @@ from app.detection.model_pool import ModelPool
 from app.detection.registry import load_detector
 from app.pipeline.detect_video import DetectionRequest, detect_video
 from app.pipeline.options import DetectionOptions
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 from app.video.process import Pin
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--video", type=Path, help="real content for the 1080p videos and for the shares")
     arguments = parser.parse_args()
-    settings = Settings()
+    settings = load_settings()
     print(describe_machine())
     folder = Path(tempfile.mkdtemp())
     try:

@@ -39,7 +39,7 @@ from app.detection.measuring import ModelProfile
 from app.detection.model_pool import ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
-from app.settings import Settings
+from app.settings import load_settings
 from app.storage.model_profiles import ProfileStore
 from benchmarks.job import Bench
 from benchmarks.machine import describe_machine
@@ -239,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         with pool_of(chosen.folder, scratch) as models:
-            bench = Bench(Settings(), models)
+            bench = Bench(load_settings(), models)
             if chosen.only != "parity":
                 speed(bench, models, chosen.folder, chosen.videos[0], chosen.rounds)
                 for height in (720, 1080):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -27,18 +30,18 @@ takes them from its environment (`FRAMEBOX_PORT=9000 make serve`), `docker compo
 """
 
 _FOOT = """
-Lists are separated by commas. An empty variable is as good as none. Folders may be relative to the one that
-the service is started in.
+Lists are separated by commas. An empty variable counts as unset. Relative paths start at the folder in which
+the service is started.
 
-An instance has a data folder of its own: two with different `FRAMEBOX_PORT` and `FRAMEBOX_DATA` run side by
-side. The path of the data folder may be 94 bytes long at most, because a unix socket lies in it.
+Every instance has its own data folder: two with different `FRAMEBOX_PORT` and `FRAMEBOX_DATA` run side by
+side. The path of the data folder may be 94 bytes long at most, because it contains a unix socket.
 
 The memory budgets are what nginx, the HTTP workers, the engine, its decoders and their rings may take at
 most. They must fit into `FRAMEBOX_INSTANCE_MEMORY_BYTES`, or nothing starts. [Operations](operations.md) says
 how to plan memory, disk and retention.
 
-Whoever starts gunicorn without `python -m app web` sets `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`
-and `PROMETHEUS_MULTIPROC_DIR` as `gunicorn.conf.py` tells. Tests read `FRAMEBOX_TEST_DATA`, the folder of
+If you start gunicorn without `python -m app web`, set `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_` and
+`PROMETHEUS_MULTIPROC_DIR` as described in `gunicorn.conf.py`. Tests read `FRAMEBOX_TEST_DATA`, the folder of
 test data, and `FRAMEBOX_REQUIRE_TEST_DATA`, `FRAMEBOX_REQUIRE_CUDA`, `FRAMEBOX_REQUIRE_NAMESPACES`,
 `FRAMEBOX_REQUIRE_CGROUP`, `FRAMEBOX_REQUIRE_BROWSER`: with `1`, what is missing fails tests instead of
 skipping them.
@@ -47,17 +50,30 @@ skipping them.
 
 def render() -> str:
     """The page, from the fields in the order in which app/settings.py declares them."""
-    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    descriptions = _descriptions()
+    rows = [_row(name, field, descriptions[name]) for name, field in Settings.model_fields.items()]
     return _HEAD + "\n".join(rows) + "\n" + _FOOT
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _descriptions() -> dict[str, str]:
+    """The text below each field. pydantic would read it too, but each time that a program starts."""
+    [settings] = ast.parse(inspect.getsource(Settings)).body
+    return {
+        node.target.id: " ".join(text.split())
+        for node, below in pairwise(settings.body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and (text := ast.literal_eval(below.value))
+    }
+
+
+def _row(name: str, field: FieldInfo, description: str) -> str:
     is_bytes = name.endswith("_bytes")
     cells = [
         f"`FRAMEBOX_{name.upper()}`",
         _default(field.default, is_bytes=is_bytes),
         _allowed(field, is_bytes=is_bytes),
-        field.description or "",
+        description,
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -56,17 +56,17 @@ class Catalog:
     def load_in_background(self, *, has_host_died: bool) -> None:
         """Load each model once, the default one first. After a host's death, load the default model again."""
         is_wanted = self._loading is None or (has_host_died and not self._loading.is_alive())
-        if is_wanted and self._hosts.has_begun:
+        if is_wanted and self._hosts.machine is not None:
             self._loading = threading.Thread(target=self._load_models, name="load-models", daemon=True)
             self._loading.start()
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Return the state of every model; nothing before the first host is ready."""
-        names = self._hosts.machine.model_names if self._hosts.has_begun else ()
+        machine = self._hosts.machine
         loaded = self._hosts.loaded_models()
         statuses = []
         with self._lock:
-            for name in names:
+            for name in () if machine is None else machine.model_names:
                 if name in self._refusals:
                     state = ModelState.REFUSED
                 elif name not in self._facts:
@@ -102,8 +102,10 @@ class Catalog:
             with self.use(default, self._stop.is_set):
                 pass  # others may have taken its memory, or its host may have died
         except Exception as error:  # noqa: BLE001 - the thread's boundary
+            if self._stop.is_set():
+                return
             if self.is_ready:
                 _log.warning("default model could not be loaded again", exc_info=True)
-            elif not self._stop.is_set():
+            else:
                 self.fault = error
                 self._wake()

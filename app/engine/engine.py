@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -38,37 +39,22 @@ RETENTION_SECONDS = 10.0  # between two searches for jobs that are no longer kep
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(eq=False)
 class Engine:
     """Runs jobs until it is stopped. One per data folder: its creator holds the folder's engine lock."""
 
-    def __init__(
-        self,
-        records: Records,
-        hosts: HostPool,
-        catalog: Catalog,
-        turns: JobTurns,
-        retention: Retention,
-        make_run: Callable[[Job], JobRun],
-        listener: Listener,
-        stop: threading.Event,
-        *,
-        stop_seconds: float,
-        most_deaths: int,
-    ) -> None:
-        """`listener` wakes the loop; it is closed when `run` returns.
+    records: Records
+    hosts: HostPool
+    catalog: Catalog
+    turns: JobTurns
+    retention: Retention
+    make_run: Callable[[Job], JobRun]
+    listener: Listener  # wakes the loop; closed when `run` returns
+    stopping: threading.Event
+    stop_seconds: float  # for running segments to finish after `stop`
+    most_deaths: int  # see `must_requeue`
 
-        `stop_seconds`: for running segments to finish after `stop`. `most_deaths`: see `why_failed`.
-        """
-        self._records = records
-        self._hosts = hosts
-        self._catalog = catalog
-        self._turns = turns
-        self._retention = retention
-        self._make_run = make_run
-        self._listener = listener
-        self._stop = stop
-        self._stop_seconds = stop_seconds
-        self._most_deaths = most_deaths
+    def __post_init__(self) -> None:
         self._running: dict[str, JobRun] = {}
         self._next_records = 0.0  # monotonic seconds; later if the disk refused a write
         self._next_heartbeat = 0.0
@@ -77,22 +63,22 @@ class Engine:
 
     def stop(self) -> None:
         """Ask `run` to return: running segments finish or are dropped, jobs are put back. Signal-safe."""
-        self._stop.set()
-        self._listener.interrupt()
+        self.stopping.set()
+        self.listener.interrupt()
 
     def run(self) -> None:
         """Run jobs until `stop`. Raises NoHost, or what is wrong with the default model."""
         try:
-            if self._stop.is_set():
+            if self.stopping.is_set():
                 return
-            self._records.begin()
-            _log.info("engine started", pid=os.getpid(), epoch=self._records.epoch)
-            while not self._stop.is_set():
+            self.records.begin()
+            _log.info("engine started", pid=os.getpid(), epoch=self.records.epoch)
+            while not self.stopping.is_set():
                 self._tend_hosts()
                 for job_id, run in list(self._running.items()):
                     if run.is_over:
                         del self._running[job_id]
-                        self._turns.quarantine.note_ended(job_id)
+                        self.turns.quarantine.note_ended(job_id)
                 try:
                     if time.monotonic() >= self._next_records:
                         self._tend_records()
@@ -101,58 +87,55 @@ class Engine:
                         raise
                     _log.warning("no room on disk for the jobs' records", exc_info=True)
                     self._next_records = time.monotonic() + NO_ROOM_SECONDS
-                is_busy = self._running or not self._catalog.is_ready
-                self._listener.wait(TICK_SECONDS if is_busy else IDLE_SECONDS)
+                is_busy = self._running or not self.catalog.is_ready
+                self.listener.wait(TICK_SECONDS if is_busy else IDLE_SECONDS)
             self._wind_down()
         except LeaseLost:
             return
         finally:
             for run in self._running.values():
                 run.cancel()  # else their threads would keep this process alive
-            self._hosts.close(grace_seconds=HOST_STOP_SECONDS)
-            self._listener.close()
-            self._records.database.close()
+            self.hosts.close(grace_seconds=HOST_STOP_SECONDS)
+            self.listener.close()
+            self.records.database.close()
 
     def _tend_hosts(self) -> None:
         """Replace hosts, requeue jobs at which hosts died, load models. Raises the default model's fault."""
-        deaths = self._hosts.tend(exclusive_job_id=self._turns.quarantine.exclusive_job_id())
+        deaths = self.hosts.tend(exclusive_job_id=self.turns.quarantine.exclusive_job_id())
         for death in deaths:
-            suspects = death.job_ids if death.hung_job_id is None else {death.hung_job_id}
-            if not suspects:
-                continue
-            for job in self._records.count_deaths(suspects, hung=death.hung_job_id):
-                requeued = must_requeue(job, most_deaths=self._most_deaths)
+            for job in self.records.count_deaths(death.job_ids, hung=death.hung_job_id):
+                requeued = must_requeue(job, most_deaths=self.most_deaths)
                 _log.warning("a host ended at a job", job_id=job.id, deaths=job.deaths, requeued=requeued)
                 if requeued and job.id in self._running:
                     self._running[job.id].cancel()
-        self._catalog.load_in_background(has_host_died=bool(deaths))
-        if self._catalog.fault is not None:
+        self.catalog.load_in_background(has_host_died=bool(deaths))
+        if self.catalog.fault is not None:
             with suppress(sqlite3.Error):  # on a full disk, clients do not learn the reason
                 self._report()
-            raise self._catalog.fault
+            raise self.catalog.fault
 
     def _tend_records(self) -> None:
         """Cancel and start jobs, report what the engine does, and remove old jobs."""
-        for job_id in self._records.queue.cancel_requests(self._records.epoch):
+        for job_id in self.records.queue.cancel_requests(self.records.epoch):
             if job_id in self._running:
                 self._running[job_id].cancel()
-        if self._catalog.is_ready:
+        if self.catalog.is_ready:
             self._start_jobs()
         now = time.monotonic()
-        if now >= self._next_heartbeat or self._reported_models != self._catalog.statuses():
+        if now >= self._next_heartbeat or self._reported_models != self.catalog.statuses():
             self._report()
             self._next_heartbeat = now + HEARTBEAT_SECONDS
-        if now >= self._next_retention and not self._retention.remove_old():
+        if now >= self._next_retention and not self.retention.remove_old():
             self._next_retention = now + RETENTION_SECONDS
 
     def _start_jobs(self) -> None:
         """Take the jobs whose turn it is from the queue and start them, while any may start."""
-        queue, turns = self._records.queue, self._turns
-        while not self._stop.is_set():
-            if not self._records.has_room():
+        queue, turns = self.records.queue, self.turns
+        while not self.stopping.is_set():
+            if not self.records.has_room():
                 queue.say_waiting(Waiting.DISK_SPACE)
                 return
-            crowded = self._hosts.crowded_models()
+            crowded = self.hosts.crowded_models()
             turns.overtaken.update(queue.queued_models({*crowded, *turns.overtaken.names}))
             claims = turns.claims(
                 [run.job.priority for run in self._running.values()],
@@ -161,7 +144,7 @@ class Engine:
             )
             taken = (
                 queue.claim(
-                    self._records.epoch,
+                    self.records.epoch,
                     claim.priorities,
                     without_models=claim.without_models,
                     only_model=claim.only_model,
@@ -175,25 +158,24 @@ class Engine:
                 return
             fail_point("job_claimed")
             turns.note_started(job)
-            run = self._running[job.id] = self._make_run(job)
-            run.start(self._listener.interrupt)
+            run = self._running[job.id] = self.make_run(job)
+            run.start(self.listener.interrupt)
 
     def _report(self) -> None:
         """Write that the engine is alive, how far its jobs are, and its models if they have changed."""
-        models = self._catalog.statuses()
+        models, machine, records = self.catalog.statuses(), self.hosts.machine, self.records
         has_news = models != self._reported_models
         now = time.monotonic()
-        advances = {job_id: run.advance(now) for job_id, run in self._running.items()}
-        records = self._records
         records.queue.report_progress(
-            records.epoch, {job_id: advance for job_id, advance in advances.items() if advance is not None}
+            records.epoch,
+            {job_id: made for job_id, run in self._running.items() if (made := run.advance(now)) is not None},
         )
         records.heartbeats.report_engine(
             records.epoch,
-            ready=self._catalog.is_ready and self._hosts.is_serving(),
+            ready=self.catalog.is_ready and self.hosts.is_serving(),
             models=models if has_news else None,
-            hosts=self._hosts.statuses(),
-            sandbox=self._hosts.machine.sandbox if has_news and self._hosts.has_begun else None,
+            hosts=self.hosts.statuses(),
+            sandbox=machine.sandbox if has_news and machine is not None else None,
         )
         self._reported_models = models
 
@@ -210,28 +192,28 @@ class Engine:
             deadline = time.monotonic() + seconds
             while is_any_running() and time.monotonic() < deadline:
                 tend()
-                self._listener.wait(TICK_SECONDS)
+                self.listener.wait(TICK_SECONDS)
 
         started = time.monotonic()
-        self._records.say_stopping()
-        self._hosts.park()
+        self.records.say_stopping()
+        self.hosts.park()
         if self._running:
             _log.info(
                 "stopping: waiting for running segments",
-                at_most_seconds=self._stop_seconds,
-                segments=self._hosts.segments_running(),
+                at_most_seconds=self.stop_seconds,
+                segments=self.hosts.segments_running(),
                 jobs=len(self._running),
             )
-        wait_for_runs(self._stop_seconds, self._hosts.tend)
+        wait_for_runs(self.stop_seconds, self.hosts.tend)
         if is_any_running():
             _log.warning(
                 "stopping: segments are given up, and will be run again",
-                segments=self._hosts.segments_running(),
+                segments=self.hosts.segments_running(),
                 jobs=sum(not run.is_over for run in self._running.values()),
             )
         for run in self._running.values():
             run.cancel()
-        self._hosts.close(grace_seconds=0.0 if is_any_running() else HOST_STOP_SECONDS)
+        self.hosts.close(grace_seconds=0.0 if is_any_running() else HOST_STOP_SECONDS)
         wait_for_runs(PUT_BACK_SECONDS)
-        self._records.say_stopping()
+        self.records.say_stopping()
         _log.info("engine stopped", seconds=round(time.monotonic() - started, 2))

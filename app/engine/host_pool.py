@@ -12,7 +12,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -39,6 +39,8 @@ from app.host.messages import (
     VideoFound,
 )
 from app.jobs.heartbeats import HostStatus
+from app.metrics import Metrics
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.results import IndexSummary
@@ -51,20 +53,6 @@ POLL_SECONDS = 0.1  # between two checks whether a model is still wanted
 _log = structlog.get_logger(__name__)
 
 
-class HostObserver(Protocol):
-    """Counts what hosts do."""
-
-    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None: ...
-
-    def host_ended(self, why: str, segments: int) -> None:
-        """A host ended; `segments` segments that were running in it are run again."""
-        ...
-
-    def advance(self, job_id: str, frames: int) -> None:
-        """`frames` more frames of a job are finished; a negative number was lost with a host."""
-        ...
-
-
 class NoHost(Exception):
     """No host can run on this machine; the text tells the administrator why."""
 
@@ -74,8 +62,8 @@ class HostDeath:
     """A host that ended, or had to be ended. Its work has been queued again."""
 
     why: str  # a constant text
-    job_ids: frozenset[str]  # that it was working on, and for which its death counts
-    hung_job_id: str | None  # the job in whose batch its model hung
+    job_ids: frozenset[str]  # against which it counts
+    hung_job_id: str | None  # the only one of them, if its batch hung in the model
 
 
 class HostPool:
@@ -91,7 +79,8 @@ class HostPool:
         spawn: Spawn,
         limits: HostLimits,
         turns: SegmentTurns[SegmentWork],
-        observer: HostObserver,
+        metrics: Metrics,
+        meter: FrameMeter,
         wake: Callable[[], None],
     ) -> None:
         """`wake` is called when `tend` has something to do."""
@@ -99,7 +88,8 @@ class HostPool:
         self._spawn = spawn
         self._limits = limits
         self._turns = turns
-        self._observer = observer
+        self._metrics = metrics
+        self._meter = meter
         self._wake = wake
         self._lock = threading.RLock()
         self._tickets = itertools.count(1)
@@ -110,7 +100,7 @@ class HostPool:
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._is_closed = False
-        self._first: HostReady | None = None
+        self.machine: HostReady | None = None  # what the first host reported
         self._served_at = 0.0  # monotonic seconds; when a host last took work
 
     # ---- as a Runner
@@ -122,6 +112,8 @@ class HostPool:
     @property
     def decoder_identity(self) -> str:
         """Raises RuntimeError before the first host is ready."""
+        if self.machine is None:
+            raise RuntimeError("no host has been ready yet")
         return self.machine.decoder_identity
 
     def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
@@ -206,18 +198,6 @@ class HostPool:
         with self._lock:
             return not (self._users or self._indexes or any(device.work for device in self._devices))
 
-    @property
-    def machine(self) -> HostReady:
-        """What the first host reported. Raises RuntimeError before that."""
-        if self._first is None:
-            raise RuntimeError("no host has been ready yet")
-        return self._first
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a host has been ready."""
-        return self._first is not None
-
     def is_serving(self) -> bool:
         """Return whether a host takes work, or did so recently: a replacement is soon ready."""
         return time.monotonic() - self._served_at < REPLACED_SECONDS
@@ -243,19 +223,20 @@ class HostPool:
             devices = [*self._devices]
         deaths = []
         for device in devices:
-            if device.process is not None and device.process.unusable is not None and not self.has_begun:
+            if device.process is not None and device.process.unusable is not None and self.machine is None:
                 raise NoHost(device.process.unusable)
             if (why := device.why_to_end(self._limits)) is not None:
                 call_job_id = device.kill_host(why)
+                hung_job_id = call_job_id if why == "model hangs" else None
                 is_excused = why in ("host renewed", "model hangs while it loads")
                 with self._lock:
                     segments = device.segments_running
                     lost = device.forget_host()
                     for work in lost:
                         self._put_back(work)
-                self._observer.host_ended(why, segments)
-                job_ids = frozenset() if is_excused else frozenset(work.task.job_id for work in lost)
-                deaths.append(HostDeath(why, job_ids, call_job_id if why == "model hangs" else None))
+                self._metrics.segments_retried.labels(why).inc(segments)
+                suspects = {hung_job_id} if hung_job_id else {work.task.job_id for work in lost}
+                deaths.append(HostDeath(why, frozenset(() if is_excused else suspects), hung_job_id))
             if device.process is None and time.monotonic() >= device.next_start:
                 process = HostProcess(replace(self._plan, device=device.name), self._spawn, self._on_message)
                 _log.info("host is starting", device=device.name, pid=process.pid)
@@ -296,7 +277,7 @@ class HostPool:
             work.found = 0
             self._indexes.appendleft(work)
         else:
-            self._observer.advance(work.task.job_id, -work.frames)
+            self._meter.add(work.task.job_id, -work.frames)
             work.frames = 0
             self._turns.put_back(work.task.job_id, work, is_urgent=work.is_urgent)
 
@@ -366,8 +347,8 @@ class HostPool:
                 case HostReady():
                     device.name = message.device
                     _log.info("host ready", device=message.device, models=len(message.model_names))
-                    if self._first is None:
-                        self._first = message
+                    if self.machine is None:
+                        self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
@@ -425,7 +406,7 @@ class HostPool:
         match work, message:
             case SegmentWork(), Advanced():
                 work.frames += message.frames
-                self._observer.advance(work.task.job_id, message.frames)
+                self._meter.add(work.task.job_id, message.frames)
             case IndexWork(), VideoFound(facts=facts) if not work.has_video:
                 work.has_video = True
                 return lambda: work.reader.found_video(facts)
@@ -457,7 +438,7 @@ class HostPool:
         def settle() -> None:
             match work, message:
                 case SegmentWork(), SegmentDone():
-                    self._observer.segment_done(work.task, message)
+                    self._count(work.task, message)
                     work.future.set_result(message.outcome)
                 case IndexWork(), IndexDone():
                     work.future.set_result(message.summary)
@@ -467,3 +448,18 @@ class HostPool:
                     work.future.set_exception(message.error())
 
         return settle
+
+    def _count(self, task: SegmentTask, done: SegmentDone) -> None:
+        outcome, metrics = done.outcome, self._metrics
+        for phase, seconds in done.seconds.items():
+            metrics.stage_seconds.labels(phase).inc(seconds)
+        metrics.frames_analysed.inc(outcome.analysed)
+        metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
+        _log.info(
+            "segment finished",
+            job_id=task.job_id,
+            segment=task.segment.number,
+            frames=outcome.analysed,
+            undecodable=sum(gap.frame_count for gap in outcome.undecodable),
+            seconds=round(done.wall_seconds, 3),
+        )

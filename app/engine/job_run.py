@@ -20,6 +20,7 @@ from app.failpoints import fail_point
 from app.jobs.job import Advance, Job, JobState, Priority, Progress, Waiting
 from app.jobs.queue import LeaseLost
 from app.jobs.source import OpenVideo, open_video
+from app.metrics import Metrics
 from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
 from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.report import DetectionReport
@@ -39,29 +40,22 @@ class JobRules:
     segment_frames: int
     most_deaths: int  # of engines and hosts, at a job that makes no progress; then it fails
     call_seconds: float  # for one batch in a model
-    count_end: Callable[[JobState], None]  # called with QUEUED for a job that goes back to the queue
 
 
+@dataclass(eq=False)
 class JobRun:
     """A job while it runs: from `start` until `is_over`."""
 
-    def __init__(
-        self,
-        job: Job,
-        records: Records,
-        hosts: HostPool,
-        catalog: Catalog,
-        ingest: Ingest,
-        rules: JobRules,
-        meter: FrameMeter,
-    ) -> None:
-        self.job = job
-        self._records = records
-        self._hosts = hosts
-        self._catalog = catalog
-        self._ingest = ingest
-        self._rules = rules
-        self._meter = meter
+    job: Job
+    records: Records
+    hosts: HostPool
+    catalog: Catalog
+    ingest: Ingest
+    rules: JobRules
+    metrics: Metrics
+    meter: FrameMeter
+
+    def __post_init__(self) -> None:
         self._cancel = threading.Event()
         self._pace = Pace()
         self._thread: threading.Thread | None = None
@@ -82,11 +76,11 @@ class JobRun:
                 except LeaseLost:
                     _log.warning("job belongs to another engine")
                 else:
-                    self._rules.count_end(state)
+                    self.metrics.jobs_ended.labels(state).inc()
                     _log.info("job ended", state=state, seconds=round(time.monotonic() - started, 3))
                 finally:
-                    self._meter.forget(job.id)
-                    self._records.database.release()
+                    self.meter.forget(job.id)
+                    self.records.database.release()
                     on_end()
 
         self._thread = threading.Thread(target=run, name=f"job-{job.id[:8]}")
@@ -102,7 +96,7 @@ class JobRun:
 
     def advance(self, now: float) -> Advance | None:
         """Return the progress at monotonic time `now`, with unfinished segments; None before it begins."""
-        frames, found = self._meter.of(self.job.id), self._found
+        frames, found = self.meter.of(self.job.id), self._found
         self._pace.note(frames, now)
         if found is None:
             return None
@@ -114,14 +108,14 @@ class JobRun:
 
     def _detect_and_record(self) -> JobState:
         """Make the document, and record the end of the job or put it back. Return its new state."""
-        job, rules, data = self.job, self._rules, self._records.data
+        job, rules, data = self.job, self.rules, self.records.data
         reason = why_failed(job, most_deaths=rules.most_deaths, call_seconds=rules.call_seconds)
         if reason is not None:
             return self._end_with_error(reason)
         try:
             with (
-                self._catalog.use(job.model, self._cancel.is_set) as model,
-                open_video(job, data, self._ingest) as video,
+                self.catalog.use(job.model, self._cancel.is_set) as model,
+                open_video(job, data, self.ingest) as video,
             ):
                 detect_video(
                     DetectionRequest(
@@ -135,12 +129,12 @@ class JobRun:
                         is_urgent=job.priority is Priority.INTERACTIVE,
                     ),
                     model=model,
-                    runner=self._hosts,
+                    runner=self.hosts,
                     observe=partial(self._observe, video),
                     cancelled=self._cancel.is_set,
                 )
         except WorkCancelled:
-            is_wanted = job.id not in self._records.queue.cancel_requests(self._records.epoch)
+            is_wanted = job.id not in self.records.queue.cancel_requests(self.records.epoch)
             return self._put_back() if is_wanted else self._end(JobState.CANCELLED)
         except NoRoomForModel:
             return self._put_back(Waiting.MODEL_MEMORY)
@@ -159,7 +153,7 @@ class JobRun:
             return self._end(JobState.FAILED, error)
         if is_disk_full(error):
             _log.warning("no room on disk; the job waits")
-            self._records.note_full_disk()
+            self.records.note_full_disk()
             return self._put_back(Waiting.DISK_SPACE)
         _log.error("job failed", exc_info=error)
         reason = InternalError("The job failed because of an internal fault; see the service's log.")
@@ -180,12 +174,12 @@ class JobRun:
         )
         self._report = report
         if time.monotonic() >= self._next_write:
-            self._records.queue.update(self.job.id, self._records.epoch, self._progress, self._report)
+            self.records.queue.update(self.job.id, self.records.epoch, self._progress, self._report)
             self._next_write = time.monotonic() + PROGRESS_SECONDS
 
     def _end(self, state: JobState, error: FrameboxError | None = None) -> JobState:
         fail_point("job_done")
-        records = self._records
+        records = self.records
         records.until_room(
             lambda: records.queue.finish(
                 self.job.id,
@@ -201,6 +195,6 @@ class JobRun:
         return state
 
     def _put_back(self, waiting: Waiting | None = None) -> JobState:
-        records = self._records
+        records = self.records
         records.until_room(lambda: records.queue.put_back(self.job.id, records.epoch, waiting))
         return JobState.QUEUED

@@ -62,6 +62,8 @@ class Records:
 
     def count_deaths(self, job_ids: Collection[str], *, hung: str | None) -> Sequence[Job]:
         """See `JobQueue.count_deaths`. On a full disk nothing is counted."""
+        if not job_ids:
+            return []
         try:
             return self.queue.count_deaths(
                 self.epoch, {job_id: self.trace(job_id) for job_id in job_ids}, hung=hung

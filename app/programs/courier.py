@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import signal
 import threading
+from argparse import Namespace
 
 from app.courier.courier import Courier
 from app.courier.deliverer import Deliverer
 from app.courier.fetcher import Fetcher, FetchLimits
 from app.egress.addresses import AddressRules
 from app.egress.connection import Outbound, make_trust
-from app.jobs.database import Database
 from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
 from app.jobs.store import JobStore
-from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
+from app.programs.preflight import check_ca_file
+from app.programs.shared_data import open_shared_data
 from app.settings import Settings
-from app.storage.data_folder import DataFolder
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
-from app.wakeups import Wakeups
+from app.wakeups import Program
 from app.web.report import callback_body
+
+
+def run(settings: Settings, _: Namespace) -> None:
+    """Run the courier. Raises StartFault if the file of further certificate authorities cannot be used."""
+    check_ca_file(settings)
+    create_courier(settings).run()
 
 
 def create_courier(settings: Settings) -> Courier:
@@ -29,12 +35,7 @@ def create_courier(settings: Settings) -> Courier:
 
     Call it in the main thread of a process that holds the data folder's courier lock.
     """
-    configure_logging("courier", settings.log_level)
-    data = DataFolder(settings.data)
-    data.create()
-    wakeups = Wakeups(data.wakeups)
-    database = Database(data.database, wakeups)
-    database.create()
+    data, wakeups, database = open_shared_data(Program.COURIER, settings)
     retire_counters()
     metrics, stop = Metrics(), threading.Event()
     outbound = Outbound(AddressRules(settings.allowed_hosts), make_trust(settings.ca_file))

@@ -8,34 +8,41 @@ import signal
 import subprocess
 import sys
 import threading
-
-import structlog
+from argparse import Namespace
 
 from app.engine.catalog import Catalog
 from app.engine.engine import Engine
-from app.engine.host_pool import HostPool
+from app.engine.host_pool import HostPool, NoHost
 from app.engine.host_process import HostLimits
 from app.engine.job_run import JobRules, JobRun
 from app.engine.records import Records
 from app.engine.turns import JobTurns, SegmentTurns
-from app.host.messages import DecoderPlan, HostPlan, SegmentDone
-from app.jobs.database import Database
+from app.errors import InvalidOption, ModelFault
+from app.host.messages import DecoderPlan, HostPlan
 from app.jobs.retention import Retention, RetentionLimits
-from app.logs import configure_logging
 from app.metrics import Metrics, retire_counters
 from app.pipeline.pace import FrameMeter
-from app.pipeline.segment_task import SegmentTask
+from app.programs.preflight import StartFault
+from app.programs.shared_data import open_shared_data
 from app.settings import CHECKOUT, READY_CHILDREN, Settings
 from app.storage.data_folder import DataFolder
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.uploads import UploadLimits, Uploads
 from app.video.protocol.limits import VideoLimits
-from app.wakeups import Program, Wakeups
+from app.wakeups import Program
 
 SECRETS = ("FRAMEBOX_WEBHOOK_SECRET",)  # withheld from hosts, which do not need them
 
-_log = structlog.get_logger(__name__)
+
+def run(settings: Settings, _: Namespace) -> None:
+    """Run the engine. Raises StartFault if no host can run, or the default model cannot be loaded."""
+    try:
+        create_engine(settings).run()
+    except NoHost as fault:
+        raise StartFault(str(fault)) from fault
+    except (InvalidOption, ModelFault) as fault:  # of the default model
+        raise StartFault(f"FRAMEBOX_MODEL: {fault.detail}") from fault
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -43,12 +50,7 @@ def create_engine(settings: Settings) -> Engine:
 
     Call it in the main thread of a process that holds the data folder's engine lock.
     """
-    configure_logging("engine", settings.log_level)
-    data = DataFolder(settings.data)
-    data.create()
-    wakeups = Wakeups(data.wakeups)
-    database = Database(data.database, wakeups)
-    database.create()
+    data, wakeups, database = open_shared_data(Program.ENGINE, settings)
     retire_counters()
     shutil.rmtree(data.model_attempts, ignore_errors=True)  # a refused model may have been repaired
     listener = wakeups.listen(Program.ENGINE)
@@ -61,16 +63,12 @@ def create_engine(settings: Settings) -> Engine:
             settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
         ),
         turns=SegmentTurns(slots=settings.decoders, express_slots=settings.express_decoders),
-        observer=_MetricsObserver(metrics, meter),
+        metrics=metrics,
+        meter=meter,
         wake=listener.interrupt,
     )
     catalog = Catalog(hosts, settings.model, stop=stop, wake=listener.interrupt)
-    rules = JobRules(
-        settings.segment_frames,
-        settings.engine_deaths,
-        settings.model_call_seconds,
-        count_end=lambda state: metrics.jobs_ended.labels(state).inc(),
-    )
+    rules = JobRules(settings.segment_frames, settings.engine_deaths, settings.model_call_seconds)
     ingest = Ingest(settings.ingest)
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
     retention = Retention(
@@ -88,9 +86,9 @@ def create_engine(settings: Settings) -> Engine:
         catalog,
         JobTurns(slots=settings.running_jobs, trace_parts=records.trace),
         retention,
-        make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, meter),
+        make_run=lambda job: JobRun(job, records, hosts, catalog, ingest, rules, metrics, meter),
         listener=listener,
-        stop=stop,
+        stopping=stop,
         stop_seconds=settings.stop_seconds,
         most_deaths=settings.engine_deaths,
     )
@@ -142,32 +140,3 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
         cwd=CHECKOUT,
         env={name: value for name, value in os.environ.items() if name not in SECRETS},
     )
-
-
-class _MetricsObserver:
-    """Counts what hosts do, in metrics and in the log. Implements HostObserver."""
-
-    def __init__(self, metrics: Metrics, meter: FrameMeter) -> None:
-        self._metrics = metrics
-        self._meter = meter
-
-    def segment_done(self, task: SegmentTask, done: SegmentDone) -> None:
-        outcome, metrics = done.outcome, self._metrics
-        for phase, seconds in done.seconds.items():
-            metrics.stage_seconds.labels(phase).inc(seconds)
-        metrics.frames_analysed.inc(outcome.analysed)
-        metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
-        _log.info(
-            "segment finished",
-            job_id=task.job_id,
-            segment=task.segment.number,
-            frames=outcome.analysed,
-            undecodable=sum(gap.frame_count for gap in outcome.undecodable),
-            seconds=round(done.wall_seconds, 3),
-        )
-
-    def host_ended(self, why: str, segments: int) -> None:
-        self._metrics.segments_retried.labels(why).inc(segments)
-
-    def advance(self, job_id: str, frames: int) -> None:
-        self._meter.add(job_id, frames)

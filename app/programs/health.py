@@ -5,93 +5,68 @@ from __future__ import annotations
 import http.client
 import socket
 import sqlite3
-import ssl
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
+
+import structlog
 
 from app.jobs.database import Database
 from app.jobs.heartbeats import SILENT_SECONDS, Heartbeats, why_not_ready
+from app.logs import configure_logging
+from app.programs.address import ANSWER_SECONDS, Address
+from app.programs.processes import die_with_parent
+from app.settings import Settings
 from app.storage.data_folder import DataFolder
 
-EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
 _ASK_EVERY_SECONDS = 0.2
-_ANSWER_SECONDS = 5.0
+_READY_SECONDS = 300.0  # CUDA and a large model on a slow disk take their time
+
+_log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an instance listens; with HTTPS if it has a certificate."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-
-    @property
-    def url(self) -> str:
-        """The URL for programs on this machine."""
-        name = reachable(self.host)
-        scheme = "http" if self.certificate is None else "https"
-        return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}"
-
-    def connect(self) -> http.client.HTTPConnection:
-        """Return a connection that is not opened yet."""
-        name = reachable(self.host)
-        if self.certificate is None:
-            return http.client.HTTPConnection(name, self.port, timeout=_ANSWER_SECONDS)
-        # Trust only this certificate, whatever its names are: the instance is asked as localhost.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.load_verify_locations(self.certificate)
-        return http.client.HTTPSConnection(name, self.port, timeout=_ANSWER_SECONDS, context=context)
+def health(settings: Settings, chosen: Namespace) -> int:
+    """Print how the instance is, or the program in the command's name. Return 1 if it is not healthy."""
+    data = DataFolder(settings.data)
+    match chosen.command:
+        case "health-web":
+            healthy, answer = ask_web(data.web_socket)
+        case "health-engine":
+            healthy, answer = look_up_engine(data)
+        case "health-courier":
+            healthy, answer = look_up_courier(data)
+        case _:
+            healthy, answer = ask_instance(Address.of(settings))
+    sys.stdout.write(f"{answer}\n")
+    return 0 if healthy else 1
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_ANSWER_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_ANSWER_SECONDS)
-        self.sock.connect(str(self._path))
-
-
-def ask_instance(address: Address) -> tuple[bool, str]:
-    """Ask ``/readyz`` through nginx. Return whether the whole instance is ready, and the answer."""
-    return _ask(address.connect(), "/readyz")
-
-
-def ask_web(web_socket: Path) -> tuple[bool, str]:
-    """Ask the HTTP workers behind `web_socket` for ``/livez``. Return whether they answer, and what."""
-    return _ask(_UnixConnection(web_socket), "/livez")
-
-
-def look_up_engine(data: DataFolder) -> tuple[bool, str]:
-    """Return whether the engine is ready by its last report, and why it is not."""
-    if not data.database.exists():
-        return False, "the engine has not started yet"
-    try:
-        status = Heartbeats(Database(data.database)).engine()
-    except sqlite3.OperationalError as error:  # it is being created, or locked for longer than usual
-        return False, f"the database cannot be read: {error}"
-    reason = why_not_ready(status, now=time.time())
-    return reason is None, reason or "the engine is ready"
-
-
-def look_up_courier(data: DataFolder) -> tuple[bool, str]:
-    """Return whether the courier has sent its heartbeat, and when."""
-    if not data.database.exists():
-        return False, "no courier has started on this data folder yet"
-    try:
-        silent_seconds = time.time() - Heartbeats(Database(data.database)).courier_at()
-    except sqlite3.OperationalError as error:
-        return False, f"the database cannot be read: {error}"
-    return silent_seconds <= SILENT_SECONDS, f"last heard of {silent_seconds:.0f} s ago"
+def announce(settings: Settings, _: Namespace) -> int:
+    """Tell the person who started the instance what it waits for, and then its address."""
+    die_with_parent(SIGTERM)
+    configure_logging("serve", settings.log_level)
+    address = Address.of(settings)
+    ready, answer = wait_for_instance(
+        address,
+        DataFolder(settings.data),
+        deadline_seconds=_READY_SECONDS,
+        tell=lambda reason: sys.stderr.write(f"framebox: waiting: {reason}\n"),
+    )
+    if not ready:
+        _log.error("not ready", seconds=_READY_SECONDS, reason=answer)
+        sys.stderr.write(f"framebox: not ready after {_READY_SECONDS:.0f} seconds: {answer}\n")
+        return 1
+    _log.info("ready", url=address.url)
+    sys.stderr.write(
+        f"\nFramebox answers at {address.url}\n"
+        f"Post a video:  curl -F video=@VIDEO.mp4 {address.url}/v1/detections\n"
+        f"Look around:   {address.url}/ shows the jobs, {address.url}/docs the routes\n"
+        "Ctrl-C stops everything.\n\n"
+    )
+    return 0
 
 
 def wait_for_instance(
@@ -115,9 +90,27 @@ def wait_for_instance(
         time.sleep(_ASK_EVERY_SECONDS)
 
 
-def reachable(host: str) -> str:
-    """Return the name at which this machine reaches what listens on `host`."""
-    return "localhost" if host in EVERY_ADDRESS else host
+def ask_instance(address: Address) -> tuple[bool, str]:
+    """Ask ``/readyz`` through nginx. Return whether the whole instance is ready, and the answer."""
+    return _ask(address.connect(), "/readyz")
+
+
+def ask_web(web_socket: Path) -> tuple[bool, str]:
+    """Ask the HTTP workers behind `web_socket` for ``/livez``. Return whether they answer, and what."""
+    return _ask(_UnixConnection(web_socket), "/livez")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(ANSWER_SECONDS)
+        self.sock.connect(str(self._path))
 
 
 def _ask(connection: http.client.HTTPConnection, path: str) -> tuple[bool, str]:
@@ -130,3 +123,26 @@ def _ask(connection: http.client.HTTPConnection, path: str) -> tuple[bool, str]:
     finally:
         connection.close()
     return answer.status == http.client.OK, body
+
+
+def look_up_engine(data: DataFolder) -> tuple[bool, str]:
+    """Return whether the engine is ready by its last report, and why it is not."""
+    if not data.database.exists():
+        return False, "the engine has not started yet"
+    try:
+        status = Heartbeats(Database(data.database)).engine()
+    except sqlite3.OperationalError as error:  # it is being created, or locked for longer than usual
+        return False, f"the database cannot be read: {error}"
+    reason = why_not_ready(status, now=time.time())
+    return reason is None, reason or "the engine is ready"
+
+
+def look_up_courier(data: DataFolder) -> tuple[bool, str]:
+    """Return whether the courier has sent its heartbeat, and when."""
+    if not data.database.exists():
+        return False, "no courier has started on this data folder yet"
+    try:
+        silent_seconds = time.time() - Heartbeats(Database(data.database)).courier_at()
+    except sqlite3.OperationalError as error:
+        return False, f"the database cannot be read: {error}"
+    return silent_seconds <= SILENT_SECONDS, f"last heard of {silent_seconds:.0f} s ago"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from multiprocessing.connection import Connection
 
 import structlog
@@ -19,6 +20,7 @@ from app.host.host import Host
 from app.host.messages import HostPlan, HostReady, HostUnusable
 from app.logs import configure_logging
 from app.memory import limit_private_bytes, memory_use
+from app.settings import Settings
 from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 
@@ -31,13 +33,13 @@ MOST_LOAD_ATTEMPTS = 3
 _log = structlog.get_logger(__name__)
 
 
-def run_host(descriptor: int) -> int:
-    """Serve the engine at the other end of the socket `descriptor`. Return 0 if it is gone."""
-    channel = Connection(descriptor)
+def run(_: Settings, chosen: Namespace) -> None:
+    """Serve the engine at the other end of the socket `chosen.channel`. Return if it is gone."""
+    channel = Connection(chosen.channel)
     try:
         plan: HostPlan = channel.recv()
     except EOFError:
-        return 0
+        return
     configure_logging("host", plan.log_level)
     if plan.torch_threads is not None:
         torch.set_num_threads(plan.torch_threads)

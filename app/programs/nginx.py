@@ -1,4 +1,4 @@
-"""Renders the configuration of nginx from ``deploy/nginx.conf``, a Jinja template, and the settings."""
+"""nginx, and its configuration, rendered from ``deploy/nginx.conf``, a Jinja template, and the settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import json
 import os
 import pwd
 import re
+import subprocess
+import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+from jinja2 import Environment, StrictUndefined
 
 from app import errors
 from app.errors import FrameboxError
+from app.programs.preflight import check_tls, find_nginx
+from app.programs.start import execute
 from app.settings import BODY_BUFFER_BYTES, CHECKOUT, MIB, Settings, SettingsFault
-from app.storage.bodies import FOLDER_NAMES, NO_BODY_FOLDER
+from app.storage.bodies import FOLDER_NAMES, NO_BODY_FOLDER, BodyFolders
 from app.storage.data_folder import DataFolder
 
 TEMPLATE = CHECKOUT / "deploy" / "nginx.conf"
@@ -24,13 +32,36 @@ _FILES_A_CONNECTION = 4  # the client's socket, the application's, a body or a d
 _AFTER_THE_WAIT_SECONDS = 60  # the application answers a waiting client before nginx gives up
 
 
+def run(settings: Settings, _: Namespace) -> NoReturn:
+    """Render the configuration and become the master of nginx."""
+    check_tls(settings)
+    data = DataFolder(settings.data)
+    BodyFolders(data).remove_all()  # of an earlier nginx, which has ended: this process holds its lock
+    data.nginx_socket.unlink(missing_ok=True)  # a killed nginx leaves it behind, and blocks the next one
+    configuration = data.run / "nginx.conf"
+    configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
+    program = find_nginx()
+    # A reader turns the plain lines of nginx on standard error into JSON. Writing never blocks nginx: if the
+    # reader is stopped or dead, lines are lost.
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    subprocess.Popen([sys.executable, "-m", "app.programs.log_lines"], stdin=source, cwd=CHECKOUT)
+    os.close(source)
+    os.dup2(sink, 2)
+    os.close(sink)
+    execute(program, "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
+
+
+def print_configuration(settings: Settings, _: Namespace) -> None:
+    """Write the configuration to standard output."""
+    sys.stdout.write(render_nginx_conf(settings))
+
+
 def render_nginx_conf(settings: Settings) -> str:
     """Return the configuration of the instance, for an nginx that the current user starts.
 
     Raises SettingsFault if a path cannot be written in the configuration language of nginx.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - only nginx's own process needs it
-
     environment = Environment(  # noqa: S701 - this is not HTML
         trim_blocks=True, keep_trailing_newline=True, line_comment_prefix="##", undefined=StrictUndefined
     )

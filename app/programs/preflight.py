@@ -7,10 +7,12 @@ import os
 import shutil
 import socket
 import ssl
-from collections.abc import Callable
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from app.egress.connection import make_trust
-from app.settings import Settings
+from app.settings import MIB, Settings
 from app.storage.data_folder import DataFolder
 
 LONGEST_SOCKET_PATH_BYTES = 107  # sizeof(sun_path) less the closing NUL, unix(7)
@@ -45,30 +47,36 @@ def check_socket_path(data: DataFolder) -> None:
 
 def check_folders(settings: Settings) -> None:
     """StartFault if a folder or list that the administrator named cannot be read."""
-    named = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
-    named += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
-    missing = [
-        f"{name}: {folder} is not a directory this user can read"
-        for name, folder in named
-        if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir()
+    folders = [("FRAMEBOX_MODELS", settings.models)] if settings.models else []
+    folders += [("FRAMEBOX_INGEST", folder) for folder in settings.ingest]
+    files = [("FRAMEBOX_MODEL_HASHES", settings.model_hashes)] if settings.model_hashes else []
+    _check_readable(files, folders)
+
+
+def _check_readable(files: Sequence[tuple[str, Path]], folders: Sequence[tuple[str, Path]] = ()) -> None:
+    faults = [
+        f"{setting}: {path} is not a file this user can read"
+        for setting, path in files
+        if not path.is_file() or not os.access(path, os.R_OK)
     ]
-    hashes = settings.model_hashes
-    if hashes is not None and not (hashes.is_file() and os.access(hashes, os.R_OK)):
-        missing.insert(0, f"FRAMEBOX_MODEL_HASHES: {hashes} is not a file this user can read")
-    if missing:
-        raise StartFault("\n".join(missing))
+    faults += [
+        f"{setting}: {path} is not a directory this user can read"
+        for setting, path in folders
+        if not os.access(path, os.R_OK | os.X_OK) or not path.is_dir()
+    ]
+    if faults:
+        raise StartFault("\n".join(faults))
 
 
 def check_ca_file(settings: Settings) -> None:
     """StartFault if the file of further certificate authorities cannot be read."""
+    if settings.ca_file is None:
+        return
     try:
-        make_trust(settings.ca_file)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(settings.ca_file)
     except OSError as error:  # ssl.SSLError is one
-        why = (
-            f"holds no certificates in PEM form: {error}"
-            if isinstance(error, ssl.SSLError)
-            else error.strerror
-        )
+        is_read = isinstance(error, ssl.SSLError)
+        why = f"holds no certificates in PEM form: {error}" if is_read else error.strerror
         raise StartFault(f"FRAMEBOX_CA_FILE: {settings.ca_file}: {why}") from error
 
 
@@ -77,14 +85,7 @@ def check_tls(settings: Settings) -> None:
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return
-    named = {"FRAMEBOX_TLS_CERTIFICATE": certificate, "FRAMEBOX_TLS_KEY": key}
-    unreadable = [
-        f"{name}: {path} is not a file this user can read"
-        for name, path in named.items()
-        if not path.is_file() or not os.access(path, os.R_OK)
-    ]
-    if unreadable:
-        raise StartFault("\n".join(unreadable))
+    _check_readable([("FRAMEBOX_TLS_CERTIFICATE", certificate), ("FRAMEBOX_TLS_KEY", key)])
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             certificate,
@@ -144,3 +145,13 @@ def check_all(checks: list[Callable[[], object]]) -> None:
             faults.append(str(fault))
     if faults:
         raise StartFault("\n".join(faults))
+
+
+def check_config(settings: Settings, _: Namespace) -> None:
+    """Print the settings in force, and the host memory that they add up to."""
+    for name, value in settings:
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
+        sys.stdout.write(f"FRAMEBOX_{name.upper()}={shown}\n")
+    budgets = settings.memory_budgets()
+    parts = ", ".join(f"{name} {size // MIB} MiB" for name, size in budgets.items())
+    sys.stdout.write(f"# memory: {sum(budgets.values()) // MIB} MiB ({parts})\n")

@@ -19,12 +19,12 @@ import signal
 import stat
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import NoReturn
 
 from app.memory import keep_freed_memory, use_one_arena
-from app.programs.health import Address
-from app.programs.nginx import render_nginx_conf
+from app.programs.address import Address
 from app.programs.preflight import (
     StartFault,
     check_all,
@@ -39,7 +39,6 @@ from app.programs.preflight import (
 from app.programs.processes import LockHeld, die_with_parent, take_lock, take_over_lock
 from app.restarts import pause_before_start
 from app.settings import CHECKOUT, Settings
-from app.storage.bodies import BodyFolders
 from app.storage.data_folder import DataFolder
 
 # The programs, and how many seconds one whose supervisor was killed may take to stop: its own grace period
@@ -47,10 +46,8 @@ from app.storage.data_folder import DataFolder
 _STOP_SECONDS = {"nginx": 5.0, "web": 40.0, "engine": 40.0, "courier": 30.0}
 
 _EXECUTED = ("nginx", "web")  # become another program, which must inherit the lock
+_COUNTING = ("web", "engine", "courier")  # have metrics
 
-_NO_REPORTS_VARIABLE = "ORT_DISABLE_TELEMETRY"  # read by onnxruntime as it is loaded
-# Read by prometheus-client as it is imported, so nothing that this module imports may import that.
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SERVE_LOCK_DESCRIPTOR = 3  # supervisord closes what it inherits from 5 on, and its programs from 3 on
 _STOP_MARGIN_SECONDS = 10  # after its own grace period, before a program is killed
 # The memory of a read of 1 MiB is kept for the next read instead of being returned: twice the speed.
@@ -61,7 +58,7 @@ _WEB_MALLOC = {
 }
 
 
-def become_supervisor(settings: Settings) -> NoReturn:
+def serve(settings: Settings, _: Namespace) -> NoReturn:
     """Check that the instance can start, clean up after an earlier one, and become supervisord.
 
     Raises StartFault with all reasons why it cannot start.
@@ -98,84 +95,57 @@ def become_supervisor(settings: Settings) -> NoReturn:
     data.create()
     configuration = CHECKOUT / "deploy" / "supervisord.conf"
     arguments = ["-c", str(configuration), "-j", str(data.run / "supervisord.pid"), "-u", str(os.getuid())]
-    url = Address(settings.host, settings.port, settings.tls_certificate).url
-    sys.stderr.write(f"framebox: starting at {url}, with the data in {data.root}\n")
+    sys.stderr.write(f"framebox: starting at {Address.of(settings).url}, with the data in {data.root}\n")
     for descriptor in (1, 2):
         _make_reopenable(descriptor)
     environment = {  # that supervisord.conf uses; python3 must be this interpreter
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
         "ENGINE_STOP_SECONDS": str(math.ceil(settings.stop_seconds) + _STOP_MARGIN_SECONDS),
     }
-    _execute(sys.executable, "-m", "app.programs.supervisor", *arguments, environment=environment)
+    execute(sys.executable, "-m", "app.programs.supervisor", *arguments, environment=environment)
 
 
-def become_nginx(settings: Settings, *, replace: bool) -> NoReturn:
-    """Render the configuration of nginx and become its master."""
-    check_tls(settings)
-    data = _start_program("nginx", settings, replace)
-    BodyFolders(data).remove_all()  # of an earlier nginx, which has ended: this process holds its lock
-    data.nginx_socket.unlink(missing_ok=True)  # a killed nginx leaves it behind, and blocks the next one
-    configuration = data.run / "nginx.conf"
-    configuration.write_text(render_nginx_conf(settings), encoding="utf-8")
-    program = find_nginx()
-    # A reader turns the plain lines of nginx on standard error into JSON. Writing never blocks nginx: if the
-    # reader is stopped or dead, lines are lost.
-    source, sink = os.pipe()
-    os.set_blocking(sink, False)
-    subprocess.Popen([sys.executable, "-m", "app.programs.log_lines"], stdin=source, cwd=CHECKOUT)
-    os.close(source)
-    os.dup2(sink, 2)
-    os.close(sink)
-    _execute(program, "-e", "stderr", "-p", str(data.run), "-c", str(configuration))
-
-
-def become_web(settings: Settings, *, replace: bool) -> NoReturn:
-    """Become gunicorn's master."""
-    data = _start_program("web", settings, replace)
-    environment = _WEB_MALLOC | {_METRICS_VARIABLE: _metrics_folder(data, "web")}
-    configuration = str(CHECKOUT / "gunicorn.conf.py")
-    _execute(sys.executable, "-m", "gunicorn", "-c", configuration, environment=environment)
-
-
-def prepare_engine(settings: Settings, *, replace: bool) -> None:
-    """Set this process up for the engine, before any of its modules is loaded."""
-    use_one_arena()
-    data = _start_program("engine", settings, replace)
-    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "engine")
-
-
-def prepare_host() -> None:
-    """Set this process up for a host, before any of its modules is loaded."""
-    die_with_parent(signal.SIGKILL)
-    use_one_arena()
-    keep_freed_memory()
-    # Threads of a matrix product that spin while they wait take cores from decoders. Read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Without it, onnxruntime reports every start, session and fault to its makers over the network.
-    os.environ[_NO_REPORTS_VARIABLE] = "1"
-
-
-def prepare_courier(settings: Settings, *, replace: bool) -> None:
-    """Set this process up for the courier, before any of its modules is loaded."""
-    check_ca_file(settings)
-    data = _start_program("courier", settings, replace)
-    os.environ[_METRICS_VARIABLE] = _metrics_folder(data, "courier")
-
-
-def _start_program(name: str, settings: Settings, replace: bool) -> DataFolder:
+def start_program(settings: Settings, chosen: Namespace) -> None:
+    """Set this process up for a program: its parent, its lock, and the variables that libraries read."""
+    name, replace = chosen.command, chosen.replace
     die_with_parent(signal.SIGTERM)
+    if name == "engine":
+        use_one_arena()
     data = DataFolder(settings.data)
     data.create()
     if replace:  # under the supervisor, which restarts a program at once, however often it ends
         pause_before_start(data.starts(name))
     os.set_inheritable(_take_lock(data, name, replace=replace, grace_seconds=0), name in _EXECUTED)
-    return data
+    if name in _COUNTING:
+        folder = data.metrics / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read by prometheus-client
 
 
-def _metrics_folder(data: DataFolder, program: str) -> str:
-    folder = data.metrics / program
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return str(folder)
+def start_host(_: Settings, __: Namespace) -> None:
+    """Set this process up for a host, before it loads a library."""
+    die_with_parent(signal.SIGKILL)
+    use_one_arena()
+    keep_freed_memory()
+    # Threads of a matrix product that spin while they wait take cores from decoders. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without this, onnxruntime reports every start, session and fault to its makers over the network.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def run_gunicorn(_: Settings, __: Namespace) -> NoReturn:
+    """Become gunicorn's master."""
+    configuration = str(CHECKOUT / "gunicorn.conf.py")
+    execute(sys.executable, "-m", "gunicorn", "-c", configuration, environment=_WEB_MALLOC)
+
+
+def execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:
+    """Become another program, with `environment` besides that of this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(  # noqa: S606 - by its path, without a shell
+        program, [program, *arguments], {**os.environ, **(environment or {})}
+    )
 
 
 def _take_lock(data: DataFolder, program: str, *, replace: bool, grace_seconds: float) -> int:
@@ -199,11 +169,3 @@ def _make_reopenable(descriptor: int) -> None:
     copier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=descriptor)
     if copier.stdin is not None:
         os.dup2(copier.stdin.fileno(), descriptor)
-
-
-def _execute(program: str, *arguments: str, environment: dict[str, str] | None = None) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(  # noqa: S606 - by its path, without a shell
-        program, [program, *arguments], {**os.environ, **(environment or {})}
-    )

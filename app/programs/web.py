@@ -7,25 +7,23 @@ import threading
 from flask import Flask
 
 from app.egress.addresses import AddressRules
-from app.jobs.database import Database
 from app.jobs.heartbeats import Heartbeats
 from app.jobs.intake import Intake
 from app.jobs.queue import JobQueue
 from app.jobs.retention import remove_leftovers
 from app.jobs.store import JobStore
 from app.jobs.watcher import JobWatcher
-from app.logs import configure_logging
 from app.metrics import Metrics
+from app.programs.shared_data import open_shared_data
 from app.settings import Settings, load_settings
 from app.storage.bodies import BodyFolders
-from app.storage.data_folder import DataFolder
 from app.storage.follower import BodyFollower
 from app.storage.ingest import Ingest
 from app.storage.space import SpaceLedger
 from app.storage.spool import Spool
 from app.storage.uploads import UploadLimits, Uploads
 from app.version import VERSION
-from app.wakeups import Wakeups
+from app.wakeups import Program
 from app.web.application import create_web_app
 from app.web.renderings import remove_unfinished_renderings
 from app.web.service import Service, WebLimits
@@ -39,12 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises SettingsFault.
     """
     settings = settings or load_settings()
-    configure_logging("web", settings.log_level)
-    folder = DataFolder(settings.data)
-    folder.create()
-    wakeups = Wakeups(folder.wakeups)
-    database = Database(folder.database, wakeups)
-    database.create()
+    folder, wakeups, database = open_shared_data(Program.WEB, settings)
     store = JobStore(database)
     bodies = BodyFolders(folder)
     space = SpaceLedger(

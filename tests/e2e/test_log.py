@@ -19,7 +19,7 @@ from instance import CHECKOUT
 from killing import kill_all
 from ports import free_port
 
-from app.programs.health import Address
+from app.programs.address import Address
 
 SECONDS = 90.0
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from instance import CHECKOUT, Instance
 
-from app import cli
+from app.programs.health import announce
 
 PAGE = (CHECKOUT / "docs" / "tutorial.md").read_text()
 ADDRESS = "http://localhost:8080"
@@ -70,7 +70,7 @@ def test_the_service_is_started_as_the_page_says_and_answers_so(followed: Follow
     assert followed.start == "make serve"
     assert "\nserve:" in (CHECKOUT / "Makefile").read_text()
     (shown,) = re.findall(r"^    (Framebox answers .*)$", PAGE, re.MULTILINE)
-    welcome = inspect.getsource(cli.announce).replace("{address.url}", ADDRESS)
+    welcome = inspect.getsource(announce).replace("{address.url}", ADDRESS)
     assert shown in welcome
 
 

@@ -13,7 +13,8 @@ from double_engine import document
 from raw_http import exchange
 from web_instance import WebInstance, running_instance
 
-from app.programs.health import Address, ask_instance
+from app.programs.address import Address
+from app.programs.health import ask_instance
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,8 @@ from app.host.messages import (
     UseModel,
     VideoFound,
 )
+from app.metrics import Metrics
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import IndexTask, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask
 from app.storage.parts import Part
@@ -152,22 +154,6 @@ class Hosts:
         return process
 
 
-class Observer:
-    def __init__(self) -> None:
-        self.frames = 0
-        self.ended: list[tuple[str, int]] = []
-        self.done = 0
-
-    def segment_done(self, _task: SegmentTask, _done: SegmentDone) -> None:
-        self.done += 1
-
-    def host_ended(self, why: str, segments: int) -> None:
-        self.ended.append((why, segments))
-
-    def advance(self, _job_id: str, frames: int) -> None:
-        self.frames += frames
-
-
 class Reader:
     def __init__(self) -> None:
         self.videos: list[object] = []
@@ -188,13 +174,14 @@ class Setup:
     """A pool, and a thread in place of the engine's."""
 
     def __init__(self) -> None:
-        self.hosts, self.observer = Hosts(), Observer()
+        self.hosts, self.metrics, self.meter = Hosts(), Metrics(), FrameMeter()
         self.pool = HostPool(
             plan=PLAN,
             spawn=self.hosts.spawn,
             limits=HostLimits(10.0, 10.0, 1 << 40),
             turns=SegmentTurns(slots=2),
-            observer=self.observer,
+            metrics=self.metrics,
+            meter=self.meter,
             wake=lambda: None,
         )
         self.threads = ThreadPoolExecutor(4)
@@ -218,6 +205,10 @@ class Setup:
         host.say(HostReady("cpu", devices, "decoder", None, ("model",), 0), BEAT)
         self.tend_until(lambda: host.process.pid in self.ready_pids())
         return host
+
+    def retried(self, why: str) -> float | None:
+        """Return how many segments were run again because their host ended for this reason."""
+        return self.metrics.registry.get_sample_value("framebox_segments_retried_total", {"reason": why})
 
     def ready_pids(self) -> list[int]:
         return [status.pid for status in self.pool.statuses() if status.ready]
@@ -258,16 +249,16 @@ def test_the_next_host_runs_a_lost_segment_and_its_frames_count_once(
     assert setup.hold_model(host, done) == FACTS
     future = setup.pool.submit(task(), never)
     host.say(Advanced(host.hears(RunSegment).ticket, 2))
-    setup.tend_until(lambda: setup.observer.frames == 2)
+    setup.tend_until(lambda: setup.meter.of("job") == 2)
     host.die()
     second = setup.next_host()
-    assert setup.observer.frames == 0
+    assert setup.meter.of("job") == 0
     second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
     run = second.hears(RunSegment)
     second.say(Advanced(run.ticket, 3), SegmentDone(run.ticket, OUTCOME, 1.0))
     assert future.result(WAIT_SECONDS).analysed == 3
-    assert setup.observer.frames == 3
-    assert setup.observer.ended == [("host died", 1)]
+    assert setup.meter.of("job") == 3
+    assert setup.retried("host died") == 1
     assert [death.job_ids for death in setup.deaths] == [{"job"}]
     done.set()
 
@@ -331,7 +322,8 @@ def test_a_host_without_memory_for_a_model_is_renewed_a_limited_number_of_times(
     for _ in range(MOST_RENEWALS):
         host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
         host = setup.next_host()
-    assert setup.observer.ended == [("host renewed", 0)] * MOST_RENEWALS
+    assert [death.why for death in setup.deaths] == ["host renewed"] * MOST_RENEWALS
+    assert setup.retried("host renewed") == 0
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
     with pytest.raises(ModelFault, match="not enough memory"):
@@ -346,7 +338,7 @@ def test_a_host_without_memory_for_a_segment_is_renewed_a_limited_number_of_time
         run = host.hears(RunSegment)
         host.say(Advanced(run.ticket, 2), Failed(run.ticket, Reason.WORN, "There is no memory for a frame."))
         host = setup.next_host()
-        assert setup.observer.frames == 0
+        assert setup.meter.of("job") == 0
         host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(RunSegment).ticket, Reason.WORN, "There is no memory for a frame."))
@@ -404,7 +396,7 @@ def test_a_hang_names_the_job_whose_batch_it_was(setup: Setup) -> None:
     host.say(replace(BEAT, call_seconds=11.0, call_job_id="hanging"))
     (death,) = setup.tend_until(lambda: setup.deaths)
     assert (death.why, death.hung_job_id) == ("model hangs", "hanging")
-    assert death.job_ids == {"hanging", "other"}
+    assert death.job_ids == {"hanging"}
     done.set()
 
 

@@ -39,7 +39,7 @@ def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch):
     """Files of variables have lines without a value."""
     for name in ("TLS_CERTIFICATE", "TLS_KEY", "MODELS", "PORT"):
         monkeypatch.setenv(f"FRAMEBOX_{name}", "")
-    assert Settings() == Settings(tls_certificate=None, tls_key=None, models=None, port=8080)
+    assert load_settings() == Settings(tls_certificate=None, tls_key=None, models=None, port=8080)
 
 
 def test_every_missing_file_is_told(tmp_path: Path):

@@ -19,6 +19,8 @@ from app.engine.host_pool import HostDeath, HostPool
 from app.engine.host_process import HostLimits
 from app.engine.turns import SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan
+from app.metrics import Metrics
+from app.pipeline.pace import FrameMeter
 from app.pipeline.runner import IndexTask, ModelChanged, WorkCancelled
 from app.pipeline.segment_task import RecordRules, SegmentTask
 from app.video.protocol.facts import VideoFacts
@@ -58,12 +60,6 @@ class Reader:
         raise AssertionError(segments)
 
 
-class NullObserver:
-    def segment_done(self, task: object, done: object) -> None: ...
-    def host_ended(self, why: str, segments: int) -> None: ...
-    def advance(self, job_id: str, frames: int) -> None: ...
-
-
 def spawn_idle(descriptor: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", IDLE_HOST, str(descriptor)]
     return subprocess.Popen(command, pass_fds=(descriptor,), cwd=CHECKOUT, start_new_session=True)
@@ -83,7 +79,8 @@ def pool() -> Iterator[HostPool]:
         spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),
-        observer=NullObserver(),
+        metrics=Metrics(),
+        meter=FrameMeter(),
         wake=lambda: None,
     )
     yield made
@@ -141,7 +138,7 @@ def test_waiting_segments_of_a_parked_pool_are_cancelled(pool: HostPool, task: S
 
 def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> None:
     begun = pool.index(index_task(tmp_path), Reader(), never)
-    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     pool.close(grace_seconds=5.0)
     late = pool.index(index_task(tmp_path), Reader(), never)
     for future in (begun, late):
@@ -150,7 +147,7 @@ def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> No
 
 
 def test_a_segment_is_not_run_with_another_model_of_the_same_name(pool: HostPool, task: SegmentTask) -> None:
-    tend_until(pool, lambda: pool.has_begun)
+    tend_until(pool, lambda: pool.machine is not None)
     with pool.use("none", never) as facts:
         assert facts.identity == ("new", "cpu", "", 1)
         stale = pool.submit(task, never)
@@ -166,7 +163,7 @@ def test_a_hosts_death_counts_for_the_jobs_whose_videos_it_was_indexing(
 ) -> None:
     """Else a video that kills every host would be indexed again forever."""
     pool.index(index_task(tmp_path), Reader(), never)
-    tend_until(pool, lambda: pool.has_begun and not pool.is_idle())
+    tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     os.kill(pool.statuses()[0].pid, signal.SIGKILL)
     deaths = tend_until(pool, lambda: pool.statuses()[0].restarts == 1)
     assert [death.job_ids for death in deaths] == [{"job"}]
