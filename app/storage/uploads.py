@@ -31,7 +31,7 @@ from app.storage.data_folder import JOB_ID, new_job_id
 from app.storage.descriptors import allocate, bytes_before_hole, opened
 from app.storage.durable import atomic_write, fsync_folder
 from app.storage.hashing import Checksum, RunningHash, running_hash
-from app.storage.locks import TakeoverWatcher, remove_unheld, taken_over
+from app.storage.locks import TakeoverWatcher, held_folder, remove_unheld
 from app.storage.space import SpaceLedger
 from app.storage.upload_writer import SYNC_BYTES, UploadWriter
 
@@ -152,17 +152,22 @@ class Uploads:
 
     @contextmanager
     def _locked(self, upload_id: str, *, seconds: float = HOLD_SECONDS) -> Iterator[HeldUpload]:
-        folder = self._path(upload_id)
+        folder, deadline = self._path(upload_id), time.monotonic() + seconds
+
+        def ask_to_stop() -> None:  # see `TakeoverWatcher`
+            with suppress(FileNotFoundError):
+                os.utime(folder / "about.json")
+
         with ExitStack() as stack:
             try:
-                stack.enter_context(taken_over(folder, folder / "about.json", seconds=seconds))
+                is_held = stack.enter_context(held_folder(folder, deadline=deadline, on_retry=ask_to_stop))
             except FileNotFoundError as error:
                 raise _not_found(upload_id) from error
-            except TimeoutError as error:
+            if not is_held:
                 raise UploadLocked(
                     "Another request writes to the upload and has not stopped yet.",
                     {"retry_after_seconds": 5},
-                ) from error
+                )
             held = HeldUpload(folder, self.space, self.watcher, self.limits.keep_seconds)
             held.undo_unchecked()
             yield held
