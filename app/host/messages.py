@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
-from app.errors import InternalError, ModelFault, error_class
+from app.errors import InternalError, ModelFault, error_classes
 from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.protocol.limits import VideoLimits
@@ -212,7 +212,7 @@ class Failed:
         """Return the failure as the exception that the host caught."""
         match self.reason:
             case Reason.REFUSED:
-                return error_class(self.code)(self.detail, dict(self.extensions))
+                return error_classes()[self.code](self.detail, dict(self.extensions))
             case Reason.DISK:
                 return OSError(self.errno or errno.EIO, os.strerror(self.errno or errno.EIO))
             case Reason.NO_ROOM:
