@@ -36,9 +36,6 @@ class SegmentWork:
     renewals: int = 0  # of hosts that lacked the memory for it
     is_cancelled: bool = False  # its host has been told
 
-    def message(self, ticket: int) -> RunSegment:
-        return RunSegment(ticket, self.task)
-
     def begin(self) -> bool:
         """Mark the future as running. False if the job has taken the segment back."""
         return self.future.running() or self.future.set_running_or_notify_cancel()
@@ -63,9 +60,6 @@ class IndexWork:
     items_found: int = 0  # by the current run
     renewals: int = 0
     is_cancelled: bool = False
-
-    def message(self, ticket: int) -> IndexVideo:
-        return IndexVideo(ticket, self.task)
 
 
 Work = SegmentWork | IndexWork
@@ -113,7 +107,10 @@ class Device:
         """Send `work` to the host."""
         self.work[ticket] = work
         work.is_cancelled = False
-        self.send(work.message(ticket))
+        if isinstance(work, SegmentWork):
+            self.send(RunSegment(ticket, work.task))
+        else:
+            self.send(IndexVideo(ticket, work.task))
 
     def status(self) -> HostStatus:
         beat = self.heartbeat
