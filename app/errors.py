@@ -313,11 +313,11 @@ class GatewayTimeout(FrameboxError):
     code, status, title = "gateway_timeout", 504, "Gateway timed out"
 
 
-def error_class(code: str) -> type[FrameboxError]:
-    """Return the class of the errors with this code. KeyError if there is none."""
-    waiting, found = [FrameboxError], dict[str, type[FrameboxError]]()
+def error_classes() -> dict[str, type[FrameboxError]]:
+    """Return every error that a client can see, by its code."""
+    waiting, found = FrameboxError.__subclasses__(), dict[str, type[FrameboxError]]()
     while waiting:
         kind = waiting.pop()
         found.setdefault(kind.code, kind)
         waiting += kind.__subclasses__()
-    return found[code]
+    return found

@@ -160,7 +160,7 @@ def run_one(pool: DecoderPool, video: Path, tally: Tally, *, compare: bool) -> s
     else:
         decoded = len(result.frames)
         ids = {frame.frame_id for frame in result.frames}
-        missing = result.undecodable_count + result.summary.lost.total
+        missing = result.undecodable_count + result.summary.lost.frames
         accounted = len(ids) + missing == result.summary.frames_indexed
         tally.unaccounted += not accounted or len(ids) != decoded
         crashed = any("crashed" in gap.reason for gap in result.undecodable)

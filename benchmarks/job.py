@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 from app.detection.model_pool import ModelPool
@@ -41,7 +40,7 @@ class Bench:
         self._settings = settings
         self._models = models
         self._pin = pin
-        self.phases: Counter[str] = Counter()
+        self.phases: dict[str, float] = {}
 
     def run(
         self,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 from app.detection.device import DeviceThread
-from app.pipeline.run_segment import PhaseClock, index_video, run_segment
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.run_segment import index_video, run_segment
+from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.decoder import DecoderPool
-from app.video.results import DecodingCancelled, IndexSummary
+from app.video.results import Cancelled, IndexSummary
 
 
 class LocalRunner:
@@ -28,7 +27,7 @@ class LocalRunner:
         self._device_for = device_for
         self._segments = ThreadPoolExecutor(slots, "segment")
         self._indexes = ThreadPoolExecutor(1, "index")
-        self.phases: Counter[str] = Counter()  # seconds
+        self.phases: dict[str, float] = {}  # seconds
 
     def __enter__(self) -> Self:
         return self
@@ -41,8 +40,10 @@ class LocalRunner:
     def decoder_identity(self) -> str:
         return self._decoders.identity
 
-    def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
-        return self._indexes.submit(index_video, self._decoders, task, reader, cancelled)
+    def index(
+        self, task: IndexTask, found: Callable[[IndexItem], None], cancelled: Cancelled
+    ) -> Future[IndexSummary]:
+        return self._indexes.submit(index_video, self._decoders, task, found, cancelled)
 
     def submit(
         self,
@@ -52,17 +53,14 @@ class LocalRunner:
         is_urgent: bool = False,  # noqa: ARG002 - all are
     ) -> Future[SegmentOutcome]:
         def run() -> SegmentOutcome:
-            try:
-                return run_segment(
-                    task,
-                    decoders=self._decoders,
-                    device=self._device_for(task.model),
-                    cancelled=cancelled,
-                    clock=PhaseClock(lambda phase, seconds: self.phases.update({phase: seconds})),
-                    advance=lambda _frames: None,
-                )
-            except DecodingCancelled as error:
-                raise WorkCancelled from error
+            return run_segment(
+                task,
+                decoders=self._decoders,
+                device=self._device_for(task.model),
+                cancelled=cancelled,
+                seconds=self.phases,
+                advance=lambda _frames: None,
+            )
 
         return self._segments.submit(run)
 

@@ -12,7 +12,7 @@ import structlog
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus, NoRoomForModel, Refusal
 from app.engine.host_pool import HostPool
 from app.errors import FrameboxError, InvalidOption, ModelFault
-from app.pipeline.runner import Cancelled, WorkCancelled
+from app.video.results import Cancelled, WorkCancelled
 
 NO_ROOM_SECONDS = 5.0  # before a model without room is tried again
 IDLE_CHECK_SECONDS = 0.1  # between two checks whether the hosts are idle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -13,10 +14,10 @@ from app.detection.model_facts import ModelFacts
 from app.engine.host_process import HostLimits, HostProcess
 from app.host.messages import Heartbeat, IndexVideo, RunSegment
 from app.jobs.heartbeats import HostStatus
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.restarts import pause_seconds
-from app.video.results import IndexSummary
+from app.video.results import Cancelled, IndexSummary, WorkCancelled
 
 STEADY_SECONDS = 20.0  # a host that lived for this long did not die at its start
 
@@ -34,9 +35,6 @@ class SegmentWork:
     frames: int = 0  # reported by its current run
     renewals: int = 0  # of hosts that lacked the memory for it
     is_cancelled: bool = False  # its host has been told
-
-    def message(self, ticket: int) -> RunSegment:
-        return RunSegment(ticket, self.task)
 
     def begin(self) -> bool:
         """Mark the future as running. False if the job has taken the segment back."""
@@ -56,16 +54,12 @@ class IndexWork:
 
     task: IndexTask
     cancelled: Cancelled
-    reader: IndexReader
+    reader: Callable[[IndexItem], None]
     future: Future[IndexSummary] = field(default_factory=Future)
-    has_video: bool = False  # the reader has it
-    segments: int = 0  # that the reader has
-    found: int = 0  # … that the current run has found
+    items_read: int = 0  # that the reader has
+    items_found: int = 0  # by the current run
     renewals: int = 0
     is_cancelled: bool = False
-
-    def message(self, ticket: int) -> IndexVideo:
-        return IndexVideo(ticket, self.task)
 
 
 Work = SegmentWork | IndexWork
@@ -113,7 +107,10 @@ class Device:
         """Send `work` to the host."""
         self.work[ticket] = work
         work.is_cancelled = False
-        self.send(work.message(ticket))
+        if isinstance(work, SegmentWork):
+            self.send(RunSegment(ticket, work.task))
+        else:
+            self.send(IndexVideo(ticket, work.task))
 
     def status(self) -> HostStatus:
         beat = self.heartbeat

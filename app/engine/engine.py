@@ -142,16 +142,7 @@ class Engine:
                 crowded,
                 quarantined_waiting=queue.has_queued(deaths=QUARANTINE_DEATHS),
             )
-            taken = (
-                queue.claim(
-                    self.records.epoch,
-                    claim.priorities,
-                    without_models=claim.without_models,
-                    only_model=claim.only_model,
-                    deaths=claim.deaths,
-                )
-                for claim in claims
-            )
+            taken = (queue.claim(self.records.epoch, claim) for claim in claims)
             job = next((each for each in taken if each is not None), None)
             if job is None:
                 queue.say_waiting(None, crowded_models=crowded)

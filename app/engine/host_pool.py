@@ -6,11 +6,12 @@ import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,20 @@ from app.host.messages import (
     HostPlan,
     HostReady,
     IndexDone,
+    IndexFound,
     ModelInUse,
     Reason,
     ReleaseModel,
     SegmentDone,
-    SegmentsFound,
     Stop,
     UseModel,
-    VideoFound,
 )
 from app.jobs.heartbeats import HostStatus
 from app.metrics import Metrics
 from app.pipeline.pace import FrameMeter
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, ModelChanged, WorkCancelled
+from app.pipeline.runner import IndexItem, IndexTask, ModelChanged
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.results import IndexSummary
-from app.video.segments import Segment
+from app.video.results import Cancelled, IndexSummary, WorkCancelled
 
 REPLACED_SECONDS = 30.0  # a host that died is replaced within this, or none can be started
 MOST_RENEWALS = 2  # of hosts, for one model or task: more would not help it
@@ -116,8 +115,10 @@ class HostPool:
             raise RuntimeError("no host has been ready yet")
         return self.machine.decoder_identity
 
-    def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
-        work = IndexWork(task, cancelled, reader)
+    def index(
+        self, task: IndexTask, found: Callable[[IndexItem], None], cancelled: Cancelled
+    ) -> Future[IndexSummary]:
+        work = IndexWork(task, cancelled, found)
         with self._lock:
             if self._is_closed:
                 work.future.set_exception(WorkCancelled())
@@ -274,7 +275,7 @@ class HostPool:
     def _put_back(self, work: Work) -> None:
         """Queue work again that a host had started."""
         if isinstance(work, IndexWork):
-            work.found = 0
+            work.items_found = 0
             self._indexes.appendleft(work)
         else:
             self._meter.add(work.task.job_id, -work.frames)
@@ -370,7 +371,7 @@ class HostPool:
                     self._wake()
                 case Failed() if message.ticket in device.asked:
                     settle = self._on_refusal(device, message)
-                case Advanced() | VideoFound() | SegmentsFound() if message.ticket in device.work:
+                case Advanced() | IndexFound() if message.ticket in device.work:
                     settle = self._on_progress(device.work[message.ticket], message)
                 case SegmentDone() | IndexDone() | Failed() if message.ticket in device.work:
                     settle = self._on_end(device, message)
@@ -399,23 +400,17 @@ class HostPool:
 
         return settle
 
-    def _on_progress(
-        self, work: Work, message: Advanced | VideoFound | SegmentsFound
-    ) -> Callable[[], None] | None:
+    def _on_progress(self, work: Work, message: Advanced | IndexFound) -> Callable[[], None] | None:
         """Count finished frames; pass on what the reader of an index does not have from an earlier host."""
         match work, message:
             case SegmentWork(), Advanced():
                 work.frames += message.frames
                 self._meter.add(work.task.job_id, message.frames)
-            case IndexWork(), VideoFound(facts=facts) if not work.has_video:
-                work.has_video = True
-                return lambda: work.reader.found_video(facts)
-            case IndexWork(), SegmentsFound():
-                known = max(0, work.segments - work.found)
-                work.found += len(message.segments)
-                work.segments = max(work.segments, work.found)
-                fresh: Sequence[Segment] = message.segments[known:]
-                return (lambda: work.reader.found_segments(fresh)) if fresh else None
+            case IndexWork(), IndexFound():
+                work.items_found += 1
+                if work.items_found > work.items_read:
+                    work.items_read = work.items_found
+                    return partial(work.reader, message.item)
         return None
 
     def _on_end(self, device: Device, message: SegmentDone | IndexDone | Failed) -> Callable[[], None] | None:
@@ -453,13 +448,13 @@ class HostPool:
         outcome, metrics = done.outcome, self._metrics
         for phase, seconds in done.seconds.items():
             metrics.stage_seconds.labels(phase).inc(seconds)
-        metrics.frames_analysed.inc(outcome.analysed)
+        metrics.frames_analysed.inc(outcome.frames_decoded)
         metrics.segments.labels("damaged" if outcome.undecodable else "whole").inc()
         _log.info(
             "segment finished",
             job_id=task.job_id,
             segment=task.segment.number,
-            frames=outcome.analysed,
+            frames=outcome.frames_decoded,
             undecodable=sum(gap.frame_count for gap in outcome.undecodable),
             seconds=round(done.wall_seconds, 3),
         )

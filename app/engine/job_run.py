@@ -24,9 +24,10 @@ from app.metrics import Metrics
 from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
 from app.pipeline.pace import FrameMeter, Pace
 from app.pipeline.report import DetectionReport
-from app.pipeline.runner import ModelChanged, WorkCancelled
+from app.pipeline.runner import ModelChanged
 from app.storage.ingest import Ingest
 from app.storage.space import is_disk_full
+from app.video.results import WorkCancelled
 
 PROGRESS_SECONDS = 0.5  # between two writes of a job's progress
 

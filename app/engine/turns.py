@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from app.errors import FrameboxError, InternalError, ModelFault
 from app.jobs.job import Job, Priority
-from app.jobs.queue import ANY_DEATHS
+from app.jobs.queue import ANY_DEATHS, Claim
 
 BATCH_JOB_TURN = 4  # every fourth job to start is a batch job, if one waits
 BATCH_SEGMENT_TURN = 4  # every fourth segment is a batch job's, while jobs of both priorities wait
@@ -36,16 +36,6 @@ T = TypeVar("T")
 
 
 # ---- jobs
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Which queued job to start: the oldest that matches, of the first priority that has one."""
-
-    priorities: Sequence[Priority] = tuple(Priority)
-    without_models: Collection[str] = ()
-    only_model: str | None = None
-    deaths: range = ANY_DEATHS
 
 
 class JobTurns:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -29,23 +28,20 @@ from app.host.messages import (
     ForgetVideo,
     Heartbeat,
     IndexDone,
+    IndexFound,
     IndexVideo,
     ModelInUse,
     Reason,
     ReleaseModel,
     RunSegment,
     SegmentDone,
-    SegmentsFound,
     Stop,
     UseModel,
-    VideoFound,
 )
-from app.pipeline.run_segment import PhaseClock, index_video, run_segment
-from app.pipeline.runner import Cancelled, WorkCancelled
+from app.pipeline.run_segment import index_video, run_segment
+from app.pipeline.runner import IndexItem
 from app.video.decoder import DecoderPool
-from app.video.protocol.facts import VideoFacts
-from app.video.results import DecodingCancelled
-from app.video.segments import Segment
+from app.video.results import Cancelled, WorkCancelled
 
 HEARTBEAT_SECONDS = 1.0
 _MOST_THREADS = 512  # more than an engine ever has running
@@ -125,7 +121,8 @@ class Host:
             self._send(self._heartbeat())  # before the answer: what is loaded and crowded has changed
 
     def _run_segment(self, command: RunSegment, cancelled: Cancelled) -> SegmentDone:
-        seconds, started = Counter[str](), time.monotonic()
+        seconds: dict[str, float] = {}
+        started = time.monotonic()
         fail_point("segment_begun")
         with self._models.use(command.task.model) as device:
             outcome = run_segment(
@@ -133,15 +130,17 @@ class Host:
                 decoders=self._decoders,
                 device=device,
                 cancelled=cancelled,
-                clock=PhaseClock(lambda phase, spent: seconds.update({phase: spent})),
+                seconds=seconds,
                 advance=lambda frames: self._send(Advanced(command.ticket, frames)),
             )
         fail_point("segment_run")
-        return SegmentDone(command.ticket, outcome, time.monotonic() - started, dict(seconds))
+        return SegmentDone(command.ticket, outcome, time.monotonic() - started, seconds)
 
     def _index(self, command: IndexVideo, cancelled: Cancelled) -> IndexDone:
-        reader = _Reader(command.ticket, self._send)
-        return IndexDone(command.ticket, index_video(self._decoders, command.task, reader, cancelled))
+        def found(item: IndexItem) -> None:
+            self._send(IndexFound(command.ticket, item))
+
+        return IndexDone(command.ticket, index_video(self._decoders, command.task, found, cancelled))
 
     def _heartbeat(self) -> Heartbeat:
         devices = self._models.devices()
@@ -169,24 +168,10 @@ class Host:
             self._channel.send(message)
 
 
-class _Reader:
-    """Sends an index to the engine while it grows. Implements IndexReader."""
-
-    def __init__(self, ticket: int, send: Callable[[object], None]) -> None:
-        self._ticket = ticket
-        self._send = send
-
-    def found_video(self, facts: VideoFacts) -> None:
-        self._send(VideoFound(self._ticket, facts))
-
-    def found_segments(self, segments: Sequence[Segment]) -> None:
-        self._send(SegmentsFound(self._ticket, tuple(segments)))
-
-
 def failure(ticket: int, error: BaseException) -> Failed:
     """Return what the engine gets for `error`. An unexpected one is logged here, with its traceback."""
     match error:
-        case WorkCancelled() | DecodingCancelled():
+        case WorkCancelled():
             return Failed(ticket, Reason.CANCELLED)
         case WornOut() | MemoryError():
             return Failed(ticket, Reason.WORN, str(error) or "There is not enough memory.")

@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
-from app.errors import InternalError, ModelFault, error_class
-from app.pipeline.runner import IndexTask, WorkCancelled
+from app.errors import InternalError, ModelFault, error_classes
+from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
-from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
-from app.video.results import IndexSummary
+from app.video.results import IndexSummary, WorkCancelled
 from app.video.sandbox_status import SandboxStatus
-from app.video.segments import Segment
 
 # ---- the engine's first message
 
@@ -88,7 +86,7 @@ class RunSegment:
 
 @dataclass(frozen=True, slots=True)
 class IndexVideo:
-    """Answered by `VideoFound`, `SegmentsFound`, any number of times, and `IndexDone`; or `Failed`."""
+    """Answered by `IndexFound`, any number of times, and `IndexDone` or `Failed`."""
 
     ticket: int
     task: IndexTask
@@ -159,16 +157,10 @@ class ModelInUse:
     facts: ModelFacts
 
 
-@dataclass(frozen=True, slots=True)
-class VideoFound:
-    ticket: int
-    facts: VideoFacts
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class SegmentsFound:
+class IndexFound:
     ticket: int
-    segments: tuple[Segment, ...]
+    item: IndexItem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,7 +212,7 @@ class Failed:
         """Return the failure as the exception that the host caught."""
         match self.reason:
             case Reason.REFUSED:
-                return error_class(self.code)(self.detail, dict(self.extensions))
+                return error_classes()[self.code](self.detail, dict(self.extensions))
             case Reason.DISK:
                 return OSError(self.errno or errno.EIO, os.strerror(self.errno or errno.EIO))
             case Reason.NO_ROOM:

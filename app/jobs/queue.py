@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import orjson
@@ -26,6 +26,19 @@ HOLD_SECONDS = 3 * 86400.0  # a finished job is kept at most this long for a cal
 # The progress that changes with a segment's end: columns, and members of Progress.
 _SETTLED = ("frames_done", "frames_total", "segments_done", "segments_total", "frames_missing")
 _READY = "state = 'queued' AND source_ready = 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which queued job to start: the oldest that matches, of the first priority that has one."""
+
+    priorities: Sequence[Priority] = tuple(Priority)
+    without_models: Collection[str] = ()
+    only_model: str | None = None  # None: any
+    deaths: range = ANY_DEATHS
+
+
+ANY_JOB = Claim()
 
 
 class LeaseLost(Exception):
@@ -113,25 +126,13 @@ class JobQueue:
                 [(*astuple(advance), now, job_id, epoch) for job_id, advance in advances.items()],
             )
 
-    def claim(
-        self,
-        epoch: int,
-        priorities: Sequence[Priority] = tuple(Priority),
-        *,
-        without_models: Collection[str] = (),
-        only_model: str | None = None,
-        deaths: range = ANY_DEATHS,
-    ) -> Job | None:
-        """Start the oldest queued job of the first of `priorities` that has one; None if there is none.
-
-        It now runs under this epoch. Jobs are skipped if their model is in `without_models` or is not
-        `only_model`, if that is given, or if their number of deaths is not in `deaths`.
-        """
+    def claim(self, epoch: int, claim: Claim = ANY_JOB) -> Job | None:
+        """Start the queued job that `claim` describes, under this epoch; None if there is none."""
         if self._database.read(f"SELECT 1 FROM jobs WHERE {_READY} LIMIT 1").fetchone() is None:  # noqa: S608
             return None  # as mostly: nothing has to be locked
         with self._database.transaction(Program.WEB, durable=False) as connection:
-            skipped = _json([*without_models])
-            for priority in priorities:
+            skipped, deaths = _json([*claim.without_models]), claim.deaths
+            for priority in claim.priorities:
                 row = connection.execute(
                     f"""
                     UPDATE jobs SET state = 'running', epoch = ?, waiting = NULL, seconds_left = NULL,
@@ -144,7 +145,7 @@ class JobQueue:
                     )
                     RETURNING *
                     """,  # noqa: S608 - a constant
-                    (epoch, time.time(), priority, skipped, only_model, deaths.start, deaths.stop),
+                    (epoch, time.time(), priority, skipped, claim.only_model, deaths.start, deaths.stop),
                 ).fetchone()
                 if row is not None:
                     return job_of_row(row)

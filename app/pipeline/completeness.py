@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from heapq import merge
 
 from app.pipeline.report import Completeness, DamageReport, FrameIds, MissingFrames
 from app.video.protocol.facts import Proof
 from app.video.protocol.packets import MAX_REORDER
-from app.video.results import IndexSummary
-from app.video.segments import RANGES_KEPT, FrameRange
+from app.video.results import DecodeOutcome, IndexSummary
+from app.video.segments import RangeList
 
 # A video with this share of damaged pictures or more counts as undecodable: boxes found in it may be chance.
 # None of 1,221 damaged videos reached it; encrypted ones whose headers are clear have 65 to 100 %, and most
 # of those are refused by their containers.
 _UNUSABLE_SHARE = 0.95
 _UNUSABLE_FRAMES = 24  # in a shorter video, one damaged group of pictures may be all of it
-
-
-@dataclass(slots=True)
-class RangeList:
-    """Ranges of frames in ascending order: the first ranges, and the number of frames in all of them."""
-
-    frames: int = 0
-    kept: list[FrameRange] = field(default_factory=list)
-    dropped: int = 0  # ranges
-
-    def add(self, ranges: Iterable[FrameRange]) -> None:
-        """Add ranges that follow those before; one that continues the last is joined to it."""
-        for stretch in ranges:
-            self.frames += stretch.frame_count
-            last = self.kept[-1] if self.kept else None
-            if last and last.last + 1 == stretch.first and last.reason == stretch.reason:
-                self.kept[-1] = FrameRange(last.first, stretch.last, stretch.reason)
-            elif len(self.kept) < RANGES_KEPT:
-                self.kept.append(stretch)
-            else:
-                self.dropped += 1
 
 
 @dataclass(slots=True)
@@ -50,20 +28,13 @@ class FrameTally:
     doubtful: RangeList = field(default_factory=RangeList)
     last_corrupt: int = -1  # frame id
 
-    def add(
-        self,
-        *,
-        analysed: int,
-        undecodable: Iterable[FrameRange] = (),
-        corrupt: Iterable[FrameRange] = (),
-        doubtful: Iterable[FrameRange] = (),
-    ) -> None:
-        self.analysed += analysed
-        self.undecodable.add(undecodable)
-        self.doubtful.add(doubtful)
-        corrupt = tuple(corrupt)
-        self.corrupt.add(corrupt)
-        self.last_corrupt = corrupt[-1].last if corrupt else self.last_corrupt
+    def add(self, outcome: DecodeOutcome) -> None:
+        self.analysed += outcome.frames_decoded
+        self.undecodable.add(outcome.undecodable)
+        self.corrupt.add(outcome.corrupt)
+        self.doubtful.add(outcome.doubtful)
+        if outcome.corrupt:
+            self.last_corrupt = outcome.corrupt[-1].last
 
     @property
     def is_noise(self) -> bool:
@@ -77,7 +48,7 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
     ``complete``: every requested frame of the video is in the document, and there is no sign that the file
     has lost others.
     """
-    missing = tally.undecodable.frames + index.lost.total
+    missing = tally.undecodable.frames + index.lost.frames
     is_whole = not index.truncated and not index.frames_without_id and index.is_damage_harmless
     ranges = RangeList()
     ranges.add(merge(tally.undecodable.kept, index.lost.kept, key=lambda stretch: stretch.first))
@@ -90,9 +61,7 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
         frames_wanted=index.frames_wanted,
         frames_analysed=tally.analysed,
         frames_undecodable=missing,
-        undecodable=tuple(
-            MissingFrames(first=gap.first, last=gap.last, reason=gap.reason) for gap in ranges.kept
-        ),
+        undecodable=tuple(MissingFrames(**asdict(gap)) for gap in ranges.kept),
         undecodable_ranges_left_out=ranges.dropped + tally.undecodable.dropped + index.lost.dropped,
         frames_corrupt=tally.corrupt.frames,
         corrupt=_frame_ids(tally.corrupt),
@@ -100,18 +69,7 @@ def completeness_report(tally: FrameTally, index: IndexSummary) -> Completeness:
         doubtful=_frame_ids(tally.doubtful),
         frames_without_id=index.frames_without_id,
         truncated=index.truncated,
-        damage=tuple(
-            DamageReport(
-                position=place.position,
-                seconds=place.seconds,
-                first_frame=place.first_frame,
-                last_frame=place.last_frame,
-                reason=place.reason,
-                observations=place.observations,
-                harmless=place.is_harmless,
-            )
-            for place in index.damage
-        ),
+        damage=tuple(DamageReport(**asdict(place)) for place in index.damage),
         damage_left_out=index.damage_total - len(index.damage),
         proof=index.proof,
         notes=index.notes,

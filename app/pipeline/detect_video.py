@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,11 +34,11 @@ from app.pipeline.report import (
     StreamReport,
     VideoReport,
 )
-from app.pipeline.runner import Cancelled, IndexTask, Runner, WorkCancelled
+from app.pipeline.runner import IndexItem, IndexTask, Runner
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask, finished_segment
 from app.storage.parts import Part, PartStore
 from app.video.protocol.facts import VideoFacts
-from app.video.results import IndexSummary
+from app.video.results import Cancelled, IndexSummary, WorkCancelled
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -129,18 +129,13 @@ class _Run:
             for outcome in self._run_segments(feed, facts):
                 parts.append(outcome.part)
                 digest.add(outcome.part)
-                self.tally.add(
-                    analysed=outcome.analysed,
-                    undecodable=outcome.undecodable,
-                    corrupt=outcome.corrupt,
-                    doubtful=outcome.doubtful,
-                )
+                self.tally.add(outcome)
                 self.progress.frames_done = self.tally.analysed
                 self.progress.frames_missing = self.tally.undecodable.frames
                 self.progress.segments_done += 1
                 self._update()
             summary = feed.indexing.result()
-        self.progress.frames_missing += summary.lost.total
+        self.progress.frames_missing += summary.lost.frames
         video, completeness = _video_report(facts, summary), completeness_report(self.tally, summary)
         self._check_outcome(video, completeness)
         write_pts(parts, self.request.pts)
@@ -164,7 +159,7 @@ class _Run:
         )
         task = IndexTask(request.job_id, request.video, request.segment_frames, sampling)
         feed = _SegmentFeed(self.progress)
-        feed.indexing = self.runner.index(task, feed, self._must_stop)
+        feed.indexing = self.runner.index(task, feed.add, self._must_stop)
         feed.indexing.add_done_callback(feed.end)
         try:
             yield feed
@@ -270,7 +265,7 @@ class _Run:
 
 
 class _SegmentFeed:
-    """The segments of a video's index, which runs ahead so that totals are known early. Fulfils IndexReader.
+    """The segments of a video's index, which runs ahead so that totals are known early.
 
     Holds a time stamp, a position and a flag for every frame of the video, 13 bytes; nothing else grows.
     """
@@ -299,14 +294,12 @@ class _SegmentFeed:
 
     # ---- called by the runner
 
-    def found_video(self, facts: VideoFacts) -> None:
-        self._facts.set_result(facts)
-
-    def found_segments(self, segments: Sequence[Segment]) -> None:
-        for segment in segments:
-            if segment.wanted_count:  # otherwise it is not decoded at all
-                self._segment_count += 1
-                self._segments.put(segment)
+    def add(self, item: IndexItem) -> None:
+        if isinstance(item, VideoFacts):
+            self._facts.set_result(item)
+        elif item.wanted_count:  # otherwise it is not decoded at all
+            self._segment_count += 1
+            self._segments.put(item)
 
     def end(self, indexing: Future[IndexSummary]) -> None:
         if not indexing.cancelled() and indexing.exception() is None:

@@ -12,32 +12,29 @@ from app.detection.detector import Detections
 from app.detection.device import DeviceThread
 from app.detection.resize import fit_within
 from app.pipeline.frame_records import encode_record
-from app.pipeline.runner import Cancelled, IndexReader, IndexTask, WorkCancelled
+from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask, outcome_of, plan_of
 from app.storage.parts import PartStore
 from app.video.decoder import DecoderPool
-from app.video.results import DecodingCancelled, FrameBatch, IndexSummary
+from app.video.results import Cancelled, FrameBatch, IndexSummary
 
 BATCHES_IN_FLIGHT = 2  # one on the device, one that waits for it; the ring holds at least as many
 
 
 def index_video(
-    decoders: DecoderPool, task: IndexTask, reader: IndexReader, cancelled: Cancelled
+    decoders: DecoderPool, task: IndexTask, found: Callable[[IndexItem], None], cancelled: Cancelled
 ) -> IndexSummary:
-    """Index a video in this thread, and pass its segments on as they are found.
+    """Index a video in this thread, and call `found` with its facts, and with each segment as it is found.
 
     Raises the video's fault, or WorkCancelled.
     """
-    try:
-        with decoders.index(
-            task.video, segment_frames=task.segment_frames, sampling=task.sampling, cancelled=cancelled
-        ) as index:
-            reader.found_video(index.facts)
-            for segment in index:
-                reader.found_segments((segment,))
-            return index.summary
-    except DecodingCancelled as error:
-        raise WorkCancelled from error
+    with decoders.index(
+        task.video, segment_frames=task.segment_frames, sampling=task.sampling, cancelled=cancelled
+    ) as index:
+        found(index.facts)
+        for segment in index:
+            found(segment)
+        return index.summary
 
 
 def run_segment(
@@ -46,13 +43,13 @@ def run_segment(
     decoders: DecoderPool,
     device: DeviceThread,
     cancelled: Cancelled,
-    clock: PhaseClock,
+    seconds: dict[str, float],
     advance: Callable[[int], None],
 ) -> SegmentOutcome:
     """Decode and analyse `task`; its part is whole and durable when this returns.
 
-    `advance` is called with the number of frames done since the last call. Raises the errors of the decoder
-    and of the model; OSError if the part cannot be written.
+    The time of each phase is added to `seconds`. `advance` is called with the number of frames done since the
+    last call. Raises the errors of the decoder and of the model; OSError if the part cannot be written.
     """
     store = PartStore(task.parts_folder)
     width, height = task.facts.width, task.facts.height
@@ -67,10 +64,9 @@ def run_segment(
         ) as session,
         store.write(task.segment.number) as writer,
     ):
-        analysed = 0
-        with closing(_detected(iter(session), device, task.job_id, clock)) as detected:
+        with closing(_detected(iter(session), device, task.job_id, seconds)) as detected:
             for batch, found in detected:
-                with clock.phase("encode"):
+                with _timed(seconds, "encode"):
                     height, width = batch.frames.shape[1:3]
                     records = [
                         encode_record(
@@ -84,14 +80,13 @@ def run_segment(
                     ]
                     writer.append(records, batch.pts.tolist())
                     batch.release()
-                analysed += len(found)
                 advance(len(found))
         outcome = session.outcome
         advance(sum(gap.frame_count for gap in outcome.undecodable))
         writer.finish(
             {
                 "plan": plan_of(task),
-                "analysed": analysed,
+                "analysed": outcome.frames_decoded,
                 "corrupt": [[stretch.first, stretch.last] for stretch in outcome.corrupt],
                 "doubtful": [[stretch.first, stretch.last] for stretch in outcome.doubtful],
                 "undecodable": [[gap.first, gap.last, gap.reason] for gap in outcome.undecodable],
@@ -103,44 +98,39 @@ def run_segment(
     return outcome_of(part)
 
 
-class PhaseClock:
-    """Reports to an observer how many seconds a thread spent in each phase of a segment."""
-
-    def __init__(self, observe: Callable[[str, float], None]) -> None:
-        self._observe = observe
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._observe(name, time.perf_counter() - started)
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds` of `phase`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 def _detected(
-    batches: Iterator[FrameBatch], device: DeviceThread, job_id: str, clock: PhaseClock
+    batches: Iterator[FrameBatch], device: DeviceThread, job_id: str, seconds: dict[str, float]
 ) -> Generator[tuple[FrameBatch, list[Detections]]]:
     """Yield (batch, its detections) in order, one batch behind: the device works while frames are decoded."""
     waiting: deque[tuple[FrameBatch, Future[list[Detections]]]] = deque()
     try:
         while True:
-            with clock.phase("wait_for_frames"):
+            with _timed(seconds, "wait_for_frames"):
                 batch = next(batches, None)
             if batch is None:
                 break
             waiting.append((batch, device.submit(batch.frames, owner=job_id)))
             if len(waiting) == BATCHES_IN_FLIGHT:
-                yield _result(*waiting.popleft(), clock)
+                yield _result(*waiting.popleft(), seconds)
         while waiting:
-            yield _result(*waiting.popleft(), clock)
+            yield _result(*waiting.popleft(), seconds)
     finally:
         # After a fault the device may still read frames, whose memory is freed with the session.
         wait([future for _, future in waiting if not future.cancel()])
 
 
 def _result(
-    batch: FrameBatch, future: Future[list[Detections]], clock: PhaseClock
+    batch: FrameBatch, future: Future[list[Detections]], seconds: dict[str, float]
 ) -> tuple[FrameBatch, list[Detections]]:
-    with clock.phase("wait_for_device"):
+    with _timed(seconds, "wait_for_device"):
         return batch, future.result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,9 @@ from typing import Protocol
 
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.protocol.facts import VideoFacts
-from app.video.results import IndexSummary
+from app.video.results import Cancelled, IndexSummary
 from app.video.sampling import Sampling
 from app.video.segments import Segment
-
-Cancelled = Callable[[], bool]
-
-
-class WorkCancelled(Exception):
-    """The caller's `cancelled` returned true."""
 
 
 class ModelChanged(Exception):
@@ -35,16 +29,7 @@ class IndexTask:
     sampling: Sampling
 
 
-class IndexReader(Protocol):
-    """Receives what is found while a video is indexed. A thread of the runner calls it, in order."""
-
-    def found_video(self, facts: VideoFacts) -> None:
-        """Take the container's facts; called once, first."""
-        ...
-
-    def found_segments(self, segments: Sequence[Segment]) -> None:
-        """Take further segments, in order."""
-        ...
+IndexItem = VideoFacts | Segment  # what indexing finds: the facts first and once, then segments in order
 
 
 class Runner(Protocol):
@@ -60,9 +45,12 @@ class Runner(Protocol):
         """Everything about the decoders that may change a picture or the batches."""
         ...
 
-    def index(self, task: IndexTask, reader: IndexReader, cancelled: Cancelled) -> Future[IndexSummary]:
-        """Index a video. The future ends with the summary once `reader` has received everything, or with the
-        video's fault, or WorkCancelled.
+    def index(
+        self, task: IndexTask, found: Callable[[IndexItem], None], cancelled: Cancelled
+    ) -> Future[IndexSummary]:
+        """Index a video. A thread of the runner calls `found` with each item.
+
+        The future ends with the summary after the last item, or with the video's fault, or WorkCancelled.
         """
         ...
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.detection.model_facts import ModelIdentity
 from app.storage.parts import Part, PartStore, TornPart
 from app.video.protocol.facts import VideoFacts
+from app.video.results import DecodeOutcome
 from app.video.segments import FrameRange, Segment
 
 
@@ -39,19 +40,15 @@ class SegmentTask:
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentOutcome:
-    """A finished segment: its part, and the contents of the part's footer."""
+class SegmentOutcome(DecodeOutcome):
+    """A finished segment: its part, and what the part's footer says about its frames."""
 
-    part: Part
-    analysed: int
-    corrupt: tuple[FrameRange, ...]
-    doubtful: tuple[FrameRange, ...]
-    undecodable: tuple[FrameRange, ...]
+    part: Part = field(kw_only=True)
 
     @property
     def frames_settled(self) -> int:
         """Frames that are analysed, or known to be undecodable."""
-        return self.analysed + sum(gap.frame_count for gap in self.undecodable)
+        return self.frames_decoded + sum(gap.frame_count for gap in self.undecodable)
 
 
 def finished_segment(task: SegmentTask) -> SegmentOutcome | None:
@@ -76,7 +73,7 @@ def outcome_of(part: Part) -> SegmentOutcome:
     footer = part.footer
     return SegmentOutcome(
         part=part,
-        analysed=footer["analysed"],
+        frames_decoded=footer["analysed"],
         corrupt=tuple(FrameRange(*stretch) for stretch in footer["corrupt"]),
         doubtful=tuple(FrameRange(*stretch) for stretch in footer["doubtful"]),
         undecodable=tuple(FrameRange(*gap) for gap in footer["undecodable"]),

@@ -25,7 +25,7 @@ class DamagedPlace:
     last_frame: int | None
     reason: str
     observations: int
-    is_harmless: bool = False  # proven to have cost no frame
+    harmless: bool = False  # proven to have cost no frame
 
 
 class EvidenceList:
@@ -99,7 +99,7 @@ class EvidenceList:
 
     def report(self, harmless: range) -> tuple[DamagedPlace, ...]:
         """Return the first damaged places; those in `harmless` have cost no frame."""
-        return tuple(replace(found, is_harmless=place in harmless) for place, found in self._located)
+        return tuple(replace(found, harmless=place in harmless) for place, found in self._located)
 
     def _index_of(self, place: int) -> int:
         return bisect_left(self._recent, place, key=lambda evidence: evidence.place)

@@ -34,7 +34,7 @@ from app.video.process import ChildDied, ChildProcess, ChildSettings, Pin, key_o
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import DecoderProtocolError, Message, Ready
 from app.video.protocol.plan import ChildPlan
-from app.video.results import Cancelled, DecodingCancelled
+from app.video.results import Cancelled, WorkCancelled
 from app.video.sampling import Sampling
 from app.video.sandbox_status import SandboxStatus
 from app.video.segments import Segment
@@ -130,7 +130,7 @@ class DecoderPool:
         """Open `video`, and cut it into segments of at least `segment_frames` frames (the last may be less).
 
         Raises UnsupportedVideo, UnsupportedCodec, NoVideoStream, EncryptedVideo, NothingDecodable,
-        VideoOverLimit, UnusableVideo, DecodingCancelled; also during the iteration.
+        VideoOverLimit, UnusableVideo, WorkCancelled; also during the iteration.
         """
         return IndexSession(
             self._session_child(video, cancelled),
@@ -152,7 +152,7 @@ class DecoderPool:
         """Decode the wanted frames of `segment`, upright, at (width, height) = `frame_size`.
 
         Batches hold `batch_size` frames, or as many as let two batches fit in the ring. Raises VideoOverLimit
-        if not even batches of one frame fit; during the iteration, DecodingCancelled and InternalError.
+        if not even batches of one frame fit; during the iteration, WorkCancelled and InternalError.
         """
         fitting = self.effective_batch_size(frame_size, batch_size)
         slots = self._settings.ring_bytes // (fitting * frame_size[0] * frame_size[1] * 3)
@@ -183,7 +183,7 @@ class DecoderPool:
     def acquire(self, video: Path, *, threads: int | None, cancelled: Cancelled) -> ChildProcess:
         """Return a child of `video`: one that waits for more of it or for any video, or a new one.
 
-        Raises ChildDied, DecodingCancelled.
+        Raises ChildDied, WorkCancelled.
         """
         threads, key = threads or self.threads, key_of(video.stat())
         with self._idle_lock:
@@ -227,7 +227,7 @@ class DecoderPool:
     def _new_child(self, cancelled: Cancelled) -> ChildProcess:
         """Return a child that waits for its video.
 
-        Raises DecodingCancelled; and ChildDied, also if a required part of the sandbox is not available.
+        Raises WorkCancelled; and ChildDied, also if a required part of the sandbox is not available.
         """
         if self._context is None:
             raise RuntimeError("the pool is not started")
@@ -292,5 +292,5 @@ class _ReadyChildren:
             except (ChildDied, DecoderProtocolError):
                 failures += 1
                 self._missing.release()
-            except DecodingCancelled:
+            except WorkCancelled:
                 return

@@ -29,7 +29,7 @@ from app.video.protocol.messages import (
     unpack_packets,
 )
 from app.video.protocol.packets import MAX_REORDER, Entry, PacketRecord
-from app.video.results import DecodingCancelled, IndexSummary
+from app.video.results import IndexSummary, WorkCancelled
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 from app.video.session_child import SessionChild
@@ -138,7 +138,7 @@ class IndexSession:
             while not self._has_turn:  # a session whose child died still has its turn
                 self._has_turn = self._large_turn.acquire(timeout=_POLL_SECONDS)
                 if self._child.cancelled():
-                    raise DecodingCancelled
+                    raise WorkCancelled
             child.send(Command.OPEN)
             _, payload = self._receive(Message.FACTS)
         return unpack_facts(payload)
@@ -279,7 +279,7 @@ class IndexSession:
             self.facts.container in _STAMPS_EVERY_FRAME
             and not is_counted
             and numbering.clock.is_unbroken
-            and not numbering.lost.total
+            and not numbering.lost.frames
         )
         # No frame is missing between frames of an unbroken clock, but some may be at either end.
         safe = range(MAX_REORDER + 1, self._packets - MAX_REORDER) if is_unbroken else range(0)

@@ -20,11 +20,12 @@ from app.video.clock import FrameClock, likely_stamp
 from app.video.damage import EvidenceList
 from app.video.protocol.packets import MAX_REORDER, Displacement, Entry, PacketFlag, PacketRecord
 from app.video.sampling import BoolArray, PtsArray, Sampling
-from app.video.segments import FrameRanges, Segment
+from app.video.segments import RangeList, Segment
 
 _LONGEST_WITHOUT_JOINT = 5000  # frames: a part, its progress and its retry must stay small
 _PACKETS_AHEAD = 2 * MAX_REORDER  # evidence about a frame may come with packets after it
 _LOST_FRAMES_A_BLOCK = 65536
+_LOST_REASON = "the data is missing from the file"
 _MAX_LATER_ENTRIES = 16
 _LEAST_PTS = -(2**63)  # no frame has it
 
@@ -103,7 +104,7 @@ class SegmentNumbering:
         self.segments = 0
         self.frames = 0
         self.frames_wanted = 0  # lost ones included
-        self.lost = FrameRanges("the data is missing from the file")  # wanted frames that are in no segment
+        self.lost = RangeList()  # wanted frames that are in no segment
         # The first frame whose id may be too low: frames were lost before it, and no clock says how many.
         self.unsure_from: int | None = None
 
@@ -182,7 +183,7 @@ class SegmentNumbering:
                 shares = (2 * numbers * rest + missing + 1) // (2 * (missing + 1))
                 first_id = self.frames
                 wanted = self._sample(before[0] + numbers * step + shares, before[1])
-                self.lost.add(first_id + np.flatnonzero(wanted))
+                self.lost.add_ids(first_id + np.flatnonzero(wanted), _LOST_REASON)
             first = rank
         yield first, len(pts)
 

@@ -23,7 +23,7 @@ from app.video.protocol import messages, ring
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Command, Message
 from app.video.protocol.plan import ChildPlan, Descriptor
-from app.video.results import DecodingCancelled
+from app.video.results import WorkCancelled
 
 _POLL_SECONDS = 0.1  # how often a wait checks for cancellation and for signs of life
 _REAP_SECONDS = 1.0  # from a child's last sign to its exit status
@@ -167,13 +167,13 @@ class ChildProcess:
 
         Raises ChildDied if it ends, makes no progress for the stall time, or passes `deadline` (of
         time.monotonic); VideoOverLimit if opening the video takes too much processor time;
-        DecoderProtocolError; DecodingCancelled.
+        DecoderProtocolError; WorkCancelled.
         """
         last_sign = time.monotonic()
         signs = self._signs_of_life()
         while True:
             if cancelled():
-                raise DecodingCancelled
+                raise WorkCancelled
             if len(self._buffer) >= messages.HEAD.size:
                 kind, length = messages.head_of(self._buffer)
                 end = messages.HEAD.size + length

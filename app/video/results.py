@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from app.video.damage import DamagedPlace
 from app.video.protocol.facts import Proof
-from app.video.segments import FrameRange, FrameRanges
+from app.video.segments import FrameRange, RangeList
 
 Cancelled = Callable[[], bool]
 
 
-class DecodingCancelled(Exception):
-    """The caller's `cancelled` returned True."""
+class WorkCancelled(Exception):
+    """The caller's `cancelled` returned true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class IndexSummary:
     truncated: bool
     frames_without_id: int  # where frames had to be counted: those of which data is there and no picture came
     notes: tuple[str, ...]  # how a truncation, damage or odd time stamps showed, for the report
-    lost: FrameRanges  # wanted frames of which the container holds nothing; they are in no segment
+    lost: RangeList  # wanted frames of which the container holds nothing; they are in no segment
     damage: tuple[DamagedPlace, ...]  # the first places where the container has lost data
     damage_total: int  # places
     is_damage_harmless: bool  # it is proven that no frame was lost at any of them
@@ -45,9 +45,10 @@ class DecodeOutcome:
     """What happened to the wanted frames of a segment."""
 
     frames_decoded: int
-    undecodable: tuple[FrameRange, ...]  # ascending
-    corrupt: tuple[FrameRange, ...]  # decoded, but from damaged data according to the decoder
-    doubtful: tuple[FrameRange, ...]  # decoded, but after a missing or corrupt frame and before a keyframe
+    undecodable: tuple[FrameRange, ...] = ()  # ascending
+    corrupt: tuple[FrameRange, ...] = ()  # decoded, but from damaged data according to the decoder
+    # Decoded, but after a missing or corrupt frame and before a keyframe.
+    doubtful: tuple[FrameRange, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

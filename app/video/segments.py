@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,32 +27,37 @@ class FrameRange:
 RANGES_KEPT = 1000  # in a report
 
 
-class FrameRanges:
-    """Ids of frames, in ascending order: their number, and the first ranges."""
+@dataclass(slots=True)
+class RangeList:
+    """Ranges of frames in ascending order: the first ranges, and the number of frames in all of them."""
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-        self.kept: list[FrameRange] = []
-        self.dropped = 0  # ranges
-        self.total = 0  # frames
+    frames: int = 0
+    kept: list[FrameRange] = field(default_factory=list)
+    dropped: int = 0  # ranges
 
-    def add(self, frame_ids: npt.NDArray[np.int64]) -> None:
-        """Add ids, (n,) ascending, all greater than those before."""
-        if not len(frame_ids):
-            return
-        self.total += len(frame_ids)
-        starts = np.flatnonzero(np.diff(frame_ids, prepend=frame_ids[0] - 2) > 1)
-        ends = np.append(starts[1:] - 1, len(frame_ids) - 1)
-        taken = 1 + RANGES_KEPT - len(self.kept)  # the first may continue the last one kept
-        self.dropped += len(starts[taken:])
-        for start, end in zip(starts[:taken], ends[:taken], strict=True):
-            first, last = int(frame_ids[start]), int(frame_ids[end])
-            if self.kept and self.kept[-1].last + 1 == first:
-                self.kept[-1] = replace(self.kept[-1], last=last)
+    def add(self, ranges: Iterable[FrameRange]) -> None:
+        """Add ranges that follow those before; one that continues the last is joined to it."""
+        for stretch in ranges:
+            self.frames += stretch.frame_count
+            last = self.kept[-1] if self.kept else None
+            if last and last.last + 1 == stretch.first and last.reason == stretch.reason:
+                self.kept[-1] = replace(last, last=stretch.last)
             elif len(self.kept) < RANGES_KEPT:
-                self.kept.append(FrameRange(first, last, self._reason))
+                self.kept.append(stretch)
             else:
                 self.dropped += 1
+
+    def add_ids(self, frame_ids: npt.NDArray[np.int64], reason: str) -> None:
+        """Add the ranges of ids, (n,) ascending, all greater than those before."""
+        if not len(frame_ids):
+            return
+        starts = np.flatnonzero(np.diff(frame_ids, prepend=frame_ids[0] - 2) > 1)
+        firsts, lasts = frame_ids[starts], frame_ids[np.append(starts[1:], len(frame_ids)) - 1]
+        taken = 1 + RANGES_KEPT - len(self.kept)  # the first may continue the last one kept
+        pairs = zip(firsts[:taken].tolist(), lasts[:taken].tolist(), strict=True)
+        self.add(FrameRange(first, last, reason) for first, last in pairs)
+        self.frames += int(np.sum(lasts[taken:] - firsts[taken:] + 1))
+        self.dropped += len(firsts[taken:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

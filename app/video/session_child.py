@@ -12,7 +12,7 @@ from app.errors import InternalError
 from app.video.faults import error_of
 from app.video.process import ChildProcess
 from app.video.protocol.messages import DecoderProtocolError, Fault, Message
-from app.video.results import Cancelled, DecodingCancelled
+from app.video.results import Cancelled, WorkCancelled
 
 _MAX_KILLED_BY_OTHERS = 8  # with more, the kernel may be killing children for memory that the video takes
 _FIRST_PAUSE_SECONDS = 0.1  # after a child that could not be started; each pause is twice the one before
@@ -40,7 +40,7 @@ class SessionChild:
     def start(self, threads: int | None) -> ChildProcess:
         """Take a child with `threads` threads of FFmpeg, or as many as usual if None.
 
-        Raises ChildDied, DecodingCancelled.
+        Raises ChildDied, WorkCancelled.
         """
         self.process = self.acquire(threads)
         return self.process
@@ -73,7 +73,7 @@ class SessionChild:
         `first_packet` is where the child began to decode; None if it only read. If another process killed the
         child, it is not the video's fault and does not count, unless it happens again and again. If no child
         could be started, wait: the cause may pass. Raises InternalError after minutes of that;
-        DecodingCancelled.
+        WorkCancelled.
         """
         child = self.process
         if child is None:
@@ -107,5 +107,5 @@ class SessionChild:
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
             if self.cancelled():
-                raise DecodingCancelled
+                raise WorkCancelled
             threading.Event().wait(min(left, _POLL_SECONDS))

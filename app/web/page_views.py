@@ -6,7 +6,7 @@ import time
 
 from flask import Response, g, render_template
 
-from app.errors import FrameboxError
+from app.errors import FrameboxError, error_classes
 from app.web.openapi import detection_parameters, openapi_document, openapi_path
 from app.web.options import describe_values
 from app.web.report import public_report
@@ -42,14 +42,8 @@ class PageViews:
 
 def error_entries() -> list[tuple[type[FrameboxError], str]]:
     """Return every error that a client can get, sorted by status and code, and its meaning in words."""
-    found: dict[str, tuple[type[FrameboxError], str]] = {}
-    waiting: list[type[FrameboxError]] = [FrameboxError]
-    while waiting:
-        error = waiting.pop()
-        waiting.extend(error.__subclasses__())
-        if "code" in error.__dict__ and error is not FrameboxError:
-            found[error.code] = error, " ".join((error.__dict__.get("__doc__") or "").split())
-    return sorted(found.values(), key=lambda entry: (entry[0].status, entry[0].code))
+    found = sorted(error_classes().values(), key=lambda error: (error.status, error.code))
+    return [(error, " ".join((error.__dict__.get("__doc__") or "").split())) for error in found]
 
 
 def _page(template: str, **values: object) -> Response:

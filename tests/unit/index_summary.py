@@ -8,12 +8,12 @@ import numpy as np
 
 from app.video.protocol.facts import Proof
 from app.video.results import IndexSummary
-from app.video.segments import FrameRanges
+from app.video.segments import RangeList
 
 
 def index(frames: int = 100, *, lost: tuple[int, ...] = (), **changes: object) -> IndexSummary:
-    missing = FrameRanges("the data is missing from the file")
-    missing.add(np.array(lost, dtype=np.int64))
+    missing = RangeList()
+    missing.add_ids(np.array(lost, dtype=np.int64), "the data is missing from the file")
     summary = IndexSummary(
         frames_indexed=frames,
         frames_wanted=frames,

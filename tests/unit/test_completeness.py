@@ -11,7 +11,7 @@ from app.pipeline.completeness import FrameTally, completeness_report
 from app.pipeline.report import DamageReport, MissingFrames
 from app.video.damage import DamagedPlace
 from app.video.protocol.facts import Proof
-from app.video.results import IndexSummary
+from app.video.results import DecodeOutcome, IndexSummary
 from app.video.segments import RANGES_KEPT, FrameRange
 
 PLACE = DamagedPlace(4711, 1.5, 30, 33, "bytes that are no transport packet", 2)
@@ -21,7 +21,7 @@ def tally(
     analysed: int = 100, *, corrupt: tuple[FrameRange, ...] = (), undecodable: tuple[FrameRange, ...] = ()
 ) -> FrameTally:
     found = FrameTally()
-    found.add(analysed=analysed, corrupt=corrupt, undecodable=undecodable)
+    found.add(DecodeOutcome(analysed, undecodable, corrupt))
     return found
 
 
@@ -46,7 +46,7 @@ def test_whatever_may_be_missing_makes_a_video_incomplete(found: FrameTally, sum
 
 
 def test_damage_that_has_cost_no_frame_is_reported_and_does_no_harm() -> None:
-    harmless = replace(PLACE, is_harmless=True)
+    harmless = replace(PLACE, harmless=True)
     report = completeness_report(tally(), index(damage=(harmless,), damage_total=3, proof=Proof.CLOCK))
     assert report.complete is True
     assert report.damage == (
@@ -96,7 +96,7 @@ def test_lost_and_undecodable_frames_are_listed_together_in_order() -> None:
 
 def test_gaps_that_touch_across_segments_are_one_range() -> None:
     found = tally(3, undecodable=(FrameRange(3, 4, "refused"),))
-    found.add(analysed=2, corrupt=(), undecodable=[FrameRange(5, 6, "refused"), FrameRange(9, 9, "crash")])
+    found.add(DecodeOutcome(2, (FrameRange(5, 6, "refused"), FrameRange(9, 9, "crash"))))
     report = completeness_report(found, index(10))
     assert report.undecodable == (
         MissingFrames(first=3, last=6, reason="refused"),
@@ -108,7 +108,7 @@ def test_gaps_that_touch_across_segments_are_one_range() -> None:
 def test_the_list_of_ranges_is_capped_but_the_count_is_not() -> None:
     found = FrameTally()
     for number in range(RANGES_KEPT + 50):
-        found.add(analysed=1, corrupt=(), undecodable=[FrameRange(2 * number, 2 * number, "refused")])
+        found.add(DecodeOutcome(1, (FrameRange(2 * number, 2 * number, "refused"),)))
     report = completeness_report(found, index(10_000))
     assert len(report.undecodable) == RANGES_KEPT
     assert report.undecodable_ranges_left_out == 50

@@ -13,6 +13,7 @@ from app.pipeline.detect_video import _video_report
 from app.pipeline.report import DetectionReport, DocumentReport
 from app.video.damage import DamagedPlace
 from app.video.protocol.facts import OtherStream, Proof, StreamKind, VideoFacts
+from app.video.results import DecodeOutcome
 from app.video.segments import FrameRange
 
 FACTS = VideoFacts(
@@ -59,16 +60,18 @@ def test_what_is_known_at_the_end() -> None:
     facts = replace(FACTS, frame_rate=None, time_base=Fraction(1, 90000), other_streams=(), mirrored=False)
     tally = FrameTally()
     tally.add(
-        analysed=97,
-        undecodable=(FrameRange(3, 4, "refused"),),
-        corrupt=(FrameRange(7, 9),),
-        doubtful=(FrameRange(10, 12),),
+        DecodeOutcome(
+            97,
+            undecodable=(FrameRange(3, 4, "refused"),),
+            corrupt=(FrameRange(7, 9),),
+            doubtful=(FrameRange(10, 12),),
+        )
     )
     summary = index(
         lost=(20, 21, 60),
         damage=(
             DamagedPlace(4711, 1.5, 30, 33, "a gap", 2),
-            DamagedPlace(None, None, None, None, "ä", 1, is_harmless=True),
+            DamagedPlace(None, None, None, None, "ä", 1, harmless=True),
         ),
         damage_total=3,
         notes=("one", "two"),

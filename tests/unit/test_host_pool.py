@@ -36,23 +36,23 @@ from app.host.messages import (
     HostReady,
     HostUnusable,
     IndexDone,
+    IndexFound,
     IndexVideo,
     ModelInUse,
     Reason,
     ReleaseModel,
     RunSegment,
     SegmentDone,
-    SegmentsFound,
     UseModel,
-    VideoFound,
 )
 from app.metrics import Metrics
 from app.pipeline.pace import FrameMeter
-from app.pipeline.runner import IndexTask, WorkCancelled
+from app.pipeline.runner import IndexTask
 from app.pipeline.segment_task import RecordRules, SegmentOutcome, SegmentTask
 from app.storage.parts import Part
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.packets import Entry
+from app.video.results import WorkCancelled
 from app.video.sampling import Sampling
 from app.video.segments import Segment
 
@@ -106,7 +106,7 @@ def task(job_id: str = "job", number: int = 0) -> SegmentTask:
     )
 
 
-OUTCOME = SegmentOutcome(Part(Path("part"), 0, 0, {}), 3, (), (), ())
+OUTCOME = SegmentOutcome(3, part=Part(Path("part"), 0, 0, {}))
 
 
 @dataclass
@@ -152,18 +152,6 @@ class Hosts:
         process = subprocess.Popen(["sleep", "600"], start_new_session=True)
         self.all.append(FakeHost(Connection(os.dup(descriptor)), process))
         return process
-
-
-class Reader:
-    def __init__(self) -> None:
-        self.videos: list[object] = []
-        self.numbers: list[int] = []
-
-    def found_video(self, facts: object) -> None:
-        self.videos.append(facts)
-
-    def found_segments(self, segments: Any) -> None:
-        self.numbers += [segment.number for segment in segments]
 
 
 def never() -> bool:
@@ -256,7 +244,7 @@ def test_the_next_host_runs_a_lost_segment_and_its_frames_count_once(
     second.say(ModelInUse(second.hears(UseModel).ticket, FACTS))
     run = second.hears(RunSegment)
     second.say(Advanced(run.ticket, 3), SegmentDone(run.ticket, OUTCOME, 1.0))
-    assert future.result(WAIT_SECONDS).analysed == 3
+    assert future.result(WAIT_SECONDS).frames_decoded == 3
     assert setup.meter.of("job") == 3
     assert setup.retried("host died") == 1
     assert [death.job_ids for death in setup.deaths] == [{"job"}]
@@ -266,24 +254,24 @@ def test_the_next_host_runs_a_lost_segment_and_its_frames_count_once(
 def test_a_repeated_index_passes_nothing_to_its_reader_twice(setup: Setup) -> None:
     facts: Any = "facts"  # the pool passes both on as they are
     summary: Any = "summary"
-    host, reader = setup.next_host(), Reader()
-    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), reader, never)
+    host = setup.next_host()
+    read: list[Any] = []
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), read.append, never)
     ticket = host.hears(IndexVideo).ticket
-    segments = [task(number=number).segment for number in range(4)]
-    host.say(VideoFound(ticket, facts), SegmentsFound(ticket, tuple(segments[:3])))
-    setup.tend_until(lambda: reader.numbers == [0, 1, 2])
+    items = [facts, *"0123"]
+    host.say(*(IndexFound(ticket, item) for item in items[:4]))
+    setup.tend_until(lambda: read == items[:4])
     host.die()
     second = setup.next_host()
     ticket = second.hears(IndexVideo).ticket
-    second.say(VideoFound(ticket, facts), SegmentsFound(ticket, tuple(segments[:2])))
-    second.say(SegmentsFound(ticket, tuple(segments[2:])), IndexDone(ticket, summary))
+    second.say(*(IndexFound(ticket, item) for item in items), IndexDone(ticket, summary))
     assert future.result(WAIT_SECONDS) == summary
-    assert (reader.videos, reader.numbers) == ([facts], [0, 1, 2, 3])
+    assert read == items
 
 
 def test_a_videos_fault_arrives_as_the_error_that_the_host_raised(setup: Setup) -> None:
     host = setup.next_host()
-    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), lambda _: None, never)
     fault = UnsupportedVideo("No video.", {"allowed": "others"})
     host.say(failure(host.hears(IndexVideo).ticket, fault))
     with pytest.raises(UnsupportedVideo) as caught:
@@ -349,7 +337,7 @@ def test_a_host_without_memory_for_a_segment_is_renewed_a_limited_number_of_time
 
 def test_lack_of_memory_for_an_index_is_an_internal_error(setup: Setup) -> None:
     host = setup.next_host()
-    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), Reader(), never)
+    future = setup.pool.index(IndexTask("job", Path("video"), 100, Sampling()), lambda _: None, never)
     for _ in range(MOST_RENEWALS):
         host.say(Failed(host.hears(IndexVideo).ticket, Reason.WORN, "There is not enough memory."))
         host = setup.next_host()

@@ -35,7 +35,7 @@ from app.jobs.job import (
     VideoSource,
     Waiting,
 )
-from app.jobs.queue import LeaseLost
+from app.jobs.queue import Claim, LeaseLost
 from app.pipeline.options import DetectionOptions
 from app.pipeline.report import DetectionReport
 from app.storage.data_folder import DataFolder, new_job_id
@@ -224,14 +224,14 @@ def test_interactive_jobs_are_claimed_first_and_in_order(store: Stores) -> None:
 def test_the_engine_says_whose_turn_it_is(store: Stores) -> None:
     batch, interactive = add_with(store, Priority.BATCH), add_with(store, Priority.INTERACTIVE)
     epoch = store.queue.begin_epoch(pid=1)
-    claimed = store.queue.claim(epoch, (Priority.BATCH, Priority.INTERACTIVE))
+    claimed = store.queue.claim(epoch, Claim((Priority.BATCH, Priority.INTERACTIVE)))
     assert claimed is not None
     assert claimed.id == batch
     add_with(store, Priority.BATCH)
-    claimed = store.queue.claim(epoch, (Priority.INTERACTIVE,))
+    claimed = store.queue.claim(epoch, Claim((Priority.INTERACTIVE,)))
     assert claimed is not None
     assert claimed.id == interactive
-    assert store.queue.claim(epoch, (Priority.INTERACTIVE,)) is None
+    assert store.queue.claim(epoch, Claim((Priority.INTERACTIVE,))) is None
 
 
 def test_queued_jobs_tell_what_they_wait_for_until_they_are_taken_up(store: Stores) -> None:
@@ -258,10 +258,10 @@ def test_jobs_for_models_without_room_are_passed_over_and_say_so(store: Stores) 
         store.add(
             job_id, JobRequest(OWNER, "request", model, DetectionOptions()), VideoSource(1, "0" * 64, None)
         )
-    claimed = store.queue.claim(epoch, without_models=["large"])
+    claimed = store.queue.claim(epoch, Claim(without_models=["large"]))
     assert claimed is not None
     assert claimed.id == small
-    assert store.queue.claim(epoch, without_models=["large"]) is None
+    assert store.queue.claim(epoch, Claim(without_models=["large"])) is None
     store.queue.say_waiting(None, crowded_models=["large"])
     assert store.get(large, owner=OWNER).waiting is Waiting.MODEL_MEMORY
     store.queue.say_waiting(None)

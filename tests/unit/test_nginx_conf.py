@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from certificates import make_certificate
 
-from app.errors import FrameboxError
+from app.errors import error_classes
 from app.programs.nginx import TEMPLATE, render_nginx_conf
 from app.settings import CHECKOUT, GIB, Settings, SettingsFault, load_settings
 from app.storage.data_folder import DataFolder
@@ -176,7 +176,7 @@ def test_headers_that_only_nginx_may_set_are_set_wherever_it_passes_requests_on(
 def test_every_refusal_of_the_application_has_its_literal(tmp_path: Path):
     text = render_nginx_conf(Settings(data=tmp_path))
     literal = {int(status) for status in re.findall(r"if \(\$refusal_status = (\d+)\)", text)}
-    assert {error.status for error in _all_errors(FrameboxError)} - {
+    assert {error.status for error in error_classes().values()} - {
         408,
         409,
         412,
@@ -188,7 +188,3 @@ def test_every_refusal_of_the_application_has_its_literal(tmp_path: Path):
         502,
         504,
     } <= literal
-
-
-def _all_errors(root: type[FrameboxError]) -> set[type[FrameboxError]]:
-    return {root}.union(*(_all_errors(error) for error in root.__subclasses__()))

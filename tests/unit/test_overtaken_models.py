@@ -9,6 +9,7 @@ from stores import Stores
 
 from app.engine.turns import OVERTAKING_SECONDS, OvertakenModels
 from app.jobs.job import OWNER, Job, JobRequest, VideoSource
+from app.jobs.queue import Claim
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
@@ -79,7 +80,7 @@ def test_a_stream_of_other_jobs_does_not_starve_a_model_without_room(
 
     def claim(crowded: set[str]) -> Job | None:
         overtaken.update(store.queue.queued_models(crowded | overtaken.names))
-        job = store.queue.claim(epoch, without_models=crowded, only_model=overtaken.overdue())
+        job = store.queue.claim(epoch, Claim(without_models=crowded, only_model=overtaken.overdue()))
         if job is not None:
             overtaken.note_started(job.model)
         return job

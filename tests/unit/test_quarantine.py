@@ -18,6 +18,7 @@ from app.engine.turns import (
 )
 from app.errors import InternalError, ModelFault
 from app.jobs.job import OWNER, Job, JobRequest, VideoSource
+from app.jobs.queue import Claim
 from app.pipeline.options import DetectionOptions
 from app.storage.data_folder import new_job_id
 
@@ -86,11 +87,11 @@ def test_quarantined_jobs_are_claimed_separately(store: Stores) -> None:
     other = add(store)
     assert store.queue.has_queued(deaths=QUARANTINE_DEATHS)
     epoch = store.heartbeats.engine().epoch
-    claimed = store.queue.claim(epoch, deaths=TRUSTED)
+    claimed = store.queue.claim(epoch, Claim(deaths=TRUSTED))
     assert claimed is not None
     assert claimed.id == other
-    assert store.queue.claim(epoch, deaths=TRUSTED) is None
-    claimed = store.queue.claim(epoch, deaths=QUARANTINED)
+    assert store.queue.claim(epoch, Claim(deaths=TRUSTED)) is None
+    claimed = store.queue.claim(epoch, Claim(deaths=QUARANTINED))
     assert claimed is not None
     assert (claimed.id, claimed.deaths) == (quarantined, QUARANTINE_DEATHS)
     assert not store.queue.has_queued(deaths=QUARANTINE_DEATHS)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from app.engine.turns import BATCH_JOB_TURN, QUARANTINED, TRUSTED, Claim, JobTurns, SegmentTurns
+from app.engine.turns import BATCH_JOB_TURN, QUARANTINED, TRUSTED, JobTurns, SegmentTurns
 from app.jobs.job import Job, Priority
+from app.jobs.queue import Claim
 
 BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
 

@@ -21,10 +21,10 @@ from app.engine.turns import SegmentTurns
 from app.host.messages import DecoderPlan, HostPlan
 from app.metrics import Metrics
 from app.pipeline.pace import FrameMeter
-from app.pipeline.runner import IndexTask, ModelChanged, WorkCancelled
+from app.pipeline.runner import IndexItem, IndexTask, ModelChanged
 from app.pipeline.segment_task import RecordRules, SegmentTask
-from app.video.protocol.facts import VideoFacts
 from app.video.protocol.limits import VideoLimits
+from app.video.results import WorkCancelled
 from app.video.sampling import Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -52,12 +52,8 @@ while True:
 """
 
 
-class Reader:
-    def found_video(self, facts: VideoFacts) -> None:
-        raise AssertionError(facts)
-
-    def found_segments(self, segments: object) -> None:
-        raise AssertionError(segments)
+def read_nothing(item: IndexItem) -> None:
+    raise AssertionError(item)
 
 
 def spawn_idle(descriptor: int) -> subprocess.Popen[bytes]:
@@ -137,10 +133,10 @@ def test_waiting_segments_of_a_parked_pool_are_cancelled(pool: HostPool, task: S
 
 
 def test_closing_the_pool_cancels_all_work(pool: HostPool, tmp_path: Path) -> None:
-    begun = pool.index(index_task(tmp_path), Reader(), never)
+    begun = pool.index(index_task(tmp_path), read_nothing, never)
     tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     pool.close(grace_seconds=5.0)
-    late = pool.index(index_task(tmp_path), Reader(), never)
+    late = pool.index(index_task(tmp_path), read_nothing, never)
     for future in (begun, late):
         with pytest.raises(WorkCancelled):
             future.result(SECONDS)
@@ -162,7 +158,7 @@ def test_a_hosts_death_counts_for_the_jobs_whose_videos_it_was_indexing(
     pool: HostPool, tmp_path: Path
 ) -> None:
     """Else a video that kills every host would be indexed again forever."""
-    pool.index(index_task(tmp_path), Reader(), never)
+    pool.index(index_task(tmp_path), read_nothing, never)
     tend_until(pool, lambda: pool.machine is not None and not pool.is_idle())
     os.kill(pool.statuses()[0].pid, signal.SIGKILL)
     deaths = tend_until(pool, lambda: pool.statuses()[0].restarts == 1)

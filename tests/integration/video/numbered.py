@@ -89,11 +89,5 @@ def answer(pool: DecoderPool, video: Path, *, segment_frames: int = 100) -> Answ
                     for frame_id, pixels in zip(batch.frame_ids, batch.frames, strict=True)
                 }
                 batch.release()
-            outcome = session.outcome
-        tally.add(
-            analysed=outcome.frames_decoded,
-            undecodable=outcome.undecodable,
-            corrupt=outcome.corrupt,
-            doubtful=outcome.doubtful,
-        )
+        tally.add(session.outcome)
     return Answer(numbers, completeness_report(tally, summary))

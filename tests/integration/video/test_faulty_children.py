@@ -40,7 +40,7 @@ from app.video.process import ChildDied, ChildProcess, ChildSettings
 from app.video.protocol.limits import VideoLimits
 from app.video.protocol.messages import Message, unpack_frames
 from app.video.protocol.plan import ChildPlan
-from app.video.results import DecodingCancelled
+from app.video.results import WorkCancelled
 
 DEADLINE_SECONDS = 20.0
 
@@ -182,7 +182,7 @@ def test_a_want_of_children_that_passes_costs_no_frame(name: str, clips: ClipFol
 def test_waiting_for_a_child_ends_when_the_job_does(clips: ClipFolder) -> None:
     with BarrenPool(limits=VideoLimits(), memory_bytes=512 * MIB, ring_bytes=4 * MIB) as barren:
         barren.failures_left = 1000
-        with pytest.raises(DecodingCancelled):
+        with pytest.raises(WorkCancelled):
             barren.index(
                 clips.get("h264.mp4"), segment_frames=20, cancelled=lambda: barren.failures_left < 997
             )
@@ -285,7 +285,7 @@ def test_cancelling_ends_a_session_and_its_child(clips: ClipFolder, pool: Decode
         pid = child_of(session).pid
         assert pid is not None
         stop.set()
-        with pytest.raises(DecodingCancelled):
+        with pytest.raises(WorkCancelled):
             next(batches)
     assert _is_gone(pid)
 

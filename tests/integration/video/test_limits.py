@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.video.decoder import DecoderPool
 from app.video.index_session import IndexSession
 from app.video.protocol.limits import VideoLimits
-from app.video.results import DecodingCancelled
+from app.video.results import WorkCancelled
 
 # limit: (its value, a clip, what the clip has)
 PASSED = {
@@ -93,7 +93,7 @@ def test_of_videos_with_large_indexes_one_is_indexed_at_a_time(clips: ClipFolder
         with index(pool, large, never):
             index(pool, small, never).close()
             looks = count()
-            with pytest.raises(DecodingCancelled):
+            with pytest.raises(WorkCancelled):
                 index(pool, large, lambda: next(looks) > 3)
         with index(pool, large, never) as second:
             assert sum(segment.frame_count for segment in second) == 50
