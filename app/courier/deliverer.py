@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -33,34 +34,25 @@ _OUTCOMES = {  # of an attempt: the label of the metric, and the log's event
 }
 
 
+@dataclass(slots=True, kw_only=True)
 class Deliverer:
     """Makes one attempt a call. Safe to use from many threads."""
 
-    def __init__(
-        self,
-        *,
-        store: JobStore,
-        report: Callable[[Job], bytes],
-        deliveries: DeliveryStore,
-        outbound: Outbound,
-        secrets: Sequence[str],
-        metrics: Metrics,
-    ) -> None:
-        """`report` returns the body for an ended job: the same bytes in every attempt.
+    store: JobStore
+    report: Callable[[Job], bytes]  # the body for an ended job: the same bytes in every attempt
+    deliveries: DeliveryStore
+    outbound: Outbound
+    secrets: InitVar[Sequence[str]]  # whsec_ and base64; all sign, so that receivers can change to another
+    metrics: Metrics
+    _signers: list[Webhook] = field(init=False, repr=False)
 
-        All `secrets` (whsec_ and base64) sign, so that receivers can move from one to the next.
-        """
-        self._store = store
-        self._report = report
-        self._deliveries = deliveries
-        self._outbound = outbound
+    def __post_init__(self, secrets: Sequence[str]) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
-        self._metrics = metrics
 
     def deliver(self, due: DueDelivery) -> None:
         """Make one attempt and record the outcome; give up after the last, or if no attempt can succeed."""
         try:
-            body = self._report(self._store.get(due.job_id, owner=due.owner))
+            body = self.report(self.store.get(due.job_id, owner=due.owner))
         except JobNotFound:
             return  # deleted meanwhile, and its callbacks with it
         if due.attempts >= MOST_ATTEMPTS:  # this process died during the last one
@@ -70,7 +62,7 @@ class Deliverer:
             return
         attempts = due.attempts + 1
         next_at = time.time() + delivery_pause_seconds(attempts)
-        if not self._deliveries.begin(due.id, next_at=next_at):
+        if not self.deliveries.begin(due.id, next_at=next_at):
             return
         fail_point("delivery_begun")
         state, status, error = DeliveryState.PENDING, None, None
@@ -83,8 +75,8 @@ class Deliverer:
             "webhook-signature": " ".join(signatures),  # receivers look for one that they can check
         }
         try:
-            target = parse_target(due.url, self._outbound.rules)
-            with self._outbound.request("POST", target, headers=headers, body=body) as response:
+            target = parse_target(due.url, self.outbound.rules)
+            with self.outbound.request("POST", target, headers=headers, body=body) as response:
                 # The body of the answer is not read: the connection is closed.
                 status, wish = response.status, retry_after_seconds(response.headers.get("Retry-After"))
         except TargetRefused as refusal:
@@ -114,9 +106,9 @@ class Deliverer:
     ) -> None:
         if state is not DeliveryState.PENDING:
             next_at = None
-        self._deliveries.record(due.id, state, status=status, error=error, next_at=next_at)
+        self.deliveries.record(due.id, state, status=status, error=error, next_at=next_at)
         outcome, event = _OUTCOMES[state]
-        self._metrics.deliveries.labels(outcome).inc()
+        self.metrics.deliveries.labels(outcome).inc()
         log = _log.warning if state is DeliveryState.GIVEN_UP else _log.info
         log(event, status=status, fault=error, attempts=attempts)
 

@@ -95,44 +95,34 @@ class _Run:
         return self.size_bytes == self.version.expected_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
     """Fetches one video a call. Safe to use from many threads."""
 
-    def __init__(
-        self,
-        *,
-        data: DataFolder,
-        fetches: FetchStore,
-        uploads: Uploads,
-        outbound: Outbound,
-        limits: FetchLimits,
-        metrics: Metrics,
-        stop: threading.Event,
-    ) -> None:
-        self._data = data
-        self._fetches = fetches
-        self._uploads = uploads
-        self._outbound = outbound
-        self._limits = limits
-        self._metrics = metrics
-        self._stop = stop
+    data: DataFolder
+    fetches: FetchStore
+    uploads: Uploads
+    outbound: Outbound
+    limits: FetchLimits
+    metrics: Metrics
+    stop: threading.Event
 
     def recover(self) -> None:
         """Correct what a crash or a power failure left. Call it before the first fetch."""
-        self._uploads.recover()
+        self.uploads.recover()
 
     def remove_unwanted(self, under_way: Collection[str]) -> None:
         """Remove what was fetched for jobs that no longer want it, but for fetches that are under way."""
-        for folder in self._uploads.folders():
-            if folder.name not in under_way and self._fetches.get(folder.name) is None:
-                self._uploads.remove(folder.name)
+        for folder in self.uploads.folders():
+            if folder.name not in under_way and self.fetches.get(folder.name) is None:
+                self.uploads.remove(folder.name)
 
     def fetch(self, job_id: str) -> None:
         """Fetch the job's video to its place, or fail the job; return early if this process is to stop.
 
         Does nothing for a job that was cancelled or deleted, except removing what was fetched for it.
         """
-        fetch = self._fetches.get(job_id)
+        fetch = self.fetches.get(job_id)
         if fetch is None:
             return
         try:
@@ -144,22 +134,22 @@ class Fetcher:
             return
         except FrameboxError as error:
             outcome = "not_wanted"
-            if self._fetches.fail(job_id, error):
+            if self.fetches.fail(job_id, error):
                 outcome = error.code
                 _log.warning("video not fetched", code=error.code, detail=error.detail)
-        self._uploads.remove(job_id)
+        self.uploads.remove(job_id)
         if outcome != "fetched":
             with suppress(FileNotFoundError):
-                self._data.remove_inputs(job_id)
-        self._metrics.fetches.labels(outcome).inc()
+                self.data.remove_inputs(job_id)
+        self.metrics.fetches.labels(outcome).inc()
         _log.info("fetch ended", outcome=outcome)
 
     def _bring(self, fetch: Fetch) -> None:
         """Receive the whole video and give its file to the job. Raises the error that ends the fetch."""
-        with self._uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.version.expected_bytes)) as held:
+        with self.uploads.hold_new(fetch.job_id, About(fetch.owner, fetch.version.expected_bytes)) as held:
             size = held.settle().offset_bytes
             try:
-                target = parse_target(fetch.url, self._outbound.rules)
+                target = parse_target(fetch.url, self.outbound.rules)
                 run = _Run(fetch, target, held, fetch.version, size_bytes=size, farthest_bytes=size)
                 while not run.is_whole:
                     self._check_time(run)
@@ -167,7 +157,7 @@ class Fetcher:
                         self._try(run)
                     except InsufficientStorage:
                         _log.warning("no room on disk; the fetch waits")
-                        if not self._fetches.say_waiting(fetch.job_id, Waiting.DISK_SPACE):
+                        if not self.fetches.say_waiting(fetch.job_id, Waiting.DISK_SPACE):
                             raise _NotWanted from None
                         self._pause(NO_ROOM_SECONDS)
                     except Unreachable as fault:
@@ -179,9 +169,9 @@ class Fetcher:
                 raise SourceRefused(
                     f"url: {refusal.reason}.", {"parameter": "url", "allowed": refusal.allowed}
                 ) from refusal
-            held.link_to(self._data.video(fetch.job_id))
+            held.link_to(self.data.video(fetch.job_id))
             fail_point("fetch_linked")
-            if not self._fetches.complete(fetch.job_id, run.size_bytes, held.sha256()):
+            if not self.fetches.complete(fetch.job_id, run.size_bytes, held.sha256()):
                 raise _NotWanted
             fail_point("fetch_completed")
 
@@ -190,7 +180,7 @@ class Fetcher:
     def _try(self, run: _Run) -> None:
         """Receive what one request brings. Raises Unreachable, _TryLater, or the error that ends it all."""
         asked = Received(run.size_bytes, run.version)
-        with self._outbound.request("GET", run.target, headers=asked.headers()) as response:
+        with self.outbound.request("GET", run.target, headers=asked.headers()) as response:
             verdict, version = judge(response.status, response.headers, asked)
             if verdict is Verdict.LATER:
                 raise _TryLater(response.status, retry_after_seconds(response.headers.get("Retry-After")))
@@ -224,7 +214,7 @@ class Fetcher:
         """Drop the bytes, then record what is to come in their place."""
         run.size_bytes, run.version = 0, version
         run.held.start_over(version.expected_bytes)
-        if not self._fetches.begin(run.fetch.job_id, version):
+        if not self.fetches.begin(run.fetch.job_id, version):
             raise _NotWanted
 
     def _pieces(self, run: _Run, response: HTTPResponse) -> Iterator[bytes]:
@@ -241,12 +231,12 @@ class Fetcher:
             self._check_size(coming)
             yield piece
             run.size_bytes = coming
-            self._metrics.fetched_bytes.inc(len(piece))
+            self.metrics.fetched_bytes.inc(len(piece))
             if time.monotonic() - noted_at >= PROGRESS_SECONDS:
                 self._note_progress(run)
                 self._check_time(run)
                 noted_at = time.monotonic()
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise _Stopped
             received += len(piece)
             if time.monotonic() - pace_from >= PACE_SECONDS:
@@ -255,7 +245,7 @@ class Fetcher:
                 pace_from, received = time.monotonic(), 0
 
     def _note_progress(self, run: _Run) -> None:
-        if not self._fetches.progress(run.fetch.job_id, run.size_bytes):
+        if not self.fetches.progress(run.fetch.job_id, run.size_bytes):
             raise _NotWanted
 
     # ---- when to give up
@@ -266,30 +256,30 @@ class Fetcher:
         if run.size_bytes > run.farthest_bytes:
             run.farthest_bytes, run.failures = run.size_bytes, 0
         run.failures += 1
-        if run.failures > self._limits.failures:
+        if run.failures > self.limits.failures:
             raise _unreachable(run, f"{run.failures} tries in a row brought nothing")
         pause = min(
-            self._limits.first_pause_seconds * 2 ** (run.failures - 1), self._limits.longest_pause_seconds
+            self.limits.first_pause_seconds * 2 ** (run.failures - 1), self.limits.longest_pause_seconds
         )
         _log.info("fetch interrupted", fault=fault, received_bytes=run.size_bytes)
         self._pause(max(pause * random.uniform(0.8, 1.2), min(least_seconds, MOST_RETRY_AFTER_SECONDS)))  # noqa: S311
 
     def _count_change(self, run: _Run) -> None:
         run.changes += 1
-        if run.changes > self._limits.changes:
+        if run.changes > self.limits.changes:
             raise SourceChanged("The video at the URL changes faster than it can be fetched.")
 
     def _check_size(self, size_bytes: int) -> None:
-        limit = self._limits.max_bytes
+        limit = self.limits.max_bytes
         if size_bytes > limit:
             raise BodyTooLarge(f"The video is longer than {limit} bytes.", {"limit_bytes": limit})
 
     def _check_time(self, run: _Run) -> None:
-        if time.time() - run.fetch.created_at > self._limits.max_seconds:
-            raise _unreachable(run, f"it was not there after {self._limits.max_seconds:.0f} seconds")
+        if time.time() - run.fetch.created_at > self.limits.max_seconds:
+            raise _unreachable(run, f"it was not there after {self.limits.max_seconds:.0f} seconds")
 
     def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
+        if self.stop.wait(seconds):
             raise _Stopped
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -21,6 +22,7 @@ from app.storage.uploads import HeldUpload, UploadFacts
 _LONGEST_NAME = 255  # characters; names are for display only
 
 
+@dataclass(frozen=True, slots=True)
 class Intake:
     """Makes jobs: one method a source. Safe to use from many threads and processes at once.
 
@@ -28,11 +30,10 @@ class Intake:
     (`app.jobs.attach`), that job is returned and the video is dropped. All raise IdempotencyConflict.
     """
 
-    def __init__(self, folder: DataFolder, store: JobStore, spool: Spool, ingest: Ingest) -> None:
-        self._folder = folder
-        self._store = store
-        self._spool = spool
-        self._ingest = ingest
+    folder: DataFolder
+    store: JobStore
+    spool: Spool
+    ingest: Ingest
 
     def from_stream(
         self, request: JobRequest, receive: Callable[[Upload], str | None], *, expected_bytes: int | None
@@ -43,7 +44,7 @@ class Intake:
         `receive` raises, InsufficientStorage.
         """
         key = request.request_id
-        with self._spool.receive(new_job_id(), key=key, expected_bytes=expected_bytes) as upload:
+        with self.spool.receive(new_job_id(), key=key, expected_bytes=expected_bytes) as upload:
             name = receive(upload)
             return self._publish(request, upload, name)
 
@@ -54,7 +55,7 @@ class Intake:
 
         Raises what `check` raises, IncompleteBody if nginx has removed the file.
         """
-        with self._spool.take(new_job_id(), key=request.request_id, body=body) as upload:
+        with self.spool.take(new_job_id(), key=request.request_id, body=body) as upload:
             check(body)
             return self._publish(request, upload, None)
 
@@ -69,7 +70,7 @@ class Intake:
         if became is not None:  # the same request gets that job again
             if not facts.is_spent:  # a crash came in between
                 held.spend(job_id=became.id)
-            again = self._store.attach(request, became.source)
+            again = self.store.attach(request, became.source)
             if again is None:
                 raise used_upload(became.id, None)
             return again
@@ -83,14 +84,14 @@ class Intake:
         if not facts.offset_bytes:
             raise EmptyBody("The upload is empty.")
         source = VideoSource(facts.offset_bytes, held.sha256(), _display_name(name))
-        job = self._store.attach(request, source)
+        job = self.store.attach(request, source)
         if job is None:
-            self._folder.remove_job(held.id)  # left by a crash; the lock on the upload keeps others away
-            with self._spool.empty_job(held.id):
+            self.folder.remove_job(held.id)  # left by a crash; the lock on the upload keeps others away
+            with self.spool.empty_job(held.id):
                 try:
-                    held.link_to(self._folder.video(held.id))
+                    held.link_to(self.folder.video(held.id))
                 except BaseException:
-                    self._folder.remove_job(held.id)
+                    self.folder.remove_job(held.id)
                     raise
                 fail_point("upload_linked")
                 job = self._add(request, held.id, source)
@@ -100,7 +101,7 @@ class Intake:
 
     def from_path(self, request: JobRequest, path: str) -> Job:
         """Take a file of an ingest folder, where it lies. Raises InvalidSource, SourceNotFound, EmptyBody."""
-        with self._ingest.open(path) as file:
+        with self.ingest.open(path) as file:
             identity = file.identity
         if not identity.size_bytes:
             raise EmptyBody("The file is empty.")
@@ -126,16 +127,16 @@ class Intake:
     def job_of_upload(self, facts: UploadFacts) -> Job | None:
         """Return the job that a resumable upload has become; None if there is none."""
         job_id = facts.about.job_id or facts.id
-        return self._store.find([job_id], owner=facts.about.owner).get(job_id)
+        return self.store.find([job_id], owner=facts.about.owner).get(job_id)
 
     def _publish(self, request: JobRequest, upload: ReceivedUpload, name: str | None) -> Job:
         """Make a received upload a job while it is still held, so that no clean-up takes its folder."""
         source = VideoSource(upload.size_bytes, upload.sha256, _display_name(name))
-        earlier = self._store.attach(request, source)  # before 100 GB are synced for nothing
+        earlier = self.store.attach(request, source)  # before 100 GB are synced for nothing
         if earlier is not None:
             return earlier
         upload.finish()
-        self._spool.publish(upload)
+        self.spool.publish(upload)
         fail_point("upload_published")
         job = self._add(request, upload.job_id, source)
         fail_point("job_accepted")
@@ -143,23 +144,23 @@ class Intake:
 
     def _add_named(self, request: JobRequest, source: VideoSource) -> Job:
         """Make a job of a video that is not in the data folder."""
-        earlier = self._store.attach(request, source)
+        earlier = self.store.attach(request, source)
         if earlier is not None:
             return earlier
         job_id = new_job_id()
-        with self._spool.empty_job(job_id):
+        with self.spool.empty_job(job_id):
             fail_point("empty_job_made")
             return self._add(request, job_id, source)
 
     def _add(self, request: JobRequest, job_id: str, source: VideoSource) -> Job:
         """Add the record of a job whose folder exists and is held. The folder goes if it is not needed."""
         try:
-            job = self._store.add(job_id, request, source)
+            job = self.store.add(job_id, request, source)
         except BaseException:
-            self._folder.remove_job(job_id)
+            self.folder.remove_job(job_id)
             raise
         if job.id != job_id:  # an equal request was faster
-            self._folder.remove_job(job_id)
+            self.folder.remove_job(job_id)
         return job
 
 

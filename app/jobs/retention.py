@@ -25,51 +25,42 @@ class RetentionLimits:
     keep_free_bytes: int  # with less free space than this, the oldest jobs are removed earlier
 
 
+@dataclass(frozen=True, slots=True)
 class Retention:
     """Removes the records and files of finished jobs. Jobs that are queued or running are never touched."""
 
-    def __init__(
-        self,
-        data: DataFolder,
-        queue: JobQueue,
-        limits: RetentionLimits,
-        uploads: Uploads,
-        *,
-        measure: Callable[[Path], int] = free_bytes,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._data = data
-        self._queue = queue
-        self._limits = limits
-        self._uploads = uploads
-        self._measure = measure
-        self._clock = clock
+    data: DataFolder
+    queue: JobQueue
+    limits: RetentionLimits
+    uploads: Uploads
+    measure: Callable[[Path], int] = free_bytes
+    clock: Callable[[], float] = time.time
 
     def remove_old(self) -> int:
         """Remove some jobs that are too old, then some for which the disk has no room; return how many.
 
         Abandoned uploads are removed too. Call it regularly: it does a little at a time.
         """
-        self._uploads.remove_expired()
-        old = self._queue.oldest_ended(before=self._clock() - self._limits.keep_seconds, limit=_AT_ONCE)
+        self.uploads.remove_expired()
+        old = self.queue.oldest_ended(before=self.clock() - self.limits.keep_seconds, limit=_AT_ONCE)
         removed = sum(map(self._remove, old))
         if self._has_room():
             return removed
-        for job_id in self._queue.oldest_ended(before=self._clock() - FETCH_SECONDS, limit=_AT_ONCE):
+        for job_id in self.queue.oldest_ended(before=self.clock() - FETCH_SECONDS, limit=_AT_ONCE):
             removed += self._remove(job_id)
             if self._has_room():
                 break
         return removed
 
     def _has_room(self) -> bool:
-        return self._measure(self._data.root) >= self._limits.keep_free_bytes
+        return self.measure(self.data.root) >= self.limits.keep_free_bytes
 
     def _remove(self, job_id: str) -> bool:
         """Delete the record first: a folder without a record is a leftover, but not the other way round."""
-        if not self._queue.delete(job_id):
+        if not self.queue.delete(job_id):
             return False  # another program was faster
         fail_point("job_forgotten")
-        self._data.remove_job(job_id)
+        self.data.remove_job(job_id)
         return True
 
 

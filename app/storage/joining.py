@@ -34,15 +34,6 @@ class NotAPart(Exception):
     """The upload with this id was not created to be joined into another one."""
 
 
-class PartUsed(Exception):
-    """The bytes of the part `part_id` have become those of the upload `final_id`."""
-
-    def __init__(self, part_id: str, final_id: str) -> None:
-        super().__init__(part_id, final_id)
-        self.part_id = part_id
-        self.final_id = final_id
-
-
 def joined_id(parts: Sequence[str]) -> str:
     """Return the id of the upload that `parts` are joined to, in this order; as hard to guess as theirs."""
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -52,8 +43,8 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
     """Join the finished uploads `about.parts`, in this order; return the result, whole and durable.
 
     The parts stay known, without their bytes. A repeated call does what is left to do. Raises UploadNotFound,
-    UploadUnfinished, NotAPart, PartUsed if a part was used for something else, UploadGone if the result has
-    expired, BodyTooLarge if together they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
+    UploadUnfinished, NotAPart, UploadGone if a part was used for something else or the result has expired,
+    BodyTooLarge if together they are longer than `limit_bytes`, InsufficientStorage, UploadLocked.
     """
     final_id = joined_id(about.parts)
     with ExitStack() as stack:
@@ -67,7 +58,8 @@ def join_uploads(uploads: Uploads, space: SpaceLedger, about: About, *, limit_by
             if not facts.about.is_part:
                 raise NotAPart(facts.id)
             if facts.about.final_id not in (None, final_id):
-                raise PartUsed(facts.id, str(facts.about.final_id))
+                extensions = {"upload_id": facts.about.final_id}
+                raise UploadGone(f"The part {facts.id} has been used.", extensions)
             if not facts.is_whole:
                 raise UploadUnfinished(
                     f"The part {facts.id} is not finished.",

@@ -81,24 +81,6 @@ def remove_unheld(folder: Path, *, is_leftover: Callable[[], bool] = lambda: Tru
     return False
 
 
-@contextmanager
-def taken_over(folder: Path, call: Path, *, seconds: float) -> Iterator[None]:
-    """Hold the lock of `folder` until the block ends.
-
-    A process that holds it is asked to stop, by the time stamp of the file `call`. Raises FileNotFoundError
-    if the folder is gone, TimeoutError if the lock was not free within `seconds`.
-    """
-
-    def touch() -> None:
-        with suppress(FileNotFoundError):
-            os.utime(call)
-
-    with held_folder(folder, deadline=time.monotonic() + seconds, on_retry=touch) as is_held:
-        if not is_held:
-            raise TimeoutError("the lock's holder did not stop")
-        yield
-
-
 @dataclass(eq=False, slots=True)
 class _Watched:
     call: Path

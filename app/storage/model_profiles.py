@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -21,16 +22,16 @@ from app.storage.space import is_disk_full
 Profile = TypeVar("Profile")
 
 
+@dataclass(frozen=True, slots=True)
 class ProfileStore(Generic[Profile]):
     """One JSON file a model and device in `folder`, and one a model being loaded in `attempts_folder`.
 
     `runtime` names everything else that influences a measurement: versions, numbers of threads.
     """
 
-    def __init__(self, folder: Path, attempts_folder: Path, *, runtime: str) -> None:
-        self._folder = folder
-        self._attempts_folder = attempts_folder
-        self._runtime = runtime
+    folder: Path
+    attempts_folder: Path
+    runtime: str
 
     def read(self, fingerprint: str, device: str) -> Profile | None:
         """Return the measurement; None if there is none that can be read."""
@@ -42,9 +43,9 @@ class ProfileStore(Generic[Profile]):
 
     def write(self, fingerprint: str, device: str, profile: Profile) -> None:
         """Keep a measurement. On a full disk it is made again at the next start."""
-        known: dict[str, Any] = {"device": device, "runtime": self._runtime, "profile": profile}
+        known: dict[str, Any] = {"device": device, "runtime": self.runtime, "profile": profile}
         with _unless_disk_full():
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
             with atomic_write(self._path(fingerprint, device)) as file:
                 file.write(orjson.dumps(known))
 
@@ -62,7 +63,7 @@ class ProfileStore(Generic[Profile]):
         """Record that `name` is being loaded."""
         count = self.unfinished_attempts(name) + 1
         with _unless_disk_full():
-            self._attempts_folder.mkdir(mode=0o700, exist_ok=True)
+            self.attempts_folder.mkdir(mode=0o700, exist_ok=True)
             self._mark(name).write_text(str(count), encoding="ascii")
 
     def end_attempt(self, name: str) -> None:
@@ -70,11 +71,11 @@ class ProfileStore(Generic[Profile]):
         self._mark(name).unlink(missing_ok=True)
 
     def _mark(self, name: str) -> Path:
-        return self._attempts_folder / hashlib.sha256(name.encode()).hexdigest()
+        return self.attempts_folder / hashlib.sha256(name.encode()).hexdigest()
 
     def _path(self, fingerprint: str, device: str) -> Path:
-        decides = orjson.dumps([fingerprint, device, self._runtime])
-        return self._folder / f"{hashlib.sha256(decides).hexdigest()}.json"
+        decides = orjson.dumps([fingerprint, device, self.runtime])
+        return self.folder / f"{hashlib.sha256(decides).hexdigest()}.json"
 
 
 @contextmanager

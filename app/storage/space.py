@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -72,25 +73,16 @@ class Ballast:
         return True
 
 
+@dataclass(frozen=True, slots=True)
 class SpaceLedger:
     """The promises of one file system. Safe to use from many threads and processes at once."""
 
-    def __init__(
-        self,
-        database: Path,
-        folder: Path,
-        *,
-        min_free_bytes: int,
-        body_sizes: Callable[[str], Sequence[int]] = lambda _folder: (),
-        measure: Callable[[Path], int] = free_bytes,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._database = database
-        self._folder = folder
-        self._min_free_bytes = min_free_bytes
-        self._body_sizes = body_sizes
-        self._measure = measure
-        self._clock = clock
+    database: Path
+    folder: Path
+    min_free_bytes: int
+    body_sizes: Callable[[str], Sequence[int]] = lambda _folder: ()
+    measure: Callable[[Path], int] = free_bytes
+    clock: Callable[[], float] = time.time
 
     def available_bytes(self) -> int:
         """Return how many bytes may still be promised; negative if the disk is fuller than it should be."""
@@ -112,7 +104,7 @@ class SpaceLedger:
                 )
             connection.execute(
                 "INSERT OR REPLACE INTO space_promises VALUES (?, ?, ?, ?)",
-                (key, size_bytes, self._clock() + seconds, body_folder),
+                (key, size_bytes, self.clock() + seconds, body_folder),
             )
 
     @contextmanager
@@ -132,7 +124,7 @@ class SpaceLedger:
 
     def body_folders(self) -> list[str]:
         """Return the names of the folders in which bodies arrive, or soon will."""
-        with closing(sqlite3.connect(self._database, timeout=30, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(self.database, timeout=30, isolation_level=None)) as connection:
             try:
                 rows = connection.execute(
                     "SELECT DISTINCT body_folder FROM space_promises WHERE body_folder <> ''"
@@ -148,7 +140,7 @@ class SpaceLedger:
 
     def _available(self, connection: sqlite3.Connection, *, but_for: str) -> int:
         """Return how many bytes may be promised to `but_for`; forget the promises that no longer count."""
-        now, coming = self._clock(), 0
+        now, coming = self.clock(), 0
         connection.execute("DELETE FROM space_promises WHERE expires_at < ? AND body_folder = ''", (now,))
         rows = connection.execute(
             "SELECT body_folder, key, size_bytes, expires_at < ? FROM space_promises WHERE key <> ? "
@@ -156,7 +148,7 @@ class SpaceLedger:
             (now, but_for),
         ).fetchall()
         for body_folder, group in groupby(rows, key=itemgetter(0)):
-            sizes = sorted(self._body_sizes(body_folder)) if body_folder else []
+            sizes = sorted(self.body_sizes(body_folder)) if body_folder else []
             promises = [*group]
             young = [size for _folder, _key, size, is_old in promises if not is_old]
             old = [(key, size) for _folder, key, size, is_old in promises if is_old]
@@ -165,11 +157,11 @@ class SpaceLedger:
             held = [*young, *(size for _key, size in old[: len(sizes)])]
             coming += max(0, sum(held) - sum(sizes[: len(held)]))
         # What is written meanwhile must not count as free: so the disk is measured last.
-        return self._measure(self._folder) - coming - self._min_free_bytes
+        return self.measure(self.folder) - coming - self.min_free_bytes
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._database, timeout=30, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(self.database, timeout=30, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(

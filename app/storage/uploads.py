@@ -31,7 +31,7 @@ from app.storage.data_folder import JOB_ID, new_job_id
 from app.storage.descriptors import allocate, bytes_before_hole, opened
 from app.storage.durable import atomic_write, fsync_folder
 from app.storage.hashing import Checksum, RunningHash, running_hash
-from app.storage.locks import TakeoverWatcher, remove_unheld, taken_over
+from app.storage.locks import TakeoverWatcher, held_folder, remove_unheld
 from app.storage.space import SpaceLedger
 from app.storage.upload_writer import SYNC_BYTES, UploadWriter
 
@@ -75,30 +75,22 @@ class UploadLimits:
     max_open: int = 2**31  # of one owner, that have not been used yet
 
 
+@dataclass(frozen=True, slots=True)
 class Uploads:
     """The resumable uploads below `root`. Safe to use from many threads and processes at once."""
 
-    def __init__(
-        self,
-        root: Path,
-        space: SpaceLedger,
-        limits: UploadLimits,
-        *,
-        clock: Callable[[], float] = time.time,
-        boot_id: Callable[[], str] = _BOOT_ID.read_text,
-    ) -> None:
-        self._root = root
-        self._space = space
-        self._limits = limits
-        self._clock = clock
-        self._boot_id = boot_id
-        self._watcher = TakeoverWatcher()
+    root: Path
+    space: SpaceLedger
+    limits: UploadLimits
+    clock: Callable[[], float] = time.time
+    boot_id: Callable[[], str] = _BOOT_ID.read_text
+    watcher: TakeoverWatcher = field(default_factory=TakeoverWatcher)
 
     # ---- a new one
 
     def check_count(self, *, owner: str) -> None:
         """Raise TooManyUploads if the owner may have no more."""
-        limit = self._limits.max_open
+        limit = self.limits.max_open
         is_open = [folder for folder in self.folders() if (folder / "video").exists()]
         if len(is_open) >= limit and sum(_is_of(folder, owner) for folder in is_open) >= limit:
             raise TooManyUploads(f"{limit} uploads are open.", {"limit": limit, "retry_after_seconds": 60})
@@ -110,7 +102,7 @@ class Uploads:
         InsufficientStorage.
         """
         self.check_count(owner=about.owner)
-        self._space.release(key)
+        self.space.release(key)
         upload_id = new_job_id()
         folder = self._path(upload_id)
         folder.mkdir(mode=0o700)
@@ -120,7 +112,7 @@ class Uploads:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-        fsync_folder(self._root)
+        fsync_folder(self.root)
         fail_point("upload_created")
         return upload_id
 
@@ -134,9 +126,9 @@ class Uploads:
                 if held.facts().about.owner != about.owner:
                     raise _not_found(upload_id)
             else:
-                with self._space.disk_full_reported(0):
+                with self.space.disk_full_reported(0):
                     _write_about(folder, about)
-                fsync_folder(self._root)
+                fsync_folder(self.root)
             yield held
 
     # ---- one that is there
@@ -146,7 +138,7 @@ class Uploads:
 
         Raises UploadNotFound, UploadGone if it has expired.
         """
-        return self._living(_read_facts(self._path(upload_id), self._limits.keep_seconds), owner)
+        return self._living(_read_facts(self._path(upload_id), self.limits.keep_seconds), owner)
 
     @contextmanager
     def hold(self, upload_id: str, *, owner: str) -> Iterator[HeldUpload]:
@@ -160,36 +152,41 @@ class Uploads:
 
     @contextmanager
     def _locked(self, upload_id: str, *, seconds: float = HOLD_SECONDS) -> Iterator[HeldUpload]:
-        folder = self._path(upload_id)
+        folder, deadline = self._path(upload_id), time.monotonic() + seconds
+
+        def ask_to_stop() -> None:  # see `TakeoverWatcher`
+            with suppress(FileNotFoundError):
+                os.utime(folder / "about.json")
+
         with ExitStack() as stack:
             try:
-                stack.enter_context(taken_over(folder, folder / "about.json", seconds=seconds))
+                is_held = stack.enter_context(held_folder(folder, deadline=deadline, on_retry=ask_to_stop))
             except FileNotFoundError as error:
                 raise _not_found(upload_id) from error
-            except TimeoutError as error:
+            if not is_held:
                 raise UploadLocked(
                     "Another request writes to the upload and has not stopped yet.",
                     {"retry_after_seconds": 5},
-                ) from error
-            held = HeldUpload(folder, self._space, self._watcher, self._limits.keep_seconds)
+                )
+            held = HeldUpload(folder, self.space, self.watcher, self.limits.keep_seconds)
             held.undo_unchecked()
             yield held
 
     def _living(self, facts: UploadFacts, owner: str) -> UploadFacts:
         if facts.about.owner != owner:
             raise _not_found(facts.id)
-        if facts.expires_at <= self._clock():
+        if facts.expires_at <= self.clock():
             raise UploadGone("The upload has expired; start again.")
         return facts
 
     def _path(self, upload_id: str) -> Path:
         if not JOB_ID.fullmatch(upload_id):  # it may come from a URL
             raise _not_found(upload_id)
-        return self._root / upload_id
+        return self.root / upload_id
 
     def folders(self) -> list[Path]:
         """Return the folders of all uploads. Each has its upload's id for a name."""
-        return [folder for folder in self._root.iterdir() if JOB_ID.fullmatch(folder.name)]
+        return [folder for folder in self.root.iterdir() if JOB_ID.fullmatch(folder.name)]
 
     def remove(self, upload_id: str) -> None:
         """Remove the upload, regardless of its owner. Does nothing if there is none."""
@@ -208,10 +205,10 @@ class Uploads:
 
     def _is_over(self, folder: Path) -> bool:
         try:
-            return _read_facts(folder, self._limits.keep_seconds).expires_at <= self._clock()
+            return _read_facts(folder, self.limits.keep_seconds).expires_at <= self.clock()
         except UploadNotFound:
             with suppress(FileNotFoundError):
-                return folder.stat().st_mtime + _LEFTOVER_SECONDS <= self._clock()
+                return folder.stat().st_mtime + _LEFTOVER_SECONDS <= self.clock()
             return False
 
     def recover(self) -> int:
@@ -220,7 +217,7 @@ class Uploads:
         After a power failure the size of a file may include bytes that never reached the disk: the file is
         cut before them. Promises of disk space are renewed. Uploads that another process uses are skipped.
         """
-        record, boot_id = self._root / "boot", self._boot_id().strip()
+        record, boot_id = self.root / "boot", self.boot_id().strip()
         is_same_boot = record.exists() and record.read_text() == boot_id
         cut = 0
         for folder in self.folders():

@@ -35,11 +35,11 @@ Timestamp = Annotated[  # in UTC, with milliseconds
 ]
 
 
-class _Report(BaseModel):
+class Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ProgressReport(_Report):
+class ProgressReport(Shape):
     """The progress of a job."""
 
     frames_done: int = Field(description="frames that are analysed and in the answer")
@@ -59,7 +59,7 @@ class ProgressReport(_Report):
     seconds_left: float | None = Field(description="at the pace of the last minutes, while the job runs")
 
 
-class SourceReport(_Report):
+class SourceReport(Shape):
     """The source of the video."""
 
     kind: SourceKind = Field(description="how the video was given")
@@ -72,7 +72,7 @@ class SourceReport(_Report):
     received_bytes: int | None = Field(description="of a video that is fetched from a URL, so far")
 
 
-class CallbackReport(_Report):
+class CallbackReport(Shape):
     """The delivery of a job's end to one address."""
 
     id: str = Field(description="the header webhook-id, the same in every attempt")
@@ -85,7 +85,7 @@ class CallbackReport(_Report):
     delivered_at: Timestamp | None = Field(description="when the receiver accepted it")
 
 
-class Links(_Report):
+class Links(Shape):
     """The job's addresses, relative to the service's root."""
 
     self: str = Field(description="of this report")
@@ -124,7 +124,7 @@ class Problem(BaseModel):
         return handler(fields)
 
 
-class JobReport(_Report):
+class JobReport(Shape):
     """A job: its state, its video, and whether its answer is complete."""
 
     id: JobId = Field(description="of the job")

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 
 from app import errors
 from app.errors import FrameboxError
-from app.jobs.job import JobState, Priority, SourceKind
+from app.jobs.job import JobState, SourceKind
 from app.pipeline.formats import MEDIA_TYPES
 from app.pipeline.options import TIMED_FORMATS, DocumentFormat
 from app.web import schemas
+from app.web.options import REQUEST_OPTIONS
 from app.web.report import JobReport
 
 JSON = "application/json"
@@ -62,6 +63,11 @@ def query_parameter(name: str, text: str, **schema: Any) -> Parameter:
     return Parameter(name, "query", text, schema or {"type": "string"})
 
 
+def _choice(name: str, text: str, **schema: Any) -> Parameter:
+    """Return a query parameter with fixed values."""
+    return query_parameter(name, text, type="string", enum=REQUEST_OPTIONS[name], **schema)
+
+
 def _header(name: str, text: str, **schema: Any) -> Parameter:
     return Parameter(name, "header", text, schema or {"type": "string"})
 
@@ -82,15 +88,11 @@ NAMED_KINDS: dict[SourceKind, str] = {
     SourceKind.URL: "https; the video is fetched, in as many requests as it takes, and the job waits for it",
 }
 
-_FORMAT = query_parameter(
-    "format", "The document's format.", type="string", enum=[*DocumentFormat], default=DocumentFormat.PAIRS
-)
-_TIMES = query_parameter(
+_FORMAT = _choice("format", "The document's format.", default=DocumentFormat.PAIRS)
+_TIMES = _choice(
     "times",
     "Whether each frame has the time at which it is shown: `pts_seconds`, as ffprobe's pts_time, from the "
     f"container's own zero. For the formats {', '.join(TIMED_FORMATS)}.",
-    type="string",
-    enum=["true", "false"],
     default="false",
 )
 _JOB_ID = _id("job_id", "The job's id.")
@@ -115,17 +117,12 @@ _DIGESTS = tuple(
     )
     for name, what in (("Repr-Digest", "The body's digest"), ("Content-Digest", "The same"))
 )
-_PRIORITY = query_parameter(
+_PRIORITY = _choice(
     "priority",
     "Which jobs run first. By default `interactive` if the client waits for the answer, else `batch`.",
-    type="string",
-    enum=[*Priority],
 )
-_ATTACH = query_parameter(
-    "attach",
-    "Whether an existing job for the same video and options may answer, instead of a new one.",
-    type="string",
-    enum=["true", "false"],
+_ATTACH = _choice(
+    "attach", "Whether an existing job for the same video and options may answer, instead of a new one."
 )
 _CALLBACK = query_parameter(
     "callback",

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, Field, RootModel
 
 from app.detection.model_facts import ModelFacts, ModelState, PrecisionEffect, Refusal
 from app.jobs.heartbeats import HostStatus
 from app.video.sandbox_status import SandboxStatus
-from app.web.report import JobReport, Problem
+from app.web.report import JobReport, Problem, Shape
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Box(_Shape):
+class Box(Shape):
     """One object in one frame."""
 
     box: tuple[float, float, float, float] = Field(
@@ -26,7 +22,7 @@ class Box(_Shape):
     score: float = Field(ge=0, le=1, description="how sure the model is")
 
 
-class FrameTime(_Shape):
+class FrameTime(Shape):
     """When a frame is shown; with `times=true`."""
 
     pts_seconds: float = Field(
@@ -42,7 +38,7 @@ class Document(RootModel[list[tuple[int, list[Box]] | tuple[int, list[Box], Fram
     """
 
 
-class JobList(_Shape):
+class JobList(Shape):
     """A page of jobs."""
 
     jobs: list[JobReport] = Field(description="newest first")
@@ -54,7 +50,7 @@ def _fact(name: str) -> Any:
     return Field(description=ModelFacts.model_fields[name].description)
 
 
-class Model(_Shape):
+class Model(Shape):
     """A model that can be asked for. What is found out when it is first loaded is null until then."""
 
     name: str = _fact("name")
@@ -73,14 +69,14 @@ class Model(_Shape):
     state: ModelState = Field(description="loading, ready, or unloaded: it gave its room to others")
 
 
-class RefusedModel(_Shape):
+class RefusedModel(Shape):
     """A model that is there and cannot be asked for."""
 
     name: str = _fact("name")
     refused: Refusal = Field(description="why it is refused")
 
 
-class ModelList(_Shape):
+class ModelList(Shape):
     """The models of this instance."""
 
     default: str = Field(description="the model of a request that names none")
@@ -88,33 +84,33 @@ class ModelList(_Shape):
     refused: list[RefusedModel] = Field(description="that cannot")
 
 
-class Alive(_Shape):
+class Alive(Shape):
     """The HTTP side answers."""
 
     alive: Literal[True] = Field(description="always")
 
 
-class EngineCheck(_Shape):
+class EngineCheck(Shape):
     """The program that runs the jobs."""
 
     ready: bool = Field(description="it takes jobs")
     heartbeat_age_seconds: float | None = Field(description="since it last said so; null: it never did")
 
 
-class CourierCheck(_Shape):
+class CourierCheck(Shape):
     """The program that fetches videos and delivers callbacks. Jobs that need it wait for it."""
 
     ready: bool = Field(description="it lives")
     heartbeat_age_seconds: float | None = Field(description="since it last said so; null: it never did")
 
 
-class DiskCheck(_Shape):
+class DiskCheck(Shape):
     """The disk of the data folder."""
 
     available_bytes: int = Field(description="room left for uploads")
 
 
-class ReadinessChecks(_Shape):
+class ReadinessChecks(Shape):
     """What was looked at, ready or not."""
 
     engine: EngineCheck = Field(description="the engine")
@@ -125,7 +121,7 @@ class ReadinessChecks(_Shape):
     hosts: list[HostStatus] = Field(description="the processes that run the models, one a device")
 
 
-class Readiness(_Shape):
+class Readiness(Shape):
     """A job posted now would be run."""
 
     ready: Literal[True] = Field(description="always; else the answer is a problem document")

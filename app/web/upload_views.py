@@ -16,13 +16,12 @@ from app.errors import (
     IncompleteBody,
     InvalidOption,
     MethodNotAllowed,
-    UploadGone,
     UploadLocked,
     UploadNotFound,
 )
 from app.jobs.job import Job
 from app.storage.hashing import ALGORITHMS
-from app.storage.joining import NotAPart, PartUsed, join_uploads
+from app.storage.joining import NotAPart, join_uploads
 from app.storage.uploads import About, HeldUpload, UploadFacts
 from app.web import tus
 from app.web.admission import RESERVATION_SECONDS, check_queue, job_request
@@ -144,9 +143,6 @@ class UploadViews:
                     f"Upload-Concat: {fault} was not created as a part.",
                     {"parameter": "Upload-Concat", "allowed": "uploads created with Upload-Concat: partial"},
                 ) from fault
-            except PartUsed as fault:
-                extensions = {"upload_id": fault.final_id}
-                raise UploadGone(f"The part {fault.part_id} has been used.", extensions) from fault
             with self._uploads.hold(facts.id, owner=g.owner) as held:
                 job = self._job_of(held, facts)
         else:

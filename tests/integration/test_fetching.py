@@ -367,7 +367,7 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(setup: Setup, ori
         looked_up.append(name)
         return look_up(name, port) if len(looked_up) == 1 else [ip_address("10.0.0.1")]
 
-    fetcher._outbound._lookup = rebinding
+    fetcher.outbound._lookup = rebinding
     fetcher.fetch(job_id)
     assert_fetched(setup, setup.store.get(job_id, owner=OWNER), CONTENT)
     assert looked_up == ["store.example"]

@@ -32,7 +32,7 @@ from app.jobs.job import OWNER
 from app.storage.data_folder import DataFolder
 from app.storage.descriptors import copy_bytes
 from app.storage.hashing import Checksum
-from app.storage.joining import NotAPart, PartUsed, join_uploads, joined_id
+from app.storage.joining import NotAPart, join_uploads, joined_id
 from app.storage.space import SpaceLedger
 from app.storage.upload_writer import BLOCK_BYTES, UploadWriter
 from app.storage.uploads import About, UploadLimits, Uploads
@@ -395,7 +395,7 @@ def test_parts_are_joined_in_the_order_that_is_asked_for(
         assert uploads.look(part, owner=OWNER).offset_bytes == size
         assert not ((folder.uploads / part) / "video").exists()
     assert join(uploads, space, [parts[number] for number in order]) == final
-    with pytest.raises(PartUsed):
+    with pytest.raises(UploadGone, match="has been used"):
         join(uploads, space, parts)
 
 
