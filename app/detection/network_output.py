@@ -168,10 +168,8 @@ def _dictionary_columns(output: object, frame_count: int) -> Columns | None:
     for frame in frames:
         if not (isinstance(frame, Mapping) and all(isinstance(frame.get(name), Tensor) for name in names)):
             return None
-        boxes, count = frame["boxes"], frame["boxes"].shape[:1]
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or frame["labels"].shape != count:
-            return None
-        if frame["scores"].shape != count:
+        boxes, labels, scores = (frame[name] for name in names)
+        if boxes.shape != (*boxes.shape[:1], 4) or not boxes.shape[:1] == labels.shape == scores.shape:
             return None
     return Columns(
         boxes=pad_sequence([frame["boxes"].float() for frame in frames], batch_first=True),

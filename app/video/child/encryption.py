@@ -116,13 +116,11 @@ class _Tables:
             at = 12 + (int.from_bytes(section[10:12], "big") & 0xFFF)
             while at + 5 <= len(section):
                 kind, pid, length = struct.unpack_from(">BHH", section, at)
-                at, end = at + 5, at + 5 + (length & 0xFFF)
+                end = at + 5 + (length & 0xFFF)
+                descriptors, at = section[at + 5 : end], end
                 is_marked = kind == _SAMPLE_AES_H264
-                descriptors = section[at:end]
                 while len(descriptors) >= 2:
-                    is_mark = descriptors[0] in _MARKED_BY and descriptors[2:6] == _SAMPLE_AES_MARK
-                    is_marked |= is_mark
+                    is_marked |= descriptors[0] in _MARKED_BY and descriptors[2:6] == _SAMPLE_AES_MARK
                     descriptors = descriptors[2 + descriptors[1] :]
                 if is_marked:
                     self.encrypted_pids.add(pid & 0x1FFF)
-                at = end

@@ -37,6 +37,7 @@ class MovieIndex:
         track = header.tracks[stream.index] if stream.index < len(header.tracks) else None
         self.is_movie = header.has_sample_tables
         self._reader = reader  # which may reopen its stream
+        self._file_bytes = header.file_bytes
         self._keyframes = keyframes
         self._fields = fields  # which has seen the packets that were read
         self._codec = stream.codec_context.name
@@ -119,10 +120,6 @@ class MovieIndex:
     @property
     def _entries(self) -> IndexEntries:
         return self._reader.stream.index_entries
-
-    @property
-    def _file_bytes(self) -> int:
-        return self._reader.header.file_bytes
 
     def _entries_from(self, ordinal: int) -> Iterator[tuple[int, IndexEntry]]:
         entries = self._entries

@@ -30,7 +30,6 @@ SCALING = Interpolation.AREA
 SCALED_FORMAT = "yuv420p"
 
 _MATRIX = struct.Struct("=9i")
-_RIGHT_ANGLES = (0, 90, 180, 270)
 _KNOWN_MATRICES = 16  # a stream has one, as a rule
 
 
@@ -44,7 +43,7 @@ class Orientation:
     @property
     def is_exact(self) -> bool:
         """Whether pixels become pixels. Other angles keep the frame's size and lose its corners."""
-        return self.rotation_degrees in _RIGHT_ANGLES
+        return self.rotation_degrees % 90 == 0
 
     @property
     def swaps_sides(self) -> bool:

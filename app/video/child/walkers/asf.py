@@ -91,7 +91,7 @@ class AsfWalker(Walker):
                 return
             self._end = None  # bytes may have been lost or inserted
             self._objects = _MediaObjects()  # what is lost here is noted once
-            self._lose(self._at, _NO_PACKET, search_from=self._at + 1)
+            self._lose(self._at, _NO_PACKET)
 
     def _is_index(self) -> bool:
         return self._window.get(self._at, 16) in _INDEXES

@@ -104,11 +104,11 @@ class AviWalker(Walker):
         elif self._is_after_odd and self._is_chunk(at - 1):
             self._at, self._is_after_odd = at - 1, 0  # written without padding
         elif not _is_kind(kind):
-            self._lose_chain("bytes that are no chunk")
+            self._lose(at, "bytes that are no chunk")
         elif end > self._file_bytes and parent_end > self._file_bytes:
-            self._lose_chain("the file ends inside a chunk")
+            self._lose(at, "the file ends inside a chunk")
         else:
-            self._lose_chain("a chunk that ends behind the list that holds it")
+            self._lose(at, "a chunk that ends behind the list that holds it")
 
     def _enter(self, kind: bytes, size: int) -> None:
         at = self._at
@@ -116,13 +116,13 @@ class AviWalker(Walker):
         end = at + _HEAD_BYTES + size
         is_unfinished = not size or (size >= _NEVER_WRITTEN and end > self._file_bytes)
         if kind == b"RIFF" and parent:
-            self._lose_chain("a RIFF list that is shorter than it says")
+            self._lose(at, "a RIFF list that is shorter than it says")
             return
         if is_unfinished:
             self._note(at, "a recording that was not finished: the size of a list was never written")
             end = _NOWHERE
         elif end > parent_end + 1:
-            self._lose_chain("a list that ends behind the one that holds it")
+            self._lose(at, "a list that ends behind the one that holds it")
             return
         elif kind == b"RIFF":
             self._declared_end = max(self._declared_end, end)
@@ -130,9 +130,6 @@ class AviWalker(Walker):
             self._read_header()
         self._parents.append((kind, end))
         self._at = at + _LIST_BYTES
-
-    def _lose_chain(self, reason: str) -> None:
-        self._lose(self._at, reason, search_from=self._at + 1)
 
     def _check_index(self, start: int, size: int) -> None:
         """Compare the index with the chunks that were found."""

@@ -67,7 +67,7 @@ class FlvWalker(Walker):
             at, tag_bytes, tags = self._at, self._tag_bytes, 0
         self._move(at, tag_bytes, tags)
         if at > self._file_bytes:
-            self._lose(self._tag, "the file ends inside a tag", search_from=self._tag + 1)
+            self._lose(self._tag, "the file ends inside a tag")
 
     def _move(self, at: int, tag_bytes: int | None, tags: int) -> None:
         """Store the position that `tags` more tags have led to."""

@@ -32,7 +32,7 @@ class FragmentsWalker(Walker):
             if box is None or box.end > self._file_bytes:
                 is_cut = box is not None or self._file_bytes - at < 8
                 reason = "the file ends inside a box" if is_cut else "bytes that are no box"
-                self._lose(at, reason, search_from=at + 1)
+                self._lose(at, reason)
                 return
             if box.kind == b"moof":
                 self._check_fragment(box)

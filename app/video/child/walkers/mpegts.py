@@ -104,8 +104,7 @@ class MpegTsWalker(Walker):
                 self._check_counters(heads[:whole], first)
             if whole < count:
                 self._heads[:] = 0  # what is lost here is noted once, not once a PID
-                place = self._at + whole * self._size
-                self._lose(place, "bytes that are no transport packet", search_from=place + 1)
+                self._lose(self._at + whole * self._size, "bytes that are no transport packet")
             else:
                 self._at += whole * self._size
             self._block = _NOTHING

@@ -51,7 +51,7 @@ class OggWalker(Walker):
                 size += len(sizes) + 255 * (len(sizes) - len(others)) + sum(others)
             self._elements += 1
             if at + size > self._file_bytes:
-                self._lose(at, "the file ends inside a page", search_from=at + 1)
+                self._lose(at, "the file ends inside a page")
                 return
             _, flags, granule, serial, page, _ = unpack(data, offset)
             stream = self._streams.get(serial)

@@ -123,10 +123,10 @@ class Walker(ABC):
         self._notes += 1
         self._is_over |= self._notes >= _MAX_NOTES
 
-    def _lose(self, position: int, reason: str, *, search_from: int) -> None:
-        """Note a break at `position`, and look for the next element from `search_from` on."""
+    def _lose(self, position: int, reason: str, *, search_from: int | None = None) -> None:
+        """Note a break at `position`; look for the next element from `search_from` or the next byte on."""
         self._note(position, reason)
-        self._at = search_from
+        self._at = position + 1 if search_from is None else search_from
         self._is_lost = True
 
     def _is_element(self, position: int) -> bool:
