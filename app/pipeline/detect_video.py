@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -280,8 +280,8 @@ class _SegmentFeed:
 
     def facts(self) -> VideoFacts:
         """Wait until the container is read. Raises the fault of the index."""
-        either: list[Future[Any]] = [self._facts, self.indexing]
-        wait(either, return_when=FIRST_COMPLETED)
+        # No name for this list: a raised fault holds this frame, and its future would then hold itself.
+        wait((self._facts, cast("Future[Any]", self.indexing)), return_when=FIRST_COMPLETED)
         if not self._facts.done():
             self.indexing.result()
         return self._facts.result(timeout=0)

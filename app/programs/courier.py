@@ -15,7 +15,6 @@ from app.jobs.deliveries import DeliveryStore
 from app.jobs.fetches import FetchStore
 from app.jobs.store import JobStore
 from app.metrics import Metrics, retire_counters
-from app.programs.preflight import check_ca_file
 from app.programs.shared_data import open_shared_data
 from app.settings import Settings
 from app.storage.space import SpaceLedger
@@ -25,8 +24,7 @@ from app.web.report import callback_body
 
 
 def run(settings: Settings, _: Namespace) -> None:
-    """Run the courier. Raises StartFault if the file of further certificate authorities cannot be used."""
-    check_ca_file(settings)
+    """Run the courier."""
     create_courier(settings).run()
 
 

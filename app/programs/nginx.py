@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from app import errors
 from app.errors import FrameboxError
-from app.programs.preflight import check_tls, find_nginx
+from app.programs.preflight import find_nginx
 from app.programs.start import execute
 from app.settings import BODY_BUFFER_BYTES, CHECKOUT, MIB, Settings, SettingsFault
 from app.storage.bodies import FOLDER_NAMES, NO_BODY_FOLDER, BodyFolders
@@ -34,7 +34,6 @@ _AFTER_THE_WAIT_SECONDS = 60  # the application answers a waiting client before 
 
 def run(settings: Settings, _: Namespace) -> NoReturn:
     """Render the configuration and become the master of nginx."""
-    check_tls(settings)
     data = DataFolder(settings.data)
     BodyFolders(data).remove_all()  # of an earlier nginx, which has ended: this process holds its lock
     data.nginx_socket.unlink(missing_ok=True)  # a killed nginx leaves it behind, and blocks the next one

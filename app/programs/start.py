@@ -115,6 +115,10 @@ def start_program(settings: Settings, chosen: Namespace) -> None:
     data.create()
     if replace:  # under the supervisor, which restarts a program at once, however often it ends
         pause_before_start(data.starts(name))
+    if name == "nginx":  # before an earlier one, which may still serve, is ended
+        check_tls(settings)
+    elif name == "courier":
+        check_ca_file(settings)
     os.set_inheritable(_take_lock(data, name, replace=replace, grace_seconds=0), name in _EXECUTED)
     if name in _COUNTING:
         folder = data.metrics / name
@@ -124,6 +128,8 @@ def start_program(settings: Settings, chosen: Namespace) -> None:
 
 def start_host(_: Settings, __: Namespace) -> None:
     """Set this process up for a host, before it loads a library."""
+    from app.logs import configure_logging  # noqa: PLC0415 - takes time to import, and only hosts need it here
+
     die_with_parent(signal.SIGKILL)
     use_one_arena()
     keep_freed_memory()
@@ -131,6 +137,7 @@ def start_host(_: Settings, __: Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Without this, onnxruntime reports every start, session and fault to its makers over the network.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    configure_logging("host", "INFO")  # for what libraries log while they are imported
 
 
 def run_gunicorn(_: Settings, __: Namespace) -> NoReturn:

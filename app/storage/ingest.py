@@ -105,8 +105,10 @@ class Ingest:
 
 def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
     """Return a descriptor to read the regular file with; None if there is no readable one."""
+    is_folder_open = False
     try:
         with opened(folder, os.O_PATH | os.O_DIRECTORY) as root:
+            is_folder_open = True
             found = _resolve(root, inside)
         try:
             # Check the type first: opening a FIFO waits for its writer, opening a device may have effects.
@@ -116,8 +118,10 @@ def _open_beneath(folder: Path, inside: PurePosixPath) -> int | None:
         finally:
             os.close(found)
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # not the path's fault
+        if error.errno == errno.EIO and is_folder_open:  # if the folder itself fails, others are tried
+            raise
         return None
 
 

@@ -135,6 +135,6 @@ def test_the_help_of_a_metric_names_its_labels(name: str):
 
 
 def test_the_help_of_the_stages_names_each_that_is_measured():
-    stages = set(re.findall(r'clock\.phase\("(\w+)"\)', SOURCES))
+    stages = set(re.findall(r'_timed\(seconds, "(\w+)"\)', SOURCES))
     help_text = METRICS["stage_seconds"]._documentation
     assert set(re.findall(r"\w+", help_text.split(": ")[1])) == stages

@@ -161,7 +161,7 @@ def test_numbers_too_large_for_float16_refuse_the_model_and_say_what_to_write(tm
 
 def test_a_network_that_fails_in_16_bits_is_refused_and_told_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelFault, match=r"fails on a batch of 2: RuntimeError.*It computes in bfloat16: write precision = "
+        ModelFault, match=r"fails on a batch of 1: RuntimeError.*It computes in bfloat16: write precision = "
     ):
         load(tmp_path, "bfloat16", as_pt2, Mixing())
     assert load(tmp_path, "float32", as_pt2, Mixing()).precision == "float32"

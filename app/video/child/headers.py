@@ -238,7 +238,8 @@ class _Mp4Reader:
         for box in self._boxes(parent.start, parent.end):
             self._inner_boxes += 1
             if self._inner_boxes > _MAX_INNER_BOXES and parent.kind != b"moof":
-                check_limit("max_streams", self._limits.max_streams, self._inner_boxes)
+                limit = min(self._limits.max_streams, _MAX_INNER_BOXES)
+                check_limit("max_streams", limit, self._inner_boxes)
             yield box
             if box.kind in _CONTAINERS and depth < _MAX_DEPTH:
                 yield from self._descend(box, depth + 1)
