@@ -66,13 +66,15 @@ class Started:
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
     def program(self, *words: str) -> psutil.Process:
-        (found,) = [
-            process
-            for process in self.family()
-            if process.ppid() == self.process.pid
-            and all(any(part.endswith(word) for part in process.cmdline()) for word in words)
-        ]
+        (found,) = [process for process in self.family() if self._is_program(process, words)]
         return found
+
+    def _is_program(self, process: psutil.Process, words: tuple[str, ...]) -> bool:
+        try:
+            is_child, command = process.ppid() == self.process.pid, process.cmdline()
+        except psutil.Error:  # it has ended meanwhile, as the one that announces the address does
+            return False
+        return is_child and all(any(part.endswith(word) for part in command) for word in words)
 
 
 @pytest.fixture
