@@ -17,6 +17,7 @@ from app.detection.network_input import picture_input
 METADATA_FILE = "config.json"
 
 _TYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default  # noqa: SLF001 - an operator's name
+_DETACH = torch.ops.aten.detach_.default
 
 
 @torch.inference_mode(mode=False)  # tensors made in inference mode do not record whether they were changed
@@ -44,6 +45,11 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.find_nodes(op="call_function", target=_TYPE_CHECK):
                 part.graph.erase_node(node)
+            # It makes tensors that the network writes down forget how they came about, which they did not, and
+            # cannot be exported a second time.
+            for node in part.graph.find_nodes(op="call_function", target=_DETACH):
+                node.replace_all_uses_with(node.args[0])
+                part.graph.erase_node(node)
             part.recompile()
     versions = _versions(module)
     return Network(
@@ -51,6 +57,7 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         module,
         metadata=json_object(f"The metadata of model {name!r}", extra_files[METADATA_FILE] or "{}"),
         is_stateless=lambda: _versions(module) == versions,
+        module=module,
     )
 
 

@@ -64,4 +64,4 @@ def load_torchscript(name: str, content: bytes, device: str) -> Network:
             return module(pictures)
 
     # TorchScript has an autocast of its own, which a script's first call settles for good.
-    return Network(takes, run, metadata, has_fixed_precision=True)
+    return Network(takes, run, metadata, has_fixed_precision=True, module=module)
