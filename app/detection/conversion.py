@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from app.detection.golden import golden_scenes
-from app.detection.network import reason
-from app.detection.network import Network, NetworkDetector
+from app.detection.network import Network, NetworkDetector, reason
 from app.detection.network_output import FLOOR_SCORE
 
 REVISION = 1  # of converted files; raised when the same network would be converted otherwise
@@ -107,7 +106,7 @@ def _convert_module(
         )
         content = io.BytesIO()
         assert converted is not None  # noqa: S101 - it is None only where it is given a file
-        converted.save(content)
+        converted.save(content)  # type: ignore[arg-type]  # files too
     except MemoryError:
         raise
     except Exception as error:  # whatever torch and its libraries raise
@@ -129,7 +128,7 @@ def _convert_script(
         torch.onnx.export(
             script,
             (pictures,),
-            content,
+            content,  # type: ignore[arg-type]  # without dynamo, files too
             dynamo=False,
             input_names=[INPUT_NAME],
             output_names=safe_names,
@@ -153,7 +152,7 @@ def _root(error: BaseException) -> Any:
 
 
 def _output_names(output: object) -> list[str]:
-    """Return the names of the tensors in `output`. Raises CannotConvert for anything but a flat collection."""
+    """Return the names of the tensors in `output`. Raises CannotConvert where it is no flat collection."""
     match output:
         case Tensor():
             return ["0"]
@@ -190,7 +189,7 @@ _Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # all scores, best first; corner
 def _read(detector: NetworkDetector, frames: Tensor) -> list[_Boxes]:
     """Return what a network finds in each frame."""
     found: list[_Boxes] = []
-    for part in frames.split(detector.call_size):
+    for part in torch.split(frames, detector.call_size):
         columns = detector.columns(detector.output(part), len(part))
         ranked = columns.scores.sort(dim=1, descending=True).values
         for scores, boxes in zip(ranked, detector.detect_together(part), strict=True):
@@ -205,9 +204,9 @@ def _frame_difference(one: _Boxes, other: _Boxes) -> str | None:
         score = float((one[0] - other[0]).abs().max())
         if not score <= SCORE_TOLERANCE:
             return f"scores differ by {score:.2g}"
-    for (_, boxes, labels, scores), (_, rivals, rival_labels, _) in ((one, other), (other, one)):
+    for (_, all_boxes, all_labels, scores), (_, rivals, rival_labels, _) in ((one, other), (other, one)):
         certain = scores >= 2 * FLOOR_SCORE  # near the least score, one may have a box that the other drops
-        boxes, labels = boxes[certain], labels[certain]
+        boxes, labels = all_boxes[certain], all_labels[certain]
         if not len(boxes):
             continue
         sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True).clamp(min=1)  # (k, 1)

@@ -45,8 +45,8 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.find_nodes(op="call_function", target=_TYPE_CHECK):
                 part.graph.erase_node(node)
-            # It makes tensors that the network writes down forget how they came about, which they did not, and
-            # cannot be exported a second time.
+            # The exporter adds this to tensors that the network writes down. It does nothing here, but stops
+            # the program from being exported a second time.
             for node in part.graph.find_nodes(op="call_function", target=_DETACH):
                 node.replace_all_uses_with(node.args[0])
                 part.graph.erase_node(node)
