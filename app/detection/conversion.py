@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from app.detection.golden import golden_scenes
-from app.detection.network import Network, NetworkDetector, reason
+from app.detection.model_files import reason
+from app.detection.network import Network, NetworkDetector
 from app.detection.network_output import FLOOR_SCORE
 
 REVISION = 1  # of converted files; raised when the same network would be converted otherwise
-FORMAT = "onnx"
 INPUT_NAME = "pictures"
 
 # How far the numbers of a converted network may be off: sums are added up in another order, and sigmoids are

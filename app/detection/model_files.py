@@ -26,6 +26,7 @@ from app.errors import ModelFault
 
 DECLARATION_FILE = "framebox.toml"
 MOST_FILES = 1000  # in a model's folder
+LONGEST_REASON = 200  # characters of a runtime's message
 
 _LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
@@ -95,7 +96,15 @@ def read_as(what: str, name: str) -> Iterator[None]:
     except ModelFault:
         raise
     except Exception as error:  # libraries raise whatever their parsers meet
-        raise ModelFault(f"Model {name!r} cannot be read as {what}: {type(error).__name__}.") from error
+        raise ModelFault(f"Model {name!r} cannot be read as {what}: {reason(error)}.") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the class of an error that a model's runtime raised, and the last line of its message."""
+    message = str(error).partition("Exception raised from")[0]  # of torch; calls of its own code follow
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    last = lines[-1][:LONGEST_REASON].rstrip(".") if lines else ""
+    return f"{type(error).__name__}: {last}" if last else type(error).__name__
 
 
 def json_object(what: str, text: str | bytes) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_facts import ModelFacts, PrecisionEffect
 from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model
-from app.detection.model_formats.declaration import read_declaration
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
 from app.detection.model_formats.onnx import load_onnx
@@ -31,11 +30,9 @@ from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
-from app.detection.network_input import PixelRules
-from app.detection.network_output import Reading
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.resize import InputSize
+from app.detection.recognition import declared_network, recognise
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
@@ -178,24 +175,8 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
     network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
-    declaration = read_declaration(content.name, network.metadata, declared, network.takes)
-    return LoadedNetwork(
-        network,
-        InputSize(*declaration.input, policy=declaration.resize),
-        PixelRules(declaration.white, declaration.mean, declaration.std, declaration.channels),
-        Reading(
-            declaration.layout,
-            len(declaration.labels),
-            declaration.max_overlap,
-            declaration.max_boxes,
-            declaration.boxes,
-            declaration.coordinates,
-        ),
-        declaration.labels,
-        declaration.min_score,
-        declaration.precision,
-        network.takes.batch or declaration.batch,
-    )
+    declaration = recognise(content.name, network, declared, device)
+    return declared_network(network, declaration)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:
