@@ -208,6 +208,12 @@ class NetworkDetector:
 # ---- checks at load
 
 
+def run_once(detector: NetworkDetector) -> None:
+    """Run a picture through the network, so that it has allocated what it keeps."""
+    with torch.inference_mode():
+        detector.detect_together(golden_picture(*detector.frame_size(1280, 720))[None])
+
+
 def check_at_load(detector: NetworkDetector) -> None:
     """Run a picture through the network, twice and in batches of 1 and 2, and compare the results.
 
