@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import structlog
 import torch
@@ -36,14 +36,6 @@ class TriedModel:
     facts: ModelFacts
     cost: MemoryCost
     load: Callable[[], Detector]  # takes seconds; raises whatever loading a model raises
-
-
-class Models(Protocol):
-    """Finds a model by its name."""
-
-    def __call__(self, name: str) -> TriedModel:
-        """Raises InvalidOption for an unknown name, ModelFault for a model that may not be loaded, and
-        UntriedModel for one whose files have passed no trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +83,13 @@ class ModelPool:
         self,
         *,
         device: str,
-        find: Models,
+        find: Callable[[str], TriedModel],
         budget: ModelBudget = NO_BUDGET,
         find_fault: FaultFinder = sticking_fault,
     ) -> None:
+        """`find` takes a model's name. It raises InvalidOption for an unknown one, ModelFault for one that
+        may not be loaded, and UntriedModel for one whose files have passed no trial.
+        """
         self._device = device
         self._find = find
         self._whole_budget = self._budget = budget
