@@ -33,6 +33,7 @@ WEIGHTS_SUFFIX = ".pth"
 SUFFIXES = (*NETWORK_SUFFIXES, WEIGHTS_SUFFIX)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MOST_FILES = 1000  # in a model's folder
+LONGEST_REASON = 200  # characters of a runtime's message
 MIB = 1024 * 1024
 
 FileMarks = tuple[tuple[str, int, int, int], ...]  # each file's path, inode, size, and time of change
@@ -150,7 +151,15 @@ def read_as(what: str, name: str) -> Iterator[None]:
     except ModelFault:
         raise
     except Exception as error:  # libraries raise whatever their parsers meet
-        raise ModelFault(f"Model {name!r} cannot be read as {what}: {type(error).__name__}.") from error
+        raise ModelFault(f"Model {name!r} cannot be read as {what}: {reason(error)}.") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the class of an error that a model's runtime raised, and the last line of its message."""
+    message = str(error).partition("Exception raised from")[0]  # of torch; calls of its own code follow
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    last = lines[-1][:LONGEST_REASON].rstrip(".") if lines else ""
+    return f"{type(error).__name__}: {last}" if last else type(error).__name__
 
 
 def json_object(what: str, text: str | bytes) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from app.detection.detector import Detections
 from app.detection.golden import golden_picture
+from app.detection.model_files import reason
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
 from app.detection.network_output import (
+    Candidates,
     Columns,
     Reading,
     describe_output,
     first_tensor,
-    fitting_layouts,
     read_columns,
     select,
 )
@@ -31,6 +32,9 @@ from app.errors import ModelFault
 # On a CPU, whose threads divide a batch among them.
 FRAMES_A_THREAD = 4
 LARGEST_BATCH = 64
+# Boxes of a batch whose right or bottom edge lies before their left or top edge.
+FEW_INVERTED = 10
+MOST_INVERTED = 0.9  # of all
 
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
 ABSOLUTE_TOLERANCE = 0.01
@@ -128,21 +132,18 @@ class NetworkDetector:
     def detect_together(self, frames: Tensor) -> list[Detections]:
         """Detect in one call of the network, in this thread. At most `call_size` frames."""
         n, height, width, _ = frames.shape
-        columns = self.columns(self.output(frames), n)
-        placement = self._loaded.fitting.place(width, height)
-        found = select(columns, self._loaded.reading, (placement.input_width, placement.input_height))
-        is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1)
-        if bool((is_inverted & found.valid).any()):
-            raise ModelFault(
-                f"Model {self.name!r} gives boxes whose right or bottom edge lies before their left or top "
-                f"edge; layout {self.layout.value!r} or boxes in framebox.toml is not its own."
-            )
+        found = self.best(self.columns(self.output(frames), n), width, height)
+        is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1) & found.valid
+        # Some networks give one now and then, which is dropped; with a wrong reading nearly all are inverted.
+        if int(is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * int(found.valid.sum())):
+            raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
         if bool((is_unknown & found.valid).any()):
-            classes = found.class_ids[is_unknown & found.valid]
+            first = self._loaded.reading.first_class
+            number = int(found.class_ids[is_unknown & found.valid][0]) + first
             raise ModelFault(
-                f"Model {self.name!r} gives class {int(classes[0])}, but has {len(self.class_names)} labels, "
-                "which are counted from 0. Write all labels in framebox.toml."
+                f"Model {self.name!r} gives class {number}, but has {len(self.class_names)} labels, "
+                f"which are counted from {first}. Write all labels in framebox.toml."
             )
         boxes = self._loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
         has_area = (boxes[..., :2] < boxes[..., 2:]).all(dim=-1)
@@ -152,6 +153,11 @@ class NetworkDetector:
             Detections(boxes[i][kept[i]], scores[i][kept[i]].clamp(0, 1), class_ids[i][kept[i]])
             for i in range(n)
         ]
+
+    def best(self, columns: Columns, width: int, height: int) -> Candidates:
+        """Return the best boxes of frames of that size, in pixels of the network's input."""
+        placement = self._loaded.fitting.place(width, height)
+        return select(columns, self._loaded.reading, (placement.input_width, placement.input_height))
 
     def output(self, frames: Tensor) -> object:
         """Return the network's raw output for `frames`, and for those that fill up a batch of fixed size."""
@@ -176,25 +182,11 @@ class NetworkDetector:
         picture_count = max(frame_count, self._loaded.batch or 0)
         columns = read_columns(output, self._loaded.reading, picture_count)
         if columns is None:
-            class_count = len(self.class_names)
-            fitting = [layout.value for layout in fitting_layouts(output, class_count, picture_count)]
-            advice = "Write the right layout and labels in framebox.toml"
-            first = first_tensor(output)
-            if fitting:
-                advice += f"; by its shape it could be {' or '.join(map(repr, fitting))}"
-            elif picture_count > 1 and first is not None and first.shape[:1] == (1,):
-                advice = "If it takes one picture at a time, write batch = 1 in framebox.toml"
-            raise ModelFault(
-                f"Model {self.name!r} gives {describe_output(output)} for {picture_count} frames, but layout "
-                f"{self.layout.value!r} with {class_count} labels is {self.layout.describe(class_count)}. "
-                f"{advice}."
-            )
+            raise layout_fault(self.name, output, self._loaded.reading, picture_count)
         # One pass over each: NaN and infinity both survive a sum.
         if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
-        return Columns(
-            columns.boxes[:frame_count], columns.scores[:frame_count], columns.class_ids[:frame_count]
-        )
+        return columns.of_first(frame_count)
 
     @property
     def advice(self) -> str:
@@ -212,6 +204,23 @@ def run_once(detector: NetworkDetector) -> None:
     """Run a picture through the network, so that it has allocated what it keeps."""
     with torch.inference_mode():
         detector.detect_together(golden_picture(*detector.frame_size(1280, 720))[None])
+
+
+def inverted_fault(name: str) -> ModelFault:
+    """Return the fault of a network most of whose boxes are inverted."""
+    return ModelFault(
+        f"Model {name!r} gives boxes whose right or bottom edge lies before their left or top edge; layout, "
+        "boxes or outputs in framebox.toml are not its own."
+    )
+
+
+def layout_fault(name: str, output: object, reading: Reading, frame_count: int) -> ModelFault:
+    """Return the fault of an output that does not have the layout of `reading`."""
+    return ModelFault(
+        f"Model {name!r} gives {describe_output(output)} for {frame_count} frames, but layout "
+        f"{reading.layout.value!r} with {reading.class_count} labels is "
+        f"{reading.layout.describe(reading.class_count, reading.extra_columns)}."
+    )
 
 
 def check_at_load(detector: NetworkDetector) -> None:
@@ -236,6 +245,10 @@ def check_at_load(detector: NetworkDetector) -> None:
         for frames in (picture[None], picture[None], pair):
             output = detector.output(frames)
             columns = detector.columns(output, len(frames))
+            found = detector.best(columns, frames.shape[2], frames.shape[1])
+            is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1) & found.valid
+            if int(is_inverted.sum()) > MOST_INVERTED * int(found.valid.sum()):
+                raise inverted_fault(name)
             dense = first_tensor(output)
             if not detector.layout.is_suppressed and dense is not None:
                 results.append(dense[: len(frames)])
@@ -263,10 +276,3 @@ def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
     except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises
         return error
     return None
-
-
-def reason(error: Exception) -> str:
-    """Return the class of an error that a model's runtime raised, and the last line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1][:200].rstrip(".") if lines else ""
-    return f"{type(error).__name__}: {last}" if last else type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -21,37 +21,75 @@ class Channels(StrEnum):
     BGR = "bgr"
 
 
+class FurtherInput(StrEnum):
+    """What a network takes beside the pictures."""
+
+    SIZES = "sizes"  # (n, 2): the width and height to which its boxes are scaled
+    MASK = "mask"  # (n, height, width): 1 where a picture is, 0 where it was padded
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input of a network as its file describes it."""
+
+    name: str
+    shape: Sequence[object]  # only integers are fixed
+    dtype: torch.dtype | None  # None: of a type that torch does not have
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
-    """The one input of a network. None: it takes any, or its file does not say."""
+    """What a network takes. None: it takes any, or its file does not say."""
 
     batch: int | None = None
     height: int | None = None
     width: int | None = None
     dtype: torch.dtype = torch.float32
     channels_last: bool = False  # (n, height, width, 3)
+    has_batch: bool = True  # else it takes one picture, (3, height, width)
+    name: str = ""
+    further: tuple[tuple[FurtherInput, torch.dtype], ...] = ()  # in the network's order
+
+    def further_tensors(self, pictures: Tensor) -> list[Tensor]:
+        """Return what the network takes beside `pictures`, as `to_network_input` returns them.
+
+        The picture is said to be one wide and one high, so that boxes come out as fractions of its sides,
+        whichever of the two the network has first.
+        """
+        height, width = pictures.shape[1:3] if self.channels_last else pictures.shape[-2:]
+        shapes = {FurtherInput.SIZES: (len(pictures), 2), FurtherInput.MASK: (len(pictures), height, width)}
+        return [torch.ones(shapes[kind], dtype=dtype, device=pictures.device) for kind, dtype in self.further]
 
 
-def picture_input(name: str, inputs: Sequence[tuple[Sequence[object], torch.dtype | None]]) -> NetworkInput:
-    """Return the one input of network `name`. `inputs`: shapes, in which only integers are fixed, and types.
+def picture_input(name: str, inputs: Sequence[InputTensor]) -> NetworkInput:
+    """Return what network `name` takes, the pictures first.
 
     Raises ModelFault, describing the inputs, for what does not take one batch of colour pictures.
     """
+    takes: NetworkInput | None = None
+    further: list[tuple[FurtherInput, torch.dtype]] = []
     seen = []
-    for shape, dtype in inputs:
-        sides = [side if isinstance(side, int) else None for side in shape]
-        if len(inputs) == 1 and len(sides) == 4 and dtype in PICTURE_TYPES:
-            batch, *picture = sides
-            if picture[0] == 3:
-                return NetworkInput(batch, picture[1], picture[2], dtype)
-            if picture[2] == 3:
-                return NetworkInput(batch, picture[0], picture[1], dtype, channels_last=True)
+    for place, tensor in enumerate(inputs):
+        sides = [side if isinstance(side, int) else None for side in tensor.shape]
         described = ", ".join("any" if side is None else str(side) for side in sides)
-        seen.append(f"({described}) {dtype or 'of an unknown type'}")
-    raise ModelFault(
-        f"Model {name!r} takes {' and '.join(seen) or 'nothing'}; what is served takes (n, 3, height, "
-        "width) or (n, height, width, 3), float32, float16 or uint8."
-    )
+        seen.append(f"({described}) {tensor.dtype or 'of an unknown type'}")
+        if place == 0 and tensor.dtype in PICTURE_TYPES and len(sides) in (3, 4):
+            batch, first, second, third = sides if len(sides) == 4 else [1, *sides]
+            has_batch = len(sides) == 4
+            if first == 3:
+                takes = NetworkInput(batch, second, third, tensor.dtype, False, has_batch, tensor.name)
+            elif third == 3:
+                takes = NetworkInput(batch, first, second, tensor.dtype, True, has_batch, tensor.name)
+        elif place and tensor.dtype is not None and len(sides) == 2 and sides[1] == 2:
+            further.append((FurtherInput.SIZES, tensor.dtype))
+        elif place and tensor.dtype is not None and len(sides) == 3 and "mask" in tensor.name:
+            further.append((FurtherInput.MASK, tensor.dtype))
+    if takes is None or len(further) != len(inputs) - 1:
+        raise ModelFault(
+            f"Model {name!r} takes {' and '.join(seen) or 'nothing'}; what is served takes (n, 3, height, "
+            "width) or (n, height, width, 3), float32, float16 or uint8."
+        )
+    return replace(takes, further=tuple(further))
 
 
 @dataclass(frozen=True, slots=True)

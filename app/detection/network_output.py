@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 FLOOR_SCORE = 0.05
 MAX_CANDIDATES = 1000  # a frame, best first, before suppression
 DEFAULT_MAX_BOXES = 300  # a frame, after it
+DEFAULT_MAX_OVERLAP = 0.45
 LONGEST_DESCRIPTION = 300
 
 
@@ -22,16 +25,22 @@ class Layout(StrEnum):
 
     YOLO = "yolo"  # (n, 4 + C, A): box, class scores. YOLOv8 and later
     YOLO_OBJECTNESS = "yolo-objectness"  # (n, A, 5 + C): box, objectness, class scores. YOLOv5, YOLOX
+    BOX_SCORES = "box-scores"  # (n, k, 4 + C): box, class scores; already suppressed
     END_TO_END = "end-to-end"  # (n, k, 6): box, score, class; already suppressed
+    FRAME_ROWS = "frame-rows"  # (k, 7): number of the frame, box, class, score. YOLOv7 with suppression
+    SEPARATE = "separate"  # boxes (n, k, 4), scores (n, k), classes (n, k), and perhaps their counts (n,)
     DETR = "detr"  # logits (n, k, C + 1) with "no object" as the last class, and boxes (n, k, 4)
     DETR_SIGMOID = "detr-sigmoid"  # logits (n, k, C), and boxes (n, k, 4)
     TORCHVISION = "torchvision"  # a dictionary for each frame: boxes (k, 4), labels (k,), scores (k,)
 
-    def describe(self, class_count: int) -> str:
+    def describe(self, class_count: int, extra_columns: int = 0) -> str:
         return {
-            Layout.YOLO: f"(n, {4 + class_count}, anchors)",
-            Layout.YOLO_OBJECTNESS: f"(n, anchors, {5 + class_count})",
-            Layout.END_TO_END: "(n, boxes, 6)",
+            Layout.YOLO: f"(n, {4 + class_count + extra_columns}, anchors)",
+            Layout.YOLO_OBJECTNESS: f"(n, anchors, {5 + class_count + extra_columns})",
+            Layout.BOX_SCORES: f"(n, boxes, {4 + class_count + extra_columns})",
+            Layout.END_TO_END: f"(n, boxes, {6 + extra_columns})",
+            Layout.FRAME_ROWS: "(boxes, 7)",
+            Layout.SEPARATE: "boxes (n, boxes, 4), scores (n, boxes) and classes (n, boxes)",
             Layout.DETR: f"logits (n, boxes, {class_count + 1}) and boxes (n, boxes, 4)",
             Layout.DETR_SIGMOID: f"logits (n, boxes, {class_count}) and boxes (n, boxes, 4)",
             Layout.TORCHVISION: "for each frame boxes (boxes, 4), labels (boxes,) and scores (boxes,)",
@@ -42,6 +51,11 @@ class Layout(StrEnum):
         """Whether the network itself drops boxes that repeat a better one."""
         return self not in (Layout.YOLO, Layout.YOLO_OBJECTNESS)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the output has a row for each place of the picture, always in the same order."""
+        return self in (Layout.YOLO, Layout.YOLO_OBJECTNESS)
+
 
 class BoxFormat(StrEnum):
     """What the four numbers of a box are."""
@@ -49,6 +63,8 @@ class BoxFormat(StrEnum):
     CENTRE_SIZE = "centre-size"  # centre x, centre y, width, height
     CORNER_SIZE = "corner-size"  # left, top, width, height
     CORNERS = "corners"  # left, top, right, bottom
+    CORNERS_Y_FIRST = "corners-y-first"  # top, left, bottom, right
+    ROTATED = "rotated"  # centre x, centre y, width, height; the last column is an angle in radians
 
 
 class Coordinates(StrEnum):
@@ -58,29 +74,97 @@ class Coordinates(StrEnum):
     FRACTIONS = "fractions"  # of its width and height
 
 
+class Scores(StrEnum):
+    """What a score is as the network gives it."""
+
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"  # sigmoid makes probabilities of them; softmax in the layout `detr`
+
+
+class Role(StrEnum):
+    """What one of several outputs holds."""
+
+    BOXES = "boxes"
+    SCORES = "scores"
+    CLASSES = "classes"
+    COUNT = "count"  # of the boxes that are not padding
+
+
+# The names that exporters give to outputs.
+OUTPUT_NAMES: Mapping[Role, Sequence[str]] = MappingProxyType(
+    {
+        Role.BOXES: ("pred_boxes", "boxes", "dets", "det_boxes", "detection_boxes"),
+        Role.SCORES: ("logits", "pred_logits", "scores", "det_scores", "detection_scores"),
+        Role.CLASSES: ("labels", "det_classes", "detection_classes", "classes"),
+        Role.COUNT: ("num_dets", "num_detections"),
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How to read a network's output."""
 
     layout: Layout
     class_count: int
-    max_overlap: float = 0.45
+    max_overlap: float | None = None  # None: as usual for the layout; 1: no box is dropped
     max_boxes: int = DEFAULT_MAX_BOXES  # a frame
     box_format: BoxFormat | None = None  # None: as usual for the layout
     coordinates: Coordinates | None = None  # None: as usual for the layout
+    scores: Scores | None = None  # None: as usual for the layout
+    outputs: Mapping[Role, str] = field(default_factory=dict)  # names; a nameless output's is its place
+    extra_columns: int = 0  # that follow those of the layout, and are not read but for an angle
+    first_class: int = 0  # the number that the network gives to the first label
+    strides: tuple[int, ...] = ()  # of the grids in whose cells boxes are given; (): in the picture
+
+    @property
+    def has_logits(self) -> bool:
+        if self.scores is not None:
+            return self.scores is Scores.LOGITS
+        return self.layout in (Layout.DETR, Layout.DETR_SIGMOID)
+
+    @property
+    def usual_overlap(self) -> float:
+        if self.max_overlap is not None:
+            return self.max_overlap
+        return 1.0 if self.layout.is_suppressed else DEFAULT_MAX_OVERLAP
+
+    @property
+    def usual_format(self) -> BoxFormat:
+        if self.box_format is not None:
+            return self.box_format
+        has_size = (Layout.YOLO, Layout.YOLO_OBJECTNESS, Layout.BOX_SCORES, Layout.DETR, Layout.DETR_SIGMOID)
+        return BoxFormat.CENTRE_SIZE if self.layout in has_size else BoxFormat.CORNERS
+
+    @property
+    def usual_coordinates(self) -> Coordinates:
+        if self.coordinates is not None:
+            return self.coordinates
+        is_query = self.layout in (Layout.BOX_SCORES, Layout.DETR, Layout.DETR_SIGMOID)
+        return Coordinates.FRACTIONS if is_query else Coordinates.PIXELS
 
     def boxes_to_xyxy(self, boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
-        """Turn boxes, (…, 4), into left, top, right, bottom in pixels of the input of (width, height)."""
-        has_corners = self.layout in (Layout.END_TO_END, Layout.TORCHVISION)
-        has_fractions = self.layout in (Layout.DETR, Layout.DETR_SIGMOID)
-        first, second = boxes[..., :2], boxes[..., 2:]
-        match self.box_format or (BoxFormat.CORNERS if has_corners else BoxFormat.CENTRE_SIZE):
+        """Turn boxes into left, top, right, bottom in pixels of the input of (width, height): (…, 4).
+
+        `boxes`: (…, 4 or more). Rotated ones become the upright rectangles around them.
+        """
+        first, second = boxes[..., :2], boxes[..., 2:4]
+        match self.usual_format:
             case BoxFormat.CENTRE_SIZE:
-                boxes = torch.cat([first - second / 2, first + second / 2], dim=-1)
+                corners = torch.cat([first - second / 2, first + second / 2], dim=-1)
             case BoxFormat.CORNER_SIZE:
-                boxes = torch.cat([first, first + second], dim=-1)
-        unit = self.coordinates or (Coordinates.FRACTIONS if has_fractions else Coordinates.PIXELS)
-        return boxes if unit is Coordinates.PIXELS else boxes * boxes.new_tensor(input_size * 2)
+                corners = torch.cat([first, first + second], dim=-1)
+            case BoxFormat.CORNERS:
+                corners = boxes[..., :4]
+            case BoxFormat.CORNERS_Y_FIRST:
+                corners = boxes[..., [1, 0, 3, 2]]
+            case BoxFormat.ROTATED:
+                sine, cosine = boxes[..., -1:].sin().abs(), boxes[..., -1:].cos().abs()
+                reach = (second * cosine + second.flip(-1) * sine) / 2
+                corners = torch.cat([first - reach, first + reach], dim=-1)
+        if self.usual_coordinates is Coordinates.PIXELS:
+            return corners
+        return corners * corners.new_tensor(input_size * 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,45 +179,106 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """A network's output, under the same names for every layout."""
+    """A network's output, under the same names for every layout. Boxes are looked up for those kept only."""
 
-    boxes: Tensor  # (n, k, 4) as the network gives them
-    scores: Tensor  # (n, k)
-    class_ids: Tensor  # (n, k) int64
+    boxes: Tensor  # (n, m, 4 or more): as the network gives them, a view of its output
+    scores: Tensor  # (n, k) probabilities
+    class_ids: Tensor  # (n, k) int64, from 0
+    box_ids: Tensor | None = None  # (n, k) int64: which of the m boxes; None: k is m, and each has its own
 
-
-def fitting_layouts(output: object, class_count: int, frame_count: int) -> list[Layout]:
-    """Return the layouts that `output` could have."""
-    readings = [Reading(layout, class_count) for layout in Layout]
-    return [reading.layout for reading in readings if read_columns(output, reading, frame_count) is not None]
+    def of_first(self, frame_count: int) -> Columns:
+        """Return what it holds for the first frames."""
+        box_ids = None if self.box_ids is None else self.box_ids[:frame_count]
+        return Columns(
+            self.boxes[:frame_count], self.scores[:frame_count], self.class_ids[:frame_count], box_ids
+        )
 
 
 def read_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
     """Return what `output` holds for `frame_count` frames, or None if it does not have the layout."""
     match reading.layout:
         case Layout.TORCHVISION:
-            return _dictionary_columns(output, frame_count)
+            return _dictionary_columns(output, reading, frame_count)
+        case Layout.SEPARATE:
+            return _separate_columns(output, reading, frame_count)
         case Layout.DETR | Layout.DETR_SIGMOID:
             return _query_columns(output, reading, frame_count)
-    dense = first_tensor(output)
-    if dense is None or dense.ndim != 3 or dense.shape[0] != frame_count:
+    is_named = Role.BOXES in reading.outputs
+    dense = find_output(output, reading, Role.BOXES) if is_named else first_tensor(output)
+    if dense is None:
         return None
-    dense = dense.float()
+    if reading.layout is Layout.FRAME_ROWS:
+        return _row_columns(dense, reading, frame_count) if dense.shape[1:] == (7,) else None
+    if dense.ndim != 3 or dense.shape[0] != frame_count:
+        return None
+    count, extra = reading.class_count, reading.extra_columns
     match reading.layout:
-        case Layout.YOLO if dense.shape[1] == 4 + reading.class_count:
-            scores, class_ids = dense[:, 4:].max(dim=1)
-            return Columns(dense[:, :4].transpose(1, 2), scores, class_ids)
-        case Layout.YOLO_OBJECTNESS if dense.shape[2] == 5 + reading.class_count:
-            scores, class_ids = dense[..., 5:].max(dim=2)
-            return Columns(dense[..., :4], scores * dense[..., 4], class_ids)
-        case Layout.END_TO_END if dense.shape[2] == 6:
-            return Columns(dense[..., :4], dense[..., 4], dense[..., 5].long())
-    return None
+        case Layout.YOLO if dense.shape[1] == 4 + count + extra:
+            scores, class_ids = dense[:, 4 : 4 + count].max(dim=1)
+            boxes = dense.transpose(1, 2)
+        case Layout.YOLO_OBJECTNESS if dense.shape[2] == 5 + count + extra:
+            scores, class_ids = dense[..., 5 : 5 + count].max(dim=2)
+            objectness = dense[..., 4]
+            if reading.has_logits:
+                scores, objectness = scores.float().sigmoid(), objectness.float().sigmoid()
+            scores = scores * objectness
+            boxes = dense
+        case Layout.BOX_SCORES if dense.shape[2] == 4 + count + extra:
+            scores, class_ids = dense[..., 4 : 4 + count].max(dim=2)
+            boxes = dense
+        case Layout.END_TO_END if dense.shape[2] == 6 + extra:
+            scores, class_ids = dense[..., 4], dense[..., 5].long() - reading.first_class
+            boxes = dense
+        case _:
+            return None
+    scores = scores.float()
+    if reading.has_logits and reading.layout is not Layout.YOLO_OBJECTNESS:
+        scores = scores.sigmoid()
+    return Columns(boxes, scores, class_ids)
+
+
+@functools.lru_cache(maxsize=16)
+def grid_cells(input_size: tuple[int, int], strides: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return x, y and the stride in pixels of every cell, (A, 3): row by row, grid by grid."""
+    width, height = input_size
+    grids = []
+    for stride in strides:
+        rows, columns = torch.arange(height // stride), torch.arange(width // stride)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        grids.append(torch.stack([x, y, torch.full_like(x, stride)], dim=-1).reshape(-1, 3))
+    return torch.cat(grids).float().to(device)
+
+
+def _row_columns(rows: Tensor, reading: Reading, frame_count: int) -> Columns:
+    frames = [rows[rows[:, 0] == number] for number in range(frame_count)]
+    padded = pad_sequence(frames, batch_first=True).float()
+    return Columns(padded[..., 1:5], padded[..., 6], padded[..., 5].long() - reading.first_class)
+
+
+def _separate_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
+    boxes = find_output(output, reading, Role.BOXES)
+    classes = find_output(output, reading, Role.CLASSES)
+    if boxes is None or classes is None or boxes.ndim != 3 or boxes.shape[0] != frame_count:
+        return None
+    if boxes.shape[2] == 5:
+        scores: Tensor | None = boxes[..., 4]
+    else:
+        scores = find_output(output, reading, Role.SCORES)
+    if scores is None or boxes.shape[2] not in (4, 5) or not scores.shape == classes.shape == boxes.shape[:2]:
+        return None
+    scores = scores.float()
+    if reading.has_logits:
+        scores = scores.sigmoid()
+    count = find_output(output, reading, Role.COUNT)
+    if count is not None:
+        places = torch.arange(boxes.shape[1], device=boxes.device)
+        scores = scores * (places < count.reshape(-1, 1))
+    return Columns(boxes[..., :4], scores, classes.long() - reading.first_class)
 
 
 def _query_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
-    logits = _named_tensor(output, ("logits", "pred_logits"), 0)
-    boxes = _named_tensor(output, ("pred_boxes", "boxes"), 1)
+    logits = find_output(output, reading, Role.SCORES)
+    boxes = find_output(output, reading, Role.BOXES)
     is_softmax = reading.layout is Layout.DETR
     if logits is None or boxes is None or logits.ndim != 3:
         return None
@@ -142,40 +287,54 @@ def _query_columns(output: object, reading: Reading, frame_count: int) -> Column
         return None
     if logits.shape != (frame_count, query_count, reading.class_count + is_softmax):
         return None
+    scores = logits.float()
     if is_softmax:
-        scores, class_ids = logits.float().softmax(dim=2)[..., :-1].max(dim=2)
-        return Columns(boxes.float(), scores, class_ids)
+        scores = scores.softmax(dim=2) if reading.has_logits else scores
+        scores, class_ids = scores[..., :-1].max(dim=2)
+        return Columns(boxes, scores, class_ids)
     # Every class of every query is a box; the best are kept.
     kept = min(reading.max_boxes, query_count * reading.class_count)
-    scores, places = logits.float().sigmoid().flatten(1).topk(kept, dim=1)
-    queries = (places // reading.class_count)[..., None].expand(-1, -1, 4)
-    return Columns(boxes.float().gather(1, queries), scores, places % reading.class_count)
+    scores, places = scores.flatten(1).topk(kept, dim=1)
+    scores = scores.sigmoid() if reading.has_logits else scores
+    return Columns(boxes, scores, places % reading.class_count, places // reading.class_count)
 
 
-def _dictionary_columns(output: object, frame_count: int) -> Columns | None:
-    """Read each frame's dictionary of boxes, labels and scores, as torchvision's detectors give them.
+def _dictionary_columns(output: object, reading: Reading, frame_count: int) -> Columns | None:
+    """Read each frame's dictionary of boxes, labels and scores, as torchvision's detectors give them."""
+    frames = frame_dictionaries(output, reading)
+    if frames is None or len(frames) != frame_count:
+        return None
+    return Columns(
+        boxes=pad_sequence([frame["boxes"] for frame in frames], batch_first=True),
+        scores=pad_sequence([frame["scores"].float() for frame in frames], batch_first=True),
+        class_ids=pad_sequence([frame["labels"].long() for frame in frames], batch_first=True)
+        - reading.first_class,
+    )
 
-    Scripted ones put their losses first; exported ones may give the three tensors of a single frame.
+
+def frame_dictionaries(output: object, reading: Reading) -> list[Mapping[str, Tensor]] | None:
+    """Return the dictionaries of boxes, labels and scores in `output`, or None if it has none.
+
+    Scripted networks put their losses first; exported ones may give the three tensors of a single frame.
     """
-    names = ("boxes", "labels", "scores")
+    roles = {"boxes": Role.BOXES, "labels": Role.CLASSES, "scores": Role.SCORES}
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
         output = output[1]
-    if isinstance(output, Mapping) or (isinstance(output, tuple) and len(output) == 3):
-        output = [{name: _named_tensor(output, [name], place) for place, name in enumerate(names)}]
-    if not isinstance(output, list | tuple) or not output or len(output) != frame_count:
+    is_tuple = isinstance(output, tuple) and len(output) >= 3
+    if isinstance(output, Mapping) or (is_tuple and reading.outputs):
+        output = [{name: find_output(output, reading, role) for name, role in roles.items()}]
+    elif is_tuple and all(isinstance(value, Tensor) for value in output):  # type: ignore[attr-defined]
+        output = [dict(zip(roles, output, strict=False))]  # type: ignore[call-overload]
+    if not isinstance(output, list | tuple) or not output:
         return None
     frames: list[Mapping[str, Tensor]] = list(output)
     for frame in frames:
-        if not (isinstance(frame, Mapping) and all(isinstance(frame.get(name), Tensor) for name in names)):
+        if not (isinstance(frame, Mapping) and all(isinstance(frame.get(name), Tensor) for name in roles)):
             return None
-        boxes, labels, scores = (frame[name] for name in names)
+        boxes, labels, scores = (frame[name] for name in roles)
         if boxes.shape != (*boxes.shape[:1], 4) or not boxes.shape[:1] == labels.shape == scores.shape:
             return None
-    return Columns(
-        boxes=pad_sequence([frame["boxes"].float() for frame in frames], batch_first=True),
-        scores=pad_sequence([frame["scores"].float() for frame in frames], batch_first=True),
-        class_ids=pad_sequence([frame["labels"].long() for frame in frames], batch_first=True),
-    )
+    return frames
 
 
 # ---- the best boxes
@@ -191,11 +350,15 @@ def select(columns: Columns, reading: Reading, input_size: tuple[int, int]) -> C
     scores, order = columns.scores.sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :most], order[:, :most]
     class_ids = columns.class_ids.gather(1, order)
-    boxes = columns.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    rows = order if columns.box_ids is None else columns.box_ids.gather(1, order)
+    boxes = columns.boxes.gather(1, rows[..., None].expand(-1, -1, columns.boxes.shape[2])).float()
+    if reading.strides:
+        cells = grid_cells(input_size, reading.strides, boxes.device)[rows]  # (n, k, 3)
+        boxes = torch.cat([boxes[..., :2] + cells[..., :2], boxes[..., 2:4].exp()], dim=-1) * cells[..., 2:]
     boxes = reading.boxes_to_xyxy(boxes, input_size)
     stays = scores >= FLOOR_SCORE
-    if not reading.layout.is_suppressed:
-        stays = suppress(boxes, class_ids, stays, reading.max_overlap)
+    if reading.usual_overlap < 1:
+        stays = suppress(boxes, class_ids, stays, reading.usual_overlap)
     stays = stays & (stays.cumsum(dim=1) <= reading.max_boxes)
     return Candidates(boxes, scores, class_ids, stays)
 
@@ -242,14 +405,26 @@ def first_tensor(output: object) -> Tensor | None:
     return next((tensor for _, tensor in _tensors_of(output)), None)
 
 
-def _named_tensor(output: object, names: Sequence[str], place: int) -> Tensor | None:
-    """Return the tensor that has one of `names`; if none has a name, the one at `place`."""
-    found = list(_tensors_of(output))
-    for name, tensor in found:
-        if name in names:
-            return tensor
-    unnamed = [tensor for name, tensor in found if not name]
-    return unnamed[place] if len(unnamed) > place else None
+def find_output(output: object, reading: Reading, role: Role) -> Tensor | None:
+    """Return the tensor of `output` that has a role: by its declared name, a usual one, or its place."""
+    found = dict(named_tensors(output))
+    if role in reading.outputs:
+        return found.get(reading.outputs[role])
+    if reading.outputs:
+        return None
+    for name in OUTPUT_NAMES[role]:
+        if name in found:
+            return found[name]
+    places = (
+        (Role.SCORES, Role.BOXES) if reading.layout in (Layout.DETR, Layout.DETR_SIGMOID) else tuple(Role)
+    )
+    return found.get(str(places.index(role))) if role in places else None
+
+
+def named_tensors(output: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor in `output` with its name, or its place if it has none; depth first."""
+    for place, (name, tensor) in enumerate(_tensors_of(output)):
+        yield name or str(place), tensor
 
 
 def _tensors_of(output: object) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,6 @@ from app.detection.model_files import (
     find_models,
     read_model,
 )
-from app.detection.model_formats.declaration import read_declaration
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
 from app.detection.model_formats.huggingface import load_huggingface
 from app.detection.model_formats.onnx import load_onnx
@@ -38,11 +37,9 @@ from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load, run_once
-from app.detection.network_input import PixelRules
-from app.detection.network_output import Reading
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.resize import InputSize
+from app.detection.recognition import declared_network, recognise
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
@@ -157,24 +154,8 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
     network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
-    declaration = read_declaration(content.name, network.metadata, declared, network.takes)
-    return LoadedNetwork(
-        network,
-        InputSize(*declaration.input, policy=declaration.resize),
-        PixelRules(declaration.white, declaration.mean, declaration.std, declaration.channels),
-        Reading(
-            declaration.layout,
-            len(declaration.labels),
-            declaration.max_overlap,
-            declaration.max_boxes,
-            declaration.boxes,
-            declaration.coordinates,
-        ),
-        declaration.labels,
-        declaration.min_score,
-        declaration.precision,
-        network.takes.batch or declaration.batch,
-    )
+    declaration = recognise(content.name, network, declared, device)
+    return declared_network(network, declaration)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:

@@ -19,6 +19,7 @@ class ResizePolicy(StrEnum):
     LETTERBOX = "letterbox"  # keeps its aspect ratio; grey on the right or at the bottom
     LETTERBOX_CENTRE = "letterbox-centre"  # keeps its aspect ratio; grey on both sides
     STRETCH = "stretch"  # loses its aspect ratio
+    SHORT_SIDE = "short-side"  # keeps it, and the input has it too, within the declared size either way round
 
 
 def fit_within(width: int, height: int, max_side: int) -> tuple[int, int]:

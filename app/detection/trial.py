@@ -13,9 +13,8 @@ import structlog
 from app.detection.detector import is_lack_of_memory
 from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, measure
 from app.detection.model_facts import Refusal, Verdict
-from app.detection.model_files import ModelContent, file_marks, network_bytes
+from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
 from app.detection.model_pool import ModelBudget
-from app.detection.network import reason
 from app.detection.precision import Precision
 from app.detection.registry import describe_detector, load_model
 from app.errors import FrameboxError, ModelFault

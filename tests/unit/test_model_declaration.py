@@ -2,54 +2,80 @@ from __future__ import annotations
 
 import pytest
 
-from app.detection.model_formats.declaration import Declaration, read_declaration
-from app.detection.network_output import Layout
-from app.detection.resize import ResizePolicy
+from app.detection.model_formats.declaration import Declaration, Metadata, read_metadata
 from app.errors import ModelFault
 
-AS_OBJECTS = {"names": {"0": "person", "1": "car"}, "imgsz": [320, 640], "task": "detect", "stride": 32}
-AS_TEXT = {"names": "{0: 'person', 1: 'car'}", "imgsz": "[320, 640]", "task": "detect", "stride": "32"}
+AS_OBJECTS: dict[str, object] = {
+    "names": {"0": "person", "1": "car"},
+    "imgsz": [320, 640],
+    "task": "pose",
+    "author": "Ultralytics",
+    "head": "Pose",
+    "kpt_shape": [17, 3],
+    "args": {"nms": True},
+}
+AS_TEXT: dict[str, object] = {
+    "names": "{0: 'person', 1: 'car'}",
+    "imgsz": "[320, 640]",
+    "task": "pose",
+    "author": "Ultralytics",
+    "head": "Pose",
+    "kpt_shape": "[17, 3]",
+    "args": "{'nms': True, 'quantize': None}",
+}
 
 
 @pytest.mark.parametrize("metadata", [AS_OBJECTS, AS_TEXT], ids=["objects", "text"])
-def test_an_exporters_metadata_says_labels_and_input(metadata: dict[str, object]) -> None:
-    declaration = read_declaration("m", metadata, {})
-    assert declaration == Declaration(labels=("person", "car"), input=(640, 320))
-    assert declaration.layout is Layout.YOLO
-    assert declaration.resize is ResizePolicy.LETTERBOX
+def test_an_exporters_metadata_are_read(metadata: dict[str, object]) -> None:
+    assert read_metadata("m", metadata) == Metadata(
+        labels=("person", "car"),
+        input=(640, 320),
+        author="Ultralytics",
+        task="pose",
+        head="Pose",
+        is_suppressed=True,
+        key_point_columns=51,
+    )
+
+
+def test_the_metadata_of_yolov5_are_read() -> None:
+    metadata = {"shape": [1, 3, 320, 640], "stride": 32, "names": ["person", "car"]}
+    assert read_metadata("m", metadata) == Metadata(labels=("person", "car"), input=(640, 320))
 
 
 def test_labels_are_in_the_order_of_their_numbers() -> None:
     names = {str(number): f"label {number}" for number in reversed(range(12))}
-    declaration = read_declaration("m", {"names": names, "imgsz": 64}, {})
-    assert declaration.labels == tuple(f"label {number}" for number in range(12))
-    assert declaration.input == (64, 64)
-
-
-def test_the_administrators_word_goes_first() -> None:
-    overrides = {"layout": "yolo-objectness", "resize": "stretch", "min_score": 0.4, "labels": ["a", "b"]}
-    declaration = read_declaration("m", AS_TEXT, overrides)
-    assert declaration.layout is Layout.YOLO_OBJECTNESS
-    assert declaration.resize is ResizePolicy.STRETCH
-    assert declaration.min_score == 0.4
-    assert declaration.labels == ("a", "b")
+    metadata = read_metadata("m", {"names": names, "imgsz": 64})
+    assert metadata.labels == tuple(f"label {number}" for number in range(12))
+    assert metadata.input == (64, 64)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "overrides", "reason"),
+    ("metadata", "reason"),
     [
-        ({}, {}, "labels is missing; input is missing"),
-        (AS_TEXT, {"layot": "yolo"}, "layot is not one of labels, input, batch, layout"),
-        (AS_TEXT, {"layout": "yolov9"}, "layout: Input should be 'yolo'"),
-        (AS_TEXT, {"min_score": 2}, "min_score"),
-        (AS_TEXT | {"task": "segment"}, {}, "task 'segment'"),
-        (AS_TEXT | {"names": "{0: 'a', 2: 'b'}"}, {}, "numbers are not 0 to 1"),
-        (AS_TEXT | {"names": "person"}, {}, "not a list of labels"),
-        (AS_TEXT | {"imgsz": "wide"}, {}, "input is missing"),
+        ({"names": "{0: 'a', 2: 'b'}"}, "numbers are not 0 to 1"),
+        ({"names": "person"}, "not a list of labels"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(
-    metadata: dict[str, object], overrides: dict[str, object], reason: str
-) -> None:
+def test_wrong_labels_are_named(metadata: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelFault, match=reason):
-        read_declaration("m", metadata, overrides)
+        read_metadata("m", metadata)
+
+
+def test_a_size_that_is_none_is_passed_over() -> None:
+    assert read_metadata("m", {"imgsz": "wide"}).input is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ({}, "labels is missing; input is missing; layout is missing"),
+        ({"layot": "yolo"}, "layot is not one of labels, input, batch, layout"),
+        ({"layout": "yolov9"}, "layout: Input should be 'yolo'"),
+        ({"outputs": {"box": "dets"}}, "outputs.box"),
+        ({"min_score": 2}, "min_score"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(declared: dict[str, object], reason: str) -> None:
+    with pytest.raises(ModelFault, match=reason):
+        Declaration.of("m", declared)

@@ -1,20 +1,26 @@
 """What a model file declares about itself, or its administrator in ``framebox.toml`` beside it.
 
-Every line of ``framebox.toml`` is optional where the file's own metadata, or the format, says the same:
+Every line of ``framebox.toml`` is optional where the file's own metadata say the same, or where it is
+recognised (see ``app/detection/recognition.py``):
 
     labels = ["person", "car"]    # in the order of the network's classes
     input = [640, 640]            # width, height
     batch = 1                     # the only batch size that the network takes
-    layout = "yolo"               # yolo, yolo-objectness, end-to-end, detr, detr-sigmoid, torchvision
-    boxes = "centre-size"         # centre-size, corner-size, corners
+    layout = "yolo"               # see Layout
+    outputs = {boxes = "dets"}    # names; also scores, classes, count. "0" is the first of those without
+    boxes = "centre-size"         # centre-size, corner-size, corners, corners-y-first, rotated
     coordinates = "pixels"        # pixels, fractions
-    resize = "letterbox"          # letterbox, letterbox-centre, stretch
+    scores = "probabilities"      # probabilities, logits
+    extra_columns = 0             # that follow the layout's own: of masks, key points, an angle
+    first_class = 0               # the number that the network gives to the first label
+    strides = [8, 16, 32]         # of the grids, if boxes are given in their cells
+    resize = "letterbox"          # letterbox, letterbox-centre, stretch, short-side
     white = 1.0                   # the value of a white pixel; 255 for a network that takes 0 to 255
     mean = [0.485, 0.456, 0.406]  # subtracted after that
     std = [0.229, 0.224, 0.225]   # divided by after that
     channels = "rgb"              # rgb, bgr
     min_score = 0.25              # for requests that name none
-    max_overlap = 0.45            # of two boxes of one class that both stay
+    max_overlap = 0.45            # of two boxes of one class that both stay; 1: all stay
     max_boxes = 300               # per frame
     precision = "float32"         # in which it computes: float32, float16, bfloat16
 """
@@ -24,21 +30,25 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.detection.network_input import Channels, NetworkInput
+from app.detection.network_input import Channels, NetworkInput, PixelRules
 from app.detection.network_output import (
     DEFAULT_MAX_BOXES,
     FLOOR_SCORE,
     BoxFormat,
     Coordinates,
     Layout,
+    Reading,
+    Role,
+    Scores,
 )
 from app.detection.precision import Precision
-from app.detection.resize import ResizePolicy
+from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
@@ -74,63 +84,116 @@ class Declared(BaseModel):
 
 
 class Declaration(Declared):
-    """What the numbers that go into and come out of a network mean."""
+    """What the numbers that go into and come out of a network mean. None: as usual for the layout."""
 
     labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
     input: tuple[Side, Side]  # width, height
     batch: int | None = Field(default=None, ge=1, le=1024)
-    layout: Layout = Layout.YOLO
-    boxes: BoxFormat | None = None  # None: the layout's own
+    layout: Layout
+    outputs: dict[Role, str] = Field(default_factory=dict)
+    boxes: BoxFormat | None = None
     coordinates: Coordinates | None = None
+    scores: Scores | None = None
+    extra_columns: int = Field(default=0, ge=0)
+    first_class: int = Field(default=0, ge=0)
+    strides: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     resize: ResizePolicy = ResizePolicy.LETTERBOX
     white: float = Field(default=1.0, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
     channels: Channels = Channels.RGB
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
-    max_overlap: float = Field(default=0.45, gt=0, le=1)
+    max_overlap: float | None = Field(default=None, gt=0, le=1)
     max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None  # None: that of FRAMEBOX_PRECISION
+    # What recognition reports.
+    left_out: tuple[str, ...] = ()  # what the output holds beside boxes, and is not served
+    assumed: tuple[str, ...] = ()  # what the file does not say, and was taken from what is usual
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(
+            self.layout,
+            len(self.labels),
+            max_overlap=self.max_overlap,
+            max_boxes=self.max_boxes,
+            box_format=self.boxes,
+            coordinates=self.coordinates,
+            scores=self.scores,
+            outputs=self.outputs,
+            extra_columns=self.extra_columns,
+            first_class=self.first_class,
+            strides=self.strides,
+        )
+
+    @property
+    def pixels(self) -> PixelRules:
+        return PixelRules(self.white, self.mean, self.std, self.channels)
+
+    @property
+    def fitting(self) -> Fitting:
+        width, height = self.input
+        if self.resize is ResizePolicy.SHORT_SIDE:
+            return ShortSide(min(width, height), max(width, height))
+        return InputSize(width, height, self.resize)
 
 
-def read_declaration(
-    name: str,
-    metadata: Mapping[str, object],
-    overrides: Mapping[str, object],
-    takes: NetworkInput | None = None,
-) -> Declaration:
-    """Return the declaration of a model: `overrides` (framebox.toml) first, then the file's own metadata.
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file's metadata say of a network, as Ultralytics' exporters and YOLOv5's write them."""
 
-    `metadata` is what Ultralytics' exporter writes: ``names``, ``imgsz`` (height, width), ``task``; values
-    are JSON or Python literals, or text of either. `takes` is what the file says about the network's input.
-    Raises ModelFault saying what to write for what is missing or wrong.
+    labels: tuple[str, ...] | None = None
+    input: tuple[int, int] | None = None  # width, height
+    author: str = ""
+    task: str = "detect"
+    head: str = ""  # the class of the network's last layer
+    is_suppressed: bool = False  # the network itself drops boxes that repeat a better one
+    key_point_columns: int = 0
+
+
+def read_metadata(name: str, metadata: Mapping[str, object]) -> Metadata:
+    """Return what the metadata of model `name` say.
+
+    Keys: ``names``; ``imgsz`` (height, width), or ``shape`` (n, 3, height, width); ``author``, ``task``,
+    ``head``, ``end2end``, ``kpt_shape``, and of ``args`` ``nms``. Values are JSON or Python literals, or text
+    of either. Raises ModelFault for labels that are wrong.
     """
-    takes = takes or NetworkInput()
-    values = {key: _literal(metadata[key]) for key in ("names", "imgsz", "task") if key in metadata}
-    task = values.get("task", "detect")
-    if task != "detect":
-        raise ModelFault(f"Model {name!r} is for the task {task!r}; only 'detect' is served.")
-    known: dict[str, object] = {}
-    if takes.width is not None and takes.height is not None:
-        known["input"] = (takes.width, takes.height)
+    values = {key: _literal(value) for key, value in metadata.items()}
+    labels = None
     if "names" in values:  # a list, or a mapping from 0, 1, 2 …
         names = values["names"]
         if isinstance(names, Mapping):
             numbered = {str(key): str(label) for key, label in names.items()}
             if set(numbered) != {str(number) for number in range(len(numbered))}:
                 raise ModelFault(f"Model {name!r} has labels whose numbers are not 0 to {len(numbered) - 1}.")
-            known["labels"] = tuple(numbered[str(number)] for number in range(len(numbered)))
+            labels = tuple(numbered[str(number)] for number in range(len(numbered)))
         elif isinstance(names, list | tuple):
-            known["labels"] = tuple(str(label) for label in names)
+            labels = tuple(str(label) for label in names)
         else:
             raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
-    size = values.get("imgsz")
+    size = values.get("imgsz", values.get("shape"))
+    input_size = None
     if isinstance(size, int):
-        known["input"] = (size, size)
-    elif isinstance(size, list | tuple) and len(size) == 2:
-        known["input"] = (size[1], size[0])
-    declaration = Declaration.of(name, {**known, **overrides})
-    # The network's own file may contradict it.
+        input_size = (size, size)
+    elif isinstance(size, list | tuple) and len(size) in (2, 4):
+        input_size = (int(size[-1]), int(size[-2]))
+    args, key_points = values.get("args"), values.get("kpt_shape")
+    if not (isinstance(key_points, list | tuple) and len(key_points) == 2):
+        key_points = (0, 0)
+    return Metadata(
+        labels,
+        input_size,
+        author=str(values.get("author", "")),
+        task=str(values.get("task", "detect")),
+        head=str(values.get("head", "")),
+        is_suppressed=values.get("end2end") is True
+        or (isinstance(args, Mapping) and args.get("nms") is True),
+        key_point_columns=int(key_points[0]) * int(key_points[1]),
+    )
+
+
+def check_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
+    """Raise ModelFault if the network's own file contradicts the declaration."""
     width, height = declaration.input
     fixed = (takes.width or width, takes.height or height)
     if fixed != declaration.input:
@@ -149,7 +212,6 @@ def read_declaration(
             f"Model {name!r} takes pictures as bytes, so it normalises them itself. Leave white, mean and "
             "std out of framebox.toml."
         )
-    return declaration
 
 
 def _literal(value: object) -> object:

@@ -23,9 +23,8 @@ from torch import Tensor
 from app.detection.checks import check_batch
 from app.detection.detector import Detections
 from app.detection.golden import golden_picture
-from app.detection.model_files import ModelContent, changed_fault, hash_model
+from app.detection.model_files import ModelContent, changed_fault, hash_model, reason
 from app.detection.model_formats.declaration import Declared
-from app.detection.network import reason
 from app.errors import ModelFault
 
 ENTRY_POINT = "entry_point"

@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 
 from app.detection.model_files import read_as
 from app.detection.network import Network
-from app.detection.network_input import picture_input
+from app.detection.network_input import InputTensor, picture_input
 from app.errors import ModelFault
 
 _TYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -23,10 +23,13 @@ _TYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "tensor(float)": torch.float32,
         "tensor(float16)": torch.float16,
         "tensor(uint8)": torch.uint8,
+        "tensor(int64)": torch.int64,
+        "tensor(int32)": torch.int32,
     }
 )
 _ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
-    {torch.float32: 1, torch.uint8: 2, torch.float16: 10}  # onnx.TensorProto.DataType
+    # onnx.TensorProto.DataType
+    {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7, torch.float16: 10}
 )
 
 # As `make_ready` does for torch. By default onnxruntime times cuDNN's algorithms at each start and takes the
@@ -71,15 +74,18 @@ def load_onnx(name: str, content: bytes, device: str) -> Network:
             "the engine's log says what. Put that right, or export the model as .pt2."
         )
     inputs = session.get_inputs()
-    takes = picture_input(name, [(node.shape, _TYPES.get(node.type)) for node in inputs])
+    described = [InputTensor(node.name, node.shape, _TYPES.get(node.type)) for node in inputs]
+    takes = picture_input(name, described)
     output_names = tuple(node.name for node in session.get_outputs())
     bound_to = (place.type, place.index or 0)
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
         pictures = pictures.contiguous()
         binding = session.io_binding()
-        kind, shape = _ONNX_TYPES[pictures.dtype], list(pictures.shape)
-        binding.bind_input(inputs[0].name, *bound_to, kind, shape, pictures.data_ptr())
+        given = [pictures if takes.has_batch else pictures[0], *takes.further_tensors(pictures)]
+        for node, tensor in zip(inputs, given, strict=True):
+            kind, shape = _ONNX_TYPES[tensor.dtype], list(tensor.shape)
+            binding.bind_input(node.name, *bound_to, kind, shape, tensor.data_ptr())
         for output_name in output_names:
             binding.bind_output(output_name, *bound_to)
         if on_cuda:

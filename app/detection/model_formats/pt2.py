@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 
 import torch
+from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
 from app.detection.model_files import json_object, read_as
 from app.detection.network import Network
-from app.detection.network_input import picture_input
+from app.detection.network_input import InputTensor, picture_input
 
 METADATA_FILE = "config.json"
 
@@ -29,11 +30,11 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         program = move_to_device_pass(program, device)
     input_names = set(program.graph_signature.user_inputs)
     inputs = [
-        node.meta["val"]
+        InputTensor(node.name, node.meta["val"].shape, node.meta["val"].dtype)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in input_names
     ]
-    takes = picture_input(name, [(value.shape, value.dtype) for value in inputs])
+    takes = picture_input(name, inputs)
     module: torch.nn.Module = program.module()
     for weights in module.parameters():
         if weights.ndim == 4:  # convolutions run 1.5 times as fast with the channels last
@@ -46,9 +47,14 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
                 part.graph.erase_node(node)
             part.recompile()
     versions = _versions(module)
+
+    def run(pictures: Tensor) -> object:
+        given = pictures if takes.has_batch else pictures[0]
+        return module(given, *takes.further_tensors(pictures))
+
     return Network(
         takes,
-        module,
+        run,
         metadata=json_object(f"The metadata of model {name!r}", extra_files[METADATA_FILE] or "{}"),
         is_stateless=lambda: _versions(module) == versions,
     )

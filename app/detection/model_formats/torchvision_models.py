@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.detection.model_files import ModelContent
+from app.detection.model_files import ModelContent, reason
 from app.detection.model_formats.declaration import MAX_BOXES, Declared
-from app.detection.network import LoadedNetwork, Network, reason
+from app.detection.network import LoadedNetwork, Network
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision

@@ -1,0 +1,686 @@
+"""Recognise what a network takes and what its output means, so that files are served as exporters write them.
+
+First counts what the administrator declares, then what the file's metadata say, then names, types and shapes
+of inputs and outputs. Whatever they leave open is proven on trial pictures: what lies in the picture, which
+numbers are whole, which are probabilities. What could be read in two ways is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.detection.detector import is_out_of_memory
+from app.detection.golden import golden_scenes
+from app.detection.model_files import reason
+from app.detection.model_formats.declaration import (
+    Declaration,
+    Metadata,
+    check_input,
+    read_metadata,
+)
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, layout_fault
+from app.detection.network_input import Channels, FurtherInput, NetworkInput
+from app.detection.network_output import (
+    OUTPUT_NAMES,
+    BoxFormat,
+    Columns,
+    Coordinates,
+    Layout,
+    Reading,
+    Role,
+    Scores,
+    describe_output,
+    frame_dictionaries,
+    grid_cells,
+    named_tensors,
+    read_columns,
+)
+from app.detection.resize import ResizePolicy
+from app.errors import ModelFault
+
+NUMBERED_CLASSES = 1000  # of a network that gives class numbers, if no labels are known
+USUAL_SIZE = (640, 640)  # of the input of a network that takes any
+GRIDS = ((8, 16, 32), (8, 16, 32, 64))  # strides of the grids of YOLO networks
+ANCHORS_A_CELL = 3  # of YOLOv5 and YOLOv7
+LARGEST_FRACTION = 1.5  # of a box's side or corner: some reach out of the picture
+SCORE_SLACK = 1e-3  # of a probability, beyond 0 and 1
+MANY_BOXES = 50  # enough that their corners are not in order by chance
+MOST, NEARLY_ALL = 0.7, 0.98  # share of boxes that have a format: untrained networks give a few others
+CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a format that is not the usual
+SERVED_TASKS = ("detect", "segment", "pose", "obb")
+COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# ---- what exporters' own pipelines do
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What an exporter's own pipeline does before and after the network."""
+
+    keys: Mapping[str, object] = field(default_factory=dict)  # of Declaration
+    free_keys: Mapping[str, object] = field(default_factory=dict)  # if the input may have any size
+    assumed: tuple[str, ...] = ()  # what of it the file does not say
+
+
+_IMAGENET = MappingProxyType({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+_ANY_SIZE = MappingProxyType({"resize": ResizePolicy.SHORT_SIDE, "input": (1333, 800)})
+
+PLAIN = Pipeline()
+ULTRALYTICS = Pipeline({"resize": ResizePolicy.LETTERBOX_CENTRE, "max_overlap": 0.7})
+ULTRALYTICS_RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH})
+YOLOV5 = Pipeline(
+    {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed=("letterbox in the centre, as YOLOv5 and YOLOv7",)
+)
+YOLOX = Pipeline(
+    {"white": 255.0, "channels": Channels.BGR}, assumed=("BGR from 0 to 255 in a letterbox, as YOLOX",)
+)
+RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH}, assumed=("RGB from 0 to 1, as RT-DETR and D-FINE",))
+RF_DETR = Pipeline(
+    {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
+    assumed=("mean and std of ImageNet, as RF-DETR",),
+)
+DETR = Pipeline(
+    {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
+    _ANY_SIZE,
+    ("mean and std of ImageNet, as DETR",),
+)
+MMDEPLOY = Pipeline(
+    {"min_score": 0.3, **_IMAGENET}, _ANY_SIZE, ("mean and std of ImageNet in RGB, as most of mmdetection",)
+)
+TORCHVISION = Pipeline({"min_score": 0.5}, _ANY_SIZE)
+TENSORFLOW = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, {**_ANY_SIZE, "input": (1024, 600)})
+
+BY_OUTPUT: Mapping[tuple[Layout, str], Pipeline] = MappingProxyType(  # by the name of the boxes
+    {
+        (Layout.SEPARATE, "detection_boxes"): TENSORFLOW,
+        (Layout.SEPARATE, "det_boxes"): YOLOV5,
+        (Layout.SEPARATE, "dets"): MMDEPLOY,
+        (Layout.DETR_SIGMOID, "dets"): RF_DETR,
+    }
+)
+
+
+# ---- what an output could be
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to read an output, as far as names and shapes tell."""
+
+    layout: Layout
+    class_count: int
+    outputs: Mapping[Role, str] = field(default_factory=dict)
+    extra_columns: int = 0
+    keys: Mapping[str, object] = field(default_factory=dict)  # of Declaration, that names or metadata settle
+    left_out: tuple[str, ...] = ()
+
+    def reading(self) -> Reading:
+        """Return how to read the numbers of this form as they are."""
+        return Reading(
+            self.layout,
+            self.class_count,
+            max_boxes=NUMBERED_CLASSES,
+            scores=Scores.PROBABILITIES,
+            outputs=self.outputs,
+            extra_columns=self.extra_columns,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What a network gave for trial pictures."""
+
+    output: object
+    frame_count: int
+    input_size: tuple[int, int]
+
+
+def recognise(name: str, network: Network, declared: Mapping[str, object], device: str) -> Declaration:
+    """Return all that has to be known of model `name`, which runs on trial pictures for it.
+
+    `declared` is what the administrator says; it is never overruled. A whole declaration, as
+    ``model_dump(mode="json")`` returns it, is taken as it is, and nothing runs.
+
+    Raises ModelFault, saying what was seen and what to write, for what cannot be read or in several ways.
+    """
+    if declared.keys() >= Declaration.model_fields.keys():
+        declaration = Declaration.of(name, declared)
+        check_input(name, declaration, network.takes)
+        return declaration
+    # What is declared is checked before anything runs.
+    Declaration.of(name, {"labels": ("",), "input": (1, 1), "layout": Layout.YOLO, **declared})
+    metadata = read_metadata(name, network.metadata)
+    if metadata.task not in SERVED_TASKS:
+        raise ModelFault(
+            f"Model {name!r} is for the task {metadata.task!r}, which gives no boxes; served are "
+            f"{', '.join(SERVED_TASKS)}."
+        )
+    return _Recognition(name, network, dict(declared), metadata, device).declaration()
+
+
+def declared_network(network: Network, declaration: Declaration) -> LoadedNetwork:
+    """Return the network with its rules as declared."""
+    return LoadedNetwork(
+        network,
+        declaration.fitting,
+        declaration.pixels,
+        declaration.reading,
+        declaration.labels,
+        declaration.min_score,
+        declaration.precision,
+        network.takes.batch or declaration.batch,
+    )
+
+
+class _Recognition:
+    """Recognises one network. `declared` overrules everything; what is found is added to `known`."""
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        declared: dict[str, object],
+        metadata: Metadata,
+        device: str,
+        *,
+        advises: bool = True,  # on what is not recognised, after trying it
+    ) -> None:
+        self._advises = advises
+        self._name = name
+        self._network = network
+        self._declared = declared
+        self._metadata = metadata
+        self._device = device
+        takes = network.takes
+        self._known: dict[str, object] = {}
+        self._is_free = False
+        if takes.width is not None and takes.height is not None:
+            self._known["input"] = (takes.width, takes.height)
+        elif metadata.input is not None:
+            self._known["input"] = metadata.input
+        elif takes.name:
+            self._known["input"] = (takes.width or USUAL_SIZE[0], takes.height or USUAL_SIZE[1])
+            self._is_free = "input" not in declared and takes.width is None and takes.height is None
+        if takes.batch is not None:
+            self._known["batch"] = takes.batch
+        labels = declared.get("labels", metadata.labels)
+        self._class_count = len(labels) if isinstance(labels, Sequence) else None
+
+    def declaration(self) -> Declaration:
+        if "input" not in {**self._known, **self._declared}:
+            raise ModelFault(
+                f"Model {self._name!r} does not say for which size of pictures it is made. Write input = "
+                "[width, height] in framebox.toml."
+            )
+        pipeline = self._likely_pipeline()
+        seen = self._run(pipeline)
+        form = self._form(seen)
+        then = self._pipeline_of(form, seen)
+        if then != pipeline:
+            seen = self._run(then)
+            form = self._form(seen)
+        assumed = list(then.assumed)
+        if self._is_free and then.free_keys == {} and "input" not in self._declared:
+            assumed.append("an input of {} × {} pixels".format(*USUAL_SIZE))
+        known = {**self._keys(then), **form.keys, **self._proven(form, seen)}
+        if form.layout.is_suppressed:
+            known.pop("max_overlap", None)
+        labels = self._metadata.labels or tuple(str(number) for number in range(form.class_count))
+        known |= {
+            "labels": labels,
+            "layout": form.layout,
+            "outputs": form.outputs,
+            "extra_columns": form.extra_columns,
+            "left_out": form.left_out,
+            "assumed": tuple(assumed),
+        }
+        declaration = Declaration.of(self._name, {**known, **self._declared})
+        check_input(self._name, declaration, self._network.takes)
+        return declaration
+
+    def _keys(self, pipeline: Pipeline) -> dict[str, object]:
+        free = pipeline.free_keys if self._is_free else {}
+        keys = {**pipeline.keys, **self._known, **free}
+        if self._network.takes.dtype is torch.uint8:
+            keys = {key: value for key, value in keys.items() if key not in ("white", "mean", "std")}
+        return keys
+
+    # ---- trial runs
+
+    def _run(self, pipeline: Pipeline) -> Seen:
+        """Run two drawn scenes; one, if the network takes only one, which is then known."""
+        keys = {"labels": ("",), "layout": Layout.YOLO, **self._keys(pipeline), **self._declared}
+        keys["labels"] = ("",)
+        declaration = Declaration.of(self._name, keys)
+        check_input(self._name, declaration, self._network.takes)
+        try:
+            seen = self._run_scenes(declaration, 2)
+            shapes = [tensor.shape for _, tensor in named_tensors(seen.output) if tensor.ndim == 3]
+            gives_one = declaration.batch is None and shapes and all(shape[0] == 1 for shape in shapes)
+            if not gives_one:
+                return seen
+        except Exception as error:
+            if isinstance(error, ModelFault) or is_out_of_memory(error):
+                raise
+            if declaration.batch is not None:
+                raise self._failure(error, declaration.batch) from error
+        alone = declaration.model_copy(update={"batch": 1})
+        try:
+            seen = self._run_scenes(alone, 1)
+        except Exception as error:
+            if isinstance(error, ModelFault) or is_out_of_memory(error):
+                raise
+            raise self._failure(error, 1) from error
+        self._known["batch"] = 1
+        return seen
+
+    def _run_scenes(self, declaration: Declaration, count: int) -> Seen:
+        loaded = declared_network(self._network, declaration)
+        detector = NetworkDetector(
+            loaded, name=self._name, fingerprint="", device=self._device, batch_size=count
+        )
+        scenes = golden_scenes(*detector.frame_size(1280, 720))[: min(count, detector.call_size)]
+        placement = loaded.fitting.place(scenes.shape[2], scenes.shape[1])
+        with torch.inference_mode():
+            output = detector.output(scenes)
+        count = max(len(scenes), loaded.batch or 0)
+        return Seen(output, count, (placement.input_width, placement.input_height))
+
+    def _failure(self, error: Exception, count: int) -> ModelFault:
+        return ModelFault(
+            f"Model {self._name!r} fails on a batch of {count}: {reason(error)}. Write the input that it was "
+            "made for in framebox.toml."
+        )
+
+    # ---- names and shapes
+
+    def _form(self, seen: Seen) -> Form:
+        """Return the one form that the output has. Raises ModelFault for none, or several."""
+        forms = [form for form in self._forms(seen) if self._is_possible(form, seen)]
+        # A column of whole numbers beside one of probabilities is not found by chance.
+        specific = [form for form in forms if form.layout is Layout.END_TO_END]
+        forms = specific or forms
+        if len(forms) > 1 and self._class_count is None:
+            forms = [form for form in forms if form.class_count in COCO_CLASSES] or forms
+        if len(forms) == 1:
+            return forms[0]
+        given = f"Model {self._name!r} gives {describe_output(seen.output)} for {seen.frame_count} frames"
+        if forms:
+            could = " or ".join(
+                f'layout = "{form.layout.value}" with {form.class_count} labels' for form in forms
+            )
+            raise ModelFault(f"{given}, which could be {could}. Write the right one in framebox.toml.")
+        raise self._unread(seen, given)
+
+    def _unread(self, seen: Seen, given: str) -> ModelFault:
+        """Return the fault of an output that has no form, with what was tried and works."""
+        layout = self._declared.get("layout")
+        if layout is None and self._class_count is None:
+            maps = [tensor for _, tensor in named_tensors(seen.output) if tensor.ndim >= 4]
+            advice = "Export it with its boxes decoded" if maps else "Write its layout in framebox.toml"
+            return ModelFault(f"{given}, which is no known layout. {advice}.")
+        loose = {key: value for key, value in self._declared.items() if key in ("input", "batch", "labels")}
+        for has_labels in (True, False) if self._advises else ():
+            tried = {key: value for key, value in loose.items() if has_labels or key != "labels"}
+            metadata = self._metadata if has_labels else replace(self._metadata, labels=None)
+            try:
+                found = _Recognition(
+                    self._name, self._network, tried, metadata, self._device, advises=False
+                ).declaration()
+                self._check_boxes(found)
+            except ModelFault:
+                continue
+            labels = "" if has_labels else f"and {len(found.labels)} labels "
+            advice = f'Read with layout = "{found.layout.value}" {labels}its boxes are sound: write that'
+            break
+        else:
+            advice = "Write the right layout and labels"
+        count = self._class_count or 1
+        if layout is not None:
+            fault = layout_fault(
+                self._name, seen.output, Reading(Layout(str(layout)), count), seen.frame_count
+            )
+            return ModelFault(f"{fault.detail} {advice} in framebox.toml.")
+        return ModelFault(f"{given}, which is no known layout for {count} labels. {advice} in framebox.toml.")
+
+    def _check_boxes(self, declaration: Declaration) -> None:
+        loaded = declared_network(self._network, declaration)
+        detector = NetworkDetector(loaded, name=self._name, fingerprint="", device=self._device, batch_size=1)
+        with torch.inference_mode():
+            detector.detect_together(golden_scenes(*detector.frame_size(1280, 720))[:1])
+
+    def _forms(self, seen: Seen) -> list[Form]:
+        """Return the forms that the output could have by its names and shapes, and what is declared."""
+        tensors = dict(named_tensors(seen.output))
+        forms = _forms_of_several(seen.output, tensors, self._class_count, self._network.takes)
+        if not forms:
+            forms = _forms_of_one(tensors, self._class_count, self._metadata, seen)
+        left_out = _left_out(tensors)
+        changes: dict[str, Any] = {}
+        if isinstance(declared := self._declared.get("outputs"), Mapping):
+            changes["outputs"] = {Role(role): str(output) for role, output in declared.items()}
+        if isinstance(declared := self._declared.get("extra_columns"), int):
+            changes["extra_columns"] = declared
+        return [
+            replace(form, left_out=tuple(dict.fromkeys([*form.left_out, *left_out])), **changes)
+            for form in forms
+            if self._declared.get("layout", form.layout) == form.layout
+        ]
+
+    def _is_possible(self, form: Form, seen: Seen) -> bool:
+        """Whether the numbers of the output can be those of the form."""
+        columns = read_columns(seen.output, form.reading(), seen.frame_count)
+        if columns is None:
+            return False
+        if form.layout is Layout.END_TO_END:
+            classes = _first_of(seen.output, form)[..., 5]
+            is_whole = bool((classes == classes.round()).all()) and bool((classes >= 0).all())
+            return is_whole and _are_probabilities(columns.scores)
+        if form.layout is Layout.BOX_SCORES:
+            return bool((columns.scores != 0).any())
+        if form.layout in (Layout.DETR, Layout.DETR_SIGMOID) and "layout" not in self._declared:
+            return self._class_count is not None or _fits_activation(form, seen.output)
+        return True
+
+    # ---- pipelines
+
+    def _likely_pipeline(self) -> Pipeline:
+        """Return the pipeline that metadata and inputs suggest, before anything runs."""
+        if self._metadata.author == "Ultralytics":
+            return ULTRALYTICS_RT_DETR if "RTDETR" in self._metadata.head else ULTRALYTICS
+        kinds = [kind for kind, _ in self._network.takes.further]
+        return RT_DETR if FurtherInput.SIZES in kinds else PLAIN
+
+    def _pipeline_of(self, form: Form, seen: Seen) -> Pipeline:
+        """Return the pipeline of whoever exports networks of this form."""
+        likely = self._likely_pipeline()
+        if likely is ULTRALYTICS:
+            proven = {**form.keys, **self._proven(form, seen)}
+            is_fraction = proven.get("coordinates") == Coordinates.FRACTIONS
+            return ULTRALYTICS_RT_DETR if is_fraction and form.layout.is_suppressed else ULTRALYTICS
+        if likely is not PLAIN:
+            return likely
+        known = BY_OUTPUT.get((form.layout, form.outputs.get(Role.BOXES, "")))
+        if known is not None:
+            return known
+        match form.layout:
+            case Layout.DETR | Layout.DETR_SIGMOID if not self._metadata.labels:
+                is_huggingface = self._network.takes.name == "pixel_values"
+                is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
+                return RT_DETR if is_huggingface and is_rt_detr else DETR
+            case Layout.YOLO_OBJECTNESS:
+                rows = _first_of(seen.output, form).shape[1]
+                cells = {len(grid_cells(seen.input_size, grid, torch.device("cpu"))) for grid in GRIDS}
+                if rows in {count * ANCHORS_A_CELL for count in cells}:
+                    return YOLOV5
+                if rows in cells and not self._metadata.labels:
+                    return YOLOX
+        return {Layout.TORCHVISION: TORCHVISION, Layout.FRAME_ROWS: YOLOV5}.get(form.layout, PLAIN)
+
+    # ---- proof on the trial pictures
+
+    def _proven(self, form: Form, seen: Seen) -> dict[str, object]:
+        """Return the keys that the numbers of the output settle. Raises ModelFault for what they do not."""
+        columns = read_columns(seen.output, form.reading(), seen.frame_count)
+        if columns is None:
+            raise layout_fault(self._name, seen.output, form.reading(), seen.frame_count)
+        keys: dict[str, object] = {"scores": _scores_of(form, columns, seen.output)}
+        is_real = torch.ones_like(columns.scores, dtype=torch.bool)
+        if form.layout.is_suppressed and columns.box_ids is None:
+            is_real = columns.scores != 0  # others only fill up
+        boxes = columns.boxes if columns.box_ids is not None else columns.boxes[is_real]
+        boxes = boxes.reshape(-1, boxes.shape[-1])[:, :4].float()
+        if form.layout is Layout.YOLO_OBJECTNESS and "strides" not in self._declared:
+            strides = _grid_of(columns, seen)
+            if strides:
+                return keys | {
+                    "strides": strides,
+                    "boxes": BoxFormat.CENTRE_SIZE,
+                    "coordinates": Coordinates.PIXELS,
+                }
+        if not bool((boxes.sum() + columns.scores.sum()).isfinite()):
+            raise ModelFault(f"Model {self._name!r} gives numbers that are not finite.")
+        usual = form.reading()
+        box_format = self._declared.get("boxes", form.keys.get("boxes"))
+        coordinates = self._declared.get("coordinates", form.keys.get("coordinates"))
+        if coordinates is None and len(boxes):
+            is_fraction = bool(boxes.abs().max() <= LARGEST_FRACTION)
+            coordinates = Coordinates.FRACTIONS if is_fraction else Coordinates.PIXELS
+        if coordinates is None:
+            if self._metadata.author != "Ultralytics" and form.layout is not Layout.TORCHVISION:
+                raise ModelFault(
+                    f"Model {self._name!r} finds nothing in the trial pictures, so that its boxes cannot be "
+                    'told apart. Write coordinates = "pixels" or coordinates = "fractions" in framebox.toml.'
+                )
+            coordinates = usual.usual_coordinates
+        if box_format is None:
+            box_format = _format_of(boxes, usual.usual_format, Coordinates(str(coordinates)), seen.input_size)
+        if box_format is None:
+            raise ModelFault(
+                f"Model {self._name!r} gives boxes that are neither corners nor centres and sizes. Write "
+                "layout and boxes in framebox.toml."
+            )
+        return keys | {"boxes": box_format, "coordinates": coordinates}
+
+
+# ---- forms by names and shapes
+
+
+def _forms_of_several(
+    output: object, tensors: Mapping[str, Tensor], class_count: int | None, takes: NetworkInput
+) -> list[Form]:
+    """Return the forms of an output with boxes, scores and classes apart, or of dictionaries."""
+    if frame_dictionaries(output, Reading(Layout.TORCHVISION, 1)) is not None:
+        return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES)]
+    boxes = _find(tensors, Role.BOXES, lambda tensor: tensor.ndim in (2, 3) and tensor.shape[-1] in (4, 5))
+    if boxes is None:
+        return []
+    rows = tensors[boxes].shape[:-1]
+    flat = {name: tensor for name, tensor in tensors.items() if tensor.shape == rows}
+    classes = _find(flat, Role.CLASSES, _is_whole)
+    rest = {name: tensor for name, tensor in flat.items() if name != classes}
+    scores = _find(rest, Role.SCORES, lambda tensor: tensor.is_floating_point())
+    outputs = {Role.BOXES: boxes}
+    if classes is not None and (scores is not None or tensors[boxes].shape[-1] == 5):
+        outputs[Role.CLASSES] = classes
+        if tensors[boxes].shape[-1] == 4 and scores is not None:
+            outputs[Role.SCORES] = scores
+        if len(rows) == 1:
+            return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES, outputs)]
+        counts = {name: tensor for name, tensor in tensors.items() if tensor.numel() == rows[0]}
+        count = _find(counts, Role.COUNT, lambda _: False)
+        if count is not None:
+            outputs[Role.COUNT] = count
+        keys: dict[str, object] = {}
+        if boxes == "detection_boxes":  # of TensorFlow's zoo, which counts from 1
+            keys = {
+                "boxes": BoxFormat.CORNERS_Y_FIRST,
+                "coordinates": Coordinates.FRACTIONS,
+                "first_class": 1,
+            }
+        elif boxes in ("dets", "det_boxes"):
+            keys = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
+        elif any(kind is FurtherInput.SIZES for kind, _ in takes.further):
+            keys = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.FRACTIONS}
+        return [Form(Layout.SEPARATE, class_count or NUMBERED_CLASSES, outputs, keys=keys)]
+    matrices = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name != boxes and tensor.ndim == 3 and tensor.shape[:-1] == rows and tensor.is_floating_point()
+    }
+    if len(rows) != 2 or tensors[boxes].shape[-1] != 4 or not matrices:
+        return []
+    matrix = _find(matrices, Role.SCORES, lambda _: True)
+    if matrix is None:
+        return []
+    outputs[Role.SCORES] = matrix
+    columns = tensors[matrix].shape[-1]
+    forms = [Form(Layout.DETR_SIGMOID, columns, outputs)]
+    if columns > 1 and boxes != "dets":
+        forms.append(Form(Layout.DETR, columns - 1, outputs))
+    return [form for form in forms if class_count in (None, form.class_count)]
+
+
+def _forms_of_one(
+    tensors: Mapping[str, Tensor], class_count: int | None, metadata: Metadata, seen: Seen
+) -> list[Form]:
+    """Return the forms of an output whose first tensor holds everything."""
+    if not tensors:
+        return []
+    name, dense = next(iter(tensors.items()))
+    outputs = {Role.BOXES: name}
+    if dense.ndim == 2 and dense.shape[1] == 7:
+        rows = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
+        return [Form(Layout.FRAME_ROWS, class_count or NUMBERED_CLASSES, outputs, keys=rows)]
+    if dense.ndim != 3 or dense.shape[0] != seen.frame_count:
+        return []
+    _, first, second = dense.shape
+    extra = 0
+    left_out: tuple[str, ...] = ()
+    keys: dict[str, object] = {}
+    prototypes = [tensor for tensor in tensors.values() if tensor.ndim == 4]
+    if metadata.task == "obb":
+        extra, left_out, keys = 1, ("angles",), {"boxes": BoxFormat.ROTATED}
+    elif metadata.task == "pose":
+        extra, left_out = metadata.key_point_columns, ("key points",)
+    elif prototypes and (metadata.task == "segment" or len(tensors) == 2):
+        extra, left_out = prototypes[0].shape[1], ("masks",)
+    forms = []
+
+    def add(layout: Layout, count: int) -> None:
+        if count > 0 and class_count in (None, count):
+            forms.append(Form(layout, count, outputs, extra, keys, left_out))
+
+    if second == 6 + extra:
+        settled = keys
+        if metadata.author == "Ultralytics" and metadata.head and not keys:
+            is_query = "RTDETR" in metadata.head
+            settled = {
+                "boxes": BoxFormat.CENTRE_SIZE if is_query else BoxFormat.CORNERS,
+                "coordinates": Coordinates.FRACTIONS if is_query else Coordinates.PIXELS,
+            }
+        count = class_count or NUMBERED_CLASSES
+        forms.append(Form(Layout.END_TO_END, count, outputs, extra, settled, left_out))
+    if class_count is not None or first < second:
+        add(Layout.YOLO, first - 4 - extra)
+    if class_count is not None or first > second:
+        cells = {len(grid_cells(seen.input_size, grid, torch.device("cpu"))) for grid in GRIDS}
+        of_anchors = first in {count * ANCHORS_A_CELL for count in cells}
+        is_grid = of_anchors or first in cells
+        if class_count is not None or is_grid:
+            add(Layout.YOLO_OBJECTNESS, second - 5 - extra)
+        if class_count is not None or not of_anchors:
+            add(Layout.BOX_SCORES, second - 4 - extra)
+    return forms
+
+
+def _find(tensors: Mapping[str, Tensor], role: Role, fits: Callable[[Tensor], bool]) -> str | None:
+    """Return the name of the tensor that has a role: by a usual name, or else the first that `fits`."""
+    for name in OUTPUT_NAMES[role]:
+        if name in tensors:
+            return name
+    return next((name for name, tensor in tensors.items() if fits(tensor)), None)
+
+
+def _left_out(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Name what outputs hold beside boxes, as far as their names tell."""
+    words = {"mask": "masks", "keypoint": "key points", "kpt": "key points", "angle": "angles"}
+    return [what for name in tensors for word, what in words.items() if word in name]
+
+
+# ---- what the numbers of an output tell
+
+
+def _first_of(output: object, form: Form) -> Tensor:
+    return dict(named_tensors(output))[form.outputs[Role.BOXES]].float()
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool((tensor == tensor.round()).all())
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    return bool(((scores >= -SCORE_SLACK) & (scores <= 1 + SCORE_SLACK)).all())
+
+
+def _scores_of(form: Form, columns: Columns, output: object) -> Scores:
+    scores = columns.scores
+    if form.layout is Layout.YOLO_OBJECTNESS:
+        scores = _first_of(output, form)[..., 4 : 5 + form.class_count]
+    elif form.layout in (Layout.DETR, Layout.DETR_SIGMOID):
+        scores = dict(named_tensors(output))[form.outputs[Role.SCORES]]
+    return Scores.PROBABILITIES if _are_probabilities(scores) else Scores.LOGITS
+
+
+def _fits_activation(form: Form, output: object) -> bool:
+    """Whether class scores are of softmax with "no object" last (layout `detr`), or of sigmoid.
+
+    With softmax, most queries of a trained network have their largest score in the last column; with sigmoid,
+    nearly all scores are below a half. COCO's networks are known by the number of their classes.
+    """
+    logits = dict(named_tensors(output))[form.outputs[Role.SCORES]].float()
+    columns = logits.shape[-1]
+    if columns - 1 in COCO_CLASSES and columns not in COCO_CLASSES:
+        return form.layout is Layout.DETR
+    if columns in COCO_CLASSES or form.outputs[Role.BOXES] == "dets":
+        return form.layout is Layout.DETR_SIGMOID
+    is_nothing = (logits.argmax(dim=-1) == columns - 1) & (logits[..., -1] > 0)
+    mostly_nothing = bool(is_nothing.float().mean() > 0.5)
+    mostly_low = bool((logits.amax(dim=-1) < 0).float().mean() > 0.5)
+    if mostly_nothing == mostly_low:
+        return True  # it does not tell
+    return mostly_nothing if form.layout is Layout.DETR else mostly_low
+
+
+def _grid_of(columns: Columns, seen: Seen) -> tuple[int, ...]:
+    """Return the strides of the grids in whose cells boxes are given; () if they are given in the picture.
+
+    In the picture, boxes lie near their cells: their places correlate. In cells, they do not.
+    """
+    for strides in GRIDS:
+        cells = grid_cells(seen.input_size, strides, columns.boxes.device)
+        if len(cells) != columns.boxes.shape[1]:
+            continue
+        places = cells[:, :2] * cells[:, 2:]
+        centres = columns.boxes[..., :2].float().mean(dim=0)
+        pairs = torch.stack([places.flatten(), centres.flatten()])
+        return strides if float(torch.corrcoef(pairs)[0, 1]) < 0.5 else ()
+    return ()
+
+
+def _format_of(
+    boxes: Tensor, usual: BoxFormat, coordinates: Coordinates, input_size: tuple[int, int]
+) -> BoxFormat | None:
+    """Return the format of boxes, (m, 4): the usual one, unless the numbers contradict it. None: neither."""
+    if not len(boxes):
+        return usual
+    first, second = boxes[:, :2], boxes[:, 2:4]
+    ordered = float((second >= first).all(dim=1).float().mean())
+    with_sizes = float((second >= 0).all(dim=1).float().mean())
+    if usual is BoxFormat.CORNERS:
+        if ordered >= MOST:
+            return usual
+        return BoxFormat.CENTRE_SIZE if with_sizes >= NEARLY_ALL else None
+    limits = boxes.new_tensor(input_size if coordinates is Coordinates.PIXELS else (1, 1))
+    as_corners = _share_inside(first, second, limits)
+    as_sizes = _share_inside(first - second / 2, first + second / 2, limits)
+    is_better = len(boxes) >= MANY_BOXES and as_corners > as_sizes + CLEARLY_BETTER
+    if ordered >= NEARLY_ALL and is_better:
+        return BoxFormat.CORNERS
+    return usual if with_sizes >= MOST else None
+
+
+def _share_inside(near: Tensor, far: Tensor, limits: Tensor) -> float:
+    """Return which share of the boxes' area lies in the picture, on average."""
+    inside = (torch.minimum(far, limits) - near.clamp(min=0)).clamp(min=0).prod(dim=1)
+    return float((inside / (far - near).prod(dim=1).clamp(min=1e-9)).clamp(max=1).mean())
