@@ -71,12 +71,11 @@ requirements: ready-to-test ## Write the locks (requirements*.txt) anew from req
 	$(LOCK) $(LOCK_ARGS) requirements-torch.in --output-file requirements-torch-cuda.txt
 	$(LOCK) $(LOCK_ARGS) requirements.in requirements-torch.in --constraint requirements-torch-cuda.txt \
 		$$($(NO_CUDA)) --output-file requirements.txt
-	$(LOCK) $(LOCK_ARGS) requirements-onnx.in --constraint requirements.txt --output-file requirements-onnx.txt
 	$(LOCK) $(LOCK_ARGS) requirements-onnx-gpu.in --constraint requirements.txt \
-		--constraint requirements-onnx.txt --output-file requirements-onnx-gpu.txt
+		--output-file requirements-onnx-gpu.txt
 	$(LOCK) $(LOCK_ARGS) requirements-huggingface.in --constraint requirements.txt \
 		--output-file requirements-huggingface.txt
-	$(LOCK) $(LOCK_ARGS) requirements-dev.in --constraint requirements.txt --constraint requirements-onnx.txt \
+	$(LOCK) $(LOCK_ARGS) requirements-dev.in --constraint requirements.txt \
 		--constraint requirements-huggingface.txt --output-file requirements-dev.txt
 	@grep -q "^$$(grep ^torch== requirements-torch.in)+cpu " requirements-torch-cpu.txt || $(MAKE) torch-cpu
 

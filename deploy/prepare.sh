@@ -194,7 +194,7 @@ install_torch
 case "$1" in
 serve) install_locks serve requirements.txt ;;
 test)
-    install_locks test requirements.txt requirements-onnx.txt requirements-huggingface.txt requirements-dev.txt
+    install_locks test requirements.txt requirements-huggingface.txt requirements-dev.txt
     install_node_packages tests/integration/tus_js
     install_browser
     ;;

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.detection.detector import Detections
 from app.detection.golden import golden_picture
@@ -51,6 +51,7 @@ class Network:
     has_fixed_precision: bool = False  # its file settles what it computes in
     # Whether it has changed nothing in itself so far, so that several threads may run it at a time.
     is_stateless: Callable[[], bool] = lambda: True
+    module: nn.Module | None = None  # what `run` computes with, if that is torch
 
 
 @dataclass(frozen=True, slots=True)

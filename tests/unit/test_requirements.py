@@ -18,18 +18,12 @@ SOURCES = {
     "requirements.txt": ["requirements.in"],
     "requirements-torch-cuda.txt": ["requirements-torch.in"],
     "requirements-torch-cpu.txt": [],
-    "requirements-onnx.txt": ["requirements-onnx.in"],
     "requirements-onnx-gpu.txt": ["requirements-onnx-gpu.in"],
     "requirements-huggingface.txt": ["requirements-huggingface.in"],
     "requirements-dev.txt": ["requirements-dev.in"],
 }
 # The locks whose packages are installed where the tests run; those of torch are not all.
-INSTALLED = [
-    "requirements.txt",
-    "requirements-onnx.txt",
-    "requirements-huggingface.txt",
-    "requirements-dev.txt",
-]
+INSTALLED = ["requirements.txt", "requirements-huggingface.txt", "requirements-dev.txt"]
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -147,7 +141,7 @@ def direct_dependencies() -> set[str]:
 
 def test_every_direct_dependency_is_explained() -> None:
     assert direct_dependencies() - explained() == set()
-    models = pins(*(f"requirements-{kind}.in" for kind in ("onnx", "onnx-gpu", "huggingface")))
+    models = pins(*(f"requirements-{kind}.in" for kind in ("onnx-gpu", "huggingface")))
     assert not [name for name in models if name not in PAGE]
 
 

@@ -105,7 +105,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
         return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
     return LoadedNetwork(
-        Network(NetworkInput(), run),
+        Network(NetworkInput(), run, module=module),
         _fitting(content.name, settings, processor),
         PixelRules(white, mean, std),
         Reading(processor.layout, len(labels), max_boxes=max_boxes),

@@ -40,15 +40,10 @@ _CUDA_OPTIONS: Mapping[str, object] = MappingProxyType({"cudnn_conv_algo_search"
 def load_onnx(name: str, content: bytes, device: str) -> Network:
     """Return the network, with its metadata.
 
-    Raises ModelFault for anything but a network for RGB pictures, and, naming the requirement file, if
-    onnxruntime is not installed or cannot use the device.
+    Raises ModelFault for anything but a network for RGB pictures, and if onnxruntime cannot use the device.
     """
-    try:
-        import onnxruntime  # noqa: PLC0415 - optional, and large
-    except ImportError as error:
-        raise ModelFault(
-            f"Model {name!r} is an ONNX file; to serve it, pip install -r requirements-onnx.txt."
-        ) from error
+    import onnxruntime  # noqa: PLC0415 - large, and needed only by processes that have such a model
+
     place = torch.device(device)
     on_cuda = place.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if place.type != "cpu" and not on_cuda:

@@ -18,6 +18,7 @@ from app.detection.network_input import InputTensor, picture_input
 METADATA_FILE = "config.json"
 
 _TYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default  # noqa: SLF001 - an operator's name
+_DETACH = torch.ops.aten.detach_.default
 
 
 @torch.inference_mode(mode=False)  # tensors made in inference mode do not record whether they were changed
@@ -45,6 +46,11 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.find_nodes(op="call_function", target=_TYPE_CHECK):
                 part.graph.erase_node(node)
+            # The exporter adds this to tensors that the network writes down. It does nothing here, but stops
+            # the program from being exported a second time.
+            for node in part.graph.find_nodes(op="call_function", target=_DETACH):
+                node.replace_all_uses_with(node.args[0])
+                part.graph.erase_node(node)
             part.recompile()
     versions = _versions(module)
 
@@ -57,6 +63,7 @@ def load_pt2(name: str, content: bytes, device: str) -> Network:
         run,
         metadata=json_object(f"The metadata of model {name!r}", extra_files[METADATA_FILE] or "{}"),
         is_stateless=lambda: _versions(module) == versions,
+        module=module,
     )
 
 

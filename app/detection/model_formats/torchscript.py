@@ -72,7 +72,7 @@ def load_torchscript(name: str, content: bytes, device: str) -> Network:
             return module(list(pictures) if takes_list else pictures)
 
     # TorchScript has an autocast of its own, which a script's first call settles for good.
-    return Network(takes, run, metadata, has_fixed_precision=True)
+    return Network(takes, run, metadata, has_fixed_precision=True, module=module)
 
 
 def _load(content: bytes, device: str) -> tuple[Any, str]:
