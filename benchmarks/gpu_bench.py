@@ -79,7 +79,7 @@ class Check:
         settings = load_settings(segment_frames=self.sizes.gop, require_sandbox=not is_open)
         models = self.folder / "models"
         with (
-            pool_of(models, self.folder, device=self.device, precision=Precision(precision)) as pool,
+            pool_of(models, device=self.device, precision=Precision(precision)) as pool,
             pool.use(name) as loaded,
             pool.use(DECODE_ALONE + name),
         ):

@@ -22,11 +22,10 @@ from app.detection.registry import load_detector
 from app.pipeline.detect_video import DetectionRequest, detect_video
 from app.pipeline.options import DetectionOptions
 from app.settings import Settings, load_settings
-from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 from app.video.process import Pin
 from app.video.protocol.limits import VideoLimits
-from benchmarks.local_runner import LocalRunner
+from benchmarks.local_runner import LocalRunner, measured_models
 from benchmarks.machine import describe_machine
 
 LOOPS = 5
@@ -159,8 +158,7 @@ def main() -> None:
     try:
         with ModelPool(
             device="cpu",
-            load=lambda name: load_detector(name, device="cpu"),
-            profiles=ProfileStore(folder / "profiles", folder / "attempts", runtime=""),
+            find=measured_models(lambda name: load_detector(name, device="cpu")),
         ) as models:
             bench = Bench(settings, models)
             for codec in ("libx264", "libx265"):

@@ -7,12 +7,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
+import torch
+
+from app.detection.detector import Detector
 from app.detection.device import DeviceThread
+from app.detection.devices import describe_runtime
+from app.detection.measuring import MemoryMeter, measure
+from app.detection.model_pool import TriedModel
+from app.detection.registry import describe_detector
+from app.detection.trial import cost_of
 from app.pipeline.run_segment import index_video, run_segment
 from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.decoder import DecoderPool
 from app.video.results import Cancelled, IndexSummary
+
+
+def measured_models(load: Callable[[str], Detector]) -> Callable[[str], TriedModel]:
+    """Return what finds models for a ModelPool: those that `load` returns, measured in this process."""
+
+    def find(name: str) -> TriedModel:
+        detector = load(name)
+        profile = measure(detector, MemoryMeter(detector.device))
+        runtime = describe_runtime(detector.device, threads=torch.get_num_threads())
+        facts = describe_detector(detector, profile, runtime)
+        return TriedModel(facts, cost_of(profile), lambda: detector)
+
+    return find
 
 
 class LocalRunner:

@@ -35,13 +35,12 @@ from torch import Tensor
 
 from app.detection.detector import Detections, Detector
 from app.detection.device import DeviceThread
-from app.detection.measuring import ModelProfile
 from app.detection.model_pool import ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import load_detector
 from app.settings import load_settings
-from app.storage.model_profiles import ProfileStore
 from benchmarks.job import Bench
+from benchmarks.local_runner import measured_models
 from benchmarks.machine import describe_machine
 from benchmarks.plain_detection import Box, PlainDetector, agreement, captured, decoded
 
@@ -110,9 +109,7 @@ def cpu_seconds() -> Iterator[CpuSeconds]:
         spent.total -= sum(sampling)
 
 
-def pool_of(
-    folder: Path, scratch: Path, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
-) -> ModelPool:
+def pool_of(folder: Path, *, device: str = "cpu", precision: Precision = Precision.FLOAT32) -> ModelPool:
     @functools.cache
     def load_once(name: str) -> Detector:
         return load_detector(name, device=device, models_folder=folder, precision=precision)
@@ -121,10 +118,7 @@ def pool_of(
         model = load_once(name.removeprefix(DECODE_ALONE))
         return FindsNothing(model) if name.startswith(DECODE_ALONE) else model
 
-    profiles: ProfileStore[ModelProfile] = ProfileStore(
-        scratch / "profiles", scratch / "attempts", runtime=""
-    )
-    return ModelPool(device=device, load=load, profiles=profiles)
+    return ModelPool(device=device, find=measured_models(load))
 
 
 def parity(bench: Bench, models: ModelPool, folder: Path, videos: list[Path], scratch: Path) -> None:
@@ -238,7 +232,7 @@ def main() -> None:
     print(describe_machine())
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        with pool_of(chosen.folder, scratch) as models:
+        with pool_of(chosen.folder) as models:
             bench = Bench(load_settings(), models)
             if chosen.only != "parity":
                 speed(bench, models, chosen.folder, chosen.videos[0], chosen.rounds)

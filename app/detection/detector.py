@@ -18,7 +18,7 @@ class DeviceLost(Exception):
     """The device is unusable until the process restarts; work that was running can be repeated."""
 
 
-_SIGNS_OF_LACK_OF_MEMORY = (
+SIGNS_OF_LACK_OF_MEMORY = (
     "DefaultCPUAllocator",  # torch
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",  # CUDA's libraries
@@ -36,7 +36,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, DeviceOutOfMemory | MemoryError | torch.OutOfMemoryError):
         return True
     # Other libraries have no class of their own for it.
-    return any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY)
+    return any(sign in str(error) for sign in SIGNS_OF_LACK_OF_MEMORY)
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether a lack of memory caused `error`: formats report any failure as a broken file."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

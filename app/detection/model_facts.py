@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,11 +11,11 @@ ModelIdentity = tuple[str, str, str, int]
 
 
 class ModelState(StrEnum):
-    """loading → ready ⇄ unloaded, or loading → refused."""
+    """loading → unloaded ⇄ ready, or loading → refused; loading again when its files change."""
 
-    LOADING = "loading"  # it is being loaded for the first time, or waits for that
+    LOADING = "loading"  # it is on trial, or waits for that
     READY = "ready"  # a host holds it
-    UNLOADED = "unloaded"  # it made room for others, and is loaded again on demand
+    UNLOADED = "unloaded"  # it passed its trial, and is loaded on demand
     REFUSED = "refused"  # requests cannot use it
 
 
@@ -77,9 +78,25 @@ class ModelStatus(_Facts):
 
     name: str
     state: ModelState
-    facts: ModelFacts | None = Field(description="null until it has been loaded once")
+    facts: ModelFacts | None = Field(description="null until it has passed its trial")
     refusal: Refusal | None = Field(default=None, description="why it is refused")
+
+
+class Verdict(_Facts):
+    """What a trial found out about a model file: all that a host needs to load it, or why it is refused."""
+
+    name: str
+    facts: ModelFacts | None = None
+    profile: dict[str, Any] | None = None  # detection.measuring.ModelProfile
+    refusal: Refusal | None = None
+    # A refusal for lack of memory or time holds while there is no more of either.
+    room_bytes: int | None = None
+    deadline_seconds: float | None = None
 
 
 class NoRoomForModel(Exception):
     """Models in use hold the memory that this one needs; it can be loaded when they are no longer in use."""
+
+
+class UntriedModel(Exception):
+    """A model's files have passed no trial with the software of this host: it does not load them."""

@@ -11,10 +11,12 @@ can write into the folder of models cannot.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -25,10 +27,63 @@ import orjson
 from app.errors import ModelFault
 
 DECLARATION_FILE = "framebox.toml"
+CONFIG_FILE = "config.json"  # of a folder of Hugging Face
+NETWORK_SUFFIXES = (".pt2", ".onnx", ".torchscript", ".pt")  # of files that hold a whole network
+WEIGHTS_SUFFIX = ".pth"
+SUFFIXES = (*NETWORK_SUFFIXES, WEIGHTS_SUFFIX)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MOST_FILES = 1000  # in a model's folder
 LONGEST_REASON = 200  # characters of a runtime's message
+MIB = 1024 * 1024
+
+FileMarks = tuple[tuple[str, int, int, int], ...]  # each file's path, inode, size, and time of change
 
 _LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+
+
+def find_models(folder: Path | None) -> dict[str, tuple[Path, ...]]:
+    """Return the files and folders of the models in `folder` by name; none if there is no folder.
+
+    `hash_model` refuses those of which several have one name. Whatever is not a model is ignored: other
+    files, names that are not plain, and links that lead out of the folder.
+    """
+    if folder is None:
+        return {}
+    root = folder.resolve()
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(root.iterdir()):
+        if not path.is_dir():
+            is_model = path.suffix in SUFFIXES and path.is_file()
+        elif any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
+            is_model = True
+        else:
+            networks = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
+            is_model = len(networks) == 1
+        name = path.name if path.is_dir() else path.stem
+        if is_model and path.resolve().is_relative_to(root) and NAME.fullmatch(name):
+            found[name] = (*found.get(name, ()), path)
+    return found
+
+
+def file_marks(*paths: Path) -> FileMarks:
+    """Return what changes whenever a file of the models at `paths` does."""
+    marks = []
+    for path in paths:
+        files = path.rglob("*") if path.is_dir() else (path, path.with_suffix(".toml"))
+        for file in itertools.islice(files, MOST_FILES):
+            if "__pycache__" in file.parts:
+                continue
+            with suppress(OSError):
+                state = file.stat()
+                if stat.S_ISREG(state.st_mode):
+                    marks.append((str(file), state.st_ino, state.st_size, state.st_mtime_ns))
+    return tuple(sorted(marks))
+
+
+def network_bytes(marks: FileMarks) -> int:
+    """Return the size of the largest file of a network, which is read as a whole; 0 if there is none."""
+    networks = (size for file, _, size, _ in marks if file.endswith((*SUFFIXES, ".safetensors")))
+    return max(networks, default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +180,18 @@ def changed_fault(name: str) -> ModelFault:
     )
 
 
-def hash_model(name: str, path: Path) -> ModelContent:
+def hash_model(name: str, path: Path, *others: Path) -> ModelContent:
     """Hash the files of the model at `path`, a file or a folder in the folder of models.
 
-    Raises ModelFault for one that cannot be read, or that lies outside the folder of models.
+    Raises ModelFault for one that cannot be read, that lies outside the folder of models, or that has the
+    same name as `others`.
     """
     digests: dict[str, str] = {}
     content = ModelContent(name, path, MappingProxyType(digests))
     root = path.parent.resolve()
+    if others:
+        names = ", ".join(other.name for other in (path, *others))
+        raise ModelFault(f"{1 + len(others)} models are called {name!r}: {names}. Rename all but one.")
     try:
         if content.is_folder:
             paths = []
@@ -155,6 +214,29 @@ def hash_model(name: str, path: Path) -> ModelContent:
             digests[file.relative_to(content.folder).as_posix()] = digest
     except OSError as error:
         raise ModelFault(f"A file of model {name!r} cannot be read: {error.strerror}.") from error
+    return content
+
+
+def read_model(
+    name: str, folder: Path | None, allowed_hashes: Path | None, *, most_bytes: int | None = None
+) -> ModelContent | None:
+    """Hash the files of model `name` in `folder`; None if there is none of that name.
+
+    Raises ModelFault for files that cannot be read, or are not in the list `allowed_hashes` if there is one;
+    and, before it is hashed, for a network of more than `most_bytes`.
+    """
+    paths = find_models(folder).get(name)
+    if paths is None:
+        return None
+    size = network_bytes(file_marks(*paths))
+    if most_bytes is not None and size > most_bytes:
+        raise ModelFault(
+            f"Model {name!r} has a file of {size // MIB} MiB, but a host may take {most_bytes // MIB} MiB of "
+            "memory. Raise FRAMEBOX_HOST_MEMORY_BYTES."
+        )
+    content = hash_model(name, *paths)
+    if allowed_hashes is not None:
+        check_allowed(content, allowed_hashes)
     return content
 
 

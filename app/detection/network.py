@@ -201,6 +201,12 @@ class NetworkDetector:
 # ---- checks at load
 
 
+def run_once(detector: NetworkDetector) -> None:
+    """Run a picture through the network, so that it has allocated what it keeps."""
+    with torch.inference_mode():
+        detector.detect_together(golden_picture(*detector.frame_size(1280, 720))[None])
+
+
 def inverted_fault(name: str) -> ModelFault:
     """Return the fault of a network most of whose boxes are inverted."""
     return ModelFault(

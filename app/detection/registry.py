@@ -11,8 +11,7 @@ its own in ``model_formats/`` and one line in FORMATS.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,14 +21,22 @@ from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_facts import ModelFacts, PrecisionEffect
-from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model
+from app.detection.model_files import (
+    CONFIG_FILE,
+    DECLARATION_FILE,
+    SUFFIXES,
+    WEIGHTS_SUFFIX,
+    ModelContent,
+    find_models,
+    read_model,
+)
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
-from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
+from app.detection.model_formats.huggingface import load_huggingface
 from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
-from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load, run_once
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
 from app.detection.recognition import declared_network, recognise
@@ -38,8 +45,6 @@ from app.errors import InvalidOption, ModelFault
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 64
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-WEIGHTS_SUFFIX = ".pth"
 
 _log = structlog.get_logger(__name__)
 
@@ -56,41 +61,6 @@ Loader = Callable[[str, bytes, str], Network]  # name, content, device
 FORMATS: Mapping[str, Loader] = MappingProxyType(
     {".pt2": load_pt2, ".onnx": load_onnx, ".torchscript": load_torchscript, ".pt": load_torchscript}
 )
-SUFFIXES = (*FORMATS, WEIGHTS_SUFFIX)
-
-
-def detector_names(models_folder: Path | None = None) -> list[str]:
-    """Return every name that `load_detector` takes, sorted. A model in the folder hides a built-in's name."""
-    return sorted({*BUILT_IN, *find_models(models_folder)})
-
-
-def find_models(folder: Path | None) -> dict[str, Path]:
-    """Return the files and folders of the models in `folder` by name; none if there is no folder.
-
-    Raises ModelFault if two have the same name. Whatever is not a model is ignored: other files, names that
-    are not plain, and links that lead out of the folder.
-    """
-    if folder is None:
-        return {}
-    root = folder.resolve()
-    found: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        if not path.is_dir():
-            is_model = path.suffix in SUFFIXES and path.is_file()
-        elif any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
-            is_model = True
-        else:
-            networks = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
-            is_model = len(networks) == 1
-        if not is_model or not path.resolve().is_relative_to(root):
-            continue
-        name = path.name if path.is_dir() else path.stem
-        if not NAME.fullmatch(name):
-            continue
-        if name in found:
-            raise ModelFault(f"Two models are called {name!r}; rename one.")
-        found[name] = path
-    return found
 
 
 def load_detector(
@@ -109,22 +79,30 @@ def load_detector(
     Raises InvalidOption, listing the known names, for an unknown one, and ModelFault, with advice, for a
     model that is broken, does not say what its output means, or is not listed.
     """
-    models = find_models(models_folder)
-    if name in models:
-        content = hash_model(name, models[name])
-        if allowed_hashes is not None:
-            check_allowed(content, allowed_hashes)
-        return _load_model(content, device, precision)
+    content = read_model(name, models_folder, allowed_hashes)
+    if content is None:
+        return load_built_in(name, device, find_models(models_folder))
+    return load_model(content, device=device, precision=precision)
+
+
+def load_built_in(name: str, device: str, others: Iterable[str] = ()) -> Detector:
+    """Return a built-in detector. Raises InvalidOption for an unknown name, listing them and `others`."""
     if name in BUILT_IN:
         return BUILT_IN[name](device)
-    names = detector_names(models_folder)
+    names = sorted({*BUILT_IN, *others})
     raise InvalidOption(
         f"There is no model {name!r}. There are: {', '.join(names)}.",
         {"parameter": "model", "allowed": names},
     )
 
 
-def _load_model(content: ModelContent, device: str, setting: Precision) -> Detector:
+def load_model(
+    content: ModelContent, *, device: str, precision: Precision, is_tried: bool = False
+) -> Detector:
+    """Load a model of the folder onto a torch device, as `load_detector` does.
+
+    With `is_tried`, its network runs once and is not checked again. Raises ModelFault.
+    """
     declared = content.declared()
     if ENTRY_POINT in declared:
         return load_entry_point(content, declared, device, revision=REVISION)
@@ -136,14 +114,15 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
-    check_at_load(detector)
+    check = run_once if is_tried else check_at_load
+    check(detector)
     detector.use_threads()
-    wanted = choose_precision(device, declared=loaded.precision, setting=setting)
+    wanted = choose_precision(device, declared=loaded.precision, setting=precision)
     if wanted == detector.precision:
         return detector
     if not loaded.network.has_fixed_precision and detector.precision == Precision.FLOAT32:
         lowered = detector.lowered(wanted)
-        check_at_load(lowered)
+        check(lowered)
         return lowered
     if loaded.precision is not None:
         raise ModelFault(

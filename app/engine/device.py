@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from app.detection.model_facts import ModelFacts
-from app.engine.host_process import HostLimits, HostProcess
-from app.host.messages import Heartbeat, IndexVideo, RunSegment
+from app.engine.host_process import HostLimits, HostProcess, own_bytes
+from app.host.messages import Heartbeat, IndexVideo, RoomLent, RunSegment
 from app.jobs.heartbeats import HostStatus
 from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
@@ -73,6 +73,10 @@ class Device:
     process: HostProcess | None = None
     is_down: bool = False  # its host sends no more messages
     is_worn: bool = False  # its host is replaced once it has no work
+    is_away: bool = False  # its host ends once it has no work, and starts again after a model's trial
+    is_lending: bool = False  # its host keeps room for the trial of a model
+    is_wanted_back: bool = False  # a job needs what the trial has
+    lent: RoomLent | None = None  # its host has made that room
     restarts: int = 0
     early_deaths: int = 0  # in a row, shortly after a start
     started_at: float = 0.0
@@ -84,7 +88,7 @@ class Device:
     @property
     def takes_work(self) -> bool:
         is_up = self.process is not None and self.process.ready is not None
-        return is_up and not (self.is_down or self.is_worn)
+        return is_up and not (self.is_down or self.is_worn or self.is_away)
 
     @property
     def segments_running(self) -> int:
@@ -118,7 +122,7 @@ class Device:
             device=self.name or "",
             pid=0 if self.process is None else self.process.pid,
             ready=self.takes_work,
-            memory_bytes=0 if self.process is None else self.process.own_bytes(),
+            memory_bytes=0 if self.process is None else own_bytes(self.process.pid),
             segments=self.segments_running,
             frames=beat.frames,
             busy_seconds=round(beat.busy_seconds, 3),
@@ -134,6 +138,7 @@ class Device:
         """Take `process`, which is about to start, as the host."""
         self.process, self.started_at = process, time.monotonic()
         self.is_down = self.is_worn = False
+        self.lent = None
 
     def why_to_end(self, limits: HostLimits) -> str | None:
         """Return why the host must end, as a constant text; None if it may go on, or there is none."""
@@ -142,7 +147,9 @@ class Device:
         if self.is_down or self.process.exit_status() is not None:
             return "host died"
         fault = self.process.fault(limits)
-        return "host renewed" if fault is None and self.is_worn and not self.work else fault
+        if fault is None and not self.work:
+            fault = "host renewed" if self.is_worn else "host makes room" if self.is_away else None
+        return fault
 
     def kill_host(self, why: str) -> str | None:
         """Return when the host is gone, with the job whose batch was in a model. Log `why`."""
@@ -151,7 +158,7 @@ class Device:
         call_job_id = self.process.heartbeat.call_job_id
         self.process.close()
         _log.log(
-            logging.INFO if self.is_worn else logging.ERROR,
+            logging.INFO if self.is_worn or self.is_away else logging.ERROR,
             why,
             device=self.name,
             pid=self.process.pid,
@@ -163,7 +170,7 @@ class Device:
     def forget_host(self) -> list[Work]:
         """Return the work of the host that ended, and choose when the next one starts."""
         lasted = time.monotonic() - self.started_at > STEADY_SECONDS
-        self.early_deaths = 0 if lasted or self.is_worn else self.early_deaths + 1
+        self.early_deaths = 0 if lasted or self.is_worn or self.is_away else self.early_deaths + 1
         self.next_start = time.monotonic() + pause_seconds(self.early_deaths)
         self.process = None
         self.restarts += 1

@@ -135,7 +135,7 @@ class Engine:
             if not self.records.has_room():
                 queue.say_waiting(Waiting.DISK_SPACE)
                 return
-            crowded = self.hosts.crowded_models()
+            crowded = self.catalog.crowded_models()
             turns.overtaken.update(queue.queued_models({*crowded, *turns.overtaken.names}))
             claims = turns.claims(
                 [run.job.priority for run in self._running.values()],

@@ -23,6 +23,7 @@ from app.engine.host_process import HostLimits, HostProcess, Spawn
 from app.engine.turns import SegmentTurns
 from app.errors import InternalError
 from app.host.messages import (
+    HOST_OWN_BYTES,
     Advanced,
     Cancel,
     Failed,
@@ -31,11 +32,15 @@ from app.host.messages import (
     HostReady,
     IndexDone,
     IndexFound,
+    LendRoom,
     ModelInUse,
     Reason,
     ReleaseModel,
+    RoomLent,
     SegmentDone,
     Stop,
+    TakeRoomBack,
+    TrialPlan,
     UseModel,
 )
 from app.jobs.heartbeats import HostStatus
@@ -164,6 +169,8 @@ class HostPool:
         with self._lock:
             self._users[model] += 1
             self._waiting.setdefault(model, []).append(future)
+            for device in self._devices:
+                device.is_wanted_back |= device.is_away
             self._ask_for(model)
         try:
             while not wait_for([future], POLL_SECONDS).done:
@@ -180,6 +187,49 @@ class HostPool:
                     for device in self._devices:
                         if device.models.pop(model, None) is not None:
                             device.send(ReleaseModel(model))
+
+    @contextmanager
+    def room_for_trial(self, model: str, *, whole: bool, cancelled: Cancelled) -> Iterator[TrialPlan]:
+        """Yield the plan of a trial, once a host has lent it the memory that it does not need for its work.
+
+        With `whole`, the host ends for the block, which should not last if `is_room_wanted`. Raises
+        WorkCancelled.
+        """
+        plan = self._plan
+        with self._lock:
+            device = min(self._devices, key=lambda each: len(each.work))
+            device.is_wanted_back = False
+            if whole:
+                device.is_away = True
+            else:
+                device.is_lending = True
+                if device.takes_work:
+                    device.send(LendRoom(next(self._tickets)))
+        self._wake()
+        try:
+            while (device.process is not None) if whole else (device.lent is None):
+                if cancelled():
+                    raise WorkCancelled
+                time.sleep(POLL_SECONDS)
+            plan = replace(plan, device=device.name)
+            if device.lent is None:
+                yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES)
+            else:
+                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, device.lent.kept_bytes)
+                yield TrialPlan(plan, model, room_bytes, device.lent.kept_device_bytes)
+        finally:
+            with self._lock:
+                device.is_away = device.is_lending = device.is_wanted_back = False
+                device.lent = None
+                device.next_start = time.monotonic()
+                if device.process is not None:
+                    device.send(TakeRoomBack())
+            self._wake()
+
+    def is_room_wanted(self) -> bool:
+        """Return whether a job has asked for a model for which a trial leaves no room."""
+        with self._lock:
+            return any(device.is_wanted_back for device in self._devices)
 
     def crowded_models(self) -> frozenset[str]:
         """Return the models that fit into no host beside the models in use."""
@@ -229,7 +279,7 @@ class HostPool:
             if (why := device.why_to_end(self._limits)) is not None:
                 call_job_id = device.kill_host(why)
                 hung_job_id = call_job_id if why == "model hangs" else None
-                is_excused = why in ("host renewed", "model hangs while it loads")
+                is_excused = why in ("host renewed", "host makes room", "model hangs while it loads")
                 with self._lock:
                     segments = device.segments_running
                     lost = device.forget_host()
@@ -238,7 +288,8 @@ class HostPool:
                 self._metrics.segments_retried.labels(why).inc(segments)
                 suspects = {hung_job_id} if hung_job_id else {work.task.job_id for work in lost}
                 deaths.append(HostDeath(why, frozenset(() if is_excused else suspects), hung_job_id))
-            if device.process is None and time.monotonic() >= device.next_start:
+            is_due = device.process is None and not device.is_away
+            if is_due and time.monotonic() >= device.next_start:
                 process = HostProcess(replace(self._plan, device=device.name), self._spawn, self._on_message)
                 _log.info("host is starting", device=device.name, pid=process.pid)
                 with self._lock:
@@ -247,7 +298,7 @@ class HostPool:
         with self._lock:
             self._drop_unwanted()
             self._hand_out()
-            if any(device.takes_work for device in self._devices):
+            if any(device.takes_work or device.is_away for device in self._devices):
                 self._served_at = time.monotonic()
         return deaths
 
@@ -347,15 +398,19 @@ class HostPool:
                     self._wake()
                 case HostReady():
                     device.name = message.device
-                    _log.info("host ready", device=message.device, models=len(message.model_names))
+                    _log.info("host ready", device=message.device, runtime=message.runtime)
                     if self.machine is None:
                         self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
+                    if device.is_lending:
+                        device.send(LendRoom(next(self._tickets)))
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
                         self._ask_for(model)
                     self._hand_out()
                     self._wake()
+                case RoomLent():
+                    device.lent = message
                 case ModelInUse():
                     model = device.asked.pop(message.ticket)
                     if self._users[model]:
@@ -381,6 +436,7 @@ class HostPool:
     def _on_refusal(self, device: Device, message: Failed) -> Callable[[], None] | None:
         """Deal with a model that a host could not load; the last host to refuse it decides."""
         model = device.asked.pop(message.ticket)
+        device.is_wanted_back |= device.is_lending and message.reason is Reason.NO_ROOM
         if message.reason is Reason.WORN and self._renewals[model] < MOST_RENEWALS:
             self._renewals[model] += 1
             device.is_worn = True  # the model is asked for again when the next host is ready

@@ -53,6 +53,20 @@ def fault_of(beat: Heartbeat, silent_seconds: float, limits: HostLimits) -> str 
     return None if is_busy or silent_seconds <= HOST_SILENT_SECONDS else "host does not answer"
 
 
+def own_bytes(pid: int) -> int:
+    """Return the memory of a process itself, without its children; 0 once it has ended."""
+    pages = _read_proc(pid, "statm").split()
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def _read_proc(pid: int, name: str) -> str:
+    """Return a file of a process in /proc; an empty text once the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class HostProcess:
     """A host process and the socket to it. Thread-safe.
 
@@ -96,18 +110,13 @@ class HostProcess:
             return "host does not start" if silent_seconds > START_SECONDS else None
         # CUDA takes gigabytes of the host's memory, which no model gives back when it is unloaded.
         cuda_bytes = 0 if self.ready.device == "cpu" else self.ready.own_bytes
-        if self.own_bytes() > limits.memory_bytes + cuda_bytes:
+        if own_bytes(self.pid) > limits.memory_bytes + cuda_bytes:
             return "host takes too much memory"
         if silent_seconds > STOPPED_SECONDS:
-            status = self._read_proc("stat")
+            status = _read_proc(self.pid, "stat")
             if status and status.rpartition(")")[2].split()[0] == "T":
                 return "host does not answer"
         return fault_of(self.heartbeat, silent_seconds, limits)
-
-    def own_bytes(self) -> int:
-        """Return the memory of the host itself, without its children; 0 once it has ended."""
-        pages = self._read_proc("statm").split()
-        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
     def exit_status(self) -> int | None:
         """Return what `subprocess.Popen.returncode` holds: negative for a signal; None while it runs."""
@@ -131,13 +140,6 @@ class HostProcess:
                 thread.join(END_SECONDS)
         self._channel.close()
         self._socket.close()
-
-    def _read_proc(self, name: str) -> str:
-        """Return a file of the host in /proc; an empty text once the host is gone."""
-        try:
-            return Path(f"/proc/{self.pid}/{name}").read_text(encoding="ascii", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
 
     def _receive(self) -> None:
         try:

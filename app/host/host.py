@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from app.detection.detector import DeviceLost
-from app.detection.model_facts import NoRoomForModel
+from app.detection.model_facts import NoRoomForModel, UntriedModel
 from app.detection.model_pool import ModelPool, WornOut
 from app.errors import FrameboxError
 from app.failpoints import fail_point
@@ -30,12 +30,15 @@ from app.host.messages import (
     IndexDone,
     IndexFound,
     IndexVideo,
+    LendRoom,
     ModelInUse,
     Reason,
     ReleaseModel,
+    RoomLent,
     RunSegment,
     SegmentDone,
     Stop,
+    TakeRoomBack,
     UseModel,
 )
 from app.pipeline.run_segment import index_video, run_segment
@@ -52,10 +55,18 @@ _log = structlog.get_logger(__name__)
 class Host:
     """Serves one engine over `channel`. The caller closes the arguments."""
 
-    def __init__(self, channel: Connection, models: ModelPool, decoders: DecoderPool) -> None:
+    def __init__(
+        self,
+        channel: Connection,
+        models: ModelPool,
+        decoders: DecoderPool,
+        limit_memory: Callable[[int | None], None],
+    ) -> None:
+        """`limit_memory` limits the host memory of this process, in bytes; None: to all that it may take."""
         self._channel = channel
         self._models = models
         self._decoders = decoders
+        self._limit_memory = limit_memory
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, "work")
         self._loader = ThreadPoolExecutor(1, "load")  # models load one at a time, in the order of requests
@@ -92,6 +103,10 @@ class Host:
             case Cancel():
                 if command.ticket in self._cancelled:
                     self._cancelled[command.ticket].set()
+            case LendRoom():
+                self._start(self._loader, command.ticket, partial(self._lend_room, command))
+            case TakeRoomBack():
+                self._loader.submit(self._take_room_back)
             case ForgetVideo():
                 self._threads.submit(self._decoders.forget, command.video)  # it waits for decoders to end
             case _:
@@ -119,6 +134,17 @@ class Host:
             return ModelInUse(command.ticket, self._models.facts_of(command.model))
         finally:
             self._send(self._heartbeat())  # before the answer: what is loaded and crowded has changed
+
+    def _lend_room(self, command: LendRoom, _: Cancelled) -> RoomLent:
+        kept = self._models.lend_room()
+        self._limit_memory(kept.host_bytes)
+        self._send(self._heartbeat())
+        return RoomLent(command.ticket, kept.host_bytes, kept.device_bytes)
+
+    def _take_room_back(self) -> None:
+        self._limit_memory(None)
+        self._models.take_room_back()
+        self._send(self._heartbeat())
 
     def _run_segment(self, command: RunSegment, cancelled: Cancelled) -> SegmentDone:
         seconds: dict[str, float] = {}
@@ -175,6 +201,8 @@ def failure(ticket: int, error: BaseException) -> Failed:
             return Failed(ticket, Reason.CANCELLED)
         case WornOut() | MemoryError():
             return Failed(ticket, Reason.WORN, str(error) or "There is not enough memory.")
+        case UntriedModel():
+            return Failed(ticket, Reason.UNTRIED, str(error))
         case NoRoomForModel():
             return Failed(ticket, Reason.NO_ROOM, str(error))
         case FrameboxError():

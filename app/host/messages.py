@@ -17,13 +17,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.detection.model_facts import ModelFacts, NoRoomForModel
-from app.errors import InternalError, ModelFault, error_classes
+from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel, Verdict
+from app.errors import InternalError, error_classes
 from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask
 from app.video.protocol.limits import VideoLimits
 from app.video.results import IndexSummary, WorkCancelled
 from app.video.sandbox_status import SandboxStatus
+
+# What a host takes beyond its libraries and its models: the threads of its segments, their records, and free
+# memory in its allocator.
+HOST_OWN_BYTES = 96 * 1024 * 1024
 
 # ---- the engine's first message
 
@@ -52,10 +56,19 @@ class HostPlan:
     precision: str
     memory_bytes: int  # host memory that it may take; on a GPU, in addition to what CUDA took at the start
     torch_threads: int | None
-    profiles: Path
-    model_attempts: Path
+    verdicts: Path
     decoders: DecoderPlan
     log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPlan:
+    """The first and only message to a process that tries one model."""
+
+    host: HostPlan  # what the model would be loaded with; its device is set
+    model: str
+    room_bytes: int  # host memory that the process may take; on a GPU, in addition to what CUDA takes
+    kept_device_bytes: int = 0  # of what models may take on the device: not for this one
 
 
 # ---- engine to host
@@ -107,6 +120,18 @@ class ForgetVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class LendRoom:
+    """Make room for the trial of a model until `TakeRoomBack`. Answered by `RoomLent`."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeRoomBack:
+    """The trial has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End now, in good order."""
 
@@ -122,7 +147,8 @@ class HostReady:
     devices: tuple[str, ...]  # that should each have a host
     decoder_identity: str
     sandbox: SandboxStatus | None
-    model_names: tuple[str, ...]  # all that it can load, sorted
+    built_in_models: tuple[str, ...]
+    runtime: str  # what decides a verdict besides the model's files: see VerdictStore
     own_bytes: int  # of host memory, before any model
 
 
@@ -157,6 +183,13 @@ class ModelInUse:
     facts: ModelFacts
 
 
+@dataclass(frozen=True, slots=True)
+class RoomLent:
+    ticket: int
+    kept_bytes: int  # of host memory, that the host may take meanwhile
+    kept_device_bytes: int  # of the device, if that has memory of its own, for its models
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexFound:
     ticket: int
@@ -185,6 +218,31 @@ class SegmentDone:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
 
 
+# ---- of a trial
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBegun:
+    own_bytes: int  # of host memory, before the model is loaded; on a GPU with CUDA's
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded:
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTooLarge:
+    """The model needs more memory than there was."""
+
+    needed_bytes: int  # at least, of host memory
+    device_bytes: int  # at least, of the device, if that has memory of its own
+    budget: str  # what all models together may take, in words
+
+
+# ---- failures
+
+
 class Reason(StrEnum):
     """Why something failed, and so what to do about it."""
 
@@ -192,6 +250,7 @@ class Reason(StrEnum):
     DISK = "disk"  # a file could not be read or written: see `errno`
     HOST = "host"  # an internal fault
     DEVICE_LOST = "device_lost"  # nothing can be computed in that process any more; in another it may
+    UNTRIED = "untried"  # the model's files have passed no trial
     NO_ROOM = "no_room"  # models in use take the memory that this one needs
     WORN = "worn"  # the process lacks memory that unloaded models should have left; a new one has it
     CANCELLED = "cancelled"
@@ -217,8 +276,10 @@ class Failed:
                 return OSError(self.errno or errno.EIO, os.strerror(self.errno or errno.EIO))
             case Reason.NO_ROOM:
                 return NoRoomForModel(self.detail)
+            case Reason.UNTRIED:
+                return UntriedModel(self.detail)
             case Reason.WORN:  # although the host was renewed
-                return ModelFault(self.detail)
+                return InternalError(f"{self.detail} Raise FRAMEBOX_HOST_MEMORY_BYTES.")
             case Reason.CANCELLED:
                 return WorkCancelled()
             case Reason.HOST | Reason.DEVICE_LOST:

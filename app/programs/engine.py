@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 from argparse import Namespace
 
-from app.engine.catalog import Catalog
+from app.engine.catalog import Catalog, TrialRules
 from app.engine.engine import Engine
 from app.engine.host_pool import HostPool, NoHost
 from app.engine.host_process import HostLimits
@@ -52,7 +51,6 @@ def create_engine(settings: Settings) -> Engine:
     """
     data, wakeups, database = open_shared_data(Program.ENGINE, settings)
     retire_counters()
-    shutil.rmtree(data.model_attempts, ignore_errors=True)  # a refused model may have been repaired
     listener = wakeups.listen(Program.ENGINE)
     metrics, meter, stop = Metrics(), FrameMeter(), threading.Event()
     records = Records(data, database, min_free_bytes=settings.min_free_bytes, stop=stop)
@@ -67,7 +65,20 @@ def create_engine(settings: Settings) -> Engine:
         meter=meter,
         wake=listener.interrupt,
     )
-    catalog = Catalog(hosts, settings.model, stop=stop, wake=listener.interrupt)
+    catalog = Catalog(
+        hosts,
+        settings.model,
+        TrialRules(
+            settings.models,
+            settings.model_hashes,
+            data.verdicts,
+            settings.host_memory_bytes,
+            settings.model_load_seconds,
+        ),
+        spawn=_spawn,
+        stop=stop,
+        wake=listener.interrupt,
+    )
     rules = JobRules(settings.segment_frames, settings.engine_deaths, settings.model_call_seconds)
     ingest = Ingest(settings.ingest)
     space = SpaceLedger(data.space_ledger, data.root, min_free_bytes=settings.min_free_bytes)
@@ -106,8 +117,7 @@ def _plan(settings: Settings, data: DataFolder) -> HostPlan:
         precision=settings.precision,
         memory_bytes=settings.host_memory_bytes,
         torch_threads=settings.cpu_threads,
-        profiles=data.profiles,
-        model_attempts=data.model_attempts,
+        verdicts=data.verdicts,
         decoders=DecoderPlan(
             limits=VideoLimits(
                 max_pixels=settings.max_pixels,
@@ -130,12 +140,13 @@ def _plan(settings: Settings, data: DataFolder) -> HostPlan:
     )
 
 
-def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a host in a process group of its own, so that it is ended together with its decoders."""
+def _spawn(descriptor: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a host or a trial in a process group of its own, to be ended together with its children."""
     return subprocess.Popen(
         [sys.executable, "-m", "app", "host", "--channel", str(descriptor)],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
+        stderr=stderr,
         start_new_session=True,
         cwd=CHECKOUT,
         env={name: value for name, value in os.environ.items() if name not in SECRETS},

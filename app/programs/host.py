@@ -1,4 +1,4 @@
-"""Start a host in this process: set up the device, the model pool and the decoders, then serve."""
+"""Start a host in this process, with its device, models and decoders; or try one model."""
 
 from __future__ import annotations
 
@@ -6,48 +6,68 @@ import os
 from argparse import Namespace
 from multiprocessing.connection import Connection
 
-import structlog
 import torch
 
 from app.detection.devices import UnusableDevice, choose_devices, describe_runtime, make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
 from app.detection.measuring import REVISION as PROFILE_REVISION
+from app.detection.model_files import read_model
 from app.detection.model_pool import ModelBudget, ModelPool
 from app.detection.precision import Precision
-from app.detection.registry import detector_names, load_detector
-from app.errors import FrameboxError
+from app.detection.registry import BUILT_IN
+from app.detection.registry import REVISION as READING_REVISION
+from app.detection.trial import TooLarge, refused, try_model
+from app.errors import FrameboxError, ModelFault
 from app.host.host import Host
-from app.host.messages import HostPlan, HostReady, HostUnusable
+from app.host.messages import (
+    HOST_OWN_BYTES,
+    HostPlan,
+    HostReady,
+    HostUnusable,
+    TrialBegun,
+    TrialEnded,
+    TrialPlan,
+    TrialTooLarge,
+)
+from app.host.tried_models import TriedModels
+from app.host.verdicts import VerdictStore
 from app.logs import configure_logging
 from app.memory import limit_private_bytes, memory_use
 from app.settings import Settings
-from app.storage.model_profiles import ProfileStore
 from app.video.decoder import DecoderPool
 
-# What a host takes beyond its libraries and its models: the threads of its segments, their records, and free
-# memory in its allocator.
-OWN_BYTES = 96 * 1024 * 1024
 DEVICE_SHARE = 0.9  # of a GPU's memory: other programs and CUDA's libraries need some
-MOST_LOAD_ATTEMPTS = 3
-
-_log = structlog.get_logger(__name__)
 
 
 def run(_: Settings, chosen: Namespace) -> None:
-    """Serve the engine at the other end of the socket `chosen.channel`. Return if it is gone."""
+    """Serve the engine at the other end of the socket `chosen.channel`, or try one model for it."""
     channel = Connection(chosen.channel)
     try:
-        plan: HostPlan = channel.recv()
+        plan: HostPlan | TrialPlan = channel.recv()
     except EOFError:
         return
-    configure_logging("host", plan.log_level)
-    if plan.torch_threads is not None:
-        torch.set_num_threads(plan.torch_threads)
+    host_plan = plan if isinstance(plan, HostPlan) else plan.host
+    configure_logging("host" if plan is host_plan else "trial", host_plan.log_level)
+    if host_plan.torch_threads is not None:
+        torch.set_num_threads(host_plan.torch_threads)
+    if isinstance(plan, HostPlan):
+        _serve(channel, plan)
+    else:
+        _try(channel, plan)
+    os._exit(0)  # without waiting for threads: the engine no longer needs their results
+
+
+def _serve(channel: Connection, plan: HostPlan) -> None:
     try:
         devices = choose_devices(plan.devices)
         device = plan.device or devices[0]
         make_ready(device)
         pinning = pinning_for([device])
+
+        def limit_memory(allowed_bytes: int | None) -> None:
+            if device == "cpu":  # CUDA reserves much more than it takes
+                limit_private_bytes(plan.memory_bytes if allowed_bytes is None else allowed_bytes)
+
         with (
             DecoderPool(
                 limits=plan.decoders.limits,
@@ -59,39 +79,84 @@ def run(_: Settings, chosen: Namespace) -> None:
                 ready_children=plan.decoders.ready_children,
                 pin=None if pinning is None else pinning.pin,
             ) as decoders,
-            _make_models(plan, device) as models,
+            ModelPool(
+                device=device, find=_tried_models(plan, device), budget=_budget(plan, device)
+            ) as models,
         ):
-            names = tuple(detector_names(plan.models))
-            own_bytes = memory_use().own
-            channel.send(HostReady(device, devices, decoders.identity, decoders.sandbox, names, own_bytes))
-            Host(channel, models, decoders).serve()
+            limit_memory(None)
+            channel.send(
+                HostReady(
+                    device=device,
+                    devices=devices,
+                    decoder_identity=decoders.identity,
+                    sandbox=decoders.sandbox,
+                    built_in_models=tuple(BUILT_IN),
+                    runtime=_verdicts(plan, device).runtime,
+                    own_bytes=memory_use().own,
+                )
+            )
+            Host(channel, models, decoders, limit_memory).serve()
     except UnusableDevice as error:
         channel.send(HostUnusable(f"FRAMEBOX_DEVICES: {error}"))
     except FrameboxError as error:
         channel.send(HostUnusable(str(error)))
-    os._exit(0)  # without waiting for threads: the engine no longer needs their results
 
 
-def _make_models(plan: HostPlan, device: str) -> ModelPool:
-    room_bytes = plan.memory_bytes - memory_use().own - OWN_BYTES
-    if device == "cpu":  # CUDA reserves much more than it takes
-        limit_private_bytes(plan.memory_bytes)
-    total_bytes = memory_bytes(device)
-    runtime = f"{describe_runtime(device, threads=torch.get_num_threads())}, profile {PROFILE_REVISION}"
-    return ModelPool(
-        device=device,
-        load=lambda name: load_detector(
-            name,
+def _try(channel: Connection, plan: TrialPlan) -> None:
+    device = plan.host.device or "cpu"
+    make_ready(device)
+    channel.send(TrialBegun(memory_use().own))
+    budget = _budget(plan.host, device)
+    if device == "cpu":
+        limit_private_bytes(plan.room_bytes)
+    else:
+        share = DEVICE_SHARE - plan.kept_device_bytes / torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(max(0.01, share), device)
+    try:
+        content = read_model(plan.model, plan.host.models, plan.host.model_hashes)
+        if content is None:
+            raise ModelFault(f"Model {plan.model!r} was removed.")  # noqa: TRY301
+        verdict = try_model(
+            content,
             device=device,
-            models_folder=plan.models,
-            allowed_hashes=plan.model_hashes,
-            precision=Precision(plan.precision),
-        ),
-        profiles=ProfileStore(plan.profiles, plan.model_attempts, runtime=runtime),
-        budget=ModelBudget(
-            max(0, room_bytes),
-            None if total_bytes is None else int(DEVICE_SHARE * total_bytes),
-            own_bytes=OWN_BYTES,
-        ),
-        most_attempts=MOST_LOAD_ATTEMPTS,
+            precision=Precision(plan.host.precision),
+            budget=budget,
+            runtime=describe_runtime(device, threads=torch.get_num_threads()),
+        )
+        _verdicts(plan.host, device).write(content.fingerprint(0), verdict)
+        channel.send(TrialEnded(verdict))
+    except ModelFault as error:
+        channel.send(TrialEnded(refused(plan.model, error)))
+    except TooLarge as error:
+        channel.send(
+            TrialTooLarge(error.needed.peak_host_bytes, error.needed.device_bytes, budget.describe())
+        )
+
+
+def _budget(plan: HostPlan, device: str) -> ModelBudget:
+    """Return what models may take in a process that has loaded none yet."""
+    total_bytes = memory_bytes(device)
+    return ModelBudget(
+        max(0, plan.memory_bytes - memory_use().own - HOST_OWN_BYTES),
+        None if total_bytes is None else int(DEVICE_SHARE * total_bytes),
+        own_bytes=HOST_OWN_BYTES,
+    )
+
+
+def _tried_models(plan: HostPlan, device: str) -> TriedModels:
+    return TriedModels(
+        device=device,
+        folder=plan.models,
+        allowed_hashes=plan.model_hashes,
+        precision=Precision(plan.precision),
+        verdicts=_verdicts(plan, device),
+        runtime=describe_runtime(device, threads=torch.get_num_threads()),
+    )
+
+
+def _verdicts(plan: HostPlan, device: str) -> VerdictStore:
+    runtime = describe_runtime(device, threads=torch.get_num_threads())
+    revisions = f"profile {PROFILE_REVISION}, reading {READING_REVISION}"
+    return VerdictStore(
+        plan.verdicts, f"{device.partition(':')[0]}, {runtime}, {revisions}, {plan.precision}"
     )

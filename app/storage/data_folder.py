@@ -11,7 +11,7 @@
   jobs/<id>/parts/          finished segments
   jobs/<id>/result.pairs    the document; result.<rendering>, with its .sha256: the same otherwise
   jobs/<id>/result.pts      the time stamps of the document's frames
-  profiles/                 measurements of models
+  verdicts/                 what trials found out about models
   ballast                   space in reserve for the records on a full disk
   run/                      sockets, pids, rendered configuration, metrics; emptied at every start
 """
@@ -47,7 +47,7 @@ class DataFolder:
         self.jobs = root / "jobs"
         self.locks = root / "locks"
         self.ballast = root / "ballast"
-        self.profiles = root / "profiles"  # measurements of models, kept from start to start
+        self.verdicts = root / "verdicts"  # of the trials of models, kept from start to start
         self.run = run = root / "run"
         self.web_socket = run / "web.sock"  # gunicorn's; only nginx uses it. At most 107 bytes long
         self.nginx_socket = run / "own.sock"  # for nginx's requests to itself; no longer than the other
@@ -55,7 +55,6 @@ class DataFolder:
         self.wakeups = run / "wakeups"  # where the programs wake each other: see app/wakeups.py
         self.space_ledger = run / "space.sqlite3"
         self.nginx = run / "nginx"  # its pid and temporary files; its configuration is nginx.conf, beside
-        self.model_attempts = run / "models"  # models that are being loaded
 
     def lock(self, program: str) -> Path:
         """Return the lock file of `program`: serve, engine, web, nginx or courier."""

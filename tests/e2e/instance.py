@@ -56,7 +56,7 @@ class Instance:
     # ---- its life
 
     def start(self, *, wait_until_ready: bool = True, **popen: Any) -> Self:
-        self._take_measurements()
+        self._take_verdicts()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*ENDS_WITH_ITS_PARENT, sys.executable, "-m", "app", "serve"],
@@ -70,7 +70,7 @@ class Instance:
             )
         if wait_until_ready:
             self.wait(self.is_ready, START_SECONDS, "ready")
-            self._leave_measurements()
+            self._leave_verdicts()
         return self
 
     def stop(self) -> None:
@@ -84,19 +84,19 @@ class Instance:
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert not alive, f"left running: {[(p.pid, p.cmdline()) for p in alive]}\n{self.tail()}"
 
-    def _take_measurements(self) -> None:
-        profiles = self.data / "profiles"
-        if self.measured is not None and self.measured.is_dir() and not profiles.exists():
+    def _take_verdicts(self) -> None:
+        verdicts = self.data / "verdicts"
+        if self.measured is not None and self.measured.is_dir() and not verdicts.exists():
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            profiles.mkdir(mode=0o700)
+            verdicts.mkdir(mode=0o700)
             for file in self.measured.glob("*.json"):
-                shutil.copy(file, profiles)
+                shutil.copy(file, verdicts)
 
-    def _leave_measurements(self) -> None:
+    def _leave_verdicts(self) -> None:
         if self.measured is None or self._has_own_models:
             return
         self.measured.mkdir(exist_ok=True)
-        for file in (self.data / "profiles").glob("*.json"):
+        for file in (self.data / "verdicts").glob("*.json"):
             unfinished = self.measured / f"{file.name}.{os.getpid()}"
             shutil.copy(file, unfinished)
             unfinished.replace(self.measured / file.name)
@@ -133,7 +133,7 @@ class Instance:
             return False
 
     def wait_until_models_are_tried(self) -> None:
-        """Return when each model was loaded once or refused: an instance is ready long before."""
+        """Return when each model has passed its trial or is refused: an instance is ready long before."""
 
         def are_tried() -> bool:
             models = requests.get(f"{self.url}/v1/models", timeout=30).json()["models"]

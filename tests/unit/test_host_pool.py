@@ -24,9 +24,10 @@ from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
 from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
-from app.errors import InternalError, ModelFault, UnsupportedVideo
+from app.errors import InternalError, UnsupportedVideo
 from app.host.host import failure
 from app.host.messages import (
+    HOST_OWN_BYTES,
     Advanced,
     Cancel,
     DecoderPlan,
@@ -38,11 +39,14 @@ from app.host.messages import (
     IndexDone,
     IndexFound,
     IndexVideo,
+    LendRoom,
     ModelInUse,
     Reason,
     ReleaseModel,
+    RoomLent,
     RunSegment,
     SegmentDone,
+    TakeRoomBack,
     UseModel,
 )
 from app.metrics import Metrics
@@ -81,8 +85,7 @@ PLAN = HostPlan(
     precision="float32",
     memory_bytes=1 << 40,
     torch_threads=None,
-    profiles=Path("profiles"),
-    model_attempts=Path("attempts"),
+    verdicts=Path("verdicts"),
     decoders=DecoderPlan(VideoLimits(), 1, 1 << 29, 1 << 26, 60.0, require_sandbox=True, ready_children=0),
     log_level="INFO",
 )
@@ -190,7 +193,7 @@ class Setup:
         self.tend_until(lambda: len(self.hosts.all) > self.met)
         host = self.hosts.all[self.met]
         self.met += 1
-        host.say(HostReady("cpu", devices, "decoder", None, ("model",), 0), BEAT)
+        host.say(HostReady("cpu", devices, "decoder", None, (), "a test", 0), BEAT)
         self.tend_until(lambda: host.process.pid in self.ready_pids())
         return host
 
@@ -314,7 +317,7 @@ def test_a_host_without_memory_for_a_model_is_renewed_a_limited_number_of_times(
     assert setup.retried("host renewed") == 0
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(UseModel).ticket, Reason.WORN, "There is not enough memory."))
-    with pytest.raises(ModelFault, match="not enough memory"):
+    with pytest.raises(InternalError, match=r"not enough memory.*FRAMEBOX_HOST_MEMORY_BYTES"):
         asking.result(WAIT_SECONDS)
 
 
@@ -330,7 +333,7 @@ def test_a_host_without_memory_for_a_segment_is_renewed_a_limited_number_of_time
         host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
     assert not any(death.job_ids for death in setup.deaths)
     host.say(Failed(host.hears(RunSegment).ticket, Reason.WORN, "There is no memory for a frame."))
-    with pytest.raises(ModelFault, match="no memory for a frame"):
+    with pytest.raises(InternalError, match="no memory for a frame"):
         future.result(WAIT_SECONDS)
     done.set()
 
@@ -365,6 +368,77 @@ def test_a_model_without_room_on_any_host_raises(setup: Setup) -> None:
     host.say(Failed(host.hears(UseModel).ticket, Reason.NO_ROOM, "model"))
     with pytest.raises(NoRoomForModel):
         asking.result(WAIT_SECONDS)
+
+
+def test_a_host_keeps_working_while_it_lends_room_to_a_trial(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=never)
+        )
+        host.say(RoomLent(host.hears(LendRoom).ticket, 700 << 20, 5))
+        plan = entering.result(WAIT_SECONDS)
+        assert plan.model == "new"
+        assert plan.host.device == "cpu"
+        assert (plan.room_bytes, plan.kept_device_bytes) == (PLAN.memory_bytes - (700 << 20), 5)
+        future = setup.pool.submit(task(), never)
+        host.say(SegmentDone(host.hears(RunSegment).ticket, OUTCOME, 1.0))
+        assert future.result(WAIT_SECONDS) == OUTCOME
+        assert not setup.pool.is_room_wanted()
+        asking = setup.threads.submit(setup.uses.enter_context, setup.pool.use("other", never))
+        host.say(Failed(host.hears(UseModel).ticket, Reason.NO_ROOM))
+        with pytest.raises(NoRoomForModel):
+            asking.result(WAIT_SECONDS)
+        assert setup.pool.is_room_wanted()
+    host.hears(TakeRoomBack)
+    assert not setup.pool.is_room_wanted()
+    done.set()
+
+
+def test_a_host_that_starts_during_a_trial_lends_it_room_too(setup: Setup) -> None:
+    host = setup.next_host()
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=never)
+        )
+        host.say(RoomLent(host.hears(LendRoom).ticket, 0, 0))
+        entering.result(WAIT_SECONDS)
+        host.die()
+        setup.next_host().hears(LendRoom)
+
+
+def test_a_trial_can_have_the_room_of_the_whole_host_once_it_has_no_work(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    future = setup.pool.submit(task(), never)
+    run = host.hears(RunSegment)
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=True, cancelled=never)
+        )
+        setup.tend_until(lambda: not setup.ready_pids())
+        assert host.process.poll() is None
+        host.say(SegmentDone(run.ticket, OUTCOME, 1.0))
+        plan = setup.tend_until(lambda: entering.done() and entering.result())
+        assert future.result(WAIT_SECONDS) == OUTCOME
+        assert plan.room_bytes == PLAN.memory_bytes - HOST_OWN_BYTES
+        assert host.process.poll() is not None
+        setup.deaths.clear()
+        setup.tend_until(setup.pool.is_serving)
+        assert len(setup.hosts.all) == setup.met
+        assert not setup.deaths
+        done.set()
+        setup.ask_for_model()
+        setup.tend_until(setup.pool.is_room_wanted)
+    setup.next_host().hears(UseModel)
+
+
+def test_a_trial_whose_room_is_no_longer_wanted_gives_it_back(setup: Setup) -> None:
+    setup.next_host()
+    with pytest.raises(WorkCancelled), setup.pool.room_for_trial("new", whole=False, cancelled=lambda: True):
+        pass
+    assert setup.ready_pids()
 
 
 def test_a_model_is_released_after_its_last_use(setup: Setup) -> None:

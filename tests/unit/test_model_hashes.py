@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from exported_networks import Yolo, as_torchscript
 
-from app.detection.model_files import hash_model
-from app.detection.registry import find_models, load_detector
+from app.detection.model_files import find_models, hash_model
+from app.detection.registry import load_detector
 from app.errors import ModelFault
 from app.settings import Settings
 
@@ -123,7 +123,7 @@ def test_the_list_is_a_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_a_file_that_changes_after_it_was_hashed_is_not_loaded(models: Path, name: str) -> None:
-    content = hash_model(name, find_models(models)[name])
+    content = hash_model(name, *find_models(models)[name])
     network = next(file for file in content.digests if file.endswith(".torchscript"))
     (content.folder / network).write_bytes(b"something else")
     with pytest.raises(ModelFault, match="changed while it was loaded"):
@@ -154,7 +154,7 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path: Path) -> None:
 
 def test_the_fingerprint_of_a_folder_covers_names_and_content(models: Path) -> None:
     def fingerprint() -> str:
-        return hash_model("folder", find_models(models)["folder"]).fingerprint(1)
+        return hash_model("folder", *find_models(models)["folder"]).fingerprint(1)
 
     seen = {fingerprint()}
     readme = models / "folder" / "notes" / "readme.txt"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from app.detection.detector import Detector
-from app.detection.registry import detector_names, find_models, load_detector
+from app.detection.model_files import find_models
+from app.detection.registry import load_detector
 from app.errors import InvalidOption, ModelFault
 
 METADATA: dict[str, object] = {"names": {"0": "dark", "1": "bright"}, "imgsz": [64, 96], "task": "detect"}
@@ -62,7 +63,7 @@ def bright_frames(count: int, width: int = 96, height: int = 64) -> Tensor:
 
 def test_a_file_in_the_folder_is_a_model(tmp_path: Path, sound: bytes) -> None:
     (tmp_path / "model.pt2").write_bytes(sound)
-    assert detector_names(tmp_path) == ["hog-people", "model", "none"]
+    assert [*find_models(tmp_path)] == ["model"]
     detector = load(tmp_path)
     assert detector.name == "model"
     assert detector.class_names == ("dark", "bright")
@@ -139,8 +140,10 @@ def test_what_lies_outside_the_folder_or_is_no_model_is_passed_over(tmp_path: Pa
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"x")
     (tmp_path / "model.onnx").write_bytes(b"x")
-    with pytest.raises(ModelFault, match="Two models are called 'model'"):
-        find_models(tmp_path)
+    (tmp_path / "other.onnx").write_bytes(b"x")
+    assert [*find_models(tmp_path)] == ["model", "other"]
+    with pytest.raises(ModelFault, match=r"2 models are called 'model': model\.onnx, model\.pt2"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])

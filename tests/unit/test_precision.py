@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from app.detection.detector import Detector
 from app.detection.golden import SCENE_COUNT, golden_scenes
-from app.detection.measuring import MemoryMeter, ModelProfile, measure_effect
-from app.detection.model_pool import ModelPool
+from app.detection.measuring import MemoryMeter, measure_effect
+from app.detection.model_files import hash_model
+from app.detection.model_pool import NO_BUDGET
 from app.detection.network import NetworkDetector
 from app.detection.precision import Precision, choose_precision
 from app.detection.registry import load_detector
+from app.detection.trial import try_model
 from app.errors import ModelFault
 from app.settings import SettingsFault, load_settings
-from app.storage.model_profiles import ProfileStore
 
 Write = Callable[[nn.Module], bytes]
 
@@ -106,24 +107,17 @@ def test_the_effect_on_the_boxes_is_measured_once_and_told(tmp_path: Path) -> No
     folder = tmp_path / "models"
     folder.mkdir()
     load(folder, "bfloat16", as_pt2, Convolving())
-    profiles: ProfileStore[ModelProfile] = ProfileStore(tmp_path / "kept", tmp_path / "tried", runtime="")
-    told = []
-    for _ in range(2):
-        with (
-            ModelPool(
-                device="cpu",
-                load=lambda name: load_detector(name, device="cpu", models_folder=folder),
-                profiles=profiles,
-            ) as pool,
-            pool.use("model"),
-        ):
-            told.append(pool.facts_of("model"))
-    effect = told[0].precision_effect
+    (file,) = folder.glob("model.pt2")
+    content = hash_model("model", file)
+    verdict = try_model(
+        content, device="cpu", precision=Precision.FLOAT32, budget=NO_BUDGET, runtime="a test"
+    )
+    assert verdict.facts is not None
+    effect = verdict.facts.precision_effect
     assert effect is not None
     assert effect.boxes == effect.matched == 2 * SCENE_COUNT
     assert 0 < effect.score_difference < 0.01
     assert effect.box_difference_pixels == 0
-    assert told[1] == told[0]
 
 
 def test_a_float32_model_has_no_effect_to_tell(tmp_path: Path) -> None:

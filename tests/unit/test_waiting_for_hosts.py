@@ -44,7 +44,7 @@ FACTS = dict(
 
 channel = Connection(int(sys.argv[1]))
 channel.recv()
-channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), 0))
+channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), "a test", 0))
 while True:
     command = channel.recv()
     if isinstance(command, UseModel):
@@ -71,7 +71,7 @@ def pool() -> Iterator[HostPool]:
     nothing = Path("/nonexistent")
     decoders = DecoderPlan(VideoLimits(), 1, 0, 0, 1.0, require_sandbox=False, ready_children=0)
     made = HostPool(
-        plan=HostPlan(None, (), None, None, "float32", 0, None, nothing, nothing, decoders, "info"),
+        plan=HostPlan(None, (), None, None, "float32", 0, None, nothing, decoders, "info"),
         spawn=spawn_idle,
         limits=HostLimits(60.0, 60.0, 1 << 40),
         turns=SegmentTurns(slots=2),

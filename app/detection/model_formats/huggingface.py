@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from app.detection.model_files import ModelContent, json_object, reason
+from app.detection.model_files import CONFIG_FILE, ModelContent, json_object, reason
 from app.detection.model_formats.declaration import MAX_BOXES, Declared
 from app.detection.network import LoadedNetwork, Network
 from app.detection.network_input import NetworkInput, PixelRules
@@ -25,7 +25,6 @@ from app.detection.precision import Precision
 from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
-CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 

@@ -1,0 +1,62 @@
+"""The models that a host may load: the built-in ones, and those of the folder that passed their trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from app.detection.detector import Detector
+from app.detection.measuring import MemoryMeter, ModelProfile, measure
+from app.detection.model_facts import UntriedModel, Verdict
+from app.detection.model_files import find_models, read_model
+from app.detection.model_pool import TriedModel
+from app.detection.precision import Precision
+from app.detection.registry import describe_detector, load_built_in, load_model
+from app.detection.trial import cost_of
+from app.host.verdicts import VerdictStore
+
+
+@dataclass(frozen=True, slots=True)
+class TriedModels:
+    """Finds models for a ModelPool."""
+
+    device: str
+    folder: Path | None
+    allowed_hashes: Path | None
+    precision: Precision
+    verdicts: VerdictStore
+    runtime: str  # as in ModelFacts
+
+    def __call__(self, name: str) -> TriedModel:
+        content = read_model(name, self.folder, self.allowed_hashes)
+        if content is None:
+            return self._built_in(name)
+        verdict = self.verdicts.read(content.fingerprint(0))
+        if verdict is None or verdict.facts is None:
+            raise UntriedModel(name)
+        facts = verdict.facts.model_copy(update={"name": name})
+
+        def load() -> Detector:
+            detector = load_model(content, device=self.device, precision=self.precision, is_tried=True)
+            if detector.fingerprint != facts.sha256:  # code of an installed package has changed
+                raise UntriedModel(name)
+            return detector
+
+        return TriedModel(facts, cost_of(cast("ModelProfile", verdict.profile)), load)
+
+    def _built_in(self, name: str) -> TriedModel:
+        """Load a built-in detector, and measure it if it never was: seconds, and little memory."""
+        meter = MemoryMeter(self.device)
+        detector = load_built_in(name, self.device, find_models(self.folder))
+        kept = self.verdicts.read(detector.fingerprint)
+        if kept is None:
+            profile = measure(detector, meter)
+            facts = describe_detector(detector, profile, self.runtime)
+            # Hosts that measure at the same time all use the first result: the batch size may change boxes.
+            kept = self.verdicts.read(detector.fingerprint)
+            kept = kept or Verdict(name=name, facts=facts, profile=dict(profile))
+            self.verdicts.write(detector.fingerprint, kept)
+        profile = cast("ModelProfile", kept.profile)
+        facts = describe_detector(detector, profile, self.runtime)
+        return TriedModel(facts, cost_of(profile), lambda: detector)

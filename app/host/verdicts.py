@@ -1,0 +1,47 @@
+"""The verdicts of trials: what was found out about a model's files, kept by their content and the software.
+
+A batch size that changed from one start to the next could change the last digit of a box, and a resumed job
+would have to start over. So a verdict stays until the model, its device or the software that runs it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+from app.detection.model_facts import Verdict
+from app.storage.durable import atomic_write
+from app.storage.space import is_disk_full
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictStore:
+    """One JSON file a model in `folder`. `runtime` names everything else that influences a verdict."""
+
+    folder: Path
+    runtime: str
+
+    def read(self, fingerprint: str) -> Verdict | None:
+        """Return the verdict on the model with that SHA-256; None if there is none that can be read."""
+        try:
+            return Verdict.model_validate(orjson.loads(self._path(fingerprint).read_bytes()))
+        except (OSError, orjson.JSONDecodeError, ValidationError):
+            return None
+
+    def write(self, fingerprint: str, verdict: Verdict) -> None:
+        """Keep a verdict. On a full disk the model is tried again at the next start."""
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            with atomic_write(self._path(fingerprint)) as file:
+                file.write(orjson.dumps(verdict.model_dump(mode="json")))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+
+    def _path(self, fingerprint: str) -> Path:
+        decides = orjson.dumps([fingerprint, self.runtime])
+        return self.folder / f"{hashlib.sha256(decides).hexdigest()}.json"
