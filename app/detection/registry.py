@@ -12,6 +12,7 @@ its own in ``model_formats/`` and one line in FORMATS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -97,16 +98,22 @@ def load_built_in(name: str, device: str, others: Iterable[str] = ()) -> Detecto
 
 
 def load_model(
-    content: ModelContent, *, device: str, precision: Precision, is_tried: bool = False
+    content: ModelContent,
+    *,
+    device: str,
+    precision: Precision,
+    is_tried: bool = False,
+    inner_threads: int = 1,
 ) -> Detector:
     """Load a model of the folder onto a torch device, as `load_detector` does.
 
-    With `is_tried`, its network runs once and is not checked again. Raises ModelFault.
+    With `is_tried`, its network runs once and is not checked again. On a CPU each call of a network in ONNX
+    computes with `inner_threads`. Raises ModelFault.
     """
     declared = content.declared()
     if ENTRY_POINT in declared:
         return load_entry_point(content, declared, device, revision=REVISION)
-    loaded = _load_network(content, declared, device)
+    loaded = _load_network(content, declared, device, inner_threads)
     detector = NetworkDetector(
         loaded,
         name=content.name,
@@ -116,7 +123,6 @@ def load_model(
     )
     check = run_once if is_tried else check_at_load
     check(detector)
-    detector.use_threads()
     wanted = choose_precision(device, declared=loaded.precision, setting=precision)
     if wanted == detector.precision:
         return detector
@@ -139,7 +145,9 @@ def load_model(
     return detector
 
 
-def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
+def _load_network(
+    content: ModelContent, declared: Mapping[str, object], device: str, inner_threads: int
+) -> LoadedNetwork:
     if content.is_folder and CONFIG_FILE in content.digests:
         return load_huggingface(content, declared, device)
     files = [content.path.name]
@@ -153,7 +161,9 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     (file,) = files
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
-    network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+    suffix = Path(file).suffix
+    load = partial(load_onnx, threads=inner_threads) if suffix == ".onnx" else FORMATS[suffix]
+    network = load(content.name, content.read(file), device)
     declaration = recognise(content.name, network, declared, device)
     return declared_network(network, declaration)
 

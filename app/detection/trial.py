@@ -7,14 +7,18 @@ what has passed, and only into memory that is free.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import structlog
+import torch
 
-from app.detection.detector import is_lack_of_memory
-from app.detection.measuring import MemoryCost, MemoryMeter, ModelProfile, measure
+from app.detection.detector import Detector, is_lack_of_memory
+from app.detection.measuring import SHARED_GAIN, MemoryCost, MemoryMeter, ModelProfile, measure
 from app.detection.model_facts import Refusal, Verdict
 from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
 from app.detection.model_pool import ModelBudget
+from app.detection.network import NetworkDetector
 from app.detection.precision import Precision
 from app.detection.registry import describe_detector, load_model
 from app.errors import FrameboxError, ModelFault
@@ -43,8 +47,7 @@ def try_model(
     """
     meter = MemoryMeter(device)
     try:
-        detector = load_model(content, device=device, precision=precision)
-        profile = measure(detector, meter)
+        detector, profile = _measured(partial(load_model, content, device=device, precision=precision), meter)
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
         if is_lack_of_memory(error):
@@ -59,6 +62,21 @@ def try_model(
     if not budget.takes(cost):
         raise TooLarge(cost)
     return Verdict(name=content.name, facts=facts, profile=dict(profile))
+
+
+def _measured(load: Callable[..., Detector], meter: MemoryMeter) -> tuple[Detector, ModelProfile]:
+    """Load and measure a model; where the threads of a call are fixed when it is loaded, both ways."""
+    detector = load()
+    profile = measure(detector, meter)
+    count = torch.get_num_threads()
+    if count == 1 or not (isinstance(detector, NetworkDetector) and detector.inner_threads):
+        return detector, profile
+    del detector
+    meter.begin()
+    detector = load(is_tried=True, inner_threads=count)
+    shared = measure(detector, meter)
+    is_faster = shared["frames_per_second"] > SHARED_GAIN * profile["frames_per_second"]
+    return detector, shared if is_faster else profile
 
 
 def refused(name: str, error: FrameboxError) -> Verdict:
