@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from app.memory import forget_peak, give_back_free_memory, memory_use
 
 REVISION = 3  # of ModelProfile; raised when older profiles lack something or mean something else
 TYPICAL_VIDEO = (1280, 720)
+TURNS = 5  # of two detectors that are compared
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
 ROUND_SECONDS = 0.2  # at least, if a piece is short
 MEASURE_SECONDS = 3.0  # no larger piece is begun after that
@@ -121,8 +123,8 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
     """
     loading = meter.cost()
     divisions: list[tuple[int, int | None]] = [(1, None)]
-    if isinstance(detector, NetworkDetector) and detector.device == "cpu" and detector.is_stateless:
-        divisions = _divisions(detector)
+    if isinstance(detector, NetworkDetector) and detector.device == "cpu":
+        divisions = _divisions(detector) if detector.loaded.network.is_stateless() else [(1, None)]
     trials: list[Trial] = []
     failure: Exception | None = None
     for callers, inner_threads in divisions:
@@ -162,11 +164,39 @@ def arrangement_of(profile: ModelProfile) -> Arrangement:
     )
 
 
+def is_faster(one: NetworkDetector, other: NetworkDetector) -> bool:
+    """Whether `one` takes less time than `other` for the same frames: the median of rounds in turns.
+
+    Both on a CPU, in as many calls of one thread each as torch would compute with here.
+    """
+    scenes = golden_scenes(*one.frame_size(*TYPICAL_VIDEO))
+    is_stateless = all(detector.loaded.network.is_stateless() for detector in (one, other))
+    threads = SideBySide("comparing", count=None if is_stateless else 1)
+    ratios = []
+    for _ in range(1 + TURNS):  # the first round allocates and compiles
+        seconds = []
+        for detector in (one, other):
+            started = time.perf_counter()
+            threads.run(detector.detect, torch.split(scenes, detector.loaded.batch or 1))
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[1:]) < 1
+
+
+def better_profile(divided: ModelProfile, shared: ModelProfile) -> ModelProfile:
+    """Return the profile to use: of calls side by side, or of one call at a time that all threads share.
+
+    The latter has to be clearly faster: a video's decoders also want the cores, and each step of a call that
+    threads share waits for the last of them.
+    """
+    is_worth_it = shared["frames_per_second"] > SHARED_GAIN * divided["frames_per_second"]
+    return shared if is_worth_it else divided
+
+
 def best_trial(trials: Sequence[Trial]) -> Trial:
     """Return the trial with the smallest pieces that is about as fast as the fastest.
 
-    One call at a time has to be clearly faster than several: a video's decoders also want the cores, and each
-    step of a call that shares them waits for the last thread.
+    One call at a time has to be clearly faster than several, as in `better_profile`.
     """
     divided = [trial for trial in trials if trial.callers > 1]
     whole = [trial for trial in trials if trial.callers == 1]
@@ -179,7 +209,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 def _divisions(detector: NetworkDetector) -> list[tuple[int, int | None]]:
     """Return how torch's threads may be divided: into so many calls of so many threads each."""
-    count, fixed = torch.get_num_threads(), detector.inner_threads
+    count, fixed = torch.get_num_threads(), detector.loaded.network.threads
     if fixed is not None:
         return [(max(1, count // fixed), fixed)]
     return [(count, 1), (1, count)] if count > 1 else [(1, 1)]
@@ -191,8 +221,8 @@ def _try_sizes(
     """Try pieces of growing size. Raises whatever the model raises for the smallest."""
     largest, started = detector.batch_size, time.monotonic()
     sizes = [*(size for size in PIECE_SIZES if size < largest), largest]
-    if isinstance(detector, NetworkDetector) and detector.only_batch is not None:
-        sizes = [detector.only_batch]
+    if isinstance(detector, NetworkDetector) and detector.loaded.batch is not None:
+        sizes = [detector.loaded.batch]
     trials: list[Trial] = []
     threads = SideBySide("measuring", count=callers, inner_threads=inner_threads or torch.get_num_threads())
     for size in sizes:

@@ -56,14 +56,28 @@ class ModelFacts(_Facts):
     frames_per_second: float = Field(description="of 1280 × 720 video in such batches, decoding apart")
     memory_bytes: int = Field(description="of the host, at its peak")
     device_memory_bytes: int = Field(description="of the device, if that has memory of its own")
+    library: str = Field(
+        default="", description="what runs the network: torch or onnxruntime; empty for Python code"
+    )
+    left_out: tuple[str, ...] = Field(
+        default=(), description="what the network also finds and the answer does not have, such as masks"
+    )
+    assumed: tuple[str, ...] = Field(
+        default=(), description="what its file does not say, and was taken from what is usual"
+    )
     runtime: str = Field(
         description="what computes the boxes, beside the model: versions, kind of processor, threads"
     )
 
     @property
+    def is_convertible(self) -> bool:
+        """Whether the model may be faster when it is converted to ONNX."""
+        return self.library == "torch" and self.device == "cpu"
+
+    @property
     def identity(self) -> ModelIdentity:
         """Everything of the model that decides a box: a part made with another identity is made again."""
-        return (self.sha256, self.device, self.runtime, self.batch_size)
+        return (self.sha256, self.device, f"{self.library}, {self.runtime}", self.batch_size)
 
 
 class Refusal(_Facts):
@@ -88,6 +102,8 @@ class Verdict(_Facts):
     name: str
     facts: ModelFacts | None = None
     profile: dict[str, Any] | None = None  # detection.measuring.ModelProfile
+    declaration: dict[str, Any] = Field(default_factory=dict)  # how a network is read, as it was recognised
+    converted: str | None = None  # the SHA-256 of the ONNX file that is run instead of the model's own
     refusal: Refusal | None = None
     # A refusal for lack of memory or time holds while there is no more of either.
     room_bytes: int | None = None

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Network:
     is_stateless: Callable[[], bool] = lambda: True
     module: nn.Module | None = None  # what `run` computes with, if that is torch
     threads: int | None = None  # of a call; None: as many as torch has in the calling thread
+    library: str = "torch"  # or onnxruntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class LoadedNetwork:
     min_score: float  # for requests that name none
     precision: Precision | None  # the declared one
     batch: int | None = None  # the only batch size that the network takes
+    declaration: Mapping[str, Any] = field(default_factory=dict)  # as recognised: plain JSON values
 
 
 class NetworkDetector:
@@ -89,24 +91,9 @@ class NetworkDetector:
         dtype = loaded.network.takes.dtype
         # A network that takes bytes does not say what it computes in, and is taken for float32.
         self.precision = "float32" if dtype is torch.uint8 else str(dtype).removeprefix("torch.")
-        self._loaded = loaded
+        self.loaded = loaded
         self.call_size = loaded.batch or batch_size  # frames that the network takes at a time, at most
         self.batch_size = self.call_size
-
-    @property
-    def is_stateless(self) -> bool:
-        """Whether several threads may run it at a time, as far as its calls have shown."""
-        return self._loaded.network.is_stateless()
-
-    @property
-    def inner_threads(self) -> int | None:
-        """How many threads a call takes; None: as many as torch has in the calling thread."""
-        return self._loaded.network.threads
-
-    @property
-    def only_batch(self) -> int | None:
-        """The only number of frames that the network takes, if there is one: fewer are filled up."""
-        return self._loaded.batch
 
     def lowered(self, precision: Precision) -> Self:
         """Return the same network as another model, which computes in 16 bits.
@@ -121,7 +108,7 @@ class NetworkDetector:
         return other
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        return self._loaded.fitting.frame_size(width, height)
+        return self.loaded.fitting.frame_size(width, height)
 
     def detect(self, frames: Tensor) -> list[Detections]:
         """Detect in one call of the network, in this thread. At most `call_size` frames."""
@@ -133,13 +120,13 @@ class NetworkDetector:
             raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
         if bool((is_unknown & found.valid).any()):
-            first = self._loaded.reading.first_class
+            first = self.loaded.reading.first_class
             number = int(found.class_ids[is_unknown & found.valid][0]) + first
             raise ModelFault(
                 f"Model {self.name!r} gives class {number}, but has {len(self.class_names)} labels, "
                 f"which are counted from {first}. Write all labels in framebox.toml."
             )
-        boxes = self._loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
+        boxes = self.loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
         has_area = (boxes[..., :2] < boxes[..., 2:]).all(dim=-1)
         kept = (found.valid & has_area).cpu()
         boxes, scores, class_ids = boxes.cpu(), found.scores.cpu(), found.class_ids.cpu()
@@ -150,12 +137,12 @@ class NetworkDetector:
 
     def best(self, columns: Columns, width: int, height: int) -> Candidates:
         """Return the best boxes of frames of that size, in pixels of the network's input."""
-        placement = self._loaded.fitting.place(width, height)
-        return select(columns, self._loaded.reading, (placement.input_width, placement.input_height))
+        placement = self.loaded.fitting.place(width, height)
+        return select(columns, self.loaded.reading, (placement.input_width, placement.input_height))
 
     def output(self, frames: Tensor) -> object:
         """Return the network's raw output for `frames`, and for those that fill up a batch of fixed size."""
-        loaded = self._loaded
+        loaded = self.loaded
         pictures = loaded.fitting.fill(frames, self.device)
         missing = (loaded.batch or 0) - len(pictures)
         if missing > 0:
@@ -173,10 +160,10 @@ class NetworkDetector:
 
         Raises ModelFault if it is not as declared, or not finite.
         """
-        picture_count = max(frame_count, self._loaded.batch or 0)
-        columns = read_columns(output, self._loaded.reading, picture_count)
+        picture_count = max(frame_count, self.loaded.batch or 0)
+        columns = read_columns(output, self.loaded.reading, picture_count)
         if columns is None:
-            raise layout_fault(self.name, output, self._loaded.reading, picture_count)
+            raise layout_fault(self.name, output, self.loaded.reading, picture_count)
         # One pass over each: NaN and infinity both survive a sum.
         if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")

@@ -179,6 +179,7 @@ def declared_network(network: Network, declaration: Declaration) -> LoadedNetwor
         declaration.min_score,
         declaration.precision,
         network.takes.batch or declaration.batch,
+        declaration.model_dump(mode="json"),
     )
 
 

@@ -12,9 +12,10 @@ its own in ``model_formats/`` and one line in FORMATS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import structlog
 
@@ -97,23 +98,26 @@ def load_built_in(name: str, device: str, others: Iterable[str] = ()) -> Detecto
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a trial has found out: how to read a network, and perhaps its converted form."""
+
+    declaration: Mapping[str, object] = field(default_factory=dict)
+    onnx: bytes | None = None  # an ONNX file, to be run instead of the model's own
+    threads: int = 1  # that share a call of a network in ONNX on the CPU
+
+
 def load_model(
-    content: ModelContent,
-    *,
-    device: str,
-    precision: Precision,
-    is_tried: bool = False,
-    inner_threads: int = 1,
+    content: ModelContent, *, device: str, precision: Precision, tried: Tried | None = None
 ) -> Detector:
     """Load a model of the folder onto a torch device, as `load_detector` does.
 
-    With `is_tried`, its network runs once and is not checked again. On a CPU each call of a network in ONNX
-    computes with `inner_threads`. Raises ModelFault.
+    With `tried`, its network is neither recognised nor checked again, and runs once. Raises ModelFault.
     """
     declared = content.declared()
     if ENTRY_POINT in declared:
         return load_entry_point(content, declared, device, revision=REVISION)
-    loaded = _load_network(content, declared, device, inner_threads)
+    loaded = _load_network(content, declared, device, tried or Tried())
     detector = NetworkDetector(
         loaded,
         name=content.name,
@@ -121,7 +125,7 @@ def load_model(
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
-    check = run_once if is_tried else check_at_load
+    check = check_at_load if tried is None else run_once
     check(detector)
     wanted = choose_precision(device, declared=loaded.precision, setting=precision)
     if wanted == detector.precision:
@@ -146,7 +150,7 @@ def load_model(
 
 
 def _load_network(
-    content: ModelContent, declared: Mapping[str, object], device: str, inner_threads: int
+    content: ModelContent, declared: Mapping[str, object], device: str, tried: Tried
 ) -> LoadedNetwork:
     if content.is_folder and CONFIG_FILE in content.digests:
         return load_huggingface(content, declared, device)
@@ -161,16 +165,23 @@ def _load_network(
     (file,) = files
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
-    suffix = Path(file).suffix
-    load = partial(load_onnx, threads=inner_threads) if suffix == ".onnx" else FORMATS[suffix]
-    network = load(content.name, content.read(file), device)
-    declaration = recognise(content.name, network, declared, device)
+    suffix = ".onnx" if tried.onnx is not None else Path(file).suffix
+    file_content = content.read(file) if tried.onnx is None else tried.onnx
+    if suffix == ".onnx":
+        network = load_onnx(content.name, file_content, device, threads=tried.threads)
+    else:
+        network = FORMATS[suffix](content.name, file_content, device)
+    declaration = recognise(content.name, network, tried.declaration or declared, device)
     return declared_network(network, declaration)
 
 
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:
     """Return the facts of a loaded detector with that profile. `runtime`: see `describe_runtime`."""
     effect = profile.get("precision_effect")
+    library = ""
+    declaration: Mapping[str, Any] = {}
+    if isinstance(detector, NetworkDetector):
+        library, declaration = detector.loaded.network.library, detector.loaded.declaration
     # No frame exceeds the width of a very long one and the height of a very tall one.
     (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
     return ModelFacts(
@@ -186,5 +197,8 @@ def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -
         frames_per_second=profile["frames_per_second"],
         memory_bytes=max(profile["host_bytes"], profile["loading_bytes"]),
         device_memory_bytes=profile["device_bytes"],
+        library=library,
+        left_out=tuple(declaration.get("left_out", ())),
+        assumed=tuple(declaration.get("assumed", ())),
         runtime=runtime,
     )

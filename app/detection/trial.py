@@ -7,20 +7,30 @@ what has passed, and only into memory that is free.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import structlog
 import torch
 
-from app.detection.detector import Detector, is_lack_of_memory
-from app.detection.measuring import SHARED_GAIN, MemoryCost, MemoryMeter, ModelProfile, measure
+from app.detection.conversion import CannotConvert, convert, difference
+from app.detection.detector import is_lack_of_memory
+from app.detection.golden import golden_scenes
+from app.detection.measuring import (
+    MemoryCost,
+    MemoryMeter,
+    better_profile,
+    is_faster,
+    measure,
+)
 from app.detection.model_facts import Refusal, Verdict
 from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
+from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_pool import ModelBudget
-from app.detection.network import NetworkDetector
+from app.detection.network import NetworkDetector, check_at_load
+from app.detection.network_input import to_network_input
 from app.detection.precision import Precision
-from app.detection.registry import describe_detector, load_model
+from app.detection.registry import BATCH_SIZE_CPU, Tried, describe_detector, load_model
+from app.detection.resize import ShortSide
 from app.errors import FrameboxError, ModelFault
 
 _REQUESTED = re.compile(
@@ -39,15 +49,33 @@ class TooLarge(Exception):
 
 
 def try_model(
-    content: ModelContent, *, device: str, precision: Precision, budget: ModelBudget, runtime: str
+    content: ModelContent,
+    *,
+    device: str,
+    precision: Precision,
+    budget: ModelBudget,
+    runtime: str,
+    tried: Tried | None = None,
 ) -> Verdict:
     """Load, check and measure a model of the folder: seconds to minutes. Raises TooLarge.
 
-    `budget` is what a host has for models. `runtime`: see `describe_runtime`.
+    `budget` is what a host has for models. `runtime`: see `describe_runtime`. With `tried`, what an earlier
+    trial has found out is not found out again.
     """
     meter = MemoryMeter(device)
     try:
-        detector, profile = _measured(partial(load_model, content, device=device, precision=precision), meter)
+        detector = load_model(content, device=device, precision=precision, tried=tried)
+        profile = measure(detector, meter)
+        if (
+            isinstance(detector, NetworkDetector)
+            and 1 == detector.loaded.network.threads < torch.get_num_threads()
+        ):
+            # How many threads share a call is fixed when such a network is loaded.
+            known = Tried(detector.loaded.declaration, tried and tried.onnx, threads=torch.get_num_threads())
+            del detector
+            meter.begin()
+            detector = load_model(content, device=device, precision=precision, tried=known)
+            profile = better_profile(profile, measure(detector, meter))
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
         if is_lack_of_memory(error):
@@ -61,22 +89,47 @@ def try_model(
     cost = cost_of(profile)
     if not budget.takes(cost):
         raise TooLarge(cost)
-    return Verdict(name=content.name, facts=facts, profile=dict(profile))
+    declaration = dict(detector.loaded.declaration) if isinstance(detector, NetworkDetector) else {}
+    return Verdict(name=content.name, facts=facts, profile=dict(profile), declaration=declaration)
 
 
-def _measured(load: Callable[..., Detector], meter: MemoryMeter) -> tuple[Detector, ModelProfile]:
-    """Load and measure a model; where the threads of a call are fixed when it is loaded, both ways."""
-    detector = load()
-    profile = measure(detector, meter)
-    count = torch.get_num_threads()
-    if count == 1 or not (isinstance(detector, NetworkDetector) and detector.inner_threads):
-        return detector, profile
-    del detector
-    meter.begin()
-    detector = load(is_tried=True, inner_threads=count)
-    shared = measure(detector, meter)
-    is_faster = shared["frames_per_second"] > SHARED_GAIN * profile["frames_per_second"]
-    return detector, shared if is_faster else profile
+def convert_model(content: ModelContent, verdict: Verdict, precision: Precision) -> bytes | None:
+    """Return a model as an ONNX file, if onnxruntime finds the same boxes and is faster; else None.
+
+    `verdict` is of its first trial, on the CPU. Raises TooLarge.
+    """
+    meter = MemoryMeter("cpu")
+    try:
+        original = load_model(content, device="cpu", precision=precision, tried=Tried(verdict.declaration))
+        if not isinstance(original, NetworkDetector) or original.reference is not None:
+            return None
+        loaded = original.loaded
+        scenes = golden_scenes(*original.frame_size(1280, 720))[: loaded.batch or 2]
+        pictures = to_network_input(loaded.fitting.fill(scenes, "cpu"), loaded.network.takes, loaded.pixels)
+        file = convert(loaded.network, pictures, sizes_vary=isinstance(loaded.fitting, ShortSide))
+        network = load_onnx(content.name, file, "cpu")
+        converted = NetworkDetector(
+            replace(loaded, network=network, batch=network.takes.batch or loaded.batch),
+            name=content.name,
+            fingerprint=original.fingerprint,
+            device="cpu",
+            batch_size=BATCH_SIZE_CPU,
+        )
+        check_at_load(converted)
+        counts = sorted({1, 2, original.batch_size})
+        if (found := difference(converted, original, counts)) is not None:
+            raise CannotConvert(found)  # noqa: TRY301
+        if not is_faster(converted, original):
+            raise CannotConvert("it is no faster")  # noqa: TRY301
+    except CannotConvert as error:
+        _log.info("model stays on torch", model=content.name, reason=str(error))
+        return None
+    except Exception as error:  # noqa: BLE001 - the model's boundary; it has passed as it is
+        if is_lack_of_memory(error):
+            raise TooLarge(_needed(meter, error, network_bytes(file_marks(content.path)))) from None
+        _log.warning("model stays on torch", exc_info=error, model=content.name)
+        return None
+    return file
 
 
 def refused(name: str, error: FrameboxError) -> Verdict:

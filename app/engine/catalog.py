@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -27,6 +27,7 @@ from app.detection.model_files import FileMarks, changed_fault, file_marks, find
 from app.engine.host_pool import HostPool
 from app.engine.trials import SpawnTrial, TrialCrashed, TrialLacksMemory, TrialTooLate, run_trial
 from app.errors import FrameboxError, ModelFault, error_classes
+from app.host.messages import TrialPlan
 from app.host.verdicts import VerdictStore
 from app.video.results import Cancelled, WorkCancelled
 
@@ -35,6 +36,7 @@ SCAN_SECONDS = 5.0  # between two looks into the folder of models
 SETTLE_SECONDS = 2.0  # since a change of a model's files was seen: they may still be being written
 FIRST_SECONDS = 15.0  # for a trial; one that takes longer is repeated after the others, with more time
 MORE_TIME = 4.0  # times as much
+CONVERSION_SECONDS = 240.0  # for the conversion of a model to ONNX
 MOST_CHANGES = 3  # of a model's files while one job waits for it
 MIB = 1024 * 1024
 
@@ -273,8 +275,7 @@ class Catalog:
                 verdict = self._try(name, model)
                 if verdict is None:
                     return
-                if verdict.room_bytes is not None or verdict.deadline_seconds is not None:
-                    store.write(fingerprint, verdict)
+                store.write(fingerprint, verdict)
         except ModelFault as error:
             verdict = Verdict(name=name, refusal=Refusal(code=error.code, detail=error.detail))
         if verdict.refusal is not None:
@@ -309,6 +310,8 @@ class Catalog:
         try:
             with self._hosts.room_for_trial(name, whole=is_whole, cancelled=cancelled) as plan:
                 verdict = run_trial(self._spawn, plan, seconds=seconds, cancelled=cancelled)
+                if verdict.facts is not None and verdict.facts.is_convertible:
+                    verdict = self._convert(replace(plan, verdict=verdict), verdict, is_whole, cancelled)
         except WorkCancelled:
             return None
         except TrialTooLate:
@@ -335,6 +338,24 @@ class Catalog:
             self._must_load_default = True  # it may have made room
         _log.info("model tried", model=name, seconds=round(time.monotonic() - started, 2))
         return verdict
+
+    def _convert(self, plan: TrialPlan, verdict: Verdict, is_whole: bool, cancelled: Cancelled) -> Verdict:
+        """Have a model that passed its trial converted; if that fails, it runs as it is.
+
+        Raises TrialLacksMemory if there is more memory to be had.
+        """
+        seconds = min(CONVERSION_SECONDS, self._rules.most_seconds)
+        try:
+            converted = run_trial(self._spawn, plan, seconds=seconds, cancelled=cancelled)
+            if converted.converted is None:
+                return verdict
+            plan = replace(plan, verdict=converted)
+            return run_trial(self._spawn, plan, seconds=seconds, cancelled=cancelled)
+        except (TrialTooLate, TrialCrashed, TrialLacksMemory) as error:
+            if isinstance(error, TrialLacksMemory) and not is_whole:
+                raise
+            _log.warning("model stays on torch", model=plan.model, reason=f"{type(error).__name__} {error}")
+            return verdict
 
     def _lack(self, name: str, error: TrialLacksMemory) -> str:
         setting = f"Raise FRAMEBOX_HOST_MEMORY_BYTES, which is {self._rules.host_bytes // MIB} MiB."

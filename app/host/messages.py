@@ -69,6 +69,8 @@ class TrialPlan:
     model: str
     room_bytes: int  # host memory that the process may take; on a GPU, in addition to what CUDA takes
     kept_device_bytes: int = 0  # of what models may take on the device: not for this one
+    # What is known so far: then the model is converted; or, if it has been, that form is measured.
+    verdict: Verdict | None = None
 
 
 # ---- engine to host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +12,19 @@ from app.detection.model_facts import UntriedModel, Verdict
 from app.detection.model_files import find_models, read_model
 from app.detection.model_pool import TriedModel
 from app.detection.precision import Precision
-from app.detection.registry import describe_detector, load_built_in, load_model
+from app.detection.registry import Tried, describe_detector, load_built_in, load_model
 from app.detection.trial import cost_of
 from app.host.verdicts import VerdictStore
+
+
+def tried_by(verdict: Verdict, store: VerdictStore) -> Tried:
+    """Return what a trial has found out. Raises UntriedModel if its converted file is not there any more."""
+    if verdict.converted is None:
+        return Tried(verdict.declaration)
+    file = store.read_file(verdict.converted)
+    if file is None:
+        raise UntriedModel(verdict.name)
+    return Tried(verdict.declaration, file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +51,9 @@ class TriedModels:
         )
 
         def load() -> Detector:
-            detector = load_model(
-                content,
-                device=self.device,
-                precision=self.precision,
-                is_tried=True,
-                inner_threads=profile["inner_threads"] or 1,
-            )
+            tried = tried_by(verdict, self.verdicts)
+            tried = replace(tried, threads=profile["inner_threads"] or 1)
+            detector = load_model(content, device=self.device, precision=self.precision, tried=tried)
             if detector.fingerprint != facts.sha256:  # code of an installed package has changed
                 raise UntriedModel(name)
             return detector

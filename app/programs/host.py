@@ -11,12 +11,13 @@ import torch
 from app.detection.devices import UnusableDevice, choose_devices, describe_runtime, make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
 from app.detection.measuring import REVISION as PROFILE_REVISION
-from app.detection.model_files import read_model
+from app.detection.model_facts import Verdict
+from app.detection.model_files import ModelContent, read_model
 from app.detection.model_pool import ModelBudget, ModelPool
 from app.detection.precision import Precision
 from app.detection.registry import BUILT_IN
 from app.detection.registry import REVISION as READING_REVISION
-from app.detection.trial import TooLarge, refused, try_model
+from app.detection.trial import TooLarge, convert_model, refused, try_model
 from app.errors import FrameboxError, ModelFault
 from app.host.host import Host
 from app.host.messages import (
@@ -29,7 +30,7 @@ from app.host.messages import (
     TrialPlan,
     TrialTooLarge,
 )
-from app.host.tried_models import TriedModels
+from app.host.tried_models import TriedModels, tried_by
 from app.host.verdicts import VerdictStore
 from app.logs import configure_logging
 from app.memory import limit_private_bytes, memory_use
@@ -116,21 +117,35 @@ def _try(channel: Connection, plan: TrialPlan) -> None:
         content = read_model(plan.model, plan.host.models, plan.host.model_hashes)
         if content is None:
             raise ModelFault(f"Model {plan.model!r} was removed.")  # noqa: TRY301
-        verdict = try_model(
-            content,
-            device=device,
-            precision=Precision(plan.host.precision),
-            budget=budget,
-            runtime=describe_runtime(device, threads=torch.get_num_threads()),
-        )
-        _verdicts(plan.host, device).write(content.fingerprint(0), verdict)
-        channel.send(TrialEnded(verdict))
+        channel.send(TrialEnded(_verdict(plan, device, content, budget)))
     except ModelFault as error:
         channel.send(TrialEnded(refused(plan.model, error)))
     except TooLarge as error:
         channel.send(
             TrialTooLarge(error.needed.peak_host_bytes, error.needed.device_bytes, budget.describe())
         )
+
+
+def _verdict(plan: TrialPlan, device: str, content: ModelContent, budget: ModelBudget) -> Verdict:
+    """Return the verdict on a model, or a better one than that of the plan. Raises TooLarge."""
+    store, known = _verdicts(plan.host, device), plan.verdict
+    precision = Precision(plan.host.precision)
+    if known is not None and known.converted is None:
+        file = convert_model(content, known, precision)
+        return known if file is None else known.model_copy(update={"converted": store.write_file(file)})
+    verdict = try_model(
+        content,
+        device=device,
+        precision=precision,
+        budget=budget,
+        runtime=describe_runtime(device, threads=torch.get_num_threads()),
+        tried=None if known is None else tried_by(known, store),
+    )
+    if known is None:
+        return verdict
+    if verdict.facts is None:  # as it is, it has passed
+        return known.model_copy(update={"converted": None})
+    return verdict.model_copy(update={"converted": known.converted})
 
 
 def _budget(plan: HostPlan, device: str) -> ModelBudget:

@@ -112,9 +112,9 @@ def loaded(folder: Path, file: str, content: bytes) -> NetworkDetector:
 
 
 def as_onnx(detector: NetworkDetector) -> NetworkDetector:
-    network = load_onnx("converted", convert(detector._loaded.network, PICTURES), "cpu")
+    network = load_onnx("converted", convert(detector.loaded.network, PICTURES), "cpu")
     return NetworkDetector(
-        replace(detector._loaded, network=network, batch=network.takes.batch),
+        replace(detector.loaded, network=network, batch=network.takes.batch),
         name="converted",
         fingerprint="",
         device="cpu",

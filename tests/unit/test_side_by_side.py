@@ -119,7 +119,7 @@ def test_a_batch_is_computed_in_the_same_pieces_whichever_thread_takes_them(tmp_
     levels = torch.linspace(120, 250, 8).to(torch.uint8)
     frames = levels[:, None, None, None].expand(8, HEIGHT, WIDTH, 3).contiguous()
     with torch.inference_mode():
-        wanted = [found for piece in frames.split(3) for found in detector.detect(piece)]  # type: ignore[no-untyped-call]
+        wanted = [found for piece in frames.split(3) for found in detector.detect(piece)]
     arrangement = Arrangement(batch_size=8, piece_size=3, callers=COUNT, inner_threads=1)
     with DeviceThread(detector, arrangement=arrangement) as device:
         batches = [device.submit(frames.numpy()) for _ in range(4)]
