@@ -18,6 +18,7 @@ from app.detection.golden import golden_scenes
 from app.detection.measuring import (
     MemoryCost,
     MemoryMeter,
+    ModelProfile,
     better_profile,
     is_faster,
     measure,
@@ -66,15 +67,14 @@ def try_model(
     try:
         detector = load_model(content, device=device, precision=precision, tried=tried)
         profile = measure(detector, meter)
-        if (
-            isinstance(detector, NetworkDetector)
-            and 1 == detector.loaded.network.threads < torch.get_num_threads()
-        ):
+        count = torch.get_num_threads()
+        if count > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
             # How many threads share a call is fixed when such a network is loaded.
-            known = Tried(detector.loaded.declaration, tried and tried.onnx, threads=torch.get_num_threads())
+            file = None if tried is None else tried.onnx
+            shared = Tried(detector.loaded.declaration, file, threads=count)
             del detector
             meter.begin()
-            detector = load_model(content, device=device, precision=precision, tried=known)
+            detector = load_model(content, device=device, precision=precision, tried=shared)
             profile = better_profile(profile, measure(detector, meter))
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
