@@ -19,6 +19,7 @@ class ResizePolicy(StrEnum):
     LETTERBOX = "letterbox"  # keeps its aspect ratio; grey on the right or at the bottom
     LETTERBOX_CENTRE = "letterbox-centre"  # keeps its aspect ratio; grey on both sides
     STRETCH = "stretch"  # loses its aspect ratio
+    AS_IS = "as-is"  # the input has the frame's size, or a smaller one within the declared, either way round
     SHORT_SIDE = "short-side"  # keeps it, and the input has it too, within the declared size either way round
 
 
@@ -104,6 +105,19 @@ class InputSize(Fitting):
         if self.policy is ResizePolicy.LETTERBOX_CENTRE:
             left, top = (self.width - scaled_width) // 2, (self.height - scaled_height) // 2
         return Placement(left, top, scaled_width, scaled_height, self.width, self.height)
+
+
+@dataclass(frozen=True, slots=True)
+class AsIs(Fitting):
+    """An input of the frame's own size, for networks that scale by themselves; at most as declared."""
+
+    short: int  # the most of the shorter side
+    longest: int
+
+    def place(self, width: int, height: int) -> Placement:
+        scale = min(1.0, self.short / min(width, height), self.longest / max(width, height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return Placement(0, 0, width, height, width, height)
 
 
 @dataclass(frozen=True, slots=True)
