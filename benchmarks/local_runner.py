@@ -12,7 +12,7 @@ import torch
 from app.detection.detector import Detector
 from app.detection.device import DeviceThread
 from app.detection.devices import describe_runtime
-from app.detection.measuring import MemoryMeter, measure
+from app.detection.measuring import MemoryMeter, arrangement_of, measure
 from app.detection.model_pool import TriedModel
 from app.detection.registry import describe_detector
 from app.detection.trial import cost_of
@@ -31,7 +31,7 @@ def measured_models(load: Callable[[str], Detector]) -> Callable[[str], TriedMod
         profile = measure(detector, MemoryMeter(detector.device))
         runtime = describe_runtime(detector.device, threads=torch.get_num_threads())
         facts = describe_detector(detector, profile, runtime)
-        return TriedModel(facts, cost_of(profile), lambda: detector)
+        return TriedModel(facts, cost_of(profile), arrangement_of(profile), lambda: detector)
 
     return find
 

@@ -192,7 +192,7 @@ def _read(detector: NetworkDetector, frames: Tensor) -> list[_Boxes]:
     for part in torch.split(frames, detector.call_size):
         columns = detector.columns(detector.output(part), len(part))
         ranked = columns.scores.sort(dim=1, descending=True).values
-        for scores, boxes in zip(ranked, detector.detect_together(part), strict=True):
+        for scores, boxes in zip(ranked, detector.detect(part), strict=True):
             found.append((scores, boxes.boxes_xyxy, boxes.class_ids, boxes.scores))
     return found
 

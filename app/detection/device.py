@@ -1,14 +1,13 @@
-"""The one thread that runs a model on a device: batches go in, futures of their boxes come out."""
+"""The threads that run a model on a device: batches go in, futures of their boxes come out."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -27,6 +26,7 @@ from app.detection.detector import (
 )
 from app.detection.devices import FaultFinder, sticking_fault, why_lost
 from app.detection.frame_copies import FrameCopies, copies_to
+from app.detection.side_by_side import STACK_BYTES, START_SECONDS, Arrangement
 from app.errors import FrameboxError, ModelFault
 
 Frames = npt.NDArray[np.uint8]  # (n, height, width, 3) RGB
@@ -49,7 +49,7 @@ class DeviceStats:
     """What a device has done since its thread started."""
 
     frame_count: int = 0
-    busy_seconds: float = 0.0  # inside the model
+    busy_seconds: float = 0.0  # inside the model, on average over its threads
     out_of_memory_count: int = 0  # calls that did not fit and were halved
     dropped_box_count: int = 0  # boxes without area inside their frame
     model_fault_count: int = 0  # batches that failed
@@ -60,58 +60,28 @@ def add_stats(stats: Iterable[DeviceStats]) -> DeviceStats:
     return DeviceStats(*(sum(column) for column in zip(*map(astuple, stats), strict=True)))
 
 
-class CallGate:
-    """Lets models compute side by side, or only one, while it is measured."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._calls = 0
-        self._is_closed = False
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Wait until no block of `alone` is running; this block counts as a call."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_closed)
-            self._calls += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._calls -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no call is running; none begins during the block. One caller at a time."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.wait_for(lambda: not self._calls)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_closed = False
-                self._changed.notify_all()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Batch:
     frames: Tensor  # on the device, if its model takes them so
     future: Future[list[Detections]]
     owner: str | None
+    begun: int = 0  # frames that threads have taken, the first ones
+    running: int = 0  # pieces that threads work on
+    found: dict[int, list[Detections]] = field(default_factory=dict)  # of finished pieces, by first frame
+    has_failed: bool = False
+    fault: BaseException | None = None  # of the first piece that failed
 
 
 class DeviceThread:
     """Runs one detector, batch by batch. Several devices: several of these.
 
     Owners take turns, so that one with many queued batches gets no more of the device than one with few;
-    the batches of one owner run in their order.
+    the batches of one owner run in their order. Each batch is cut into pieces, always at the same frames. A
+    thread that is done with its piece takes the next, of the next batch if need be: none waits for another.
 
     `submit` copies frames to the device, in the calling thread, for a model that takes them there.
 
-    The model computes with as many torch threads as the thread that made this object would.
-    A model that raises or returns nonsense fails its batch with ModelFault; the thread goes on.
+    A model that raises or returns nonsense fails its batch with ModelFault; the threads go on.
     A lost device fails its batch and every later one with DeviceLost: the process has to restart.
     """
 
@@ -119,55 +89,73 @@ class DeviceThread:
         self,
         detector: Detector,
         *,
-        batch_size: int | None = None,
+        arrangement: Arrangement | None = None,
         queued_batches: int = QUEUED_BATCHES,
-        gate: CallGate | None = None,
         free_memory: Callable[[], None] = lambda: None,
         copies_to: Callable[[str], FrameCopies | None] = copies_to,
         find_fault: FaultFinder = sticking_fault,
     ) -> None:
-        """Take batches of at most `batch_size` frames, by default as many as the detector takes.
+        """By default one thread takes batches as large as the detector does, in one piece.
 
-        If there is no memory for a single frame, this object's thread calls `free_memory` and tries again.
+        If there is no memory for a single frame, a thread calls `free_memory`, and tries again while no other
+        one runs the model.
         """
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
         self.detector = detector
-        self.batch_size = batch_size or detector.batch_size  # frames that `submit` takes at a time, at most
+        self._arrangement = arrangement or Arrangement(detector.batch_size, detector.batch_size)
+        self.batch_size = self._arrangement.batch_size  # frames that `submit` takes at a time, at most
         self._copies = copies_to(detector.device) if detector.takes_device_frames else None
-        self._gate = gate or CallGate()
         self._free_memory = free_memory
         self._find_fault = find_fault
         self._queued_batches = queued_batches
         self._torch_threads = torch.get_num_threads()
         self._queue: deque[_Batch] = deque()
         self._turns: OrderedDict[str | None, int] = OrderedDict()  # each owner's last; ascending
-        self._changed = threading.Condition()  # guards _queue, _turns, _closing and lost
+        self._changed = threading.Condition()  # guards all that follows, _queue and _turns
+        self._current: _Batch | None = None  # the one whose next piece is taken next
+        self._running = 0  # pieces that threads work on
+        self._starving = 0  # threads that wait to be the only one that runs the model
         self._closing = False
         self.lost: DeviceLost | None = None  # why the device is unusable, once it is
-        self._thread = threading.Thread(
-            target=self._run, name=f"device {detector.device} {detector.name}", daemon=True
-        )
-        # Only the device's thread writes these; others read whole values.
         self.stats = DeviceStats()
-        self._call: tuple[float, str | None] | None = None  # when the current call began, and its owner
+        self._calls: dict[int, tuple[float, str | None]] = {}  # by thread: when it began, and its owner
         # How many frames fit in a call: halved when they do not, doubled after many calls that fitted.
-        self._fitting_size = self.batch_size
+        self._fitting_size = self._arrangement.piece_size
         self._fitting_calls = 0  # since it was halved or doubled
+        self._name = f"device {detector.device} {detector.name}"
+        callers = self._arrangement.callers
+        self._begun = threading.Barrier(callers + 1)
+        self._threads = [
+            threading.Thread(target=self._run, name=self._name, daemon=True) for _ in range(callers)
+        ]
 
     @property
     def running_call(self) -> tuple[float, str | None]:
-        """For a watchdog: how long the model's current call has taken, in seconds, and its owner."""
-        call = self._call
-        return (0.0, None) if call is None else (time.monotonic() - call[0], call[1])
+        """For a watchdog: how long the longest of the model's current calls has taken, and its owner."""
+        with self._changed:
+            since, owner = min(self._calls.values(), default=(None, None), key=lambda call: call[0])
+        return (0.0, None) if since is None else (time.monotonic() - since, owner)
 
     def start(self) -> None:
-        self._thread.start()
+        """Start the threads. Raises RuntimeError if the system has no more of them."""
+        own_count = torch.get_num_threads()
+        usual_bytes = threading.stack_size(STACK_BYTES)
+        try:
+            for thread in self._threads:
+                thread.start()
+            self._begun.wait(START_SECONDS)
+        except BaseException:
+            self._begun.abort()
+            raise
+        finally:
+            threading.stack_size(usual_bytes)
+            torch.set_num_threads(own_count)  # new threads begin with the number that any thread set last
 
     def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
-        """Finish the running batch, cancel the queued ones, and end the thread. Calling it twice is fine.
+        """Finish the running batches, cancel the queued ones, and end the threads. Calling it twice is fine.
 
-        Raises TimeoutError if the model does not return in time; its thread then ends with the process.
+        Raises TimeoutError if the model does not return in time; its threads then end with the process.
         """
         with self._changed:
             self._closing = True
@@ -176,11 +164,12 @@ class DeviceThread:
             self._changed.notify_all()
         for batch in waiting:
             batch.future.cancel()
-        if self._thread.ident is None:
-            return
-        self._thread.join(timeout_seconds)
-        if self._thread.is_alive():
-            raise TimeoutError(f"{self._thread.name} is still in the model after {timeout_seconds:g} s")
+        deadline = time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    raise TimeoutError(f"{self._name} is still in the model after {timeout_seconds:g} s")
 
     def __enter__(self) -> Self:
         self.start()
@@ -230,101 +219,165 @@ class DeviceThread:
             if self.lost is not None:
                 raise DeviceLost(*self.lost.args)
             if self._closing:
-                raise RuntimeError(f"{self._thread.name} is closed")
+                raise RuntimeError(f"{self._name} is closed")
             if not has_room:
-                raise DeviceBusy(f"{self._thread.name} took no batch for {timeout_seconds:g} s")
+                raise DeviceBusy(f"{self._name} took no batch for {timeout_seconds:g} s")
             self._queue.append(batch)
             self._changed.notify_all()
         return batch.future
 
-    # ---- the device's thread
+    # ---- the device's threads
 
     def _run(self) -> None:
-        # Each thread has its own number; a new one begins with the number that any thread set last.
-        torch.set_num_threads(self._torch_threads)
-        while True:
+        # Each thread has its own number. The first call takes the common one, and would undo the next line.
+        torch.get_num_threads()
+        torch.set_num_threads(self._arrangement.inner_threads or self._torch_threads)
+        try:
+            self._begun.wait(START_SECONDS)
+        except threading.BrokenBarrierError:
+            return
+        while (piece := self._next_piece()) is not None:
+            batch, first, frames = piece
+            try:
+                found = self._detect(frames, batch.owner)
+            except BaseException as error:  # noqa: BLE001 - the model's boundary: any error ends its batch
+                self._drop_rest(batch, error)
+                found = []
             with self._changed:
-                # No deadline: an idle device waits for work, and `close` wakes it.
-                self._changed.wait_for(lambda: self._closing or bool(self._queue))
-                if self._closing:
-                    return
-                batch = min(self._queue, key=lambda queued: self._turns.get(queued.owner, 0))
-                self._queue.remove(batch)
-                latest_turn = next(reversed(self._turns.values()), 0)
-                self._turns.pop(batch.owner, None)
-                self._turns[batch.owner] = latest_turn + 1
-                if len(self._turns) > REMEMBERED_OWNERS:
-                    self._turns.popitem(last=False)
+                self._running -= 1
+                batch.running -= 1
+                batch.found[first] = found
                 self._changed.notify_all()
-            if batch.future.set_running_or_notify_cancel():
-                if self.lost is not None:
-                    batch.future.set_exception(DeviceLost(*self.lost.args))
+                is_done = batch.begun == len(batch.frames) and not batch.running
+            if is_done:
+                if batch.fault is not None:
+                    batch.future.set_exception(batch.fault)
                 else:
-                    try:
-                        detections = self._detect(batch)
-                    except BaseException as error:  # noqa: BLE001 - the model's boundary: any error ends its batch
-                        batch.future.set_exception(self._fault(error))
-                    else:
-                        batch.future.set_result(detections)
-                        del detections
-            # Its frames are a decoder's memory, which this thread would hold while it waits. An error holds
-            # this frame, the frame the future, and that the error.
-            del batch
+                    self._count(frame_count=len(batch.frames))
+                    batch.future.set_result([one for _, part in sorted(batch.found.items()) for one in part])
+            # Its frames are a decoder's memory, which this thread would hold while it waits.
+            del piece, batch, frames, found
 
-    def _detect(self, batch: _Batch) -> list[Detections]:
-        """Run a batch, in as many calls as memory requires. Raises whatever the model raises."""
-        frames = batch.frames
+    def _next_piece(self) -> tuple[_Batch, int, Tensor] | None:
+        """Wait for a piece; return its batch, its place and its frames. None once the threads shall end."""
+        with self._changed:
+            while True:
+                # No deadline: an idle device waits for work, and `close` wakes it.
+                self._changed.wait_for(
+                    lambda: not self._starving and (self._current is not None or self._queue or self._closing)
+                )
+                if self._current is None:
+                    if not self._queue:
+                        return None
+                    self._current = self._begin_batch()
+                    continue
+                batch, first = self._current, self._current.begun
+                frames = batch.frames[first : first + self._arrangement.piece_size]
+                batch.begun += len(frames)
+                batch.running += 1
+                self._running += 1
+                if batch.begun == len(batch.frames):
+                    self._current = None
+                return batch, first, frames
+
+    def _begin_batch(self) -> _Batch | None:
+        """Take the next batch from the queue; None if it was cancelled, or the device is lost."""
+        batch = min(self._queue, key=lambda queued: self._turns.get(queued.owner, 0))
+        self._queue.remove(batch)
+        latest_turn = next(reversed(self._turns.values()), 0)
+        self._turns.pop(batch.owner, None)
+        self._turns[batch.owner] = latest_turn + 1
+        if len(self._turns) > REMEMBERED_OWNERS:
+            self._turns.popitem(last=False)
+        self._changed.notify_all()
+        if not batch.future.set_running_or_notify_cancel():
+            return None
+        if self.lost is not None:
+            batch.future.set_exception(DeviceLost(*self.lost.args))
+            return None
+        return batch
+
+    def _drop_rest(self, batch: _Batch, error: BaseException) -> None:
+        """Begin no further piece of a batch that failed, and note why, if no other piece has."""
+        with self._changed:
+            is_first, batch.has_failed = not batch.has_failed, True
+            batch.begun = len(batch.frames)
+            if self._current is batch:
+                self._current = None
+        if is_first:
+            batch.fault = self._fault(error)
+
+    def _detect(self, frames: Tensor, owner: str | None) -> list[Detections]:
+        """Run a piece, in as many calls as memory requires. Raises whatever the model raises."""
         if self._copies is not None:
             self._copies.receive(frames)
         detections: list[Detections] = []
         while len(detections) < len(frames):
             done = len(detections)
             part = frames[done : done + self._fitting_size]
-            checked = self._run_model(part, batch.owner)
+            checked = self._run_model(part, owner)
             if checked is None:
                 self._count(out_of_memory_count=1)
                 if self.detector.device.startswith("cuda"):
                     torch.cuda.empty_cache()
                 if len(part) > 1:
-                    self._fitting_size, self._fitting_calls = len(part) // 2, 0
+                    with self._changed:
+                        self._fitting_size, self._fitting_calls = len(part) // 2, 0
                     _log.warning(
                         "batch does not fit on the device",
                         device=self.detector.device,
                         frames=len(part),
-                        next_frames=self._fitting_size,
+                        next_frames=len(part) // 2,
                     )
                     continue
-                self._free_memory()
-                checked = self._run_model(part, batch.owner)
+                checked = self._run_alone(part, owner)
                 if checked is None:
                     raise ModelFault(
                         f"The device has no memory for one frame with model {self.detector.name!r}."
                     ) from DeviceOutOfMemory()
-            self._fitting_calls += 1
-            if self._fitting_size < self.batch_size and self._fitting_calls >= REGROW_AFTER_CALLS:
-                self._fitting_size, self._fitting_calls = min(self.batch_size, 2 * self._fitting_size), 0
+            largest = self._arrangement.piece_size
+            with self._changed:
+                self._fitting_calls += 1
+                if self._fitting_size < largest and self._fitting_calls >= REGROW_AFTER_CALLS:
+                    self._fitting_size, self._fitting_calls = min(largest, 2 * self._fitting_size), 0
             found, dropped_box_count = checked
             detections += found
             self._count(dropped_box_count=dropped_box_count)
-        self._count(frame_count=len(frames))
         return detections
+
+    def _run_alone(self, frames: Tensor, owner: str | None) -> tuple[list[Detections], int] | None:
+        """Run the model with all memory that can be had: while no other thread runs it."""
+        self._free_memory()
+        with self._changed:
+            self._starving += 1  # no further piece is begun
+            self._running -= 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._running)
+            self._running += 1
+        try:
+            return self._run_model(frames, owner)
+        finally:
+            with self._changed:
+                self._starving -= 1
+                self._changed.notify_all()
 
     def _run_model(self, frames: Tensor, owner: str | None) -> tuple[list[Detections], int] | None:
         """Return what `check_batch` does, or None if the model ran out of memory."""
-        with self._gate.call():
-            started_at = time.monotonic()
-            self._call = (started_at, owner)
-            try:
-                with torch.inference_mode():
-                    outputs = self.detector.detect(frames)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                return None
-            finally:
-                self._call = None
-                self._count(busy_seconds=time.monotonic() - started_at)
-            return check_batch(self.detector.name, outputs, frames, len(self.detector.class_names))
+        thread, started_at = threading.get_ident(), time.monotonic()
+        with self._changed:
+            self._calls[thread] = (started_at, owner)
+        try:
+            with torch.inference_mode():
+                outputs = self.detector.detect(frames)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            with self._changed:
+                del self._calls[thread]
+            self._count(busy_seconds=(time.monotonic() - started_at) / len(self._threads))
+        return check_batch(self.detector.name, outputs, frames, len(self.detector.class_names))
 
     def _fault(self, error: BaseException) -> FrameboxError | DeviceLost:
         """Return the error for the batch's owner; the log gets the details that it hides from the caller."""
@@ -350,5 +403,6 @@ class DeviceThread:
         return lost
 
     def _count(self, **grown: float) -> None:
-        values = {name: getattr(self.stats, name) + by for name, by in grown.items()}
-        self.stats = replace(self.stats, **values)
+        with self._changed:
+            values = {name: getattr(self.stats, name) + by for name, by in grown.items()}
+            self.stats = replace(self.stats, **values)

@@ -18,14 +18,21 @@ from app.detection.golden import golden_scenes
 from app.detection.model_facts import PrecisionEffect
 from app.detection.network import NetworkDetector
 from app.detection.network_output import overlaps
+from app.detection.side_by_side import Arrangement, SideBySide
 from app.memory import forget_peak, give_back_free_memory, memory_use
 
-REVISION = 2  # of ModelProfile; raised when older profiles lack something or mean something else
+REVISION = 3  # of ModelProfile; raised when older profiles lack something or mean something else
 TYPICAL_VIDEO = (1280, 720)
 TURNS = 5  # of two detectors that are compared
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
-MEASURE_SECONDS = 3.0  # no larger batch is begun after that
+ROUND_SECONDS = 0.2  # at least, if a piece is short
+MEASURE_SECONDS = 3.0  # no larger piece is begun after that
+PIECE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+# Of a batch of several pieces: at most so long, and so many frames.
+BATCH_SECONDS = 0.25
+BATCH_FRAMES = 8
 GOOD_ENOUGH = 0.95  # of the best speed: the smallest batch that reaches it takes the least memory
+SHARED_GAIN = 1.1  # that one call in all threads must have over one call in each thread
 HOPELESS = 0.8  # of the best speed: below it, still larger batches are not tried
 
 # Intersection over union of two boxes, one in 16 bits and one in float32
@@ -52,6 +59,9 @@ class ModelProfile(TypedDict):
     """What was measured of a model on a device. Plain JSON values, so that it can be kept."""
 
     batch_size: int
+    piece_size: int  # this and the following: as in Arrangement
+    callers: int
+    inner_threads: int | None
     frames_per_second: float  # of 1280 × 720 video, without decoding
     host_bytes: int  # host memory with a batch of that size
     loading_bytes: int  # host memory at its peak while it loads
@@ -95,39 +105,48 @@ def drop_unused() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A batch size that was tried."""
+    """An arrangement that was tried."""
 
-    batch_size: int
+    piece_size: int  # frames in a call
     frames_per_second: float
     cost: MemoryCost
+    callers: int = 1  # threads that call the detector side by side
+    inner_threads: int | None = None  # as in Arrangement
 
 
 def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
-    """Find the fastest batch size of `detector`, its cost then, and the effect of 16 bits on its boxes.
+    """Find the fastest arrangement of `detector`, its cost then, and the effect of 16 bits on its boxes.
 
-    `meter` was made before the detector was loaded. Tries powers of two up to the detector's own batch size.
-    Raises whatever the model raises for one frame.
+    `meter` was made before the detector was loaded. On a CPU, a network that several threads may run is tried
+    in as many as torch would compute with here, and in one that computes with all of them, unless its calls
+    take a fixed number. Raises whatever the model raises for one frame.
     """
     loading = meter.cost()
-    started = time.monotonic()
-    largest = detector.batch_size
+    divisions: list[tuple[int, int | None]] = [(1, None)]
+    if isinstance(detector, NetworkDetector) and detector.device == "cpu":
+        divisions = _divisions(detector) if detector.loaded.network.is_stateless() else [(1, None)]
     trials: list[Trial] = []
-    for size in [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]:
+    failure: Exception | None = None
+    for callers, inner_threads in divisions:
         try:
-            trials.append(_try_batches(detector, size, meter))
+            trials += _try_sizes(detector, meter, callers, inner_threads)
         except Exception as error:
-            if not trials or isinstance(error, torch.AcceleratorError):
+            if not is_out_of_memory(error):
                 raise
-            if not is_out_of_memory(error):  # a network may be exported for a largest batch
-                _log.warning("model fails on a larger batch", exc_info=error, frames=size)
-            break
-        best = max(trial.frames_per_second for trial in trials)
-        too_long = time.monotonic() - started > MEASURE_SECONDS
-        if too_long or trials[-1].frames_per_second < HOPELESS * best:
-            break
+            failure = error  # one call at a time may fit
+    if not trials and failure is not None:
+        raise failure
     chosen = best_trial(trials)
+    batch_size = chosen.piece_size
+    if chosen.inner_threads is not None:  # a batch costs messages, and a decoder delivers it as a whole
+        together = chosen.piece_size * chosen.callers
+        wanted = min(BATCH_SECONDS * chosen.frames_per_second, BATCH_FRAMES)
+        batch_size = together * max(1, round(wanted / together))
     profile: ModelProfile = {
-        "batch_size": chosen.batch_size,
+        "batch_size": batch_size,
+        "piece_size": chosen.piece_size,
+        "callers": chosen.callers,
+        "inner_threads": chosen.inner_threads,
         "frames_per_second": round(chosen.frames_per_second, 1),
         "host_bytes": chosen.cost.host_bytes,
         "loading_bytes": loading.host_bytes,
@@ -138,44 +157,109 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
     return profile
 
 
-def is_faster(one: Detector, other: Detector) -> bool:
-    """Whether `one` takes less time than `other` for the same frames: the median of rounds in turns."""
-    width, height = one.frame_size(*TYPICAL_VIDEO)
-    scenes = golden_scenes(width, height)
+def arrangement_of(profile: ModelProfile) -> Arrangement:
+    """Return how batches are divided for a detector with that profile."""
+    return Arrangement(
+        profile["batch_size"], profile["piece_size"], profile["callers"], profile["inner_threads"]
+    )
+
+
+def is_faster(one: NetworkDetector, other: NetworkDetector) -> bool:
+    """Whether `one` takes less time than `other` for the same frames: the median of rounds in turns.
+
+    Both on a CPU, in as many calls of one thread each as torch would compute with here.
+    """
+    scenes = golden_scenes(*one.frame_size(*TYPICAL_VIDEO))
+    is_stateless = all(detector.loaded.network.is_stateless() for detector in (one, other))
+    threads = SideBySide("comparing", count=None if is_stateless else 1)
     ratios = []
-    with torch.inference_mode():
-        for _ in range(1 + TURNS):  # the first round allocates and compiles
-            seconds = []
-            for detector in (one, other):
-                frames = scenes[: detector.batch_size]
-                started = time.perf_counter()
-                detector.detect(frames)
-                seconds.append((time.perf_counter() - started) / len(frames))
-            ratios.append(seconds[0] / seconds[1])
+    for _ in range(1 + TURNS):  # the first round allocates and compiles
+        seconds = []
+        for detector in (one, other):
+            started = time.perf_counter()
+            threads.run(detector.detect, torch.split(scenes, detector.loaded.batch or 1))
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios[1:]) < 1
 
 
+def better_profile(divided: ModelProfile, shared: ModelProfile) -> ModelProfile:
+    """Return the profile to use: of calls side by side, or of one call at a time that all threads share.
+
+    The latter has to be clearly faster: a video's decoders also want the cores, and each step of a call that
+    threads share waits for the last of them.
+    """
+    is_worth_it = shared["frames_per_second"] > SHARED_GAIN * divided["frames_per_second"]
+    return shared if is_worth_it else divided
+
+
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """Return the smallest batch of `trials`, smallest first, that is about as fast as the fastest."""
-    best = max(trial.frames_per_second for trial in trials)
-    return next(trial for trial in trials if trial.frames_per_second >= GOOD_ENOUGH * best)
+    """Return the trial with the smallest pieces that is about as fast as the fastest.
+
+    One call at a time has to be clearly faster than several, as in `better_profile`.
+    """
+    divided = [trial for trial in trials if trial.callers > 1]
+    whole = [trial for trial in trials if trial.callers == 1]
+    fastest = [max((trial.frames_per_second for trial in some), default=0.0) for some in (divided, whole)]
+    some = divided if fastest[0] * SHARED_GAIN >= fastest[1] else whole
+    best = max(trial.frames_per_second for trial in some)
+    good = [trial for trial in some if trial.frames_per_second >= GOOD_ENOUGH * best]
+    return min(good, key=lambda trial: trial.piece_size)
 
 
-def _try_batches(detector: Detector, size: int, meter: MemoryMeter) -> Trial:
+def _divisions(detector: NetworkDetector) -> list[tuple[int, int | None]]:
+    """Return how torch's threads may be divided: into so many calls of so many threads each."""
+    count, fixed = torch.get_num_threads(), detector.loaded.network.threads
+    if fixed is not None:
+        return [(max(1, count // fixed), fixed)]
+    return [(count, 1), (1, count)] if count > 1 else [(1, 1)]
+
+
+def _try_sizes(
+    detector: Detector, meter: MemoryMeter, callers: int, inner_threads: int | None
+) -> list[Trial]:
+    """Try pieces of growing size. Raises whatever the model raises for the smallest."""
+    largest, started = detector.batch_size, time.monotonic()
+    sizes = [*(size for size in PIECE_SIZES if size < largest), largest]
+    if isinstance(detector, NetworkDetector) and detector.loaded.batch is not None:
+        sizes = [detector.loaded.batch]
+    trials: list[Trial] = []
+    threads = SideBySide("measuring", count=callers, inner_threads=inner_threads or torch.get_num_threads())
+    for size in sizes:
+        try:
+            speed = _try_pieces(detector, size, meter, threads)
+        except Exception as error:
+            if not trials or isinstance(error, torch.AcceleratorError):
+                raise
+            if not is_out_of_memory(error):  # a network may be exported for a largest batch
+                _log.warning("model fails on a larger batch", exc_info=error, frames=size)
+            break
+        trials.append(Trial(size, speed, meter.cost(), callers, inner_threads))
+        best = max(trial.frames_per_second for trial in trials)
+        if time.monotonic() - started > MEASURE_SECONDS or speed < HOPELESS * best:
+            break
+    return trials
+
+
+def _try_pieces(detector: Detector, size: int, meter: MemoryMeter, threads: SideBySide) -> float:
+    """Return how many frames a second are detected in pieces of `size`, in all threads."""
     width, height = detector.frame_size(*TYPICAL_VIDEO)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (size, height, width, 3), dtype=torch.uint8, generator=generator)
     if detector.takes_device_frames:  # as it is given them later
         frames = frames.to(detector.device)
     meter.begin()
-    seconds = float("inf")
-    with torch.inference_mode():
-        detector.detect(frames)  # the first call allocates and compiles
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            detector.detect(frames)  # its boxes are in host memory: the device has finished
-            seconds = min(seconds, time.perf_counter() - started)
-    return Trial(size, size / max(1e-9, seconds), meter.cost())
+    pieces = [frames] * threads.count
+    threads.run(detector.detect, pieces)  # the first calls allocate and compile
+    best_seconds = float("inf")
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        threads.run(detector.detect, pieces)  # its boxes are in host memory: the device has finished
+        seconds = (time.perf_counter() - started) / len(pieces)
+        best_seconds = min(best_seconds, seconds)
+        # Several pieces a thread, if that takes no time: the last ones wait for each other.
+        pieces = [frames] * (threads.count * max(1, min(4, int(ROUND_SECONDS / max(1e-9, seconds)))))
+    return size / max(1e-9, best_seconds)
 
 
 # ---- 16 bits against float32

@@ -17,6 +17,7 @@ from app.detection.device import DeviceStats, DeviceThread, add_stats
 from app.detection.devices import FaultFinder, sticking_fault, why_lost
 from app.detection.measuring import MemoryCost, drop_unused
 from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel
+from app.detection.side_by_side import Arrangement
 from app.errors import FrameboxError, ModelFault
 from app.memory import large_blocks_apart, memory_use
 
@@ -35,6 +36,7 @@ class TriedModel:
 
     facts: ModelFacts
     cost: MemoryCost
+    arrangement: Arrangement
     load: Callable[[], Detector]  # takes seconds; raises whatever loading a model raises
 
 
@@ -248,7 +250,7 @@ class ModelPool:
         try:
             with large_blocks_apart():
                 detector = found.load()
-            model = DeviceThread(detector, batch_size=found.facts.batch_size, free_memory=self._free_memory)
+            model = DeviceThread(detector, arrangement=found.arrangement, free_memory=self._free_memory)
         except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
             if is_lack_of_memory(error):  # although its trial found enough
                 _log.warning("model found no memory to load", exc_info=error, model=name)

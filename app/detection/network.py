@@ -26,12 +26,8 @@ from app.detection.network_output import (
 )
 from app.detection.precision import Precision
 from app.detection.resize import Fitting
-from app.detection.side_by_side import SideBySide
 from app.errors import ModelFault
 
-# On a CPU, whose threads divide a batch among them.
-FRAMES_A_THREAD = 4
-LARGEST_BATCH = 64
 # Boxes of a batch whose right or bottom edge lies before their left or top edge.
 FEW_INVERTED = 10
 MOST_INVERTED = 0.9  # of all
@@ -52,6 +48,7 @@ class Network:
     # Whether it has changed nothing in itself so far, so that several threads may run it at a time.
     is_stateless: Callable[[], bool] = lambda: True
     module: nn.Module | None = None  # what `run` computes with, if that is torch
+    threads: int | None = None  # of a call; None: as many as torch has in the calling thread
     library: str = "torch"  # or onnxruntime
 
 
@@ -95,19 +92,8 @@ class NetworkDetector:
         # A network that takes bytes does not say what it computes in, and is taken for float32.
         self.precision = "float32" if dtype is torch.uint8 else str(dtype).removeprefix("torch.")
         self.loaded = loaded
-        self._threads: SideBySide | None = None
         self.call_size = loaded.batch or batch_size  # frames that the network takes at a time, at most
         self.batch_size = self.call_size
-
-    def use_threads(self) -> None:
-        """Divide batches among threads on a CPU, if the network allows it. Called once it has run."""
-        if self.device != "cpu" or not self.loaded.network.is_stateless():
-            return
-        self._threads = SideBySide(f"model {self.name}")
-        if self.loaded.batch is not None:
-            self.batch_size = self.loaded.batch * self._threads.count
-        else:
-            self.batch_size = max(self.call_size, min(LARGEST_BATCH, FRAMES_A_THREAD * self._threads.count))
 
     def lowered(self, precision: Precision) -> Self:
         """Return the same network as another model, which computes in 16 bits.
@@ -125,14 +111,6 @@ class NetworkDetector:
         return self.loaded.fitting.frame_size(width, height)
 
     def detect(self, frames: Tensor) -> list[Detections]:
-        if self._threads is None:
-            return self.detect_together(frames)
-        least = 1 if self.loaded.batch is None else self.loaded.batch  # smaller parts would be padded
-        count = min(self._threads.count, -(-len(frames) // least))
-        parts = frames.tensor_split(count)
-        return [found for part in self._threads.run(self.detect_together, parts) for found in part]
-
-    def detect_together(self, frames: Tensor) -> list[Detections]:
         """Detect in one call of the network, in this thread. At most `call_size` frames."""
         n, height, width, _ = frames.shape
         found = self.best(self.columns(self.output(frames), n), width, height)
@@ -206,7 +184,7 @@ class NetworkDetector:
 def run_once(detector: NetworkDetector) -> None:
     """Run a picture through the network, so that it has allocated what it keeps."""
     with torch.inference_mode():
-        detector.detect_together(golden_picture(*detector.frame_size(1280, 720))[None])
+        detector.detect(golden_picture(*detector.frame_size(1280, 720))[None])
 
 
 def inverted_fault(name: str) -> ModelFault:
@@ -273,7 +251,7 @@ def check_at_load(detector: NetworkDetector) -> None:
 def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
     """Return what the network raises. Raises ModelFault for wrong output, and lack of memory as it is."""
     try:
-        detector.detect_together(frames)
+        detector.detect(frames)
     except (ModelFault, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises

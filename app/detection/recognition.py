@@ -359,7 +359,7 @@ class _Recognition:
         loaded = declared_network(self._network, declaration)
         detector = NetworkDetector(loaded, name=self._name, fingerprint="", device=self._device, batch_size=1)
         with torch.inference_mode():
-            detector.detect_together(golden_scenes(*detector.frame_size(1280, 720))[:1])
+            detector.detect(golden_scenes(*detector.frame_size(1280, 720))[:1])
 
     def _forms(self, seen: Seen) -> list[Form]:
         """Return the forms that the output could have by its names and shapes, and what is declared."""

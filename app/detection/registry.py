@@ -104,6 +104,7 @@ class Tried:
 
     declaration: Mapping[str, object] = field(default_factory=dict)
     onnx: bytes | None = None  # an ONNX file, to be run instead of the model's own
+    threads: int = 1  # that share a call of a network in ONNX on the CPU
 
 
 def load_model(
@@ -126,7 +127,6 @@ def load_model(
     )
     check = check_at_load if tried is None else run_once
     check(detector)
-    detector.use_threads()
     wanted = choose_precision(device, declared=loaded.precision, setting=precision)
     if wanted == detector.precision:
         return detector
@@ -165,10 +165,12 @@ def _load_network(
     (file,) = files
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
-    if tried.onnx is not None:
-        network = load_onnx(content.name, tried.onnx, device)
+    suffix = ".onnx" if tried.onnx is not None else Path(file).suffix
+    file_content = content.read(file) if tried.onnx is None else tried.onnx
+    if suffix == ".onnx":
+        network = load_onnx(content.name, file_content, device, threads=tried.threads)
     else:
-        network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
+        network = FORMATS[suffix](content.name, file_content, device)
     declaration = recognise(content.name, network, tried.declaration or declared, device)
     return declared_network(network, declaration)
 

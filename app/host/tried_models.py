@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from app.detection.detector import Detector
-from app.detection.measuring import MemoryMeter, ModelProfile, measure
+from app.detection.measuring import MemoryMeter, ModelProfile, arrangement_of, measure
 from app.detection.model_facts import UntriedModel, Verdict
 from app.detection.model_files import find_models, read_model
 from app.detection.model_pool import TriedModel
@@ -45,16 +45,20 @@ class TriedModels:
         verdict = self.verdicts.read(content.fingerprint(0))
         if verdict is None or verdict.facts is None:
             raise UntriedModel(name)
-        facts = verdict.facts.model_copy(update={"name": name})
+        facts, profile = (
+            verdict.facts.model_copy(update={"name": name}),
+            cast("ModelProfile", verdict.profile),
+        )
 
         def load() -> Detector:
             tried = tried_by(verdict, self.verdicts)
+            tried = replace(tried, threads=profile["inner_threads"] or 1)
             detector = load_model(content, device=self.device, precision=self.precision, tried=tried)
             if detector.fingerprint != facts.sha256:  # code of an installed package has changed
                 raise UntriedModel(name)
             return detector
 
-        return TriedModel(facts, cost_of(cast("ModelProfile", verdict.profile)), load)
+        return TriedModel(facts, cost_of(profile), arrangement_of(profile), load)
 
     def _built_in(self, name: str) -> TriedModel:
         """Load a built-in detector, and measure it if it never was: seconds, and little memory."""
@@ -70,4 +74,4 @@ class TriedModels:
             self.verdicts.write(detector.fingerprint, kept)
         profile = cast("ModelProfile", kept.profile)
         facts = describe_detector(detector, profile, self.runtime)
-        return TriedModel(facts, cost_of(profile), lambda: detector)
+        return TriedModel(facts, cost_of(profile), arrangement_of(profile), lambda: detector)

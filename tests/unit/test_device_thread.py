@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost, DeviceOutOfMemory
 from app.detection.device import REGROW_AFTER_CALLS, DeviceBusy, DeviceThread
+from app.detection.side_by_side import Arrangement
 from app.errors import ModelFault
 from app.settings import CHECKOUT
 
@@ -223,7 +224,10 @@ def test_memory_is_freed_for_each_frame_that_finds_none() -> None:
 
 
 def test_a_batch_larger_than_the_devices_own_is_refused() -> None:
-    with DeviceThread(ScriptedDetector(), batch_size=2) as device, pytest.raises(ValueError, match="takes 2"):
+    with (
+        DeviceThread(ScriptedDetector(), arrangement=Arrangement(2, 2)) as device,
+        pytest.raises(ValueError, match="takes 2"),
+    ):
         device.submit(frames_marked(1, 2, 3))
 
 
@@ -370,6 +374,99 @@ def test_a_cancelled_batch_never_reaches_the_model() -> None:
         first.result(WAIT_SECONDS)
         assert marks_of(wanted.result(WAIT_SECONDS)) == [3, 4]
     assert detector.call_sizes == [1, 2]
+
+
+def in_pieces(callers: int, *, batch_size: int = 8, piece_size: int = 1) -> Arrangement:
+    return Arrangement(batch_size, piece_size, callers, inner_threads=1)
+
+
+def test_pieces_are_cut_at_the_same_frames_and_put_together_in_order() -> None:
+    detector = ScriptedDetector()
+    with DeviceThread(detector, arrangement=in_pieces(3, piece_size=3)) as device:
+        answers = [device.submit(frames_marked(*range(8))) for _ in range(4)]
+        assert [marks_of(answer.result(WAIT_SECONDS)) for answer in answers] == [[*range(8)]] * 4
+        assert device.stats.frame_count == 32
+    assert sorted(detector.call_sizes) == [2] * 4 + [3] * 8
+
+
+def test_a_thread_takes_pieces_of_the_next_batch_while_another_is_still_in_the_last() -> None:
+    slow, leave = threading.Event(), threading.Event()
+
+    def hold_one(frames: Tensor) -> None:
+        if frames.max() == 1:
+            slow.set()
+            leave.wait(WAIT_SECONDS)
+
+    with DeviceThread(ScriptedDetector(hold_one), arrangement=in_pieces(2)) as device:
+        first, second = device.submit(frames_marked(1, 2)), device.submit(frames_marked(3, 4))
+        assert slow.wait(WAIT_SECONDS)
+        assert marks_of(second.result(WAIT_SECONDS)) == [3, 4]
+        assert not first.done()
+        assert device.running_call[0] > 0
+        leave.set()
+        assert marks_of(first.result(WAIT_SECONDS)) == [1, 2]
+
+
+def test_a_batch_fails_once_when_pieces_fail_and_no_thread_reads_its_frames() -> None:
+    together = threading.Barrier(2)
+    in_model: list[int] = []
+
+    def fail(frames: Tensor) -> None:
+        if frames.max() > 9:
+            in_model.append(1)
+            together.wait(WAIT_SECONDS)
+            in_model.pop()
+            raise KeyError
+
+    detector = ScriptedDetector(fail)
+    with DeviceThread(detector, arrangement=in_pieces(2)) as device:
+        bad, good = device.submit(frames_marked(11, 12, 13, 14)), device.submit(frames_marked(5))
+        with pytest.raises(ModelFault, match="KeyError"):
+            bad.result(WAIT_SECONDS)
+        assert not in_model
+        assert marks_of(good.result(WAIT_SECONDS)) == [5]
+    assert device.stats.model_fault_count == 1
+    assert len(detector.call_sizes) == 3  # two of the four pieces were never begun
+
+
+def test_frames_that_fit_only_alone_are_tried_again_alone() -> None:
+    running: list[int] = []
+    together = threading.Barrier(3)
+    tried: set[int] = set()
+
+    def fits_alone(frames: Tensor) -> None:
+        mark = int(frames.max())
+        running.append(mark)
+        try:
+            if mark in (1, 2, 3) and mark not in tried:  # the first three, which run at a time
+                tried.add(mark)
+                together.wait(WAIT_SECONDS)
+                raise DeviceOutOfMemory("too much")
+            if mark in (1, 2, 3) and len(running) > 1:
+                raise DeviceOutOfMemory("too much")
+        finally:
+            running.remove(mark)
+
+    with DeviceThread(ScriptedDetector(fits_alone), arrangement=in_pieces(3)) as device:
+        answer = device.submit(frames_marked(*range(1, 9)))
+        assert marks_of(answer.result(WAIT_SECONDS)) == [*range(1, 9)]
+
+
+def test_closing_finishes_a_batch_that_was_begun() -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def hold(frames: Tensor) -> None:
+        begun.set()
+        leave.wait(WAIT_SECONDS)
+
+    device = DeviceThread(ScriptedDetector(hold), arrangement=in_pieces(2))
+    device.start()
+    running, waiting = device.submit(frames_marked(*range(6))), device.submit(frames_marked(7))
+    assert begun.wait(WAIT_SECONDS)
+    threading.Timer(0.05, leave.set).start()
+    device.close()
+    assert marks_of(running.result(0)) == [*range(6)]
+    assert waiting.cancelled()
 
 
 def test_a_thread_that_never_started_closes() -> None:

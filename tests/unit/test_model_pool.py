@@ -15,6 +15,7 @@ from app.detection.detector import Detections, DeviceLost
 from app.detection.measuring import MemoryCost, MemoryMeter, Trial, best_trial, measure
 from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel, Verdict
 from app.detection.model_pool import ModelBudget, ModelPool, TriedModel, WornOut
+from app.detection.side_by_side import Arrangement
 from app.errors import ModelFault
 from app.host.verdicts import VerdictStore
 
@@ -79,7 +80,8 @@ class Models:
         return FakeDetector(name, before=self.before(name))
 
     def __call__(self, name: str) -> TriedModel:
-        return TriedModel(facts(name), self.costs.get(name, MemoryCost(100 * MIB)), lambda: self.load(name))
+        cost = self.costs.get(name, MemoryCost(100 * MIB))
+        return TriedModel(facts(name), cost, Arrangement(8, 8), lambda: self.load(name))
 
 
 def make_pool(models: Models, mib: int | None = None) -> ModelPool:
@@ -331,9 +333,18 @@ def test_a_frame_that_finds_no_memory_where_other_models_are_or_were_is_no_fault
         ({3: 7.0}, 3),
     ],
 )
-def test_the_smallest_batch_that_is_about_as_fast_is_chosen(speeds: dict[int, float], chosen: int) -> None:
+def test_the_smallest_piece_that_is_about_as_fast_is_chosen(speeds: dict[int, float], chosen: int) -> None:
     trials = [Trial(size, speed, MemoryCost(0)) for size, speed in speeds.items()]
-    assert best_trial(trials).batch_size == chosen
+    assert best_trial(trials).piece_size == chosen
+
+
+@pytest.mark.parametrize(("shared", "callers"), [(109.0, 2), (111.0, 1)])
+def test_calls_side_by_side_are_preferred_to_one_that_is_hardly_faster(shared: float, callers: int) -> None:
+    trials = [
+        Trial(1, 100.0, MemoryCost(0), callers=2, inner_threads=1),
+        Trial(1, shared, MemoryCost(0), callers=1, inner_threads=2),
+    ]
+    assert best_trial(trials).callers == callers
 
 
 def test_a_batch_that_does_not_fit_ends_the_search() -> None:

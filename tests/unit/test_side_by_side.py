@@ -13,9 +13,11 @@ import torch
 from exported_networks import HEIGHT, WIDTH, Yolo, as_pt2
 from torch import Tensor, nn
 
+from app.detection.device import DeviceThread
+from app.detection.measuring import MemoryMeter, measure
 from app.detection.network import NetworkDetector
 from app.detection.registry import load_detector
-from app.detection.side_by_side import SideBySide
+from app.detection.side_by_side import Arrangement, SideBySide
 
 COUNT = 3
 WAIT_SECONDS = 10
@@ -112,24 +114,25 @@ def loaded(folder: Path, network: nn.Module) -> NetworkDetector:
 
 
 @pytest.mark.usefixtures("three_threads")
-@pytest.mark.parametrize("count", range(1, 9))
-def test_a_batch_is_shared_out_and_put_together_in_order(tmp_path: Path, count: int) -> None:
+def test_a_batch_is_computed_in_the_same_pieces_whichever_thread_takes_them(tmp_path: Path) -> None:
     detector = loaded(tmp_path, Convolving())
-    levels = torch.linspace(120, 250, count).to(torch.uint8)
-    frames = levels[:, None, None, None].expand(count, HEIGHT, WIDTH, 3).contiguous()
+    levels = torch.linspace(120, 250, 8).to(torch.uint8)
+    frames = levels[:, None, None, None].expand(8, HEIGHT, WIDTH, 3).contiguous()
     with torch.inference_mode():
-        wanted = detector.detect_together(frames)
-        found = detector.detect(frames)
-    assert len(found) == count
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
-        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, atol=1e-3, rtol=0)
+        wanted = [found for piece in frames.split(3) for found in detector.detect(piece)]
+    arrangement = Arrangement(batch_size=8, piece_size=3, callers=COUNT, inner_threads=1)
+    with DeviceThread(detector, arrangement=arrangement) as device:
+        batches = [device.submit(frames.numpy()) for _ in range(4)]
+        for batch in batches:
+            for one, other in zip(batch.result(WAIT_SECONDS), wanted, strict=True):
+                assert torch.equal(one.scores, other.scores)
+                assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_a_network_that_changes_its_buffers_is_run_by_one_thread(tmp_path: Path) -> None:
-    detector = loaded(tmp_path, Counting())
-    assert len(detector.detect(torch.full((6, HEIGHT, WIDTH, 3), 200, dtype=torch.uint8))) == 6
-    assert detector.batch_size == 8
-    assert not any(thread.name.startswith("model") for thread in threading.enumerate())
-    assert loaded(tmp_path, Convolving()).batch_size == 4 * COUNT
+def test_a_network_is_measured_in_several_threads_unless_it_changes_its_buffers(tmp_path: Path) -> None:
+    alone = measure(loaded(tmp_path, Counting()), MemoryMeter("cpu"))
+    assert (alone["callers"], alone["inner_threads"]) == (1, None)
+    divided = measure(loaded(tmp_path, Convolving()), MemoryMeter("cpu"))
+    assert (divided["callers"], divided["inner_threads"]) in [(COUNT, 1), (1, COUNT)]
+    assert divided["batch_size"] % (divided["callers"] * divided["piece_size"]) == 0

@@ -37,8 +37,8 @@ _ONNX_TYPES: Mapping[torch.dtype, int] = MappingProxyType(
 _CUDA_OPTIONS: Mapping[str, object] = MappingProxyType({"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
 
 
-def load_onnx(name: str, content: bytes, device: str) -> Network:
-    """Return the network, with its metadata.
+def load_onnx(name: str, content: bytes, device: str, *, threads: int = 1) -> Network:
+    """Return the network, with its metadata. Each call computes with `threads` on a CPU.
 
     Raises ModelFault for anything but a network for RGB pictures, and if onnxruntime cannot use the device.
     """
@@ -55,7 +55,7 @@ def load_onnx(name: str, content: bytes, device: str) -> Network:
     if on_cuda:
         providers = [("CUDAExecutionProvider", {"device_id": place.index or 0, **_CUDA_OPTIONS})]
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the detector's threads run it side by side
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     # Threads that spin while they wait take the cores from those that decode.
@@ -90,4 +90,4 @@ def load_onnx(name: str, content: bytes, device: str) -> Network:
         return {output_name: from_dlpack(value) for output_name, value in outputs}
 
     metadata = dict(session.get_modelmeta().custom_metadata_map)
-    return Network(takes, run, metadata, has_fixed_precision=True, library="onnxruntime")
+    return Network(takes, run, metadata, has_fixed_precision=True, library="onnxruntime", threads=threads)
