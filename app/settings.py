@@ -208,7 +208,8 @@ class Settings(BaseModel):
     model_call_seconds: float = Field(300.0, gt=0)
     """longest time for one batch of a model; after it the host is replaced"""
     model_load_seconds: float = Field(600.0, gt=0)
-    """longest time for loading a model; after it the host is replaced"""
+    """longest time for the trial of a model, after which it is refused; and for loading it into a host,
+    which is then replaced"""
     engine_deaths: int = Field(8, ge=3, le=1000)
     """a job fails after this many engines or hosts in a row died while working on it without a finished part;
     more than random kills seconds apart cause, few enough for a model that crashes"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,70 @@ class DetrSigmoid(Detr):
         bright = self.brightness(pictures)
         first = torch.stack([torch.full_like(bright, -9.0), torch.logit(bright)], dim=1)
         return torch.stack([first, torch.full_like(first, -9.0)], dim=1), self.fractions(pictures.shape[0])
+
+
+class Blocks(nn.Module):
+    """Finds red blocks of 16 pixels: each cell of three grids has a box, whose score is how red the cell is.
+
+    Of two classes, all are of the second. `head` makes an output of boxes, scores and cells.
+    """
+
+    strides = (8, 16, 32)
+
+    def __init__(
+        self,
+        head: Callable[[BlockBoxes], Any],
+        *,
+        width: int = WIDTH,
+        height: int = HEIGHT,
+        red: Callable[[Tensor], Tensor] = lambda pictures: pictures[:, 0],
+    ) -> None:
+        super().__init__()
+        self.head, self.red = head, red
+        self.width, self.height = width, height
+        cells, sizes = [], []
+        for stride in self.strides:
+            rows, columns = torch.arange(height // stride), torch.arange(width // stride)
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            cells.append(torch.stack([x, y], dim=-1).reshape(-1, 2).float())
+            sizes.append(torch.full((len(cells[-1]), 1), float(stride)))
+        self.cells, self.sizes = torch.cat(cells), torch.cat(sizes)
+
+    def forward(self, pictures: Tensor, *further: Tensor) -> Any:
+        red = self.red(pictures)[:, None].float()
+        weights = {8: 0.2, 16: 1.0, 32: 0.2}  # the middle grid finds the block
+        scores = torch.cat(
+            [weights[stride] * nn.functional.avg_pool2d(red, stride).flatten(1) for stride in self.strides], 1
+        )
+        output = self.head(BlockBoxes(self, scores))
+        for tensor in further:  # an exporter drops inputs that nothing uses
+            output = (output[0] + 0 * tensor.sum(), *output[1:])
+        return output
+
+
+class BlockBoxes:
+    """What the heads of `Blocks` make their outputs of; A cells, the best 20 of them in `top…`."""
+
+    def __init__(self, network: Blocks, scores: Tensor) -> None:
+        self.scores = scores.clamp(0.001, 0.999)  # (n, A)
+        n = scores.shape[0]
+        self.unit = torch.tensor([network.width, network.height] * 2, dtype=torch.float32)
+        self.offsets = torch.full((n, len(network.cells), 2), 0.5)
+        sides = torch.tensor([20.0, 12.0]) / 16
+        self.log_sizes = sides.log().expand(n, len(network.cells), 2)
+        centres = (network.cells + 0.5) * network.sizes
+        self.centre_sizes = torch.cat([centres, sides * network.sizes], 1).expand(n, -1, 4)  # pixels
+        self.corners = torch.cat(
+            [centres - sides * network.sizes / 2, centres + sides * network.sizes / 2], 1
+        ).expand(n, -1, 4)
+        self.top_scores, places = self.scores.topk(20, dim=1)
+        self.top_classes = torch.ones_like(places)
+        self.top_corners = self.corners.gather(1, places[..., None].expand(-1, -1, 4))
+        self.top_centre_sizes = self.centre_sizes.gather(1, places[..., None].expand(-1, -1, 4))
+
+    def of_two(self, scores: Tensor) -> Tensor:
+        """Scores of both classes: (n, k) to (n, k, 2)."""
+        return torch.stack([scores * 0.1, scores], dim=-1)
 
 
 class MadeOnCpu(nn.Module):
@@ -165,7 +229,11 @@ def as_onnx(
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    inputs: Sequence[Tensor] = (),
+    input_names: Sequence[str] = ("images",),
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> bytes:
+    """`inputs`: examples of them; without, pictures as the other arguments say."""
     import onnx  # noqa: PLC0415 - half a second that other tests do without
 
     file = io.BytesIO()
@@ -173,12 +241,12 @@ def as_onnx(
         warnings.simplefilter("ignore")  # the exporter is deprecated, and tells what it traces
         torch.onnx.export(
             network.eval(),
-            (example(batch or 2, dtype, channels_last=channels_last),),
+            tuple(inputs) or (example(batch or 2, dtype, channels_last=channels_last),),
             file,  # type: ignore[arg-type]  # the exporter without dynamo writes to files too
             dynamo=False,
-            input_names=["images"],
+            input_names=list(input_names),
             output_names=list(output_names),
-            dynamic_axes=None if batch else {"images": {0: "batch"}},
+            dynamic_axes=dynamic_axes or (None if batch else {"images": {0: "batch"}}),
         )
     model = onnx.load_from_string(file.getvalue())
     onnx.helper.set_model_props(model, {key: str(value) for key, value in (metadata or {}).items()})

@@ -109,6 +109,7 @@ class Reading:
     class_count: int
     max_overlap: float | None = None  # None: as usual for the layout; 1: no box is dropped
     max_boxes: int = DEFAULT_MAX_BOXES  # a frame
+    across_classes: bool = False  # whether boxes of different classes drop each other
     box_format: BoxFormat | None = None  # None: as usual for the layout
     coordinates: Coordinates | None = None  # None: as usual for the layout
     scores: Scores | None = None  # None: as usual for the layout
@@ -358,7 +359,8 @@ def select(columns: Columns, reading: Reading, input_size: tuple[int, int]) -> C
     boxes = reading.boxes_to_xyxy(boxes, input_size)
     stays = scores >= FLOOR_SCORE
     if reading.usual_overlap < 1:
-        stays = suppress(boxes, class_ids, stays, reading.usual_overlap)
+        rivals = torch.zeros_like(class_ids) if reading.across_classes else class_ids
+        stays = suppress(boxes, rivals, stays, reading.usual_overlap)
     stays = stays & (stays.cumsum(dim=1) <= reading.max_boxes)
     return Candidates(boxes, scores, class_ids, stays)
 

@@ -73,7 +73,8 @@ class Pipeline:
 
 
 _IMAGENET = MappingProxyType({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-_ANY_SIZE = MappingProxyType({"resize": ResizePolicy.SHORT_SIDE, "input": (1333, 800)})
+_SHORT_SIDE = MappingProxyType({"resize": ResizePolicy.SHORT_SIDE, "input": (1333, 800)})
+_AS_IS = MappingProxyType({"resize": ResizePolicy.AS_IS, "input": (1333, 800)})
 
 PLAIN = Pipeline()
 ULTRALYTICS = Pipeline({"resize": ResizePolicy.LETTERBOX_CENTRE, "max_overlap": 0.7})
@@ -82,7 +83,8 @@ YOLOV5 = Pipeline(
     {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed=("letterbox in the centre, as YOLOv5 and YOLOv7",)
 )
 YOLOX = Pipeline(
-    {"white": 255.0, "channels": Channels.BGR}, assumed=("BGR from 0 to 255 in a letterbox, as YOLOX",)
+    {"white": 255.0, "channels": Channels.BGR, "across_classes": True},
+    assumed=("BGR from 0 to 255 in a letterbox, as YOLOX",),
 )
 RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH}, assumed=("RGB from 0 to 1, as RT-DETR and D-FINE",))
 RF_DETR = Pipeline(
@@ -91,18 +93,17 @@ RF_DETR = Pipeline(
 )
 DETR = Pipeline(
     {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
-    _ANY_SIZE,
+    _SHORT_SIDE,
     ("mean and std of ImageNet, as DETR",),
 )
 MMDEPLOY = Pipeline(
-    {"min_score": 0.3, **_IMAGENET}, _ANY_SIZE, ("mean and std of ImageNet in RGB, as most of mmdetection",)
+    {"min_score": 0.3, **_IMAGENET}, _SHORT_SIDE, ("mean and std of ImageNet in RGB, as most of mmdetection",)
 )
-TORCHVISION = Pipeline({"min_score": 0.5}, _ANY_SIZE)
-TENSORFLOW = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, {**_ANY_SIZE, "input": (1024, 600)})
+IN_ITSELF = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, _AS_IS)  # it scales and normalises
 
 BY_OUTPUT: Mapping[tuple[Layout, str], Pipeline] = MappingProxyType(  # by the name of the boxes
     {
-        (Layout.SEPARATE, "detection_boxes"): TENSORFLOW,
+        (Layout.SEPARATE, "detection_boxes"): IN_ITSELF,
         (Layout.SEPARATE, "det_boxes"): YOLOV5,
         (Layout.SEPARATE, "dets"): MMDEPLOY,
         (Layout.DETR_SIGMOID, "dets"): RF_DETR,
@@ -388,7 +389,7 @@ class _Recognition:
             is_whole = bool((classes == classes.round()).all()) and bool((classes >= 0).all())
             return is_whole and _are_probabilities(columns.scores)
         if form.layout is Layout.BOX_SCORES:
-            return bool((columns.scores != 0).any())
+            return bool((columns.scores != 0).any()) and not _grid_of(columns, seen)
         if form.layout in (Layout.DETR, Layout.DETR_SIGMOID) and "layout" not in self._declared:
             return self._class_count is not None or _fits_activation(form, seen.output)
         return True
@@ -426,7 +427,7 @@ class _Recognition:
                     return YOLOV5
                 if rows in cells and not self._metadata.labels:
                     return YOLOX
-        return {Layout.TORCHVISION: TORCHVISION, Layout.FRAME_ROWS: YOLOV5}.get(form.layout, PLAIN)
+        return {Layout.TORCHVISION: IN_ITSELF, Layout.FRAME_ROWS: YOLOV5}.get(form.layout, PLAIN)
 
     # ---- proof on the trial pictures
 
@@ -655,7 +656,8 @@ def _grid_of(columns: Columns, seen: Seen) -> tuple[int, ...]:
         places = cells[:, :2] * cells[:, 2:]
         centres = columns.boxes[..., :2].float().mean(dim=0)
         pairs = torch.stack([places.flatten(), centres.flatten()])
-        return strides if float(torch.corrcoef(pairs)[0, 1]) < 0.5 else ()
+        # Places that are the same in all cells have no correlation at all: NaN.
+        return () if float(torch.corrcoef(pairs)[0, 1]) >= 0.5 else strides
     return ()
 
 

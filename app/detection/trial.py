@@ -31,7 +31,6 @@ from app.detection.network import NetworkDetector, check_at_load
 from app.detection.network_input import to_network_input
 from app.detection.precision import Precision
 from app.detection.registry import BATCH_SIZE_CPU, Tried, describe_detector, load_model
-from app.detection.resize import ShortSide
 from app.errors import FrameboxError, ModelFault
 
 _REQUESTED = re.compile(
@@ -106,7 +105,9 @@ def convert_model(content: ModelContent, verdict: Verdict, precision: Precision)
         loaded = original.loaded
         scenes = golden_scenes(*original.frame_size(1280, 720))[: loaded.batch or 2]
         pictures = to_network_input(loaded.fitting.fill(scenes, "cpu"), loaded.network.takes, loaded.pixels)
-        file = convert(loaded.network, pictures, sizes_vary=isinstance(loaded.fitting, ShortSide))
+        wide, tall = (loaded.fitting.place(*size) for size in ((1280, 720), (720, 1280)))
+        sizes_vary = (wide.input_width, wide.input_height) != (tall.input_width, tall.input_height)
+        file = convert(loaded.network, pictures, sizes_vary=sizes_vary)
         network = load_onnx(content.name, file, "cpu")
         converted = NetworkDetector(
             replace(loaded, network=network, batch=network.takes.batch or loaded.batch),

@@ -51,7 +51,7 @@ def _fact(name: str) -> Any:
 
 
 class Model(Shape):
-    """A model that can be asked for. What is found out when it is first loaded is null until then."""
+    """A model that can be asked for. What its trial finds out is null until then."""
 
     name: str = _fact("name")
     sha256: str | None = _fact("sha256")
@@ -65,8 +65,11 @@ class Model(Shape):
     frames_per_second: float | None = _fact("frames_per_second")
     memory_bytes: int | None = _fact("memory_bytes")
     device_memory_bytes: int | None = _fact("device_memory_bytes")
+    library: str | None = _fact("library")
+    left_out: tuple[str, ...] | None = _fact("left_out")
+    assumed: tuple[str, ...] | None = _fact("assumed")
     loaded: bool = Field(description="it is ready; else it is loaded when it is asked for")
-    state: ModelState = Field(description="loading, ready, or unloaded: it gave its room to others")
+    state: ModelState = Field(description="loading, ready, or unloaded: it is loaded when it is asked for")
 
 
 class RefusedModel(Shape):

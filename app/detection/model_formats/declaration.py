@@ -14,13 +14,14 @@ recognised (see ``app/detection/recognition.py``):
     extra_columns = 0             # that follow the layout's own: of masks, key points, an angle
     first_class = 0               # the number that the network gives to the first label
     strides = [8, 16, 32]         # of the grids, if boxes are given in their cells
-    resize = "letterbox"          # letterbox, letterbox-centre, stretch, short-side
+    resize = "letterbox"          # letterbox, letterbox-centre, stretch, as-is, short-side
     white = 1.0                   # the value of a white pixel; 255 for a network that takes 0 to 255
     mean = [0.485, 0.456, 0.406]  # subtracted after that
     std = [0.229, 0.224, 0.225]   # divided by after that
     channels = "rgb"              # rgb, bgr
     min_score = 0.25              # for requests that name none
     max_overlap = 0.45            # of two boxes of one class that both stay; 1: all stay
+    across_classes = false        # whether boxes of different classes drop each other too
     max_boxes = 300               # per frame
     precision = "float32"         # in which it computes: float32, float16, bfloat16
 """
@@ -48,7 +49,7 @@ from app.detection.network_output import (
     Scores,
 )
 from app.detection.precision import Precision
-from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
+from app.detection.resize import AsIs, Fitting, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
@@ -104,6 +105,7 @@ class Declaration(Declared):
     channels: Channels = Channels.RGB
     min_score: float = Field(default=0.25, ge=FLOOR_SCORE, le=1)
     max_overlap: float | None = Field(default=None, gt=0, le=1)
+    across_classes: bool = False
     max_boxes: int = Field(default=DEFAULT_MAX_BOXES, ge=1, le=MAX_BOXES)
     precision: Precision | None = None  # None: that of FRAMEBOX_PRECISION
     # What recognition reports.
@@ -116,6 +118,7 @@ class Declaration(Declared):
             self.layout,
             len(self.labels),
             max_overlap=self.max_overlap,
+            across_classes=self.across_classes,
             max_boxes=self.max_boxes,
             box_format=self.boxes,
             coordinates=self.coordinates,
@@ -133,6 +136,8 @@ class Declaration(Declared):
     @property
     def fitting(self) -> Fitting:
         width, height = self.input
+        if self.resize is ResizePolicy.AS_IS:
+            return AsIs(min(width, height), max(width, height))
         if self.resize is ResizePolicy.SHORT_SIDE:
             return ShortSide(min(width, height), max(width, height))
         return InputSize(width, height, self.resize)

@@ -7,14 +7,19 @@ the folder is run: only architectures of transformers itself are served.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from app.detection.model_files import CONFIG_FILE, ModelContent, json_object, reason
 from app.detection.model_formats.declaration import MAX_BOXES, Declared
@@ -22,11 +27,29 @@ from app.detection.network import LoadedNetwork, Network
 from app.detection.network_input import NetworkInput, PixelRules
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
-from app.detection.resize import Fitting, InputSize, ResizePolicy, ShortSide
+from app.detection.resize import FromSource
 from app.errors import ModelFault
 
 PROCESSOR_FILE = "preprocessor_config.json"
+NESTED_PROCESSOR_FILE = "processor_config.json"  # which some folders have instead, as ``image_processor``
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+
+TENSOR_TYPES: Mapping[str, torch.dtype] = MappingProxyType(  # by the names that .safetensors files have
+    {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+)
+BILINEAR = 2
+KERNELS: Mapping[object, str] = MappingProxyType({BILINEAR: "bilinear", 3: "bicubic"})  # as Pillow counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +58,10 @@ class Processor:
 
     layout: Layout
     max_boxes: int | None = None  # a frame, by default; None: the number of the network's queries
-    multiple: int = 1  # each side of a scaled picture is a multiple of this
+    multiple: int = 1  # each side of a picture that keeps its aspect ratio is a multiple of this
+    antialias: bool = True
+    normalizes: bool = True  # unless its settings say otherwise
+    size: Mapping[str, int] = field(default_factory=lambda: {"shortest_edge": 800, "longest_edge": 1333})
 
 
 PROCESSORS: Mapping[str, Processor] = MappingProxyType(
@@ -44,8 +70,10 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
         "YolosImageProcessor": Processor(Layout.DETR, multiple=16),
         "ConditionalDetrImageProcessor": Processor(Layout.DETR_SIGMOID, max_boxes=100),
         "DeformableDetrImageProcessor": Processor(Layout.DETR_SIGMOID, max_boxes=100),
-        "RTDetrImageProcessor": Processor(Layout.DETR_SIGMOID),
-        "RfDetrImageProcessor": Processor(Layout.DETR_SIGMOID),
+        "RTDetrImageProcessor": Processor(
+            Layout.DETR_SIGMOID, normalizes=False, size={"height": 640, "width": 640}
+        ),
+        "RfDetrImageProcessor": Processor(Layout.DETR_SIGMOID, antialias=False),
     }
 )
 
@@ -69,24 +97,16 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     config = _json(content, CONFIG_FILE)
     if "auto_map" in config:
         raise ModelFault(f"Model {content.name!r} brings code of its own (auto_map), which is not run.")
-    backbone = config.get("backbone_config") or {}
-    if backbone.get("model_type") == "timm_backbone" or (config.get("use_timm_backbone") and not backbone):
-        raise ModelFault(
-            f"Model {content.name!r} has a backbone of timm, which is not served; take the variant whose "
-            "backbone is of transformers (of facebook/detr-resnet-50 the revision no_timm)."
-        )
-    settings = _json(content, PROCESSOR_FILE)
+    settings = _processor_settings(content)
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "none")
     plain = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if plain not in PROCESSORS:
-        raise ModelFault(
-            f"Model {content.name!r} names {kind} as its image processor; served are {', '.join(PROCESSORS)}."
-        )
+    module = _module(content, config, takes=plain)
     processor = PROCESSORS[plain]
-    module = _module(content, config)
+    fitting = _fitting(content.name, settings, processor)
+    pad_size = _pad_size(content.name, settings)
     id2label = module.config.id2label
     labels = declaration.labels or tuple(
-        id2label.get(number, str(number)) for number in range(max(id2label) + 1)
+        id2label.get(number, str(number)) for number in range(module.config.num_labels)
     )
     queries = getattr(module.config, "num_queries", None)
     query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
@@ -95,18 +115,29 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     if settings.get("do_rescale", True):
         white *= settings.get("rescale_factor", 1 / 255)
     mean = std = None
-    if settings.get("do_normalize", True):
+    if settings.get("do_normalize", processor.normalizes):
         mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
         std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
     module.to(device)
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
-        output = module(pixel_values=pictures)
+        mask = None
+        if pad_size is not None:
+            height, width = pictures.shape[2:]
+            below, right = pad_size[0] - height, pad_size[1] - width
+            if min(below, right) < 0:
+                raise ValueError(f"a picture of {width} x {height} is larger than its pad_size")
+            mask = functional.pad(
+                pictures.new_ones(len(pictures), height, width).long(), (0, right, 0, below)
+            )
+            pictures = functional.pad(pictures, (0, right, 0, below))
+        output = module(pixel_values=pictures, pixel_mask=mask)
+        # Fractions of the picture without the padding, as transformers takes them.
         return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
     return LoadedNetwork(
         Network(NetworkInput(), run, module=module),
-        _fitting(content.name, settings, processor),
+        fitting,
         PixelRules(white, mean, std),
         Reading(processor.layout, len(labels), max_boxes=max_boxes),
         labels,
@@ -121,28 +152,79 @@ def _json(content: ModelContent, file: str) -> dict[str, Any]:
     return json_object(f"The {file} of model {content.name!r}", content.read(file))
 
 
-def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fitting:
-    size = settings.get("size", {"shortest_edge": 800, "longest_edge": 1333})
+def _processor_settings(content: ModelContent) -> dict[str, Any]:
+    """Return the image processor's settings, from the file that transformers would read."""
+    if NESTED_PROCESSOR_FILE in content.digests:
+        nested = _json(content, NESTED_PROCESSOR_FILE).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    return _json(content, PROCESSOR_FILE)
+
+
+def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> FromSource:
+    kernel = KERNELS.get(settings.get("resample", BILINEAR))
+    if kernel is None:
+        raise ModelFault(
+            f"The image processor of model {name!r} scales with resample = {settings['resample']!r}; served "
+            f"are {' and '.join(f'{number} ({name})' for number, name in KERNELS.items())}."
+        )
+    size = settings.get("size") or processor.size
     if isinstance(size, int):  # as it was written before 2023
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", 1333)}
-    if not settings.get("do_resize", True) or settings.get("pad_size"):
-        size = {}
+    if not settings.get("do_resize", True):
+        return FromSource(lambda width, height: (width, height))
+    match size:
+        case {"shortest_edge": int(short), "longest_edge": int(longest)}:
+            size_of = partial(by_edges, short=short, longest=longest, multiple=processor.multiple)
+        case {"max_height": int(max_height), "max_width": int(max_width)}:
+            size_of = partial(by_limits, max_width=max_width, max_height=max_height)
+        case {"height": int(height), "width": int(width)}:
+            return FromSource(lambda *_: (width, height), kernel, processor.antialias)
+        case _:
+            raise ModelFault(
+                f"The image processor of model {name!r} asks for another size than height and width, "
+                "shortest_edge and longest_edge, or max_height and max_width."
+            )
+    return FromSource(size_of, kernel, processor.antialias)
+
+
+def by_edges(width: int, height: int, *, short: int, longest: int, multiple: int = 1) -> tuple[int, int]:
+    """Return the (width, height) with the shorter side `short`, or less if the longer exceeds `longest`.
+
+    Rounded as transformers does it (get_size_with_aspect_ratio), then down to a multiple of `multiple`.
+    """
+    smaller, larger = min(width, height), max(width, height)
+    wanted: float = short
+    if larger / smaller * short > longest:
+        wanted = longest * smaller / larger
+    if round(wanted) != smaller:
+        scaled = round(wanted), int(wanted * larger / smaller)
+        width, height = scaled if width < height else scaled[::-1]
+    return max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple)
+
+
+def by_limits(width: int, height: int, *, max_width: int, max_height: int) -> tuple[int, int]:
+    """Return the largest (width, height) of that aspect ratio within both limits, enlarged if need be."""
+    scale = min(max_height / height, max_width / width)
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+def _pad_size(name: str, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (height, width) to which pictures are padded, right and below, with zeros; None: not."""
+    size = settings.get("pad_size")
+    if not size or not settings.get("do_pad", settings.get("pad_and_return_pixel_mask", True)):
+        return None  # frames of one video have one size, so they need no padding to lie in one batch
     match size:
         case {"height": int(height), "width": int(width)}:
-            return InputSize(width, height, ResizePolicy.STRETCH)
-        case {"shortest_edge": int(short), "longest_edge": int(longest)}:
-            return ShortSide(short, longest, processor.multiple)
-    raise ModelFault(
-        f"The {PROCESSOR_FILE} of model {name!r} asks for another size than height and width, or "
-        "shortest_edge and longest_edge, without pad_size."
-    )
+            return height, width
+    raise ModelFault(f"The pad_size of model {name!r} has no height and width.")
 
 
-def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
+def _module(content: ModelContent, config: Mapping[str, Any], *, takes: str) -> Any:
+    """Return the network with its weights. `takes`: the class of its image processor."""
     try:
         import huggingface_hub  # noqa: PLC0415 - optional, and large
         import transformers  # noqa: PLC0415
-        from safetensors.torch import load as load_weights  # noqa: PLC0415
     except ImportError as error:
         raise ModelFault(
             f"Model {content.name!r} is a folder of Hugging Face; to serve it, pip install -r "
@@ -152,27 +234,40 @@ def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    kinds = transformers.models.auto.modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
-    if config.get("model_type") not in kinds:
+    mappings = transformers.models.auto.modeling_auto
+    kinds = mappings.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+    kind = str(config.get("model_type"))
+    if kind in mappings.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         raise ModelFault(
-            f"Model {content.name!r} is of type {config.get('model_type')!r}, for which transformers has "
-            "no object detector."
+            f"Model {content.name!r} is of type {kind!r}, which finds what a text names; served are networks "
+            "that have labels of their own."
         )
-    weights = {}
-    try:
+    if kind not in kinds:
+        raise ModelFault(
+            f"Model {content.name!r} is of type {kind!r}, for which transformers has no object detector."
+        )
+    if takes not in PROCESSORS:
+        raise ModelFault(
+            f"Model {content.name!r} names {takes} as its image processor; served are "
+            f"{', '.join(PROCESSORS)}."
+        )
+    if not config.get("id2label") and config.get("label2id"):
+        id2label = {number: label for label, number in config["label2id"].items()}
+        config = {**config, "id2label": id2label}
+    with _reported(content.name):
+        complete = transformers.AutoConfig.for_model(**config)
+    if getattr(getattr(complete, "backbone_config", None), "model_type", None) == "timm_backbone":
+        raise ModelFault(
+            f"Model {content.name!r} has a backbone of timm, which is not served; take the variant whose "
+            "backbone is of transformers (of facebook/detr-resnet-50 the revision no_timm)."
+        )
+    with _reported(content.name):
+        weights = {}
         for file in _weight_files(content):
-            weights.update(load_weights(content.read(file)))
-        module, loading = getattr(transformers, kinds[config["model_type"]]).from_pretrained(
-            None,
-            config=transformers.AutoConfig.for_model(**config),
-            state_dict=weights,
-            dtype=torch.float32,
-            output_loading_info=True,
+            weights.update(tensors_of(content.read(file)))
+        module, loading = getattr(transformers, kinds[kind]).from_pretrained(
+            None, config=complete, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
-    except ModelFault:
-        raise
-    except Exception as error:  # transformers and safetensors raise whatever they meet
-        raise ModelFault(f"transformers cannot load model {content.name!r}: {reason(error)}.") from error
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if missing:
         raise ModelFault(
@@ -180,6 +275,17 @@ def _module(content: ModelContent, config: Mapping[str, Any]) -> Any:
             f"missing or of another shape, such as {missing[0]}."
         )
     return module.eval()
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Report errors of the block, in which transformers loads model `name`, as ModelFault."""
+    try:
+        yield
+    except ModelFault:
+        raise
+    except Exception as error:  # transformers raises whatever it meets
+        raise ModelFault(f"transformers cannot load model {name!r}: {reason(error)}.") from error
 
 
 def _weight_files(content: ModelContent) -> list[str]:
@@ -197,3 +303,27 @@ def _weight_files(content: ModelContent) -> list[str]:
             "wanted. Pickles such as pytorch_model.bin are not opened: save it again with save_pretrained."
         )
     return files
+
+
+def tensors_of(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, by name. They share the memory of `content`.
+
+    The format: the header's length in 8 bytes, little-endian; a JSON header with each tensor's type, shape,
+    and first and last byte; the numbers. Its own library copies each tensor, and panics without memory.
+    Raises ValueError or KeyError for other content.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, entry in json_object("The header of a .safetensors file", content[8:start]).items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (first, end) = TENSOR_TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        count = math.prod(shape)
+        if end - first != count * dtype.itemsize:
+            raise ValueError(f"tensor {name} has another size than its shape")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # no one writes weights
+            flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + first)
+        is_aligned = (start + first) % dtype.itemsize == 0
+        tensors[name] = (flat if is_aligned else flat.clone()).reshape(shape)
+    return tensors

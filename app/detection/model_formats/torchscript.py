@@ -92,4 +92,5 @@ def _load(content: bytes, device: str) -> tuple[Any, str]:
 def _advice(cause: str) -> str:
     if "torchvision::" not in cause:
         return ""
-    return ". To serve it, install torchvision 0.28.0, built as torch is: see docs/models.md"
+    build = "+cpu" if "+cpu" in torch.__version__ else ""
+    return f". To serve it, pip install torchvision==0.28.0{build}, from the index that torch is from"
