@@ -18,6 +18,7 @@ from app.detection.golden import golden_scenes
 from app.detection.measuring import (
     MemoryCost,
     MemoryMeter,
+    ModelProfile,
     better_profile,
     is_faster,
     measure,
@@ -32,9 +33,8 @@ from app.detection.precision import Precision
 from app.detection.registry import BATCH_SIZE_CPU, Tried, describe_detector, load_model
 from app.errors import FrameboxError, ModelFault
 
-_REQUESTED = re.compile(
-    r"(?:allocate|size|allocation of):? (\d+)"
-)  # in the messages of torch and onnxruntime
+# In the messages of torch and onnxruntime.
+_REQUESTED = re.compile(r"(?:allocate|size|allocation of):? (\d+)")
 
 _log = structlog.get_logger(__name__)
 
@@ -65,12 +65,11 @@ def try_model(
     try:
         detector = load_model(content, device=device, precision=precision, tried=tried)
         profile = measure(detector, meter)
-        if (
-            isinstance(detector, NetworkDetector)
-            and 1 == detector.loaded.network.threads < torch.get_num_threads()
-        ):
+        threads = torch.get_num_threads()
+        if isinstance(detector, NetworkDetector) and 1 == detector.loaded.network.threads < threads:
             # How many threads share a call is fixed when such a network is loaded.
-            known = Tried(detector.loaded.declaration, tried and tried.onnx, threads=torch.get_num_threads())
+            onnx = None if tried is None else tried.onnx
+            known = Tried(detector.loaded.declaration, onnx, threads=threads)
             del detector
             meter.begin()
             detector = load_model(content, device=device, precision=precision, tried=known)
