@@ -33,9 +33,8 @@ from app.detection.precision import Precision
 from app.detection.registry import BATCH_SIZE_CPU, Tried, describe_detector, load_model
 from app.errors import FrameboxError, ModelFault
 
-_REQUESTED = re.compile(
-    r"(?:allocate|size|allocation of):? (\d+)"
-)  # in the messages of torch and onnxruntime
+# In the messages of torch and onnxruntime.
+_REQUESTED = re.compile(r"(?:allocate|size|allocation of):? (\d+)")
 
 _log = structlog.get_logger(__name__)
 
@@ -66,14 +65,14 @@ def try_model(
     try:
         detector = load_model(content, device=device, precision=precision, tried=tried)
         profile = measure(detector, meter)
-        count = torch.get_num_threads()
-        if count > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
+        threads = torch.get_num_threads()
+        if isinstance(detector, NetworkDetector) and 1 == detector.loaded.network.threads < threads:
             # How many threads share a call is fixed when such a network is loaded.
-            file = None if tried is None else tried.onnx
-            shared = Tried(detector.loaded.declaration, file, threads=count)
+            onnx = None if tried is None else tried.onnx
+            known = Tried(detector.loaded.declaration, onnx, threads=threads)
             del detector
             meter.begin()
-            detector = load_model(content, device=device, precision=precision, tried=shared)
+            detector = load_model(content, device=device, precision=precision, tried=known)
             profile = better_profile(profile, measure(detector, meter))
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
