@@ -264,9 +264,9 @@ def _rate(threads: SideBySide, work: Callable[[Tensor], object], pieces: Sequenc
 ULTRALYTICS = """
 import sys, time
 from ultralytics import YOLO
-model, video = YOLO(sys.argv[1], task="detect"), sys.argv[2]
+model, video, side = YOLO(sys.argv[1], task="detect"), sys.argv[2], int(sys.argv[3])
 def frames():
-    return sum(1 for _ in model.predict(video, stream=True, verbose=False, imgsz=int(sys.argv[3])))
+    return sum(1 for _ in model.predict(video, stream=True, verbose=False, imgsz=side, rect=False))
 frames()  # loads the network
 for line in sys.stdin:
     started = time.perf_counter()

@@ -32,7 +32,7 @@ PIECE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 BATCH_SECONDS = 0.25
 BATCH_FRAMES = 8
 GOOD_ENOUGH = 0.95  # of the best speed: the smallest batch that reaches it takes the least memory
-SHARED_GAIN = 1.1  # that one call in all threads must have over one call in each thread
+SHARED_GAIN = 1.25  # that one call in all threads must have over one call in each thread
 HOPELESS = 0.8  # of the best speed: below it, still larger batches are not tried
 
 # Intersection over union of two boxes, one in 16 bits and one in float32

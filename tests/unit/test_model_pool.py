@@ -338,7 +338,7 @@ def test_the_smallest_piece_that_is_about_as_fast_is_chosen(speeds: dict[int, fl
     assert best_trial(trials).piece_size == chosen
 
 
-@pytest.mark.parametrize(("shared", "callers"), [(109.0, 2), (111.0, 1)])
+@pytest.mark.parametrize(("shared", "callers"), [(124.0, 2), (126.0, 1)])
 def test_calls_side_by_side_are_preferred_to_one_that_is_hardly_faster(shared: float, callers: int) -> None:
     trials = [
         Trial(1, 100.0, MemoryCost(0), callers=2, inner_threads=1),
