@@ -66,7 +66,7 @@ def try_model(
         detector = load_model(content, device=device, precision=precision, tried=tried)
         profile = measure(detector, meter)
         threads = torch.get_num_threads()
-        if isinstance(detector, NetworkDetector) and 1 == detector.loaded.network.threads < threads:
+        if threads > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
             # How many threads share a call is fixed when such a network is loaded.
             onnx = None if tried is None else tried.onnx
             known = Tried(detector.loaded.declaration, onnx, threads=threads)
