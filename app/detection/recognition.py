@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import is_out_of_memory
-from app.detection.golden import golden_scenes
+from app.detection.golden import SCENE_COUNT, golden_scenes
 from app.detection.model_files import reason
 from app.detection.model_formats.declaration import (
     Declaration,
@@ -44,6 +44,7 @@ from app.detection.network_output import (
 from app.detection.resize import ResizePolicy
 from app.errors import ModelFault
 
+TRIAL_FRAMES = 2
 NUMBERED_CLASSES = 1000  # of a network that gives class numbers, if no labels are known
 USUAL_SIZE = (640, 640)  # of the input of a network that takes any
 GRIDS = ((8, 16, 32), (8, 16, 32, 64))  # strides of the grids of YOLO networks
@@ -97,7 +98,14 @@ DETR = Pipeline(
     ("mean and std of ImageNet, as DETR",),
 )
 MMDEPLOY = Pipeline(
-    {"min_score": 0.3, **_IMAGENET}, _SHORT_SIDE, ("mean and std of ImageNet in RGB, as most of mmdetection",)
+    {
+        "min_score": 0.3,
+        "channels": Channels.BGR,
+        "mean": IMAGENET_MEAN[::-1],
+        "std": IMAGENET_STD[::-1],
+    },
+    {**_SHORT_SIDE, **_IMAGENET, "channels": Channels.RGB},
+    ("mean and std of ImageNet, as mmdetection: in BGR if the input has a fixed size (RTMDet), else in RGB",),
 )
 IN_ITSELF = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, _AS_IS)  # it scales and normalises
 
@@ -230,6 +238,10 @@ class _Recognition:
         if then != pipeline:
             seen = self._run(then)
             form = self._form(seen)
+        for first in range(TRIAL_FRAMES, SCENE_COUNT, TRIAL_FRAMES):
+            if not self._lacks_boxes(form, seen):
+                break
+            seen = self._run(then, first)
         assumed = list(then.assumed)
         if self._is_free and then.free_keys == {} and "input" not in self._declared:
             assumed.append("an input of {} × {} pixels".format(*USUAL_SIZE))
@@ -258,14 +270,20 @@ class _Recognition:
 
     # ---- trial runs
 
-    def _run(self, pipeline: Pipeline) -> Seen:
+    def _lacks_boxes(self, form: Form, seen: Seen) -> bool:
+        """Whether there are no boxes to prove what is open."""
+        columns = read_columns(seen.output, form.reading(), seen.frame_count)
+        is_open = "coordinates" not in form.keys and "coordinates" not in self._declared
+        return is_open and columns is not None and not bool((columns.scores != 0).any())
+
+    def _run(self, pipeline: Pipeline, first: int = 0) -> Seen:
         """Run two drawn scenes; one, if the network takes only one, which is then known."""
         keys = {"labels": ("",), "layout": Layout.YOLO, **self._keys(pipeline), **self._declared}
         keys["labels"] = ("",)
         declaration = Declaration.of(self._name, keys)
         check_input(self._name, declaration, self._network.takes)
         try:
-            seen = self._run_scenes(declaration, 2)
+            seen = self._run_scenes(declaration, TRIAL_FRAMES, first)
             shapes = [tensor.shape for _, tensor in named_tensors(seen.output) if tensor.ndim == 3]
             gives_one = declaration.batch is None and shapes and all(shape[0] == 1 for shape in shapes)
             if not gives_one:
@@ -277,7 +295,7 @@ class _Recognition:
                 raise self._failure(error, declaration.batch) from error
         alone = declaration.model_copy(update={"batch": 1})
         try:
-            seen = self._run_scenes(alone, 1)
+            seen = self._run_scenes(alone, 1, first)
         except Exception as error:
             if isinstance(error, ModelFault) or is_out_of_memory(error):
                 raise
@@ -285,12 +303,12 @@ class _Recognition:
         self._known["batch"] = 1
         return seen
 
-    def _run_scenes(self, declaration: Declaration, count: int) -> Seen:
+    def _run_scenes(self, declaration: Declaration, count: int, first: int) -> Seen:
         loaded = declared_network(self._network, declaration)
         detector = NetworkDetector(
             loaded, name=self._name, fingerprint="", device=self._device, batch_size=count
         )
-        scenes = golden_scenes(*detector.frame_size(1280, 720))[: min(count, detector.call_size)]
+        scenes = golden_scenes(*detector.frame_size(1280, 720))[first:][: min(count, detector.call_size)]
         placement = loaded.fitting.place(scenes.shape[2], scenes.shape[1])
         with torch.inference_mode():
             output = detector.output(scenes)
