@@ -154,11 +154,18 @@ class Seen:
     input_size: tuple[int, int]
 
 
-def recognise(name: str, network: Network, declared: Mapping[str, object], device: str) -> Declaration:
+def recognise(
+    name: str,
+    network: Network,
+    declared: Mapping[str, object],
+    device: str,
+    beside: Mapping[str, object] = MappingProxyType({}),
+) -> Declaration:
     """Return all that has to be known of model `name`, which runs on trial pictures for it.
 
     `declared` is what the administrator says; it is never overruled. A whole declaration, as
-    ``model_dump(mode="json")`` returns it, is taken as it is, and nothing runs.
+    ``model_dump(mode="json")`` returns it, is taken as it is, and nothing runs. `beside`: what files beside
+    the network say, as `processor_keys` reads them.
 
     Raises ModelFault, saying what was seen and what to write, for what cannot be read or in several ways.
     """
@@ -174,7 +181,33 @@ def recognise(name: str, network: Network, declared: Mapping[str, object], devic
             f"Model {name!r} is for the task {metadata.task!r}, which gives no boxes; served are "
             f"{', '.join(SERVED_TASKS)}."
         )
-    return _Recognition(name, network, dict(declared), metadata, device).declaration()
+    return _Recognition(name, network, dict(declared), metadata, device, beside).declaration()
+
+
+def processor_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return the keys of a declaration that a network's and its image processor's settings hold.
+
+    `config`, `settings`: the objects of ``config.json`` and ``preprocessor_config.json`` of Hugging Face.
+    """
+    keys: dict[str, object] = {"min_score": 0.5}  # as transformers' own pipeline has it
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels:
+        count = max(int(number) for number in labels) + 1
+        keys["labels"] = tuple(str(labels.get(str(number), number)) for number in range(count))
+    match settings.get("size") if settings.get("do_resize", True) else None:
+        case {"height": int(height), "width": int(width)}:
+            keys |= {"resize": ResizePolicy.STRETCH, "input": (width, height)}
+        case {"shortest_edge": int(short), "longest_edge": int(longest)}:
+            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (longest, short)}
+    white = 255.0
+    if settings.get("do_rescale", True):
+        white *= settings.get("rescale_factor", 1 / 255)
+    keys["white"] = white
+    keys["mean"] = keys["std"] = None
+    if settings.get("do_normalize", True):
+        keys["mean"] = tuple(settings.get("image_mean", IMAGENET_MEAN))
+        keys["std"] = tuple(settings.get("image_std", IMAGENET_STD))
+    return keys
 
 
 def declared_network(network: Network, declaration: Declaration) -> LoadedNetwork:
@@ -201,6 +234,7 @@ class _Recognition:
         declared: dict[str, object],
         metadata: Metadata,
         device: str,
+        beside: Mapping[str, object],
         *,
         advises: bool = True,  # on what is not recognised, after trying it
     ) -> None:
@@ -211,6 +245,10 @@ class _Recognition:
         self._metadata = metadata
         self._device = device
         takes = network.takes
+        self._beside = dict(beside)
+        if takes.width is not None and takes.height is not None:
+            # Its own size counts, in which pictures of any shape can only be stretched.
+            self._beside = {key: value for key, value in beside.items() if key not in ("input", "resize")}
         self._known: dict[str, object] = {}
         self._is_free = False
         if takes.width is not None and takes.height is not None:
@@ -222,7 +260,7 @@ class _Recognition:
             self._is_free = "input" not in declared and takes.width is None and takes.height is None
         if takes.batch is not None:
             self._known["batch"] = takes.batch
-        labels = declared.get("labels", metadata.labels)
+        labels = declared.get("labels", self._beside.get("labels", metadata.labels))
         self._class_count = len(labels) if isinstance(labels, Sequence) else None
 
     def declaration(self) -> Declaration:
@@ -242,13 +280,17 @@ class _Recognition:
             if not self._lacks_boxes(form, seen):
                 break
             seen = self._run(then, first)
-        assumed = list(then.assumed)
-        if self._is_free and then.free_keys == {} and "input" not in self._declared:
+        assumed = [] if self._beside else list(then.assumed)
+        if self._is_free and not then.free_keys and not self._beside and "input" not in self._declared:
             assumed.append("an input of {} × {} pixels".format(*USUAL_SIZE))
         known = {**self._keys(then), **form.keys, **self._proven(form, seen)}
         if form.layout.is_suppressed:
             known.pop("max_overlap", None)
-        labels = self._metadata.labels or tuple(str(number) for number in range(form.class_count))
+        labels = (
+            self._beside.get("labels")
+            or self._metadata.labels
+            or tuple(str(number) for number in range(form.class_count))
+        )
         known |= {
             "labels": labels,
             "layout": form.layout,
@@ -263,7 +305,7 @@ class _Recognition:
 
     def _keys(self, pipeline: Pipeline) -> dict[str, object]:
         free = pipeline.free_keys if self._is_free else {}
-        keys = {**pipeline.keys, **self._known, **free}
+        keys = {**pipeline.keys, **self._known, **free, **self._beside}
         if self._network.takes.dtype is torch.uint8:
             keys = {key: value for key, value in keys.items() if key not in ("white", "mean", "std")}
         return keys
@@ -354,7 +396,7 @@ class _Recognition:
             metadata = self._metadata if has_labels else replace(self._metadata, labels=None)
             try:
                 found = _Recognition(
-                    self._name, self._network, tried, metadata, self._device, advises=False
+                    self._name, self._network, tried, metadata, self._device, self._beside, advises=False
                 ).declaration()
                 self._check_boxes(found)
             except ModelFault:
@@ -433,7 +475,7 @@ class _Recognition:
         if known is not None:
             return known
         match form.layout:
-            case Layout.DETR | Layout.DETR_SIGMOID if not self._metadata.labels:
+            case Layout.DETR | Layout.DETR_SIGMOID if self._beside or not self._metadata.labels:
                 is_huggingface = self._network.takes.name == "pixel_values"
                 is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
                 return RT_DETR if is_huggingface and is_rt_detr else DETR

@@ -22,9 +22,9 @@ from app.detection.detector import Detector
 from app.detection.hog import HogPeopleDetector
 from app.detection.measuring import ModelProfile
 from app.detection.model_facts import ModelFacts, PrecisionEffect
-from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model
+from app.detection.model_files import DECLARATION_FILE, ModelContent, check_allowed, hash_model, json_object
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
-from app.detection.model_formats.huggingface import CONFIG_FILE, load_huggingface
+from app.detection.model_formats.huggingface import CONFIG_FILE, PROCESSOR_FILE, load_huggingface
 from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
@@ -32,7 +32,7 @@ from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.recognition import declared_network, recognise
+from app.detection.recognition import declared_network, processor_keys, recognise
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
@@ -161,11 +161,13 @@ def _load_model(content: ModelContent, device: str, setting: Precision) -> Detec
 
 
 def _load_network(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
-    if content.is_folder and CONFIG_FILE in content.digests:
-        return load_huggingface(content, declared, device)
     files = [content.path.name]
     if content.is_folder:
         files = [file for suffix in SUFFIXES for file in content.named(suffix)]
+    has_config = content.is_folder and CONFIG_FILE in content.digests
+    is_exported = len(files) == 1 and PROCESSOR_FILE in content.digests  # as optimum writes it
+    if has_config and not is_exported:
+        return load_huggingface(content, declared, device)
     if len(files) != 1:
         raise ModelFault(
             f"The folder of model {content.name!r} holds {len(files)} files of {', '.join(SUFFIXES)}, where "
@@ -175,7 +177,14 @@ def _load_network(content: ModelContent, declared: Mapping[str, object], device:
     if file.endswith(WEIGHTS_SUFFIX):
         return load_torchvision(content, file, declared, device)
     network = FORMATS[Path(file).suffix](content.name, content.read(file), device)
-    declaration = recognise(content.name, network, declared, device)
+    beside: dict[str, object] = {}
+    if has_config:
+        config, settings = (
+            json_object(f"The {file} of model {content.name!r}", content.read(file))
+            for file in (CONFIG_FILE, PROCESSOR_FILE)
+        )
+        beside = processor_keys(config, settings)
+    declaration = recognise(content.name, network, declared, device, beside)
     return declared_network(network, declaration)
 
 
