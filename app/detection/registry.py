@@ -35,7 +35,7 @@ from app.detection.precision import Precision, choose_precision
 from app.detection.recognition import declared_network, processor_keys, recognise
 from app.errors import InvalidOption, ModelFault
 
-REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
+REVISION = 5  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

@@ -58,7 +58,8 @@ def test_a_script_with_suppression_runs() -> None:
 
 class Twice(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
-        return torch.ops.torchvision.twice(pictures)
+        twice: Tensor = torch.ops.torchvision.twice(pictures)
+        return twice
 
 
 def test_another_operator_is_refused_with_what_to_install() -> None:
