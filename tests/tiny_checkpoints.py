@@ -138,7 +138,6 @@ def lw_detr() -> Any:
         image_size=128,
         num_windows=4,
         window_block_indices=[0],
-        initializer_range=0.2,  # or all its features, and so all its proposals, would be about the same
         out_indices=[1, 2],
     )
     config = transformers.LwDetrConfig(
