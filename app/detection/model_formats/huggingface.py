@@ -172,7 +172,7 @@ def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fr
     if isinstance(size, int):  # as it was written before 2023
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", 1333)}
     if not settings.get("do_resize", True):
-        return FromSource(lambda width, height: (width, height))
+        size = {}
     match size:
         case {"shortest_edge": int(short), "longest_edge": int(longest)}:
             size_of = partial(by_edges, short=short, longest=longest, multiple=processor.multiple)
@@ -236,7 +236,7 @@ def _module(content: ModelContent, config: Mapping[str, Any], *, takes: str) -> 
     logging.set_verbosity_error()
     mappings = transformers.models.auto.modeling_auto
     kinds = mappings.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
-    kind = str(config.get("model_type"))
+    kind = config.get("model_type")
     if kind in mappings.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         raise ModelFault(
             f"Model {content.name!r} is of type {kind!r}, which finds what a text names; served are networks "
@@ -264,8 +264,8 @@ def _module(content: ModelContent, config: Mapping[str, Any], *, takes: str) -> 
     with _reported(content.name):
         weights = {}
         for file in _weight_files(content):
-            weights.update(tensors_of(content.read(file)))
-        module, loading = getattr(transformers, kinds[kind]).from_pretrained(
+            weights.update(tensors_of(content.name, content.read(file)))
+        module, loading = getattr(transformers, kinds[str(kind)]).from_pretrained(
             None, config=complete, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
@@ -305,25 +305,26 @@ def _weight_files(content: ModelContent) -> list[str]:
     return files
 
 
-def tensors_of(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, by name. They share the memory of `content`.
+def tensors_of(name: str, content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file of model `name`, by name. They share the memory of `content`.
 
     The format: the header's length in 8 bytes, little-endian; a JSON header with each tensor's type, shape,
     and first and last byte; the numbers. Its own library copies each tensor, and panics without memory.
-    Raises ValueError or KeyError for other content.
+    Raises ModelFault, ValueError or KeyError for other content.
     """
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
-    for name, entry in json_object("The header of a .safetensors file", content[8:start]).items():
-        if name == "__metadata__":
+    header = json_object(f"The header of the weights of model {name!r}", content[8:start])
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
             continue
         dtype, shape, (first, end) = TENSOR_TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         count = math.prod(shape)
         if end - first != count * dtype.itemsize:
-            raise ValueError(f"tensor {name} has another size than its shape")
+            raise ValueError(f"tensor {tensor} has another size than its shape")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # no one writes weights
             flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + first)
         is_aligned = (start + first) % dtype.itemsize == 0
-        tensors[name] = (flat if is_aligned else flat.clone()).reshape(shape)
+        tensors[tensor] = (flat if is_aligned else flat.clone()).reshape(shape)
     return tensors
