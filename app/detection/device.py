@@ -103,8 +103,8 @@ class DeviceThread:
         if queued_batches < 1:
             raise ValueError("queued_batches must be at least 1")
         self.detector = detector
-        self._arrangement = arrangement or Arrangement(detector.batch_size, detector.batch_size)
-        self.batch_size = self._arrangement.batch_size  # frames that `submit` takes at a time, at most
+        self.arrangement = arrangement or Arrangement(detector.batch_size, detector.batch_size)
+        self.batch_size = self.arrangement.batch_size  # frames that `submit` takes at a time, at most
         self._copies = copies_to(detector.device) if detector.takes_device_frames else None
         self._free_memory = free_memory
         self._find_fault = find_fault
@@ -121,10 +121,10 @@ class DeviceThread:
         self.stats = DeviceStats()
         self._calls: dict[int, tuple[float, str | None]] = {}  # by thread: when it began, and its owner
         # How many frames fit in a call: halved when they do not, doubled after many calls that fitted.
-        self._fitting_size = self._arrangement.piece_size
+        self._fitting_size = self.arrangement.piece_size
         self._fitting_calls = 0  # since it was halved or doubled
         self._name = f"device {detector.device} {detector.name}"
-        callers = self._arrangement.callers
+        callers = self.arrangement.callers
         self._begun = threading.Barrier(callers + 1)
         self._threads = [
             threading.Thread(target=self._run, name=self._name, daemon=True) for _ in range(callers)
@@ -231,7 +231,7 @@ class DeviceThread:
     def _run(self) -> None:
         # Each thread has its own number. The first call takes the common one, and would undo the next line.
         torch.get_num_threads()
-        torch.set_num_threads(self._arrangement.inner_threads or self._torch_threads)
+        torch.set_num_threads(self.arrangement.inner_threads or self._torch_threads)
         try:
             self._begun.wait(START_SECONDS)
         except threading.BrokenBarrierError:
@@ -272,7 +272,7 @@ class DeviceThread:
                     self._current = self._begin_batch()
                     continue
                 batch, first = self._current, self._current.begun
-                frames = batch.frames[first : first + self._arrangement.piece_size]
+                frames = batch.frames[first : first + self.arrangement.piece_size]
                 batch.begun += len(frames)
                 batch.running += 1
                 self._running += 1
@@ -335,7 +335,7 @@ class DeviceThread:
                     raise ModelFault(
                         f"The device has no memory for one frame with model {self.detector.name!r}."
                     ) from DeviceOutOfMemory()
-            largest = self._arrangement.piece_size
+            largest = self.arrangement.piece_size
             with self._changed:
                 self._fitting_calls += 1
                 if self._fitting_size < largest and self._fitting_calls >= REGROW_AFTER_CALLS:

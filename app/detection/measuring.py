@@ -289,7 +289,7 @@ def _compare(one: Detections, other: Detections, scale: Tensor, min_score: float
     if count == 0 or len(other.scores) == 0:
         return PrecisionEffect(boxes=count, matched=0, score_difference=0.0, box_difference_pixels=0.0)
     together = torch.cat([one.boxes_xyxy[:count], other.boxes_xyxy])
-    shared = overlaps(together[None])[0, :count, count:]  # (count, k)
+    shared = torch.from_numpy(overlaps(together.numpy()))[:count, count:]  # (count, k)
     shared = shared * (one.class_ids[:count, None] == other.class_ids)
     overlap, partner = shared.max(dim=1)
     is_same = overlap > SAME_THING

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, Self
 
 import torch
@@ -114,26 +115,24 @@ class NetworkDetector:
         """Detect in one call of the network, in this thread. At most `call_size` frames."""
         n, height, width, _ = frames.shape
         found = self.best(self.columns(self.output(frames), n), width, height)
-        is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1) & found.valid
         # Some networks give one now and then, which is dropped; with a wrong reading nearly all are inverted.
-        if int(is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * int(found.valid.sum())):
+        if int(found.is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
             raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
-        if bool((is_unknown & found.valid).any()):
+        if bool(is_unknown.any()):
             first = self.loaded.reading.first_class
-            number = int(found.class_ids[is_unknown & found.valid][0]) + first
+            number = int(found.class_ids[is_unknown][0]) + first
             raise ModelFault(
                 f"Model {self.name!r} gives class {number}, but has {len(self.class_names)} labels, "
                 f"which are counted from {first}. Write all labels in framebox.toml."
             )
         boxes = self.loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
-        has_area = (boxes[..., :2] < boxes[..., 2:]).all(dim=-1)
-        kept = (found.valid & has_area).cpu()
-        boxes, scores, class_ids = boxes.cpu(), found.scores.cpu(), found.class_ids.cpu()
-        return [
-            Detections(boxes[i][kept[i]], scores[i][kept[i]].clamp(0, 1), class_ids[i][kept[i]])
-            for i in range(n)
-        ]
+        has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
+        counts = found.frame_ids[has_area].bincount(minlength=n).tolist()
+        columns = (boxes[has_area], found.scores[has_area].clamp(0, 1), found.class_ids[has_area])
+        return list(
+            starmap(Detections, zip(*(torch.split(column, counts) for column in columns), strict=True))
+        )
 
     def best(self, columns: Columns, width: int, height: int) -> Candidates:
         """Return the best boxes of frames of that size, in pixels of the network's input."""
@@ -227,8 +226,7 @@ def check_at_load(detector: NetworkDetector) -> None:
             output = detector.output(frames)
             columns = detector.columns(output, len(frames))
             found = detector.best(columns, frames.shape[2], frames.shape[1])
-            is_inverted = (found.boxes_xyxy[..., :2] > found.boxes_xyxy[..., 2:]).any(dim=-1) & found.valid
-            if int(is_inverted.sum()) > MOST_INVERTED * int(found.valid.sum()):
+            if int(found.is_inverted.sum()) > MOST_INVERTED * len(found.scores):
                 raise inverted_fault(name)
             dense = first_tensor(output)
             if not detector.layout.is_suppressed and dense is not None:

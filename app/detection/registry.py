@@ -210,5 +210,5 @@ def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -
         library=library,
         left_out=tuple(declaration.get("left_out", ())),
         assumed=tuple(declaration.get("assumed", ())),
-        runtime=runtime,
+        runtime=f"{runtime}, {profile['piece_size']} a call in {profile['inner_threads'] or 'all'} threads",
     )

@@ -19,5 +19,6 @@ def test_what_is_known_of_a_model_survives_its_way_through_json() -> None:
     detector = load_detector("none", device="cpu")
     facts = describe_detector(detector, measure(detector, meter), "a test")
     assert ModelFacts.model_validate_json(facts.model_dump_json()) == facts
-    assert (facts.name, facts.input_size, facts.runtime) == ("none", (640, 640), "a test")
+    assert (facts.name, facts.input_size) == ("none", (640, 640))
+    assert facts.runtime.startswith("a test, ")
     assert facts.frames_per_second > 0
