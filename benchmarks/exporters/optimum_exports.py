@@ -86,7 +86,7 @@ def yolos() -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 def rt_detr() -> tuple[PreTrainedModel, BaseImageProcessor]:
     backbone = RTDetrResNetConfig(
-        embedding_size=16,
+        embedding_size=32,
         hidden_sizes=[32, 64, 96, 128],
         depths=[1, 1, 1, 1],
         layer_type="basic",
