@@ -180,7 +180,18 @@ def build_random(network: str, weights: Path) -> None:
     random_weights.raise_scores(
         _last_layers(model.model), lambda: model.model(pictures), wanted=8 * len(pictures)
     )
+    for layer in _distances(model.model):
+        layer.weight.data *= 0.2
+        layer.bias.data.fill_(3.0)
     model.save(weights)
+
+
+def _distances(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that give distances to the sides as they are (YOLO26): random ones would be negative."""
+    head = network.model[-1]
+    if isinstance(head, Detect) and head.reg_max == 1:
+        for name in ("cv2", "one2one_cv2"):
+            yield from (branch[-1] for branch in getattr(head, name, None) or ())
 
 
 def _last_layers(network: nn.Module) -> Iterator[nn.Module]:
