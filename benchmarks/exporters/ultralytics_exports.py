@@ -187,7 +187,7 @@ def build_random(network: str, weights: Path) -> None:
 
 
 def _distances(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers that give distances to the sides as they are (YOLO26): random ones would be negative."""
+    """Yield the layers whose outputs are distances to the sides (YOLO26): random ones may be negative."""
     head = network.model[-1]
     if isinstance(head, Detect) and head.reg_max == 1:
         for name in ("cv2", "one2one_cv2"):
