@@ -159,7 +159,10 @@ def _load_network(
     has_config = content.is_folder and CONFIG_FILE in content.digests
     is_exported = len(files) == 1 and PROCESSOR_FILE in content.digests  # as optimum writes it
     if has_config and not is_exported:
-        return load_huggingface(content, declared, device)
+        converted = None
+        if tried.onnx is not None:
+            converted = load_onnx(content.name, tried.onnx, device, threads=tried.threads)
+        return load_huggingface(content, tried.declaration or declared, device, converted)
     if len(files) != 1:
         raise ModelFault(
             f"The folder of model {content.name!r} holds {len(files)} files of {', '.join(SUFFIXES)}, where "

@@ -123,7 +123,8 @@ def overlap(row: np.ndarray, others: np.ndarray) -> np.ndarray:
     shared = sides.clip(min=0).prod(axis=1)
     areas = [(boxes[..., 2:4] - boxes[..., :2]).prod(axis=-1) for boxes in (row, others)]
     union: np.ndarray = areas[0] + areas[1] - shared
-    return shared / union
+    shares: np.ndarray = shared / union
+    return shares
 
 
 def assert_equal(

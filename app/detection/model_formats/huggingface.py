@@ -87,8 +87,13 @@ class FolderDeclaration(Declared):
     precision: Precision | None = None
 
 
-def load_huggingface(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
-    """Return the network of a folder with its rules.
+def load_huggingface(
+    content: ModelContent,
+    declared: Mapping[str, object],
+    device: str,
+    converted: Network | None = None,
+) -> LoadedNetwork:
+    """Return the network of a folder, or its `converted` form, with its rules.
 
     Raises ModelFault for a folder that is not an object detector, or needs what is not served, and, naming
     the requirement file, if transformers is not installed.
@@ -100,17 +105,25 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     settings = _processor_settings(content)
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "none")
     plain = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    module = _module(content, config, takes=plain)
+    module = None if converted is not None else _module(content, config, takes=plain)
     processor = PROCESSORS[plain]
     fitting = _fitting(content.name, settings, processor)
-    pad_size = _pad_size(content.name, settings)
-    id2label = module.config.id2label
-    labels = declaration.labels or tuple(
-        id2label.get(number, str(number)) for number in range(module.config.num_labels)
+    labels, max_boxes = declaration.labels or (), declaration.max_boxes or 0
+    if module is not None:
+        id2label = module.config.id2label
+        labels = labels or tuple(
+            id2label.get(number, str(number)) for number in range(module.config.num_labels)
+        )
+        queries = getattr(module.config, "num_queries", None)
+        query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
+        max_boxes = max_boxes or processor.max_boxes or query_count
+        module.to(device)
+    known = FolderDeclaration(
+        labels=labels,
+        min_score=declaration.min_score,
+        max_boxes=max_boxes,
+        precision=declaration.precision,
     )
-    queries = getattr(module.config, "num_queries", None)
-    query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
-    max_boxes = declaration.max_boxes or processor.max_boxes or query_count
     white = 255.0
     if settings.get("do_rescale", True):
         white *= settings.get("rescale_factor", 1 / 255)
@@ -118,7 +131,22 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     if settings.get("do_normalize", processor.normalizes):
         mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
         std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
-    module.to(device)
+    network = converted or _running(module, _pad_size(content.name, settings))
+    return LoadedNetwork(
+        network,
+        fitting,
+        PixelRules(white, mean, std),
+        Reading(processor.layout, len(labels), max_boxes=max_boxes),
+        labels,
+        declaration.min_score,
+        declaration.precision,
+        network.takes.batch,
+        known.model_dump(mode="json"),
+    )
+
+
+def _running(module: Any, pad_size: tuple[int, int] | None) -> Network:
+    """Return a network of transformers that pads its pictures to `pad_size`, (height, width), if any."""
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
         mask = None
@@ -135,15 +163,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
         # Fractions of the picture without the padding, as transformers takes them.
         return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
-    return LoadedNetwork(
-        Network(NetworkInput(), run, module=module),
-        fitting,
-        PixelRules(white, mean, std),
-        Reading(processor.layout, len(labels), max_boxes=max_boxes),
-        labels,
-        declaration.min_score,
-        declaration.precision,
-    )
+    return Network(NetworkInput(), run, module=module)
 
 
 def _json(content: ModelContent, file: str) -> dict[str, Any]:
