@@ -54,6 +54,7 @@ SCORE_SLACK = 1e-3  # of a probability, beyond 0 and 1
 MANY_BOXES = 50  # enough that their corners are not in order by chance
 MOST, NEARLY_ALL = 0.7, 0.98  # share of boxes that have a format: untrained networks give a few others
 CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a format that is not the usual
+ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 SERVED_TASKS = ("detect", "segment", "pose", "obb")
 COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
 
@@ -612,7 +613,8 @@ def _forms_of_one(
     keys: dict[str, object] = {}
     prototypes = [tensor for tensor in tensors.values() if tensor.ndim == 4]
     if metadata.task == "obb":
-        extra, left_out, keys = 1, ("angles",), {"boxes": BoxFormat.ROTATED}
+        extra, left_out = 1, ("angles",)
+        keys = {"boxes": BoxFormat.ROTATED, "max_overlap": ROTATED_OVERLAP}
     elif metadata.task == "pose":
         extra, left_out = metadata.key_point_columns, ("key points",)
     elif prototypes and (metadata.task == "segment" or len(tensors) == 2):
@@ -625,7 +627,7 @@ def _forms_of_one(
 
     if second == 6 + extra:
         settled = keys
-        if metadata.author == "Ultralytics" and metadata.head and not keys:
+        if metadata.author == "Ultralytics" and metadata.head and "boxes" not in keys:
             is_query = "RTDETR" in metadata.head
             settled = {
                 "boxes": BoxFormat.CENTRE_SIZE if is_query else BoxFormat.CORNERS,

@@ -444,6 +444,15 @@ def test_what_the_file_does_not_say_is_named() -> None:
     assert recognised(EXPORTS["yolov8"]).assumed == ()
 
 
+def test_what_an_output_counts_as_padding_is_no_box(tmp_path: Path) -> None:
+    export = EXPORTS["yolov7-tensorrt"]
+    (tmp_path / "model.onnx").write_bytes(written(export))
+    detector = load_detector("model", device="cpu", models_folder=tmp_path)
+    with torch.inference_mode():
+        (found,) = detector.detect(torch.full((1, HEIGHT, WIDTH, 3), 204, dtype=torch.uint8))
+    assert len(found.scores) == 1
+
+
 class FindsLate(Blocks):
     """Finds nothing in dark pictures, which then hold zeros only."""
 
