@@ -1,6 +1,7 @@
 """Model files in a job: the same boxes as a plain script's, and how fast, against the runtime and others.
 
-    python -m benchmarks models FOLDER VIDEO… [--only parity|speed] [--rounds 5] [--ultralytics PYTHON]
+    python -m benchmarks models FOLDER VIDEO… [--only parity|speed] [--rounds 5] [--heights 720 1080]
+        [--ultralytics PYTHON]
 
 FOLDER holds the files of one YOLO network, at most one of them ``*.onnx``. Parity: whole videos, a job's
 answer against that of `benchmarks.plain_detection`, both ways. Speed, frames a second on the first video, in
@@ -13,8 +14,8 @@ turns, medians:
 - Ultralytics: its ``predict(stream=True)``, with PYTHON of an environment that has it.
 
 Models are tried as by the service: those of torch are converted where onnxruntime is faster. Then the job's
-CPU seconds against those of the detector alone and of decoding alone. The same on the first video at 720p and
-1080p.
+CPU seconds against those of the detector alone and of decoding alone. The same on the first video at those
+heights.
 """
 
 from __future__ import annotations
@@ -365,6 +366,7 @@ def main() -> None:
     parser.add_argument("videos", type=Path, nargs="+")
     parser.add_argument("--only", choices=("parity", "speed"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--heights", type=int, nargs="*", default=[720, 1080])
     parser.add_argument("--ultralytics", type=Path, metavar="PYTHON")
     chosen = parser.parse_args()
     print(describe_machine())
@@ -375,7 +377,7 @@ def main() -> None:
             bench = Bench(load_settings(), models)
             if chosen.only != "parity":
                 videos = [chosen.videos[0]]
-                videos += [scaled(videos[0], scratch / f"{height}p.mp4", height) for height in (720, 1080)]
+                videos += [scaled(videos[0], scratch / f"{height}p.mp4", height) for height in chosen.heights]
                 for video in videos:
                     with peers_of(chosen.folder, tried, video, chosen.ultralytics) as peers:
                         for name, (_, load) in tried.items():
