@@ -97,7 +97,7 @@ def test_a_folder_with_a_declaration_is_a_model(tmp_path: Path) -> None:
 def test_a_network_of_a_fixed_batch_takes_fewer_frames_too(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(exported(TwoBoxes().eval(), batch=3))
     detector = load(tmp_path)
-    assert detector.batch_size == 3 * torch.get_num_threads()  # each thread takes three
+    assert detector.batch_size == 3
     with torch.inference_mode():
         assert [len(found.scores) for found in detector.detect(bright_frames(2))] == [1, 1]
 
