@@ -41,6 +41,22 @@ pytest: ready-to-test ## The tests alone; PYTEST_ARGS="-k upload tests/unit" cho
 benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; BENCHMARK_ARGS="--seconds 60"
 	$(PY) -m benchmarks job $(BENCHMARK_ARGS)
 
+# Each in an environment of its own: no exporter is a dependency of the service. TORCH_CPU_INDEX has torchvision.
+EXPORTS ?= build/exports
+EXPORTERS ?= build/exporters
+.PHONY: exports
+exports: ## Make models with the exporters themselves, and their own boxes, in EXPORTS; half an hour
+	for name in exporters optimum; do \
+		folder="$(EXPORTERS)/$$name"; \
+		[ -e "$$folder/installed" ] || { python3 -m venv "$$folder" && "$$folder/bin/pip" install --quiet \
+			--extra-index-url $(TORCH_CPU_INDEX) -r benchmarks/exporters/requirements-$$name.txt && \
+			touch "$$folder/installed"; }; \
+	done
+	for name in ultralytics signature torchvision rfdetr; do \
+		"$(EXPORTERS)/exporters/bin/python" -m benchmarks.exporters "$(EXPORTS)" $$name; \
+	done
+	"$(EXPORTERS)/optimum/bin/python" -m benchmarks.exporters "$(EXPORTS)" optimum
+
 .PHONY: proof-100gb
 proof-100gb: ready-to-test ## Post a valid video of 100 GB to an instance within 4 GiB; as root, a quarter of an hour
 	$(PY) -m benchmarks large_upload $(BENCHMARK_ARGS)

@@ -77,7 +77,7 @@ class ModelFacts(_Facts):
     @property
     def identity(self) -> ModelIdentity:
         """Everything of the model that decides a box: a part made with another identity is made again."""
-        return (self.sha256, self.device, f"{self.library}, {self.runtime}", self.batch_size)
+        return (self.sha256, self.device, f"{self.runtime} {self.library}".strip(), self.batch_size)
 
 
 class Refusal(_Facts):

@@ -76,7 +76,7 @@ def picture_input(name: str, inputs: Sequence[InputTensor]) -> NetworkInput:
         if place == 0 and tensor.dtype in PICTURE_TYPES and len(sides) in (3, 4):
             batch, first, second, third = sides if len(sides) == 4 else [1, *sides]
             has_batch = len(sides) == 4
-            if first == 3:
+            if first == 3 or (first is None and third != 3):
                 takes = NetworkInput(batch, second, third, tensor.dtype, False, has_batch, tensor.name)
             elif third == 3:
                 takes = NetworkInput(batch, first, second, tensor.dtype, True, has_batch, tensor.name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import is_out_of_memory
-from app.detection.golden import golden_scenes
+from app.detection.golden import SCENE_COUNT, golden_scenes
 from app.detection.model_files import reason
 from app.detection.model_formats.declaration import (
     Declaration,
@@ -44,6 +44,7 @@ from app.detection.network_output import (
 from app.detection.resize import ResizePolicy
 from app.errors import ModelFault
 
+TRIAL_FRAMES = 2
 NUMBERED_CLASSES = 1000  # of a network that gives class numbers, if no labels are known
 USUAL_SIZE = (640, 640)  # of the input of a network that takes any
 GRIDS = ((8, 16, 32), (8, 16, 32, 64))  # strides of the grids of YOLO networks
@@ -53,6 +54,7 @@ SCORE_SLACK = 1e-3  # of a probability, beyond 0 and 1
 MANY_BOXES = 50  # enough that their corners are not in order by chance
 MOST, NEARLY_ALL = 0.7, 0.98  # share of boxes that have a format: untrained networks give a few others
 CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a format that is not the usual
+ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 SERVED_TASKS = ("detect", "segment", "pose", "obb")
 COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
 
@@ -97,7 +99,14 @@ DETR = Pipeline(
     ("mean and std of ImageNet, as DETR",),
 )
 MMDEPLOY = Pipeline(
-    {"min_score": 0.3, **_IMAGENET}, _SHORT_SIDE, ("mean and std of ImageNet in RGB, as most of mmdetection",)
+    {
+        "min_score": 0.3,
+        "channels": Channels.BGR,
+        "mean": IMAGENET_MEAN[::-1],
+        "std": IMAGENET_STD[::-1],
+    },
+    {**_SHORT_SIDE, **_IMAGENET, "channels": Channels.RGB},
+    ("mean and std of ImageNet, as mmdetection: in BGR if the input has a fixed size (RTMDet), else in RGB",),
 )
 IN_ITSELF = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, _AS_IS)  # it scales and normalises
 
@@ -146,11 +155,18 @@ class Seen:
     input_size: tuple[int, int]
 
 
-def recognise(name: str, network: Network, declared: Mapping[str, object], device: str) -> Declaration:
+def recognise(
+    name: str,
+    network: Network,
+    declared: Mapping[str, object],
+    device: str,
+    beside: Mapping[str, object] = MappingProxyType({}),
+) -> Declaration:
     """Return all that has to be known of model `name`, which runs on trial pictures for it.
 
     `declared` is what the administrator says; it is never overruled. A whole declaration, as
-    ``model_dump(mode="json")`` returns it, is taken as it is, and nothing runs.
+    ``model_dump(mode="json")`` returns it, is taken as it is, and nothing runs. `beside`: what files beside
+    the network say, as `processor_keys` reads them.
 
     Raises ModelFault, saying what was seen and what to write, for what cannot be read or in several ways.
     """
@@ -166,7 +182,33 @@ def recognise(name: str, network: Network, declared: Mapping[str, object], devic
             f"Model {name!r} is for the task {metadata.task!r}, which gives no boxes; served are "
             f"{', '.join(SERVED_TASKS)}."
         )
-    return _Recognition(name, network, dict(declared), metadata, device).declaration()
+    return _Recognition(name, network, dict(declared), metadata, device, beside).declaration()
+
+
+def processor_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return the keys of a declaration that a network's and its image processor's settings hold.
+
+    `config`, `settings`: the objects of ``config.json`` and ``preprocessor_config.json`` of Hugging Face.
+    """
+    keys: dict[str, object] = {"min_score": 0.5}  # as transformers' own pipeline has it
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels:
+        count = max(int(number) for number in labels) + 1
+        keys["labels"] = tuple(str(labels.get(str(number), number)) for number in range(count))
+    match settings.get("size") if settings.get("do_resize", True) else None:
+        case {"height": int(height), "width": int(width)}:
+            keys |= {"resize": ResizePolicy.STRETCH, "input": (width, height)}
+        case {"shortest_edge": int(short), "longest_edge": int(longest)}:
+            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (longest, short)}
+    white = 255.0
+    if settings.get("do_rescale", True):
+        white *= settings.get("rescale_factor", 1 / 255)
+    keys["white"] = white
+    keys["mean"] = keys["std"] = None
+    if settings.get("do_normalize", True):
+        keys["mean"] = tuple(settings.get("image_mean", IMAGENET_MEAN))
+        keys["std"] = tuple(settings.get("image_std", IMAGENET_STD))
+    return keys
 
 
 def declared_network(network: Network, declaration: Declaration) -> LoadedNetwork:
@@ -194,6 +236,7 @@ class _Recognition:
         declared: dict[str, object],
         metadata: Metadata,
         device: str,
+        beside: Mapping[str, object],
         *,
         advises: bool = True,  # on what is not recognised, after trying it
     ) -> None:
@@ -204,6 +247,10 @@ class _Recognition:
         self._metadata = metadata
         self._device = device
         takes = network.takes
+        self._beside = dict(beside)
+        if takes.width is not None and takes.height is not None:
+            # Its own size counts, in which pictures of any shape can only be stretched.
+            self._beside = {key: value for key, value in beside.items() if key not in ("input", "resize")}
         self._known: dict[str, object] = {}
         self._is_free = False
         if takes.width is not None and takes.height is not None:
@@ -215,7 +262,7 @@ class _Recognition:
             self._is_free = "input" not in declared and takes.width is None and takes.height is None
         if takes.batch is not None:
             self._known["batch"] = takes.batch
-        labels = declared.get("labels", metadata.labels)
+        labels = declared.get("labels", self._beside.get("labels", metadata.labels))
         self._class_count = len(labels) if isinstance(labels, Sequence) else None
 
     def declaration(self) -> Declaration:
@@ -231,13 +278,21 @@ class _Recognition:
         if then != pipeline:
             seen = self._run(then)
             form = self._form(seen)
-        assumed = list(then.assumed)
-        if self._is_free and then.free_keys == {} and "input" not in self._declared:
+        for first in range(TRIAL_FRAMES, SCENE_COUNT, TRIAL_FRAMES):
+            if not self._lacks_boxes(form, seen):
+                break
+            seen = self._run(then, first)
+        assumed = [] if self._beside else list(then.assumed)
+        if self._is_free and not then.free_keys and not self._beside and "input" not in self._declared:
             assumed.append("an input of {} × {} pixels".format(*USUAL_SIZE))
         known = {**self._keys(then), **form.keys, **self._proven(form, seen)}
         if form.layout.is_suppressed:
             known.pop("max_overlap", None)
-        labels = self._metadata.labels or tuple(str(number) for number in range(form.class_count))
+        labels = (
+            self._beside.get("labels")
+            or self._metadata.labels
+            or tuple(str(number) for number in range(form.class_count))
+        )
         known |= {
             "labels": labels,
             "layout": form.layout,
@@ -252,21 +307,27 @@ class _Recognition:
 
     def _keys(self, pipeline: Pipeline) -> dict[str, object]:
         free = pipeline.free_keys if self._is_free else {}
-        keys = {**pipeline.keys, **self._known, **free}
+        keys = {**pipeline.keys, **self._known, **free, **self._beside}
         if self._network.takes.dtype is torch.uint8:
             keys = {key: value for key, value in keys.items() if key not in ("white", "mean", "std")}
         return keys
 
     # ---- trial runs
 
-    def _run(self, pipeline: Pipeline) -> Seen:
+    def _lacks_boxes(self, form: Form, seen: Seen) -> bool:
+        """Whether there are no boxes to prove what is open."""
+        columns = read_columns(seen.output, form.reading(), seen.frame_count)
+        is_open = "coordinates" not in form.keys and "coordinates" not in self._declared
+        return is_open and columns is not None and not bool((columns.scores != 0).any())
+
+    def _run(self, pipeline: Pipeline, first: int = 0) -> Seen:
         """Run two drawn scenes; one, if the network takes only one, which is then known."""
         keys = {"labels": ("",), "layout": Layout.YOLO, **self._keys(pipeline), **self._declared}
         keys["labels"] = ("",)
         declaration = Declaration.of(self._name, keys)
         check_input(self._name, declaration, self._network.takes)
         try:
-            seen = self._run_scenes(declaration, 2)
+            seen = self._run_scenes(declaration, TRIAL_FRAMES, first)
             shapes = [tensor.shape for _, tensor in named_tensors(seen.output) if tensor.ndim == 3]
             gives_one = declaration.batch is None and shapes and all(shape[0] == 1 for shape in shapes)
             if not gives_one:
@@ -278,7 +339,7 @@ class _Recognition:
                 raise self._failure(error, declaration.batch) from error
         alone = declaration.model_copy(update={"batch": 1})
         try:
-            seen = self._run_scenes(alone, 1)
+            seen = self._run_scenes(alone, 1, first)
         except Exception as error:
             if isinstance(error, ModelFault) or is_out_of_memory(error):
                 raise
@@ -286,12 +347,12 @@ class _Recognition:
         self._known["batch"] = 1
         return seen
 
-    def _run_scenes(self, declaration: Declaration, count: int) -> Seen:
+    def _run_scenes(self, declaration: Declaration, count: int, first: int) -> Seen:
         loaded = declared_network(self._network, declaration)
         detector = NetworkDetector(
             loaded, name=self._name, fingerprint="", device=self._device, batch_size=count
         )
-        scenes = golden_scenes(*detector.frame_size(1280, 720))[: min(count, detector.call_size)]
+        scenes = golden_scenes(*detector.frame_size(1280, 720))[first:][: min(count, detector.call_size)]
         placement = loaded.fitting.place(scenes.shape[2], scenes.shape[1])
         with torch.inference_mode():
             output = detector.output(scenes)
@@ -337,7 +398,7 @@ class _Recognition:
             metadata = self._metadata if has_labels else replace(self._metadata, labels=None)
             try:
                 found = _Recognition(
-                    self._name, self._network, tried, metadata, self._device, advises=False
+                    self._name, self._network, tried, metadata, self._device, self._beside, advises=False
                 ).declaration()
                 self._check_boxes(found)
             except ModelFault:
@@ -416,7 +477,7 @@ class _Recognition:
         if known is not None:
             return known
         match form.layout:
-            case Layout.DETR | Layout.DETR_SIGMOID if not self._metadata.labels:
+            case Layout.DETR | Layout.DETR_SIGMOID if self._beside or not self._metadata.labels:
                 is_huggingface = self._network.takes.name == "pixel_values"
                 is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
                 return RT_DETR if is_huggingface and is_rt_detr else DETR
@@ -552,7 +613,8 @@ def _forms_of_one(
     keys: dict[str, object] = {}
     prototypes = [tensor for tensor in tensors.values() if tensor.ndim == 4]
     if metadata.task == "obb":
-        extra, left_out, keys = 1, ("angles",), {"boxes": BoxFormat.ROTATED}
+        extra, left_out = 1, ("angles",)
+        keys = {"boxes": BoxFormat.ROTATED, "max_overlap": ROTATED_OVERLAP}
     elif metadata.task == "pose":
         extra, left_out = metadata.key_point_columns, ("key points",)
     elif prototypes and (metadata.task == "segment" or len(tensors) == 2):
@@ -565,7 +627,7 @@ def _forms_of_one(
 
     if second == 6 + extra:
         settled = keys
-        if metadata.author == "Ultralytics" and metadata.head and not keys:
+        if metadata.author == "Ultralytics" and metadata.head and "boxes" not in keys:
             is_query = "RTDETR" in metadata.head
             settled = {
                 "boxes": BoxFormat.CENTRE_SIZE if is_query else BoxFormat.CORNERS,

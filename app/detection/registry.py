@@ -30,10 +30,11 @@ from app.detection.model_files import (
     WEIGHTS_SUFFIX,
     ModelContent,
     find_models,
+    json_object,
     read_model,
 )
 from app.detection.model_formats.entry_point import ENTRY_POINT, load_entry_point
-from app.detection.model_formats.huggingface import load_huggingface
+from app.detection.model_formats.huggingface import PROCESSOR_FILE, load_huggingface
 from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
@@ -41,10 +42,10 @@ from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load, run_once
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.recognition import declared_network, recognise
+from app.detection.recognition import declared_network, processor_keys, recognise
 from app.errors import InvalidOption, ModelFault
 
-REVISION = 4  # of all that turns a network's output into boxes; raised when it changes a box
+REVISION = 5  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 64
 
@@ -152,11 +153,16 @@ def load_model(
 def _load_network(
     content: ModelContent, declared: Mapping[str, object], device: str, tried: Tried
 ) -> LoadedNetwork:
-    if content.is_folder and CONFIG_FILE in content.digests:
-        return load_huggingface(content, declared, device)
     files = [content.path.name]
     if content.is_folder:
         files = [file for suffix in SUFFIXES for file in content.named(suffix)]
+    has_config = content.is_folder and CONFIG_FILE in content.digests
+    is_exported = len(files) == 1 and PROCESSOR_FILE in content.digests  # as optimum writes it
+    if has_config and not is_exported:
+        converted = None
+        if tried.onnx is not None:
+            converted = load_onnx(content.name, tried.onnx, device, threads=tried.threads)
+        return load_huggingface(content, tried.declaration or declared, device, converted)
     if len(files) != 1:
         raise ModelFault(
             f"The folder of model {content.name!r} holds {len(files)} files of {', '.join(SUFFIXES)}, where "
@@ -171,7 +177,14 @@ def _load_network(
         network = load_onnx(content.name, file_content, device, threads=tried.threads)
     else:
         network = FORMATS[suffix](content.name, file_content, device)
-    declaration = recognise(content.name, network, tried.declaration or declared, device)
+    beside: dict[str, object] = {}
+    if has_config:
+        config, settings = (
+            json_object(f"The {file} of model {content.name!r}", content.read(file))
+            for file in (CONFIG_FILE, PROCESSOR_FILE)
+        )
+        beside = processor_keys(config, settings)
+    declaration = recognise(content.name, network, tried.declaration or declared, device, beside)
     return declared_network(network, declaration)
 
 

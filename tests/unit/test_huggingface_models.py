@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from app.errors import ModelFault
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*meshgrid.*:UserWarning")
 
 transformers = pytest.importorskip("transformers")
-from tiny_checkpoints import CHECKPOINTS, LABELS, rf_detr, save_checkpoint, save_network  # noqa: E402
+from tiny_checkpoints import CHECKPOINTS, LABELS, save_checkpoint, save_processor  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -58,17 +59,45 @@ def quiet() -> None:
 
 
 def pictures(count: int, width: int, height: int) -> np.ndarray:
-    """Smooth coloured pictures, each its own."""
+    """Coloured pictures, each its own, with details that are lost or aliased when they are scaled."""
     random = np.random.default_rng(width)
-    small = torch.from_numpy(random.uniform(0, 255, (count, 3, 4, 5)).astype(np.float32))
+    small = torch.from_numpy(random.uniform(0, 255, (count, 3, 40, 50)).astype(np.float32))
     large = torch.nn.functional.interpolate(small, (height, width), mode="bicubic", align_corners=False)
     return large.clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
+class RfDetrSteps:
+    """What the image processor of RF-DETR does, which transformers has only for torchvision.
+
+    It scales floats rather than bytes, and without a filter against aliasing, as cv2 does.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        self.size = (settings["size"]["width"], settings["size"]["height"])
+        self.mean, self.std = settings["image_mean"], settings["image_std"]
+
+    def __call__(self, images: list[np.ndarray], return_tensors: str) -> dict[str, torch.Tensor]:
+        assert return_tensors == "pt"
+        scaled = [cv2.resize(image.astype(np.float32) / 255, self.size) for image in images]
+        normalized = (np.stack(scaled) - np.float32(self.mean)) / np.float32(self.std)
+        return {"pixel_values": torch.from_numpy(normalized).permute(0, 3, 1, 2)}
+
+    post_process_object_detection = transformers.RTDetrImageProcessorPil.post_process_object_detection
+
+
+def processor_of(folder: Path) -> Any:
+    if "RfDetr" in (folder / "preprocessor_config.json").read_text():
+        return RfDetrSteps(folder)
+    return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+
 def by_transformers(folder: Path, frames: np.ndarray) -> list[dict[str, torch.Tensor]]:
     """What someone gets who follows transformers' documentation."""
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    network = transformers.AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True).eval()
+    processor = processor_of(folder)
+    network = transformers.AutoModelForObjectDetection.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32
+    ).eval()
     inputs = processor(images=list(frames), return_tensors="pt")
     with torch.inference_mode():
         outputs = network(**inputs)
@@ -79,13 +108,29 @@ def by_transformers(folder: Path, frames: np.ndarray) -> list[dict[str, torch.Te
     return found
 
 
+# Pillow rounds a few pixels otherwise than torch and torchvision, by one level of 255. LW-DETR then takes its
+# proposals in another order, which gives each of them another query.
+LEAST_SHARES = {"lw_detr": 0.8}
+
+
 def rows(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
     table = torch.cat([boxes, scores[:, None], labels[:, None].float()], dim=1)
     return table.numpy()
 
 
-def assert_equal(ours: Detections, theirs: dict[str, torch.Tensor], width: int, height: int) -> None:
-    """Every box of the one has its like in the other; equal scores may stand in another order."""
+def overlap(row: np.ndarray, others: np.ndarray) -> np.ndarray:
+    sides = np.minimum(row[2:4], others[:, 2:4]) - np.maximum(row[:2], others[:, :2])
+    shared = sides.clip(min=0).prod(axis=1)
+    areas = [(boxes[..., 2:4] - boxes[..., :2]).prod(axis=-1) for boxes in (row, others)]
+    union: np.ndarray = areas[0] + areas[1] - shared
+    shares: np.ndarray = shared / union
+    return shares
+
+
+def assert_equal(
+    ours: Detections, theirs: dict[str, torch.Tensor], width: int, height: int, least_share: float
+) -> None:
+    """Nearly every box of the one has its like in the other: random weights magnify a sum's last digit."""
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     clamped = torch.minimum(theirs["boxes"].clamp(min=0), limits)
     has_area = (clamped[:, :2] < clamped[:, 2:]).all(dim=1)
@@ -93,12 +138,19 @@ def assert_equal(ours: Detections, theirs: dict[str, torch.Tensor], width: int, 
     found = rows(ours.boxes_xyxy, ours.scores, ours.class_ids)
     assert len(found) > 3
     for one, other in ((found, wanted), (wanted, found)):
-        certain = one[one[:, 4] > FLOOR_SCORE + 2e-3]  # what lies on the edge may lie on either side of it
-        for row in certain:
-            same = other[other[:, 5] == row[5]]
-            distance = np.abs(same[:, :4] - row[:4]).max(axis=1) + 1000 * np.abs(same[:, 4] - row[4])
-            assert np.abs(same[distance.argmin(), :4] - row[:4]).max() < 0.1  # pixels
-            assert abs(same[distance.argmin(), 4] - row[4]) < 1e-3
+        certain = one[one[:, 4] > FLOOR_SCORE + 0.01]  # what lies on the edge may lie on either side of it
+        alike = [
+            (
+                (other[:, 5] == row[5]) & (overlap(row, other) > 0.95) & (np.abs(other[:, 4] - row[4]) < 0.01)
+            ).any()
+            for row in certain
+        ]
+        assert np.mean(alike) >= least_share
+
+
+def test_every_architecture_but_those_for_documents_is_tried() -> None:
+    kinds = transformers.models.auto.modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+    assert set(CHECKPOINTS) == {kind for kind in kinds if not kind.startswith(("pp_doclayout", "pp_ocr"))}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -110,31 +162,43 @@ def test_boxes_are_those_of_transformers(
     detector = load_detector(name, device="cpu", models_folder=folder.parent)
     assert detector.class_names == tuple(LABELS.values())
     assert detector.default_min_score == 0.5
+    assert detector.frame_size(width, height) == (width, height)
+    assert_found_alike(folder, width, height)
+
+
+def assert_found_alike(folder: Path, width: int, height: int) -> None:
+    detector = load_detector(folder.name, device="cpu", models_folder=folder.parent)
     frames = pictures(2, width, height)
     with torch.inference_mode():
         found = detector.detect(torch.from_numpy(frames))
     for ours, theirs in zip(found, by_transformers(folder, frames), strict=True):
-        assert_equal(ours, theirs, width, height)
+        assert_equal(ours, theirs, width, height, LEAST_SHARES.get(folder.name, 0.95))
 
 
-def test_rf_detr_reads_as_rt_detr_does(tmp_path: Path) -> None:
-    """transformers has its image processor for torchvision alone; its steps are those of two others."""
+PADDED = {"do_pad": True, "pad_size": {"height": 224, "width": 256}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("rt_detr", {"size": {"max_height": 160, "max_width": 160}}),
+        ("rt_detr", {"size": {"height": 160, "width": 160}, "resample": 3}),
+        ("rt_detr", {"size": {"height": 160, "width": 160}, "do_normalize": True}),
+        ("detr", {"size": {"shortest_edge": 96, "longest_edge": 400}, "rescale_factor": 1 / 127.5}),
+        ("detr", {"size": {"shortest_edge": 128, "longest_edge": 200}, **PADDED}),
+        ("deformable_detr", {"size": {"height": 160, "width": 160}, **PADDED}),
+        ("yolos", {"size": {"height": 96, "width": 128}, **PADDED}),
+    ],
+)
+def test_pictures_are_prepared_as_the_file_says(
+    checkpoints: Callable[[str], Path], tmp_path: Path, name: str, settings: dict[str, object]
+) -> None:
     folder = tmp_path / "model"
-    save_network(rf_detr, folder)
-    prepare = transformers.DetrImageProcessorPil(size={"height": 112, "width": 112}, do_pad=False)
-    prepare.save_pretrained(folder)
-    changed(folder / "preprocessor_config.json", image_processor_type="RfDetrImageProcessor")
-    width, height = 200, 120
-    frames = pictures(2, width, height)
-    network = transformers.AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True).eval()
-    with torch.inference_mode():
-        outputs = network(**prepare(images=list(frames), return_tensors="pt"))
-        found = load_detector("model", device="cpu", models_folder=tmp_path).detect(torch.from_numpy(frames))
-    wanted = transformers.RTDetrImageProcessorPil().post_process_object_detection(
-        outputs, threshold=FLOOR_SCORE, target_sizes=[(height, width)] * 2
-    )
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert_equal(ours, theirs, width, height)
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_bytes((checkpoints(name) / file).read_bytes())
+    save_processor(CHECKPOINTS[name][1], settings, folder)
+    assert_found_alike(folder, 320, 192)
 
 
 def test_the_declaration_changes_labels_score_and_limit(copy: Path) -> None:

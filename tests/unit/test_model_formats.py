@@ -137,7 +137,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path, suffix: str, batch: int) -> 
     write = {".pt2": as_pt2, ".onnx": as_onnx}[suffix]
     (tmp_path / f"model{suffix}").write_bytes(write(networks.Yolo(), batch=batch))
     detector = load(tmp_path)
-    assert detector.batch_size == batch * torch.get_num_threads()  # each thread takes one
+    assert detector.batch_size == batch
     for frames in range(1, detector.batch_size + 1):
         assert_finds_the_box(detector, frames)
 
@@ -161,13 +161,13 @@ def traced(network: torch.nn.Module, *, batch: int, metadata: bool) -> bytes:
 def test_a_script_for_one_picture_says_so_in_its_metadata_or_is_tried(tmp_path: Path) -> None:
     (tmp_path / "model.torchscript").write_bytes(traced(OneByOne(), batch=1, metadata=True))
     detector = load(tmp_path)
-    assert detector.batch_size == torch.get_num_threads()
+    assert detector.batch_size == 1
     assert_finds_the_box(detector)
     (tmp_path / "model.torchscript").write_bytes(traced(OneByOne(), batch=1, metadata=False))
     declared = 'labels = ["dark", "bright"]\ninput = [96, 64]\n'
     (tmp_path / "model.toml").write_text(declared)
     detector = load(tmp_path)
-    assert detector.batch_size == torch.get_num_threads()
+    assert detector.batch_size == 1
     assert_finds_the_box(detector)
     (tmp_path / "model.toml").write_text(f"{declared}batch = 2\n")
     with pytest.raises(ModelFault, match="fails on a batch of 2: RuntimeError: "):

@@ -48,6 +48,10 @@ def red_of_imagenet(pictures: Tensor) -> Tensor:
     return pictures[:, 0] * 0.229 + 0.485
 
 
+def red_of_bgr_imagenet(pictures: Tensor) -> Tensor:
+    return pictures[:, 2] * 0.229 + 0.485
+
+
 def red_of_bytes_last(pictures: Tensor) -> Tensor:
     return pictures[..., 0].float() / 255
 
@@ -322,7 +326,7 @@ EXPORTS: dict[str, Export] = {
         scored_boxes,
         ("dets", "labels"),
         policy=CORNER,
-        red=red_of_imagenet,
+        red=red_of_bgr_imagenet,
         layout=Layout.SEPARATE,
         label="1",
     ),
@@ -438,6 +442,35 @@ def test_the_administrators_word_goes_first() -> None:
 def test_what_the_file_does_not_say_is_named() -> None:
     assert recognised(EXPORTS["yolox"]).assumed == ("BGR from 0 to 255 in a letterbox, as YOLOX",)
     assert recognised(EXPORTS["yolov8"]).assumed == ()
+
+
+def test_what_an_output_counts_as_padding_is_no_box(tmp_path: Path) -> None:
+    export = EXPORTS["yolov7-tensorrt"]
+    (tmp_path / "model.onnx").write_bytes(written(export))
+    detector = load_detector("model", device="cpu", models_folder=tmp_path)
+    with torch.inference_mode():
+        (found,) = detector.detect(torch.full((1, HEIGHT, WIDTH, 3), 204, dtype=torch.uint8))
+    assert len(found.scores) == 1
+
+
+class FindsLate(Blocks):
+    """Finds nothing in dark pictures, which then hold zeros only."""
+
+    def forward(self, pictures: Tensor, *further: Tensor) -> Any:
+        output = super().forward(pictures, *further)
+        finds = (pictures[:, 0].mean(dim=(1, 2)) > 0.5673)[:, None, None]
+        return output * finds
+
+
+def test_boxes_are_looked_for_in_further_pictures() -> None:
+    """The first two are the darkest."""
+    for head, coordinates in ((end_to_end, "pixels"), (end_to_end_fractions, "fractions")):
+        content = as_onnx(FindsLate(head), metadata={"names": NAMES})
+        declaration = recognise("model", network_of(content), {}, "cpu")
+        assert declaration.coordinates == coordinates
+    nothing = as_onnx(Blocks(lambda found: end_to_end(found) * 0), metadata={"names": NAMES})
+    with pytest.raises(ModelFault, match="finds nothing in the trial pictures"):
+        recognise("model", network_of(nothing), {}, "cpu")
 
 
 def test_the_filter_of_ultralytics_is_taken_where_the_network_has_none() -> None:

@@ -87,8 +87,13 @@ class FolderDeclaration(Declared):
     precision: Precision | None = None
 
 
-def load_huggingface(content: ModelContent, declared: Mapping[str, object], device: str) -> LoadedNetwork:
-    """Return the network of a folder with its rules.
+def load_huggingface(
+    content: ModelContent,
+    declared: Mapping[str, object],
+    device: str,
+    converted: Network | None = None,
+) -> LoadedNetwork:
+    """Return the network of a folder, or its `converted` form, with its rules.
 
     Raises ModelFault for a folder that is not an object detector, or needs what is not served, and, naming
     the requirement file, if transformers is not installed.
@@ -100,17 +105,25 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     settings = _processor_settings(content)
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "none")
     plain = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    module = _module(content, config, takes=plain)
+    module = None if converted is not None else _module(content, config, takes=plain)
     processor = PROCESSORS[plain]
     fitting = _fitting(content.name, settings, processor)
-    pad_size = _pad_size(content.name, settings)
-    id2label = module.config.id2label
-    labels = declaration.labels or tuple(
-        id2label.get(number, str(number)) for number in range(module.config.num_labels)
+    labels, max_boxes = declaration.labels or (), declaration.max_boxes or 0
+    if module is not None:
+        id2label = module.config.id2label
+        labels = labels or tuple(
+            id2label.get(number, str(number)) for number in range(module.config.num_labels)
+        )
+        queries = getattr(module.config, "num_queries", None)
+        query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
+        max_boxes = max_boxes or processor.max_boxes or query_count
+        module.to(device)
+    known = FolderDeclaration(
+        labels=labels,
+        min_score=declaration.min_score,
+        max_boxes=max_boxes,
+        precision=declaration.precision,
     )
-    queries = getattr(module.config, "num_queries", None)
-    query_count = min(queries, MAX_BOXES) if isinstance(queries, int) else DEFAULT_MAX_BOXES
-    max_boxes = declaration.max_boxes or processor.max_boxes or query_count
     white = 255.0
     if settings.get("do_rescale", True):
         white *= settings.get("rescale_factor", 1 / 255)
@@ -118,7 +131,22 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
     if settings.get("do_normalize", processor.normalizes):
         mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
         std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
-    module.to(device)
+    network = converted or _running(module, _pad_size(content.name, settings))
+    return LoadedNetwork(
+        network,
+        fitting,
+        PixelRules(white, mean, std),
+        Reading(processor.layout, len(labels), max_boxes=max_boxes),
+        labels,
+        declaration.min_score,
+        declaration.precision,
+        network.takes.batch,
+        known.model_dump(mode="json"),
+    )
+
+
+def _running(module: Any, pad_size: tuple[int, int] | None) -> Network:
+    """Return a network of transformers that pads its pictures to `pad_size`, (height, width), if any."""
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
         mask = None
@@ -135,15 +163,7 @@ def load_huggingface(content: ModelContent, declared: Mapping[str, object], devi
         # Fractions of the picture without the padding, as transformers takes them.
         return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
-    return LoadedNetwork(
-        Network(NetworkInput(), run, module=module),
-        fitting,
-        PixelRules(white, mean, std),
-        Reading(processor.layout, len(labels), max_boxes=max_boxes),
-        labels,
-        declaration.min_score,
-        declaration.precision,
-    )
+    return Network(NetworkInput(), run, module=module)
 
 
 def _json(content: ModelContent, file: str) -> dict[str, Any]:
@@ -172,7 +192,7 @@ def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fr
     if isinstance(size, int):  # as it was written before 2023
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", 1333)}
     if not settings.get("do_resize", True):
-        return FromSource(lambda width, height: (width, height))
+        size = {}
     match size:
         case {"shortest_edge": int(short), "longest_edge": int(longest)}:
             size_of = partial(by_edges, short=short, longest=longest, multiple=processor.multiple)
@@ -236,7 +256,7 @@ def _module(content: ModelContent, config: Mapping[str, Any], *, takes: str) -> 
     logging.set_verbosity_error()
     mappings = transformers.models.auto.modeling_auto
     kinds = mappings.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
-    kind = str(config.get("model_type"))
+    kind = config.get("model_type")
     if kind in mappings.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         raise ModelFault(
             f"Model {content.name!r} is of type {kind!r}, which finds what a text names; served are networks "
@@ -264,8 +284,8 @@ def _module(content: ModelContent, config: Mapping[str, Any], *, takes: str) -> 
     with _reported(content.name):
         weights = {}
         for file in _weight_files(content):
-            weights.update(tensors_of(content.read(file)))
-        module, loading = getattr(transformers, kinds[kind]).from_pretrained(
+            weights.update(tensors_of(content.name, content.read(file)))
+        module, loading = getattr(transformers, kinds[str(kind)]).from_pretrained(
             None, config=complete, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
@@ -305,25 +325,26 @@ def _weight_files(content: ModelContent) -> list[str]:
     return files
 
 
-def tensors_of(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, by name. They share the memory of `content`.
+def tensors_of(name: str, content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file of model `name`, by name. They share the memory of `content`.
 
     The format: the header's length in 8 bytes, little-endian; a JSON header with each tensor's type, shape,
     and first and last byte; the numbers. Its own library copies each tensor, and panics without memory.
-    Raises ValueError or KeyError for other content.
+    Raises ModelFault, ValueError or KeyError for other content.
     """
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
-    for name, entry in json_object("The header of a .safetensors file", content[8:start]).items():
-        if name == "__metadata__":
+    header = json_object(f"The header of the weights of model {name!r}", content[8:start])
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
             continue
         dtype, shape, (first, end) = TENSOR_TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         count = math.prod(shape)
         if end - first != count * dtype.itemsize:
-            raise ValueError(f"tensor {name} has another size than its shape")
+            raise ValueError(f"tensor {tensor} has another size than its shape")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # no one writes weights
             flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + first)
         is_aligned = (start + first) % dtype.itemsize == 0
-        tensors[name] = (flat if is_aligned else flat.clone()).reshape(shape)
+        tensors[tensor] = (flat if is_aligned else flat.clone()).reshape(shape)
     return tensors
