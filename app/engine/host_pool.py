@@ -212,11 +212,12 @@ class HostPool:
                     raise WorkCancelled
                 time.sleep(POLL_SECONDS)
             plan = replace(plan, device=device.name)
+            host_own_bytes = 0 if self.machine is None else self.machine.own_bytes
             if device.lent is None:
-                yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES)
+                yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES, host_own_bytes)
             else:
                 room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, device.lent.kept_bytes)
-                yield TrialPlan(plan, model, room_bytes, device.lent.kept_device_bytes)
+                yield TrialPlan(plan, model, room_bytes, host_own_bytes, device.lent.kept_device_bytes)
         finally:
             with self._lock:
                 device.is_away = device.is_lending = device.is_wanted_back = False

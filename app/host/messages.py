@@ -68,6 +68,7 @@ class TrialPlan:
     host: HostPlan  # what the model would be loaded with; its device is set
     model: str
     room_bytes: int  # host memory that the process may take; on a GPU, in addition to what CUDA takes
+    host_own_bytes: int = 0  # what the host took before it loaded a model
     kept_device_bytes: int = 0  # of what models may take on the device: not for this one
     # What is known so far: then the model is converted; or, if it has been, that form is measured.
     verdict: Verdict | None = None

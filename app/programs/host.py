@@ -107,7 +107,7 @@ def _try(channel: Connection, plan: TrialPlan) -> None:
     device = plan.host.device or "cpu"
     make_ready(device)
     channel.send(TrialBegun(memory_use().own))
-    budget = _budget(plan.host, device)
+    budget = _budget(plan.host, device, least_own_bytes=plan.host_own_bytes)
     if device == "cpu":
         limit_private_bytes(plan.room_bytes)
     else:
@@ -148,11 +148,11 @@ def _verdict(plan: TrialPlan, device: str, content: ModelContent, budget: ModelB
     return verdict.model_copy(update={"converted": known.converted})
 
 
-def _budget(plan: HostPlan, device: str) -> ModelBudget:
-    """Return what models may take in a process that has loaded none yet."""
+def _budget(plan: HostPlan, device: str, *, least_own_bytes: int = 0) -> ModelBudget:
+    """Return what models may take in a host; this process has loaded none yet."""
     total_bytes = memory_bytes(device)
     return ModelBudget(
-        max(0, plan.memory_bytes - memory_use().own - HOST_OWN_BYTES),
+        max(0, plan.memory_bytes - max(memory_use().own, least_own_bytes) - HOST_OWN_BYTES),
         None if total_bytes is None else int(DEVICE_SHARE * total_bytes),
         own_bytes=HOST_OWN_BYTES,
     )
