@@ -13,6 +13,7 @@ from app.detection.detector import Detector
 from app.detection.device import DeviceThread
 from app.detection.devices import describe_runtime
 from app.detection.measuring import MemoryMeter, arrangement_of, measure
+from app.detection.model_facts import Verdict
 from app.detection.model_pool import TriedModel
 from app.detection.registry import describe_detector
 from app.detection.trial import cost_of
@@ -23,10 +24,10 @@ from app.video.decoder import DecoderPool
 from app.video.results import Cancelled, IndexSummary
 
 
-def measured_models(load: Callable[[str], Detector]) -> Callable[[str], TriedModel]:
+def measured_models(load: Callable[[str], Detector]) -> Callable[[str, Verdict | None], TriedModel]:
     """Return what finds models for a ModelPool: those that `load` returns, measured in this process."""
 
-    def find(name: str) -> TriedModel:
+    def find(name: str, _: Verdict | None) -> TriedModel:
         detector = load(name)
         profile = measure(detector, MemoryMeter(detector.device))
         runtime = describe_runtime(detector.device, threads=torch.get_num_threads())

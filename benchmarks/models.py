@@ -184,7 +184,7 @@ def pool_of(folder: Path, *, device: str = "cpu", precision: Precision = Precisi
 def pool_of_tried(found: Mapping[str, TriedModel]) -> ModelPool:
     """Return a pool of these models, and of decoding alone as for each of them."""
 
-    def find(name: str) -> TriedModel:
+    def find(name: str, _: Verdict | None) -> TriedModel:
         model = found[name.removeprefix(DECODE_ALONE)]
         if not name.startswith(DECODE_ALONE):
             return model

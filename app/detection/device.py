@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from typing import Self
 
@@ -305,7 +306,9 @@ class DeviceThread:
             if self._current is batch:
                 self._current = None
         if is_first:
-            batch.fault = self._fault(error)
+            batch.fault = ModelFault(f"Model {self.detector.name!r} failed.")
+            with suppress(MemoryError):  # the log writes a traceback
+                batch.fault = self._fault(error)
 
     def _detect(self, frames: Tensor, owner: str | None) -> list[Detections]:
         """Run a piece, in as many calls as memory requires. Raises whatever the model raises."""

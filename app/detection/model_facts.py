@@ -100,6 +100,7 @@ class Verdict(_Facts):
     """What a trial found out about a model file: all that a host needs to load it, or why it is refused."""
 
     name: str
+    content: str = ""  # ModelContent.fingerprint(0) of the files that were tried
     facts: ModelFacts | None = None
     profile: dict[str, Any] | None = None  # detection.measuring.ModelProfile
     declaration: dict[str, Any] = Field(default_factory=dict)  # how a network is read, as it was recognised

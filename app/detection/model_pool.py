@@ -16,7 +16,7 @@ from app.detection.detector import Detector, DeviceLost, is_lack_of_memory
 from app.detection.device import DeviceStats, DeviceThread, add_stats
 from app.detection.devices import FaultFinder, sticking_fault, why_lost
 from app.detection.measuring import MemoryCost, drop_unused
-from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel
+from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel, Verdict
 from app.detection.side_by_side import Arrangement
 from app.errors import FrameboxError, ModelFault
 from app.memory import large_blocks_apart, memory_use
@@ -74,6 +74,11 @@ class _Held:
     cost: MemoryCost
     user_count: int = 0
 
+    def is_outdated_by(self, verdict: Verdict | None) -> bool:
+        """Whether it is another model than the verdict is on."""
+        facts = None if verdict is None else verdict.facts
+        return facts is not None and facts.identity != self.facts.identity
+
 
 class ModelPool:
     """Loads models on demand, and unloads those longest unused when another needs their room.
@@ -85,12 +90,13 @@ class ModelPool:
         self,
         *,
         device: str,
-        find: Callable[[str], TriedModel],
+        find: Callable[[str, Verdict | None], TriedModel],
         budget: ModelBudget = NO_BUDGET,
         find_fault: FaultFinder = sticking_fault,
     ) -> None:
-        """`find` takes a model's name. It raises InvalidOption for an unknown one, ModelFault for one that
-        may not be loaded, and UntriedModel for one whose files have passed no trial.
+        """`find` takes a model's name, and the verdict of its trial if it is not built in. It raises
+        InvalidOption for an unknown one, ModelFault for one that may not be loaded, and UntriedModel for one
+        whose files the verdict is not on.
         """
         self._device = device
         self._find = find
@@ -109,21 +115,23 @@ class ModelPool:
     # ---- for jobs
 
     @contextmanager
-    def use(self, name: str) -> Iterator[DeviceThread]:
+    def use(self, name: str, verdict: Verdict | None = None) -> Iterator[DeviceThread]:
         """Yield model `name`, loading it first if need be: seconds. It stays loaded during the block.
+
+        With `verdict`, an unused model that was loaded by another verdict is unloaded first.
 
         Raises NoRoomForModel while models in use hold its room, or a trial has it; WornOut if there is less
         memory than there should be, also for a lack of memory in the block; ModelFault if it cannot be
         loaded, or takes more than the whole budget; and what `find` raises.
         """
-        held = self._take(name)
+        held = self._take(name, verdict)
         if held is None:
             with self._loading:
-                held = self._take(name)  # another thread may have loaded it meanwhile
+                held = self._take(name, verdict)  # another thread may have loaded it meanwhile
                 if held is None:
                     self._loading_since = time.monotonic()
                     try:
-                        held = self._load_and_hold(name)
+                        held = self._load_and_hold(name, verdict)
                     finally:
                         self._loading_since = None
         try:
@@ -224,18 +232,22 @@ class ModelPool:
 
     # ---- loading
 
-    def _take(self, name: str) -> _Held | None:
+    def _take(self, name: str, verdict: Verdict | None) -> _Held | None:
         with self._changed:
-            held = self._held.pop(name, None)
-            if held is not None:
-                self._held[name] = held  # now it is the one used last
-                held.user_count += 1
+            held = self._held.get(name)
+            if held is None or (held.is_outdated_by(verdict) and not held.user_count):
+                return None
+            self._held[name] = self._held.pop(name)  # now it is the one used last
+            held.user_count += 1
             return held
 
-    def _load_and_hold(self, name: str) -> _Held:
-        found = self._find(name)
+    def _load_and_hold(self, name: str, verdict: Verdict | None) -> _Held:
+        found = self._find(name, verdict)
         with self._changed:
             self._costs[name] = found.cost
+            outdated = self._held.pop(name, None)
+        if outdated is not None:
+            self._unload([outdated.model])
         self._make_room(name, found.cost)
         # The budget has room for it; this process may not, if unloaded models have left it less memory.
         if self._budget.host_bytes is not None and not self._is_fresh:
@@ -251,6 +263,7 @@ class ModelPool:
             with large_blocks_apart():
                 detector = found.load()
             model = DeviceThread(detector, arrangement=found.arrangement, free_memory=self._free_memory)
+            model.start()
         except BaseException as error:  # the model's boundary: whatever it raises, a panic in Rust too
             if is_lack_of_memory(error):  # although its trial found enough
                 _log.warning("model found no memory to load", exc_info=error, model=name)
@@ -265,7 +278,6 @@ class ModelPool:
         held = _Held(model, found.facts, found.cost, user_count=1)
         with self._changed:
             self._held[name] = held
-        model.start()
         return held
 
     def _free_memory(self) -> None:

@@ -116,7 +116,7 @@ def convert_model(content: ModelContent, verdict: Verdict, precision: Precision)
             batch_size=BATCH_SIZE_CPU,
         )
         check_at_load(converted)
-        counts = sorted({1, 2, original.batch_size})
+        counts = sorted({1, 2, verdict.facts.batch_size if verdict.facts else 1})
         if (found := difference(converted, original, counts)) is not None:
             raise CannotConvert(found)  # noqa: TRY301
         if not is_faster(converted, original):

@@ -74,8 +74,9 @@ class Device:
     is_down: bool = False  # its host sends no more messages
     is_worn: bool = False  # its host is replaced once it has no work
     is_away: bool = False  # its host ends once it has no work, and starts again after a model's trial
-    is_lending: bool = False  # its host keeps room for the trial of a model
+    lending: int | None = None  # the ticket by which its host was asked for room for the trial of a model
     is_wanted_back: bool = False  # a job needs what the trial has
+    crowded: frozenset[str] = frozenset()  # as its last heartbeat said
     lent: RoomLent | None = None  # its host has made that room
     restarts: int = 0
     early_deaths: int = 0  # in a row, shortly after a start
@@ -172,7 +173,7 @@ class Device:
         lasted = time.monotonic() - self.started_at > STEADY_SECONDS
         self.early_deaths = 0 if lasted or self.is_worn or self.is_away else self.early_deaths + 1
         self.next_start = time.monotonic() + pause_seconds(self.early_deaths)
-        self.process = None
+        self.process = self.lent = None
         self.restarts += 1
         lost = [*self.work.values()]
         self.work.clear()

@@ -149,6 +149,7 @@ class Engine:
                 return
             fail_point("job_claimed")
             turns.note_started(job)
+            self.catalog.note_claim(job.model)
             run = self._running[job.id] = self.make_run(job)
             run.start(self.listener.interrupt)
 

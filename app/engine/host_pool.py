@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from app.detection.model_facts import ModelFacts
+from app.detection.model_facts import ModelFacts, Verdict
 from app.engine.device import Device, IndexWork, SegmentWork, Work
 from app.engine.host_process import HostLimits, HostProcess, Spawn
 from app.engine.turns import SegmentTurns
@@ -28,6 +28,7 @@ from app.host.messages import (
     Cancel,
     Failed,
     ForgetVideo,
+    Heartbeat,
     HostPlan,
     HostReady,
     IndexDone,
@@ -101,6 +102,7 @@ class HostPool:
         self._indexes: deque[IndexWork] = deque()  # that wait for a host
         self._users: Counter[str] = Counter()  # of models
         self._renewals: Counter[str] = Counter()  # of hosts in a row, because a model lacked memory
+        self._verdicts: dict[str, Verdict | None] = {}  # of the models that were asked for last
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._is_closed = False
@@ -159,8 +161,10 @@ class HostPool:
     # ---- models
 
     @contextmanager
-    def use(self, model: str, cancelled: Cancelled) -> Iterator[ModelFacts]:
+    def use(self, model: str, cancelled: Cancelled, verdict: Verdict | None = None) -> Iterator[ModelFacts]:
         """Yield the facts of `model` once a host holds it; all hosts keep it during the block.
+
+        `verdict` is that of its trial; None if it is built in.
 
         Raises NoRoomForModel while models in use take its memory, ModelFault if it cannot be loaded,
         InvalidOption for an unknown name, WorkCancelled.
@@ -168,6 +172,7 @@ class HostPool:
         future: Future[ModelFacts] = Future()
         with self._lock:
             self._users[model] += 1
+            self._verdicts[model] = verdict
             self._waiting.setdefault(model, []).append(future)
             for device in self._devices:
                 device.is_wanted_back |= device.is_away
@@ -197,31 +202,31 @@ class HostPool:
         """
         plan = self._plan
         with self._lock:
-            device = min(self._devices, key=lambda each: len(each.work))
-            device.is_wanted_back = False
+            device = min(self._devices, key=lambda each: (not each.takes_work, len(each.work)))
+            device.is_wanted_back, device.lent = False, None
             if whole:
                 device.is_away = True
             else:
-                device.is_lending = True
-                if device.takes_work:
-                    device.send(LendRoom(next(self._tickets)))
+                self._ask_for_room(device)
         self._wake()
         try:
-            while (device.process is not None) if whole else (device.lent is None):
+            lent: RoomLent | None = None
+            while lent is None and (not whole or device.process is not None):
                 if cancelled():
                     raise WorkCancelled
                 time.sleep(POLL_SECONDS)
+                lent = None if whole else device.lent
             plan = replace(plan, device=device.name)
             host_own_bytes = 0 if self.machine is None else self.machine.own_bytes
-            if device.lent is None:
+            if lent is None:
                 yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES, host_own_bytes)
             else:
-                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, device.lent.kept_bytes)
-                yield TrialPlan(plan, model, room_bytes, host_own_bytes, device.lent.kept_device_bytes)
+                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lent.kept_bytes)
+                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lent.kept_device_bytes)
         finally:
             with self._lock:
-                device.is_away = device.is_lending = device.is_wanted_back = False
-                device.lent = None
+                device.is_away = device.is_wanted_back = False
+                device.lending = device.lent = None
                 device.next_start = time.monotonic()
                 if device.process is not None:
                     device.send(TakeRoomBack())
@@ -373,13 +378,18 @@ class HostPool:
         while self._indexes and (device := least_busy(None)) is not None:
             device.run(next(self._tickets), self._indexes.popleft())
 
+    def _ask_for_room(self, device: Device) -> None:
+        device.lending = next(self._tickets)
+        if device.takes_work:
+            device.send(LendRoom(device.lending))
+
     def _ask_for(self, model: str) -> None:
         """Have every host load and keep `model` if it can, and settle the futures that wait for it."""
         for device in self._devices:
             if device.takes_work and model not in device.models and model not in device.asked.values():
                 ticket = next(self._tickets)
                 device.asked[ticket] = model
-                device.send(UseModel(ticket, model))
+                device.send(UseModel(ticket, model, self._verdicts.get(model)))
         facts = next((device.models[model] for device in self._devices if model in device.models), None)
         if facts is not None:
             for future in self._waiting.pop(model, []):
@@ -394,7 +404,7 @@ class HostPool:
             if device is None:  # that host has been ended
                 return
             match message:
-                case None:
+                case None | Failed(reason=Reason.DEVICE_LOST):  # its work is queued again when it is ended
                     device.is_down = True
                     self._wake()
                 case HostReady():
@@ -403,15 +413,18 @@ class HostPool:
                     if self.machine is None:
                         self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
-                    if device.is_lending:
-                        device.send(LendRoom(next(self._tickets)))
+                    if device.lending is not None:
+                        self._ask_for_room(device)
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
                         self._ask_for(model)
                     self._hand_out()
                     self._wake()
-                case RoomLent():
+                case RoomLent() if message.ticket == device.lending:
                     device.lent = message
+                case Heartbeat() if message.crowded != device.crowded:
+                    device.crowded = message.crowded
+                    self._wake()  # jobs may find room now
                 case ModelInUse():
                     model = device.asked.pop(message.ticket)
                     if self._users[model]:
@@ -422,9 +435,6 @@ class HostPool:
                     else:  # it is no longer wanted
                         del self._users[model]
                         device.send(ReleaseModel(model))
-                case Failed(reason=Reason.DEVICE_LOST):
-                    device.is_down = True  # its work is queued again when the host is ended
-                    self._wake()
                 case Failed() if message.ticket in device.asked:
                     settle = self._on_refusal(device, message)
                 case Advanced() | IndexFound() if message.ticket in device.work:
@@ -437,7 +447,7 @@ class HostPool:
     def _on_refusal(self, device: Device, message: Failed) -> Callable[[], None] | None:
         """Deal with a model that a host could not load; the last host to refuse it decides."""
         model = device.asked.pop(message.ticket)
-        device.is_wanted_back |= device.is_lending and message.reason is Reason.NO_ROOM
+        device.is_wanted_back |= device.lending is not None and message.reason is Reason.NO_ROOM
         if message.reason is Reason.WORN and self._renewals[model] < MOST_RENEWALS:
             self._renewals[model] += 1
             device.is_worn = True  # the model is asked for again when the next host is ready

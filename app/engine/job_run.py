@@ -10,7 +10,7 @@ from functools import partial
 
 import structlog
 
-from app.detection.model_facts import NoRoomForModel
+from app.detection.model_facts import NoRoomForModel, UntriedModel
 from app.engine.catalog import Catalog
 from app.engine.host_pool import HostPool
 from app.engine.records import Records
@@ -139,7 +139,7 @@ class JobRun:
             return self._put_back() if is_wanted else self._end(JobState.CANCELLED)
         except NoRoomForModel:
             return self._put_back(Waiting.MODEL_MEMORY)
-        except ModelChanged:
+        except (ModelChanged, UntriedModel):
             _log.warning("the model has changed; the job starts again", model=job.model)
             return self._put_back()
         except LeaseLost:

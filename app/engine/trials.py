@@ -20,6 +20,7 @@ from app.host.messages import TrialBegun, TrialEnded, TrialPlan, TrialTooLarge
 from app.video.results import Cancelled, WorkCancelled
 
 POLL_SECONDS = 0.1
+END_SECONDS = 5.0  # for a process to end that has closed its end of the socket
 LAST_WORDS_BYTES = 4096  # of what a process wrote to standard error
 
 # What native code writes before it ends its process for lack of memory.
@@ -58,6 +59,9 @@ def run_trial(spawn: SpawnTrial, plan: TrialPlan, *, seconds: float, cancelled: 
         try:
             return _listen(channel, process, plan, time.monotonic() + seconds, cancelled)
         except (EOFError, OSError):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            process.kill()  # it has closed its end of the socket, but runs on
             status = process.wait()
             words.seek(max(0, words.tell() - LAST_WORDS_BYTES))
             lines = words.read().decode(errors="replace").split("\n")
@@ -84,19 +88,21 @@ def _listen(
 ) -> Verdict:
     """Return the verdict of the trial. Raises EOFError or OSError if its process ends before."""
     channel.send(plan)
-    limit_bytes = plan.room_bytes
+    limit_bytes = plan.room_bytes if plan.host.device == "cpu" else None  # CUDA's part is not known yet
     while True:
         if cancelled():
             raise WorkCancelled
         if time.monotonic() >= deadline:
             raise TrialTooLate
-        if own_bytes(process.pid) > limit_bytes:  # it can have memory that RLIMIT_DATA does not count
+        if (
+            limit_bytes is not None and own_bytes(process.pid) > limit_bytes
+        ):  # it can have memory that RLIMIT_DATA does not count
             raise TrialLacksMemory
         if not channel.poll(POLL_SECONDS):
             continue
         match channel.recv():
             case TrialBegun(own_bytes=own) if plan.host.device != "cpu":
-                limit_bytes += own  # CUDA's
+                limit_bytes = plan.room_bytes + own
             case TrialEnded(verdict=verdict):
                 return verdict
             case TrialTooLarge() as needed:

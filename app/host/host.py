@@ -129,7 +129,7 @@ class Host:
     def _use(self, command: UseModel, _: Cancelled) -> ModelInUse:
         use = ExitStack()
         try:
-            use.enter_context(self._models.use(command.model))
+            use.enter_context(self._models.use(command.model, command.verdict))
             self._uses[command.model] = use
             return ModelInUse(command.ticket, self._models.facts_of(command.model))
         finally:

@@ -83,6 +83,7 @@ class UseModel:
 
     ticket: int
     model: str
+    verdict: Verdict | None = None  # None: it is built in
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class HostReady:
     decoder_identity: str
     sandbox: SandboxStatus | None
     built_in_models: tuple[str, ...]
+    models_bytes: int  # of host memory, that all models together may take
     runtime: str  # what decides a verdict besides the model's files: see VerdictStore
     own_bytes: int  # of host memory, before any model
 

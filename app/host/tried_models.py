@@ -38,12 +38,11 @@ class TriedModels:
     verdicts: VerdictStore
     runtime: str  # as in ModelFacts
 
-    def __call__(self, name: str) -> TriedModel:
+    def __call__(self, name: str, verdict: Verdict | None) -> TriedModel:
         content = read_model(name, self.folder, self.allowed_hashes)
         if content is None:
             return self._built_in(name)
-        verdict = self.verdicts.read(content.fingerprint(0))
-        if verdict is None or verdict.facts is None:
+        if verdict is None or verdict.facts is None or verdict.content != content.fingerprint(0):
             raise UntriedModel(name)
         facts, profile = (
             verdict.facts.model_copy(update={"name": name}),

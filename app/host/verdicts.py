@@ -7,17 +7,23 @@ would have to start over. So a verdict stays until the model, its device or the 
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+import structlog
 from pydantic import ValidationError
 
 from app.detection.model_facts import Verdict
 from app.storage.durable import atomic_write
-from app.storage.space import is_disk_full
+
+KEPT_DAYS = 30  # since a verdict was last used
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +35,18 @@ class VerdictStore:
 
     def read(self, fingerprint: str) -> Verdict | None:
         """Return the verdict on the model with that SHA-256; None if there is none that can be read."""
+        path = self._path(fingerprint)
         try:
-            return Verdict.model_validate(orjson.loads(self._path(fingerprint).read_bytes()))
+            verdict = Verdict.model_validate(orjson.loads(path.read_bytes()))
+            for used in (path, *self._files_of(verdict)):
+                os.utime(used)  # it is still needed: see `remove_unused`
         except (OSError, orjson.JSONDecodeError, ValidationError):
             return None
+        return verdict
 
     def write(self, fingerprint: str, verdict: Verdict) -> None:
-        """Keep a verdict. On a full disk the model is tried again at the next start."""
-        with _unless_disk_full():
+        """Keep a verdict. If the disk takes nothing, the model is tried again at the next start."""
+        with _logged():
             self.folder.mkdir(mode=0o700, exist_ok=True)
             with atomic_write(self._path(fingerprint)) as file:
                 file.write(orjson.dumps(verdict.model_dump(mode="json")))
@@ -50,14 +60,25 @@ class VerdictStore:
         return content if hashlib.sha256(content).hexdigest() == digest else None
 
     def write_file(self, content: bytes) -> str | None:
-        """Keep a converted model, and return its SHA-256; None if the disk is full."""
+        """Keep a converted model, and return its SHA-256; None if the disk takes nothing."""
         digest = hashlib.sha256(content).hexdigest()
-        with _unless_disk_full():
+        with _logged():
             self.folder.mkdir(mode=0o700, exist_ok=True)
             with atomic_write(self.folder / f"{digest}.onnx") as file:
                 file.write(content)
             return digest
         return None
+
+    def remove_unused(self) -> None:
+        """Remove what was not read for KEPT_DAYS, and what killed writers left. No trial is running."""
+        oldest = time.time() - KEPT_DAYS * 86400
+        for path in self.folder.glob("*"):
+            with suppress(OSError):
+                if path.suffix == ".tmp" or path.stat().st_mtime < oldest:
+                    path.unlink()
+
+    def _files_of(self, verdict: Verdict) -> list[Path]:
+        return [] if verdict.converted is None else [self.folder / f"{verdict.converted}.onnx"]
 
     def _path(self, fingerprint: str) -> Path:
         decides = orjson.dumps([fingerprint, self.runtime])
@@ -65,9 +86,8 @@ class VerdictStore:
 
 
 @contextmanager
-def _unless_disk_full() -> Iterator[None]:
+def _logged() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_disk_full(error):
-            raise
+        _log.warning("the verdict on a model cannot be kept", reason=str(error))

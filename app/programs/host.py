@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from app.detection.conversion import REVISION as CONVERSION_REVISION
 from app.detection.devices import UnusableDevice, choose_devices, describe_runtime, make_ready, memory_bytes
 from app.detection.frame_copies import pinning_for
 from app.detection.measuring import REVISION as PROFILE_REVISION
@@ -92,6 +93,7 @@ def _serve(channel: Connection, plan: HostPlan) -> None:
                     decoder_identity=decoders.identity,
                     sandbox=decoders.sandbox,
                     built_in_models=tuple(BUILT_IN),
+                    models_bytes=_budget(plan, device).host_bytes or 0,
                     runtime=_verdicts(plan, device).runtime,
                     own_bytes=memory_use().own,
                 )
@@ -117,7 +119,8 @@ def _try(channel: Connection, plan: TrialPlan) -> None:
         content = read_model(plan.model, plan.host.models, plan.host.model_hashes)
         if content is None:
             raise ModelFault(f"Model {plan.model!r} was removed.")  # noqa: TRY301
-        channel.send(TrialEnded(_verdict(plan, device, content, budget)))
+        verdict = _verdict(plan, device, content, budget)
+        channel.send(TrialEnded(verdict.model_copy(update={"content": content.fingerprint(0)})))
     except ModelFault as error:
         channel.send(TrialEnded(refused(plan.model, error)))
     except TooLarge as error:
@@ -145,7 +148,10 @@ def _verdict(plan: TrialPlan, device: str, content: ModelContent, budget: ModelB
         return verdict
     if verdict.facts is None:  # as it is, it has passed
         return known.model_copy(update={"converted": None})
-    return verdict.model_copy(update={"converted": known.converted})
+    # Another conversion of the same model may give other digits.
+    runtime = f"{verdict.facts.runtime}, converted {known.converted}"
+    facts = verdict.facts.model_copy(update={"runtime": runtime})
+    return verdict.model_copy(update={"facts": facts, "converted": known.converted})
 
 
 def _budget(plan: HostPlan, device: str, *, least_own_bytes: int = 0) -> ModelBudget:
@@ -171,7 +177,7 @@ def _tried_models(plan: HostPlan, device: str) -> TriedModels:
 
 def _verdicts(plan: HostPlan, device: str) -> VerdictStore:
     runtime = describe_runtime(device, threads=torch.get_num_threads())
-    revisions = f"profile {PROFILE_REVISION}, reading {READING_REVISION}"
+    revisions = f"profile {PROFILE_REVISION}, reading {READING_REVISION}, conversion {CONVERSION_REVISION}"
     return VerdictStore(
         plan.verdicts, f"{device.partition(':')[0]}, {runtime}, {revisions}, {plan.precision}"
     )

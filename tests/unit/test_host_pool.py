@@ -193,7 +193,7 @@ class Setup:
         self.tend_until(lambda: len(self.hosts.all) > self.met)
         host = self.hosts.all[self.met]
         self.met += 1
-        host.say(HostReady("cpu", devices, "decoder", None, (), "a test", 0), BEAT)
+        host.say(HostReady("cpu", devices, "decoder", None, (), 0, "a test", 0), BEAT)
         self.tend_until(lambda: host.process.pid in self.ready_pids())
         return host
 

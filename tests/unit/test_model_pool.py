@@ -79,7 +79,7 @@ class Models:
             raise self.faults[name]
         return FakeDetector(name, before=self.before(name))
 
-    def __call__(self, name: str) -> TriedModel:
+    def __call__(self, name: str, _: Verdict | None) -> TriedModel:
         cost = self.costs.get(name, MemoryCost(100 * MIB))
         return TriedModel(facts(name), cost, Arrangement(8, 8), lambda: self.load(name))
 

@@ -44,7 +44,7 @@ FACTS = dict(
 
 channel = Connection(int(sys.argv[1]))
 channel.recv()
-channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), "a test", 0))
+channel.send(HostReady("cpu", ("cpu",), "decoder", None, ("none",), 0, "a test", 0))
 while True:
     command = channel.recv()
     if isinstance(command, UseModel):
