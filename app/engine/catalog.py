@@ -133,7 +133,7 @@ class Catalog:
                     facts = stack.enter_context(self._hosts.use(name, cancelled, model.verdict))
                 except UntriedModel:  # its files have changed
                     with self._changed:
-                        model.facts, model.is_stale = None, True
+                        model.facts, model.passed, model.is_stale = None, None, True
                 except ModelFault as error:
                     with self._changed:
                         model.refuse(error)
@@ -189,22 +189,19 @@ class Catalog:
     def _wait_for_verdict(self, name: str, cancelled: Cancelled) -> _Model:
         """Return the model once it has passed its trial; at once if it is built in or unknown."""
         with self._changed:
-            model = self._models.get(name, _Model())
-            if model.marks is None:
-                return model
-            model.job_count += 1
-            try:
-                while model.is_untried and self._models.get(name) is model:
-                    if cancelled():
-                        raise WorkCancelled
-                    if model.must_wait and not self._hosts.is_idle():
-                        raise NoRoomForModel(name)
-                    self._changed.wait(CHECK_SECONDS)
-            finally:
+            while True:  # its files may change meanwhile: then it is another one
+                model = self._models.get(name, _Model())
+                if model.refusal is not None:
+                    raise error_classes()[model.refusal.code](model.refusal.detail)
+                if model.marks is None or model.facts is not None:
+                    return model
+                if cancelled():
+                    raise WorkCancelled
+                if model.must_wait and not self._hosts.is_idle():
+                    raise NoRoomForModel(name)
+                model.job_count += 1
+                self._changed.wait(CHECK_SECONDS)
                 model.job_count -= 1
-            if model.refusal is not None:
-                raise error_classes()[model.refusal.code](model.refusal.detail)
-            return model
 
     # ---- in the thread that tends the models
 
