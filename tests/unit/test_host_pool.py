@@ -396,6 +396,25 @@ def test_a_host_keeps_working_while_it_lends_room_to_a_trial(setup: Setup) -> No
     done.set()
 
 
+def test_room_that_was_lent_to_a_trial_before_is_not_taken_for_that_of_the_next(setup: Setup) -> None:
+    host, stopped = setup.next_host(), threading.Event()
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=stopped.is_set)
+        )
+        earlier = host.hears(LendRoom)
+        stopped.set()
+        with pytest.raises(WorkCancelled):
+            entering.result(WAIT_SECONDS)
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=never)
+        )
+        later = host.hears(LendRoom)
+        host.say(RoomLent(earlier.ticket, 900 << 20, 0))
+        host.say(RoomLent(later.ticket, 700 << 20, 0))
+        assert entering.result(WAIT_SECONDS).room_bytes == PLAN.memory_bytes - (700 << 20)
+
+
 def test_a_host_that_starts_during_a_trial_lends_it_room_too(setup: Setup) -> None:
     host = setup.next_host()
     with ExitStack() as trial:

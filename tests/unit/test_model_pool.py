@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost
+from app.detection.device import DeviceThread
 from app.detection.measuring import MemoryCost, MemoryMeter, Trial, best_trial, measure
 from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel, Verdict
 from app.detection.model_pool import ModelBudget, ModelPool, TriedModel, WornOut
@@ -136,6 +137,37 @@ def test_the_model_longest_unused_makes_room(pool: ModelPool, models: Models) ->
     assert pool.facts_of("b") == facts("b")
     with pytest.raises(KeyError):
         pool.facts_of("a")
+
+
+def test_a_model_whose_files_have_changed_is_loaded_anew_once_it_is_not_in_use(
+    pool: ModelPool, models: Models
+) -> None:
+    old = Verdict(name="a", facts=facts("a"))
+    new = Verdict(name="a", facts=facts("a").model_copy(update={"sha256": "b" * 64}))
+    with pool.use("a", old) as held, pool.use("a", new) as same:
+        assert same is held
+    assert models.loaded == ["a"]
+    with pool.use("a", old):
+        pass
+    assert models.loaded == ["a"]
+    with pool.use("a", new) as other:
+        assert other is not held
+    assert models.loaded == ["a", "a"]
+
+
+def test_a_model_whose_threads_cannot_start_is_not_taken_for_loaded(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with make_pool(models) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeviceThread, "start", start)
+            with pytest.raises(WornOut):
+                use_once(pool, "a")
+        assert loaded(pool) == []
+        use_once(pool, "a")
 
 
 def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:

@@ -108,6 +108,11 @@ def test_a_process_that_hangs_is_ended_at_the_deadline(script: str) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_a_process_that_closes_its_end_and_runs_on_is_ended() -> None:
+    with pytest.raises(TrialCrashed, match="SIGKILL"):
+        run("channel.close()\ntime.sleep(600)")
+
+
 def test_native_code_that_ends_the_process_for_lack_of_memory_is_told_from_a_crash() -> None:
     with pytest.raises(TrialLacksMemory):
         run(
