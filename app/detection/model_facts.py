@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FAST_ENOUGH = 1000.0  # frames a second, with which decoding cannot keep up
+
 ModelIdentity = tuple[str, str, str, int]
 
 
@@ -72,7 +74,8 @@ class ModelFacts(_Facts):
     @property
     def is_convertible(self) -> bool:
         """Whether the model may be faster when it is converted to ONNX."""
-        return self.library == "torch" and self.device == "cpu"
+        is_slow = self.frames_per_second < FAST_ENOUGH
+        return self.library == "torch" and self.device == "cpu" and is_slow
 
     @property
     def identity(self) -> ModelIdentity:

@@ -139,7 +139,7 @@ class Instance:
             models = requests.get(f"{self.url}/v1/models", timeout=30).json()["models"]
             return all(model["state"] != "loading" for model in models)
 
-        self.wait(are_tried, 120, "all models tried")
+        self.wait(are_tried, 300, "all models tried")
 
     def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
         """Return what `condition` gives once it is true; fail with the log's end if it stays false."""
