@@ -48,6 +48,9 @@ COMMANDS = {
     "host": Command(
         "run a host (only the engine uses this)", "app.programs.start:start_host", "app.programs.host:run"
     ),
+    "trial": Command(
+        "try a model (only the engine uses this)", "app.programs.start:start_host", "app.programs.host:run"
+    ),
     "courier": Command(
         "run only the courier, which fetches videos from URLs and delivers callbacks",
         _START,
@@ -75,7 +78,7 @@ COMMANDS = {
 def main(arguments: Sequence[str]) -> int:
     """Run one command; return its exit status."""
     chosen = _parser().parse_args(arguments)
-    is_supervised = chosen.command == "host" or getattr(chosen, "replace", False)
+    is_supervised = chosen.command in ("host", "trial") or getattr(chosen, "replace", False)
     _, first, then = COMMANDS[chosen.command]
     try:
         settings = load_settings()
@@ -110,7 +113,8 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     parsers = {name: commands.add_parser(name, help=command.help) for name, command in COMMANDS.items()}
-    parsers["host"].add_argument("--channel", type=int, required=True, help="a socket's descriptor")
+    for command in ("host", "trial"):
+        parsers[command].add_argument("--channel", type=int, required=True, help="a socket's descriptor")
     parsers["detect"].add_argument("video", type=Path, metavar="VIDEO")
     parsers["detect"].add_argument("--url", help="of the service (default: this machine's instance)")
     parsers["detect"].add_argument(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
+from functools import partial
 
 from app.engine.catalog import Catalog, TrialRules
 from app.engine.engine import Engine
@@ -56,7 +57,7 @@ def create_engine(settings: Settings) -> Engine:
     records = Records(data, database, min_free_bytes=settings.min_free_bytes, stop=stop)
     hosts = HostPool(
         plan=_plan(settings, data),
-        spawn=_spawn,
+        spawn=partial(_spawn, "host"),
         limits=HostLimits(
             settings.model_call_seconds, settings.model_load_seconds, settings.host_memory_bytes
         ),
@@ -75,7 +76,7 @@ def create_engine(settings: Settings) -> Engine:
             settings.host_memory_bytes,
             settings.model_load_seconds,
         ),
-        spawn=_spawn,
+        spawn=partial(_spawn, "trial"),
         stop=stop,
         wake=listener.interrupt,
     )
@@ -140,10 +141,10 @@ def _plan(settings: Settings, data: DataFolder) -> HostPlan:
     )
 
 
-def _spawn(descriptor: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
+def _spawn(command: str, descriptor: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
     """Start a host or a trial in a process group of its own, to be ended together with its children."""
     return subprocess.Popen(
-        [sys.executable, "-m", "app", "host", "--channel", str(descriptor)],
+        [sys.executable, "-m", "app", command, "--channel", str(descriptor)],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         stderr=stderr,

@@ -49,7 +49,7 @@ def run(_: Settings, chosen: Namespace) -> None:
     except EOFError:
         return
     host_plan = plan if isinstance(plan, HostPlan) else plan.host
-    configure_logging("host" if plan is host_plan else "trial", host_plan.log_level)
+    configure_logging(chosen.command, host_plan.log_level)
     if host_plan.torch_threads is not None:
         torch.set_num_threads(host_plan.torch_threads)
     if isinstance(plan, HostPlan):

@@ -126,8 +126,8 @@ def start_program(settings: Settings, chosen: Namespace) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read by prometheus-client
 
 
-def start_host(_: Settings, __: Namespace) -> None:
-    """Set this process up for a host, before it loads a library."""
+def start_host(_: Settings, chosen: Namespace) -> None:
+    """Set this process up for a host or a trial, before it loads a library."""
     from app.logs import configure_logging  # noqa: PLC0415 - takes time to import, and only hosts need it here
 
     die_with_parent(signal.SIGKILL)
@@ -137,7 +137,7 @@ def start_host(_: Settings, __: Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Without this, onnxruntime reports every start, session and fault to its makers over the network.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    configure_logging("host", "INFO")  # for what libraries log while they are imported
+    configure_logging(chosen.command, "INFO")  # for what libraries log while they are imported
 
 
 def run_gunicorn(_: Settings, __: Namespace) -> NoReturn:
