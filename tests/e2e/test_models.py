@@ -108,7 +108,7 @@ def test_the_list_tells_all_of_each_model_and_why_one_was_refused(instance: Inst
     assert model["input_size"] == [96, 64]
     assert (model["device"], model["precision"], model["library"]) == ("cpu", "float32", "torch")
     assert (model["loaded"], model["state"]) == (False, "unloaded")
-    assert model["batch_size"] in (1, 2, 4, 8)
+    assert 1 <= model["batch_size"] <= 64
     assert model["frames_per_second"] > 0
     assert model["memory_bytes"] > 0
     assert len(model["sha256"]) == 64
