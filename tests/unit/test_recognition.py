@@ -525,5 +525,5 @@ def test_advice_names_what_was_tried() -> None:
         recognised(export)
     assert caught.value.detail == (
         "Model 'model' gives {output0: (2, 6, 126)} for 2 frames, which is no known layout for 3 labels. "
-        'Read with layout = "yolo" and 2 labels its boxes are sound: write that in framebox.toml.'
+        'With layout = "yolo" and 2 labels it gives sensible boxes: write that in framebox.toml.'
     )
