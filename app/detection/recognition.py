@@ -23,10 +23,18 @@ from app.detection.model_formats.declaration import (
     Declaration,
     Metadata,
     check_input,
+    numbered_labels,
     read_metadata,
 )
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, layout_fault
-from app.detection.network_input import Channels, FurtherInput, NetworkInput
+from app.detection.network_input import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    FurtherInput,
+    NetworkInput,
+    processor_pixels,
+)
 from app.detection.network_output import (
     DEFAULT_MAX_OVERLAP,
     FLOOR_SCORE,
@@ -63,9 +71,6 @@ CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a 
 ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 SERVED_TASKS = ("detect", "segment", "pose", "obb")
 COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # ---- what exporters' own pipelines do
@@ -213,22 +218,18 @@ def processor_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> di
     """
     keys: dict[str, object] = {"min_score": 0.5}  # as transformers' own pipeline has it
     labels = config.get("id2label")
-    if isinstance(labels, Mapping) and labels:
-        count = max(int(number) for number in labels) + 1
-        keys["labels"] = tuple(str(labels.get(str(number), number)) for number in range(count))
+    numbered = numbered_labels(labels) if isinstance(labels, Mapping) else None
+    if numbered:
+        keys["labels"] = numbered
     match settings.get("size") if settings.get("do_resize", True) else None:
         case {"height": int(height), "width": int(width)}:
             keys |= {"resize": ResizePolicy.STRETCH, "input": (width, height)}
         case {"shortest_edge": int(short), "longest_edge": int(longest)}:
             keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (longest, short)}
-    white = 255.0
-    if settings.get("do_rescale", True):
-        white *= settings.get("rescale_factor", 1 / 255)
-    keys["white"] = white
-    keys["mean"] = keys["std"] = None
-    if settings.get("do_normalize", True):
-        keys["mean"] = tuple(settings.get("image_mean", IMAGENET_MEAN))
-        keys["std"] = tuple(settings.get("image_std", IMAGENET_STD))
+        case int(short) if isinstance(settings.get("max_size"), int):  # as older versions wrote it
+            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (settings["max_size"], short)}
+    pixels = processor_pixels(settings)
+    keys |= {"white": pixels.white, "mean": pixels.mean, "std": pixels.std}
     return keys
 
 
