@@ -538,8 +538,10 @@ class _Recognition:
         known = BY_OUTPUT.get((form.layout, form.outputs.get(Role.BOXES, "")))
         if known is not None:
             return known
+        # Labels in metadata are of somebody's own export, who may have put the normalisation into it.
+        is_bare = bool(self._beside) or not self._metadata.labels
         match form.layout:
-            case Layout.DETR | Layout.DETR_SIGMOID if _row_count(form, seen) <= MOST_SUPPRESSED:
+            case Layout.DETR | Layout.DETR_SIGMOID if is_bare and _row_count(form, seen) <= MOST_SUPPRESSED:
                 is_huggingface = self._network.takes.name == "pixel_values"
                 is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
                 return RT_DETR if is_huggingface and is_rt_detr else DETR
@@ -598,7 +600,8 @@ class _Recognition:
                 "layout and boxes in framebox.toml."
             )
         reading = replace(usual, box_format=BoxFormat(str(box_format)), coordinates=unit)
-        if _share_sound(rows, reading, seen.input_size) < MOST:
+        found = _found_boxes(columns)
+        if _share_sound(found if len(found) else rows, reading, seen.input_size) < MOST:
             raise ModelFault(
                 f"Model {self._name!r} gives boxes that are no {reading.usual_format.value} in {unit.value}: "
                 "most would be inverted, outside the picture or smaller than a pixel. Write layout, outputs, "
@@ -635,7 +638,7 @@ class _Recognition:
         has_usual_name = usual_output([form.outputs[Role.BOXES]], Role.BOXES) is not None
         if form.layout is Layout.SEPARATE and unit is Coordinates.FRACTIONS and not has_usual_name:
             other = BoxFormat.CORNERS_Y_FIRST  # as TensorFlow has them
-        elif len(rows) < FEW_BOXES:
+        elif len(rows) < FEW_BOXES and "layout" not in self._declared:
             reading = replace(form.reading(), box_format=BoxFormat.CENTRE_SIZE, coordinates=unit)
             if _share_sound(rows, reading, seen.input_size) == 1:
                 other = BoxFormat.CENTRE_SIZE
@@ -819,6 +822,13 @@ def _real_boxes(form: Form, columns: Columns) -> Tensor:
     if form.layout.is_suppressed and columns.box_ids is None:
         boxes = boxes[(columns.scores != 0) & (columns.scores != PADDING)]
     return boxes.reshape(-1, boxes.shape[-1]).float()
+
+
+def _found_boxes(columns: Columns) -> Tensor:
+    """Return the boxes that reach the lowest score, (m, 4 or more) float32."""
+    frames, places = (columns.scores >= FLOOR_SCORE).nonzero(as_tuple=True)
+    ids = places if columns.box_ids is None else columns.box_ids[frames, places]
+    return columns.boxes[frames, ids].float()
 
 
 def _box_count(form: Form, seen: Seen) -> int:

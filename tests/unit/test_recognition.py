@@ -342,8 +342,7 @@ EXPORTS: dict[str, Export] = {
         softmax_queries,
         ("pred_logits", "pred_boxes"),
         {"names": NAMES},
-        policy=STRETCH,
-        red=red_of_imagenet,
+        policy=CORNER,
         layout=Layout.DETR,
     ),
     "detr-huggingface": Export(
@@ -741,6 +740,10 @@ def test_what_is_declared_is_not_assumed() -> None:
     letterbox = "a letterbox, grey on the right or at the bottom"
     assert read(network).assumed == ("RGB", "colours from 0 to 1", letterbox)
     assert read(network, channels="bgr", white=255.0).assumed == (letterbox,)
+
+
+def test_a_detr_with_labels_of_its_own_is_said_to_have_no_usual_pipeline() -> None:
+    assert recognised(EXPORTS["detr-named"]).assumed[:2] == ("RGB", "colours from 0 to 1")
 
 
 def test_the_labels_of_torchvision_are_taken_to_begin_with_the_background() -> None:
