@@ -30,8 +30,8 @@ from app.detection.resize import Fitting
 from app.errors import ModelFault
 
 # Boxes of a batch whose right or bottom edge lies before their left or top edge.
-FEW_INVERTED = 10
-MOST_INVERTED = 0.9  # of all
+FEW_INVERTED = 2
+MOST_INVERTED = 0.5  # of all
 
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
 ABSOLUTE_TOLERANCE = 0.01
@@ -115,7 +115,7 @@ class NetworkDetector:
         """Detect in one call of the network, in this thread. At most `call_size` frames."""
         n, height, width, _ = frames.shape
         found = self.best(self.columns(self.output(frames), n), width, height)
-        # Some networks give one now and then, which is dropped; with a wrong reading nearly all are inverted.
+        # Some networks give one now and then, which is dropped; with a wrong reading most are inverted.
         if int(found.is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
             raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
@@ -164,7 +164,9 @@ class NetworkDetector:
         if columns is None:
             raise layout_fault(self.name, output, self.loaded.reading, picture_count)
         # One pass over each: NaN and infinity both survive a sum.
-        if not bool((columns.boxes.sum() + columns.scores.sum()).isfinite()):
+        # In float32, because the sum of a float16 output is too large for that.
+        total = columns.boxes.sum(dtype=torch.float32) + columns.scores.sum(dtype=torch.float32)
+        if not bool(total.isfinite()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
         return columns.of_first(frame_count)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from app.errors import ModelFault
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 PICTURE_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
@@ -100,6 +103,21 @@ class PixelRules:
     mean: tuple[float, float, float] | None = None  # of each colour, subtracted
     std: tuple[float, float, float] | None = None  # of each colour, divided by
     channels: Channels = Channels.RGB
+
+
+def processor_pixels(settings: Mapping[str, Any], *, normalizes: bool = True) -> PixelRules:
+    """Return the rules of an image processor of Hugging Face. A setting of null counts as left out.
+
+    `settings`: the object of ``preprocessor_config.json``; `normalizes`: whether it does if they do not say.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    white = 255.0
+    if given.get("do_rescale", True):
+        white *= given.get("rescale_factor", 1 / 255)
+    if not given.get("do_normalize", normalizes):
+        return PixelRules(white)
+    mean, std = given.get("image_mean", IMAGENET_MEAN), given.get("image_std", IMAGENET_STD)
+    return PixelRules(white, tuple(mean), tuple(std))
 
 
 def to_network_input(pictures: Tensor, takes: NetworkInput, rules: PixelRules) -> Tensor:

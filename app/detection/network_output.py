@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -100,11 +100,20 @@ class Role(StrEnum):
 OUTPUT_NAMES: Mapping[Role, Sequence[str]] = MappingProxyType(
     {
         Role.BOXES: ("pred_boxes", "boxes", "dets", "det_boxes", "detection_boxes"),
-        Role.SCORES: ("logits", "pred_logits", "scores", "det_scores", "detection_scores"),
-        Role.CLASSES: ("labels", "det_classes", "detection_classes", "classes"),
-        Role.COUNT: ("num_dets", "num_detections"),
+        Role.SCORES: ("logits", "pred_logits", "scores", "det_scores", "detection_scores", "pred_scores"),
+        Role.CLASSES: ("labels", "det_classes", "detection_classes", "classes", "pred_classes"),
+        Role.COUNT: ("num_dets", "num_detections", "num_predictions"),
     }
 )
+
+
+def usual_output(names: Collection[str], role: Role) -> str | None:
+    """Return which of `names` exporters give to the output of a role; "pred_boxes" may have a prefix."""
+    for usual in OUTPUT_NAMES[role]:
+        for name in names:
+            if name == usual or ("_" in usual and name.endswith(f"_{usual}")):
+                return name
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,9 +457,9 @@ def find_output(output: object, reading: Reading, role: Role) -> Tensor | None:
         return found.get(reading.outputs[role])
     if reading.outputs:
         return None
-    for name in OUTPUT_NAMES[role]:
-        if name in found:
-            return found[name]
+    name = usual_output(found, role)
+    if name is not None:
+        return found[name]
     places = (
         (Role.SCORES, Role.BOXES) if reading.layout in (Layout.DETR, Layout.DETR_SIGMOID) else tuple(Role)
     )

@@ -19,15 +19,25 @@ from app.detection.detector import is_out_of_memory
 from app.detection.golden import SCENE_COUNT, golden_scenes
 from app.detection.model_files import reason
 from app.detection.model_formats.declaration import (
+    MAX_BOXES,
     Declaration,
     Metadata,
     check_input,
+    numbered_labels,
     read_metadata,
 )
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, layout_fault
-from app.detection.network_input import Channels, FurtherInput, NetworkInput
+from app.detection.network_input import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    FurtherInput,
+    NetworkInput,
+    processor_pixels,
+)
 from app.detection.network_output import (
-    OUTPUT_NAMES,
+    DEFAULT_MAX_OVERLAP,
+    FLOOR_SCORE,
     BoxFormat,
     Columns,
     Coordinates,
@@ -40,26 +50,27 @@ from app.detection.network_output import (
     grid_cells,
     named_tensors,
     read_columns,
+    usual_output,
 )
 from app.detection.resize import ResizePolicy
 from app.errors import ModelFault
 
 TRIAL_FRAMES = 2
-NUMBERED_CLASSES = 1000  # of a network that gives class numbers, if no labels are known
+NUMBERED_CLASSES = 2000  # of a network that gives class numbers, if no labels are known
 USUAL_SIZE = (640, 640)  # of the input of a network that takes any
-GRIDS = ((8, 16, 32), (8, 16, 32, 64))  # strides of the grids of YOLO networks
+GRIDS = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))  # strides of the grids of YOLO networks
 ANCHORS_A_CELL = 3  # of YOLOv5 and YOLOv7
 LARGEST_FRACTION = 1.5  # of a box's side or corner: some reach out of the picture
 SCORE_SLACK = 1e-3  # of a probability, beyond 0 and 1
+PADDING = -1.0  # the score of what only fills up, if it is not 0
+MOST_SUPPRESSED = 1000  # boxes of a picture: networks that give more leave repeated ones to be dropped
+FEW_BOXES = 3  # fewer do not tell corners from centres and sizes
 MANY_BOXES = 50  # enough that their corners are not in order by chance
 MOST, NEARLY_ALL = 0.7, 0.98  # share of boxes that have a format: untrained networks give a few others
 CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a format that is not the usual
 ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 SERVED_TASKS = ("detect", "segment", "pose", "obb")
 COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # ---- what exporters' own pipelines do
@@ -71,32 +82,44 @@ class Pipeline:
 
     keys: Mapping[str, object] = field(default_factory=dict)  # of Declaration
     free_keys: Mapping[str, object] = field(default_factory=dict)  # if the input may have any size
-    assumed: tuple[str, ...] = ()  # what of it the file does not say
+    assumed: Mapping[str, str] = field(default_factory=dict)  # what the file does not say, by a key of it
 
 
 _IMAGENET = MappingProxyType({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
 _SHORT_SIDE = MappingProxyType({"resize": ResizePolicy.SHORT_SIDE, "input": (1333, 800)})
 _AS_IS = MappingProxyType({"resize": ResizePolicy.AS_IS, "input": (1333, 800)})
 
-PLAIN = Pipeline()
+PLAIN = Pipeline(
+    assumed={
+        "channels": "RGB",
+        "white": "colours from 0 to 1",
+        "resize": "a letterbox, grey on the right or at the bottom",
+    }
+)
 ULTRALYTICS = Pipeline({"resize": ResizePolicy.LETTERBOX_CENTRE, "max_overlap": 0.7})
 ULTRALYTICS_RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH})
 YOLOV5 = Pipeline(
-    {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed=("letterbox in the centre, as YOLOv5 and YOLOv7",)
+    {"resize": ResizePolicy.LETTERBOX_CENTRE},
+    assumed={"resize": "letterbox in the centre, as YOLOv5 and YOLOv7"},
+)
+YOLOV6 = Pipeline(
+    {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed={"resize": "letterbox in the centre, as YOLOv6"}
 )
 YOLOX = Pipeline(
     {"white": 255.0, "channels": Channels.BGR, "across_classes": True},
-    assumed=("BGR from 0 to 255 in a letterbox, as YOLOX",),
+    assumed={"white": "BGR from 0 to 255 in a letterbox, as YOLOX"},
 )
-RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH}, assumed=("RGB from 0 to 1, as RT-DETR and D-FINE",))
+RT_DETR = Pipeline(
+    {"resize": ResizePolicy.STRETCH}, assumed={"white": "RGB from 0 to 1, as RT-DETR and D-FINE"}
+)
 RF_DETR = Pipeline(
     {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
-    assumed=("mean and std of ImageNet, as RF-DETR",),
+    assumed={"mean": "mean and std of ImageNet, as RF-DETR"},
 )
 DETR = Pipeline(
     {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
     _SHORT_SIDE,
-    ("mean and std of ImageNet, as DETR",),
+    {"mean": "mean and std of ImageNet, as DETR"},
 )
 MMDEPLOY = Pipeline(
     {
@@ -106,7 +129,10 @@ MMDEPLOY = Pipeline(
         "std": IMAGENET_STD[::-1],
     },
     {**_SHORT_SIDE, **_IMAGENET, "channels": Channels.RGB},
-    ("mean and std of ImageNet, as mmdetection: in BGR if the input has a fixed size (RTMDet), else in RGB",),
+    {
+        "mean": "mean and std of ImageNet, as mmdetection: in BGR if the input has a fixed size (RTMDet), "
+        "else in RGB"
+    },
 )
 IN_ITSELF = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, _AS_IS)  # it scales and normalises
 
@@ -139,7 +165,7 @@ class Form:
         return Reading(
             self.layout,
             self.class_count,
-            max_boxes=NUMBERED_CLASSES,
+            max_boxes=MAX_BOXES,
             scores=Scores.PROBABILITIES,
             outputs=self.outputs,
             extra_columns=self.extra_columns,
@@ -177,7 +203,7 @@ def recognise(
     # What is declared is checked before anything runs.
     Declaration.of(name, {"labels": ("",), "input": (1, 1), "layout": Layout.YOLO, **declared})
     metadata = read_metadata(name, network.metadata)
-    if metadata.task not in SERVED_TASKS:
+    if metadata.author == "Ultralytics" and metadata.task not in SERVED_TASKS:
         raise ModelFault(
             f"Model {name!r} is for the task {metadata.task!r}, which gives no boxes; served are "
             f"{', '.join(SERVED_TASKS)}."
@@ -192,22 +218,18 @@ def processor_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> di
     """
     keys: dict[str, object] = {"min_score": 0.5}  # as transformers' own pipeline has it
     labels = config.get("id2label")
-    if isinstance(labels, Mapping) and labels:
-        count = max(int(number) for number in labels) + 1
-        keys["labels"] = tuple(str(labels.get(str(number), number)) for number in range(count))
+    numbered = numbered_labels(labels) if isinstance(labels, Mapping) else None
+    if numbered:
+        keys["labels"] = numbered
     match settings.get("size") if settings.get("do_resize", True) else None:
         case {"height": int(height), "width": int(width)}:
             keys |= {"resize": ResizePolicy.STRETCH, "input": (width, height)}
         case {"shortest_edge": int(short), "longest_edge": int(longest)}:
             keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (longest, short)}
-    white = 255.0
-    if settings.get("do_rescale", True):
-        white *= settings.get("rescale_factor", 1 / 255)
-    keys["white"] = white
-    keys["mean"] = keys["std"] = None
-    if settings.get("do_normalize", True):
-        keys["mean"] = tuple(settings.get("image_mean", IMAGENET_MEAN))
-        keys["std"] = tuple(settings.get("image_std", IMAGENET_STD))
+        case int(short) if isinstance(settings.get("max_size"), int):  # as older versions wrote it
+            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (settings["max_size"], short)}
+    pixels = processor_pixels(settings)
+    keys |= {"white": pixels.white, "mean": pixels.mean, "std": pixels.std}
     return keys
 
 
@@ -264,6 +286,12 @@ class _Recognition:
             self._known["batch"] = takes.batch
         labels = declared.get("labels", self._beside.get("labels", metadata.labels))
         self._class_count = len(labels) if isinstance(labels, Sequence) else None
+        outputs = declared.get("outputs")
+        self._named = (
+            {Role(role): str(output) for role, output in outputs.items()}
+            if isinstance(outputs, Mapping)
+            else {}
+        )
 
     def declaration(self) -> Declaration:
         if "input" not in {**self._known, **self._declared}:
@@ -278,21 +306,25 @@ class _Recognition:
         if then != pipeline:
             seen = self._run(then)
             form = self._form(seen)
-        for first in range(TRIAL_FRAMES, SCENE_COUNT, TRIAL_FRAMES):
-            if not self._lacks_boxes(form, seen):
-                break
-            seen = self._run(then, first)
-        assumed = [] if self._beside else list(then.assumed)
+        form, seen = self._with_boxes(form, seen, then)
+        settled = set(self._declared)
+        if self._network.takes.dtype is torch.uint8:
+            settled |= {"white", "mean"}
+        assumed = [] if self._beside else [text for key, text in then.assumed.items() if key not in settled]
         if self._is_free and not then.free_keys and not self._beside and "input" not in self._declared:
             assumed.append("an input of {} × {} pixels".format(*USUAL_SIZE))
         known = {**self._keys(then), **form.keys, **self._proven(form, seen)}
         if form.layout.is_suppressed:
             known.pop("max_overlap", None)
+            if _row_count(form, seen) > MOST_SUPPRESSED:
+                known["max_overlap"] = DEFAULT_MAX_OVERLAP
         labels = (
             self._beside.get("labels")
             or self._metadata.labels
             or tuple(str(number) for number in range(form.class_count))
         )
+        if form.layout is Layout.TORCHVISION and self._class_count and "first_class" not in self._declared:
+            assumed.append("the first label is the background")
         known |= {
             "labels": labels,
             "layout": form.layout,
@@ -301,7 +333,7 @@ class _Recognition:
             "left_out": form.left_out,
             "assumed": tuple(assumed),
         }
-        declaration = Declaration.of(self._name, {**known, **self._declared})
+        declaration = Declaration.of(self._name, {**known, **self._declared, "outputs": form.outputs})
         check_input(self._name, declaration, self._network.takes)
         return declaration
 
@@ -314,11 +346,19 @@ class _Recognition:
 
     # ---- trial runs
 
-    def _lacks_boxes(self, form: Form, seen: Seen) -> bool:
-        """Whether there are no boxes to prove what is open."""
-        columns = read_columns(seen.output, form.reading(), seen.frame_count)
-        is_open = "coordinates" not in form.keys and "coordinates" not in self._declared
-        return is_open and columns is not None and not bool((columns.scores != 0).any())
+    def _with_boxes(self, form: Form, seen: Seen, pipeline: Pipeline) -> tuple[Form, Seen]:
+        """Run further scenes until there are boxes enough to prove what is open; else those with the most."""
+        best = (_box_count(form, seen), form, seen)
+        is_open = {"boxes", "coordinates"} - form.keys.keys() - self._declared.keys()
+        if not is_open and form.layout is not Layout.FRAME_ROWS:
+            return form, seen
+        for first in range(TRIAL_FRAMES, SCENE_COUNT, TRIAL_FRAMES):
+            if best[0] >= FEW_BOXES:
+                break
+            seen = self._run(pipeline, first)
+            form = self._form(seen)
+            best = max(best, (_box_count(form, seen), form, seen), key=lambda found: found[0])
+        return best[1:]
 
     def _run(self, pipeline: Pipeline, first: int = 0) -> Seen:
         """Run two drawn scenes; one, if the network takes only one, which is then known."""
@@ -404,7 +444,7 @@ class _Recognition:
             except ModelFault:
                 continue
             labels = "" if has_labels else f"and {len(found.labels)} labels "
-            advice = f'Read with layout = "{found.layout.value}" {labels}its boxes are sound: write that'
+            advice = f'With layout = "{found.layout.value}" {labels}it gives sensible boxes: write that'
             break
         else:
             advice = "Write the right layout and labels"
@@ -425,17 +465,24 @@ class _Recognition:
     def _forms(self, seen: Seen) -> list[Form]:
         """Return the forms that the output could have by its names and shapes, and what is declared."""
         tensors = dict(named_tensors(seen.output))
-        forms = _forms_of_several(seen.output, tensors, self._class_count, self._network.takes)
+        extra = self._declared.get("extra_columns")
+        forms = _forms_of_several(seen.output, tensors, self._class_count, self._network.takes, self._named)
         if not forms:
-            forms = _forms_of_one(tensors, self._class_count, self._metadata, seen)
+            forms = _forms_of_one(
+                tensors,
+                self._class_count,
+                self._metadata,
+                seen,
+                self._named.get(Role.BOXES),
+                extra if isinstance(extra, int) else None,
+            )
         left_out = _left_out(tensors)
-        changes: dict[str, Any] = {}
-        if isinstance(declared := self._declared.get("outputs"), Mapping):
-            changes["outputs"] = {Role(role): str(output) for role, output in declared.items()}
-        if isinstance(declared := self._declared.get("extra_columns"), int):
-            changes["extra_columns"] = declared
         return [
-            replace(form, left_out=tuple(dict.fromkeys([*form.left_out, *left_out])), **changes)
+            replace(
+                form,
+                left_out=tuple(dict.fromkeys([*form.left_out, *left_out])),
+                outputs={**form.outputs, **self._named},
+            )
             for form in forms
             if self._declared.get("layout", form.layout) == form.layout
         ]
@@ -445,14 +492,29 @@ class _Recognition:
         columns = read_columns(seen.output, form.reading(), seen.frame_count)
         if columns is None:
             return False
-        if form.layout is Layout.END_TO_END:
-            classes = _first_of(seen.output, form)[..., 5]
-            is_whole = bool((classes == classes.round()).all()) and bool((classes >= 0).all())
-            return is_whole and _are_probabilities(columns.scores)
-        if form.layout is Layout.BOX_SCORES:
-            return bool((columns.scores != 0).any()) and not _grid_of(columns, seen)
-        if form.layout in (Layout.DETR, Layout.DETR_SIGMOID) and "layout" not in self._declared:
-            return self._class_count is not None or _fits_activation(form, seen.output)
+        is_declared = "layout" in self._declared
+        is_long = _row_count(form, seen) > MOST_SUPPRESSED  # so that no network has suppressed its boxes
+        match form.layout:
+            case Layout.END_TO_END:
+                classes = _first_of(seen.output, form)[..., 5]
+                is_class = _is_whole(classes) and bool((classes >= -1).all())
+                is_proven = is_class and _are_probabilities(columns.scores[columns.scores != PADDING])
+                return is_proven and (is_declared or not is_long)
+            case Layout.FRAME_ROWS:
+                rows = _first_of(seen.output, form)
+                return _is_whole(rows[:, 0]) and _is_whole(rows[:, 5]) and _are_probabilities(rows[:, 6])
+            case Layout.BOX_SCORES:
+                is_known = self._class_count is not None or form.class_count in COCO_CLASSES or not is_long
+                return is_known and bool((columns.scores != 0).any()) and not _grid_of(columns, seen)
+            case Layout.YOLO if self._class_count is None and not is_declared:
+                return bool(_grid_with(columns.boxes.shape[1], seen.input_size))
+            case Layout.YOLO_OBJECTNESS if self._class_count is None:
+                return _scores_of(form, columns, seen.output) is Scores.PROBABILITIES
+            case Layout.DETR | Layout.DETR_SIGMOID if not is_declared:
+                # Networks that give a box for each place have no usual way to prepare pictures.
+                return not is_long and _fits_activation(
+                    form, seen.output, knows_labels=self._class_count is not None
+                )
         return True
 
     # ---- pipelines
@@ -476,17 +538,20 @@ class _Recognition:
         known = BY_OUTPUT.get((form.layout, form.outputs.get(Role.BOXES, "")))
         if known is not None:
             return known
+        # Labels in metadata are of somebody's own export, who may have put the normalisation into it.
+        is_bare = bool(self._beside) or not self._metadata.labels
         match form.layout:
-            case Layout.DETR | Layout.DETR_SIGMOID if self._beside or not self._metadata.labels:
+            case Layout.DETR | Layout.DETR_SIGMOID if is_bare and _row_count(form, seen) <= MOST_SUPPRESSED:
                 is_huggingface = self._network.takes.name == "pixel_values"
                 is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
                 return RT_DETR if is_huggingface and is_rt_detr else DETR
             case Layout.YOLO_OBJECTNESS:
-                rows = _first_of(seen.output, form).shape[1]
-                cells = {len(grid_cells(seen.input_size, grid, torch.device("cpu"))) for grid in GRIDS}
-                if rows in {count * ANCHORS_A_CELL for count in cells}:
+                dense = _first_of(seen.output, form)
+                if _grid_with(dense.shape[1], seen.input_size, ANCHORS_A_CELL):
                     return YOLOV5
-                if rows in cells and not self._metadata.labels:
+                if bool((dense[..., 4] == 1).all()):
+                    return YOLOV6  # it has no objectness, and exports it as 1
+                if _grid_with(dense.shape[1], seen.input_size):
                     return YOLOX
         return {Layout.TORCHVISION: IN_ITSELF, Layout.FRAME_ROWS: YOLOV5}.get(form.layout, PLAIN)
 
@@ -498,61 +563,134 @@ class _Recognition:
         if columns is None:
             raise layout_fault(self._name, seen.output, form.reading(), seen.frame_count)
         keys: dict[str, object] = {"scores": _scores_of(form, columns, seen.output)}
-        is_real = torch.ones_like(columns.scores, dtype=torch.bool)
-        if form.layout.is_suppressed and columns.box_ids is None:
-            is_real = columns.scores != 0  # others only fill up
-        boxes = columns.boxes if columns.box_ids is not None else columns.boxes[is_real]
-        boxes = boxes.reshape(-1, boxes.shape[-1])[:, :4].float()
-        if form.layout is Layout.YOLO_OBJECTNESS and "strides" not in self._declared:
+        strides = self._declared.get("strides")
+        if strides is None and form.layout is Layout.YOLO_OBJECTNESS:
             strides = _grid_of(columns, seen)
-            if strides:
-                return keys | {
-                    "strides": strides,
-                    "boxes": BoxFormat.CENTRE_SIZE,
-                    "coordinates": Coordinates.PIXELS,
-                }
+        if strides:
+            return keys | {
+                "strides": strides,
+                "boxes": BoxFormat.CENTRE_SIZE,
+                "coordinates": Coordinates.PIXELS,
+            }
+        rows = _real_boxes(form, columns)
+        boxes = rows[:, :4]
         if not bool((boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self._name!r} gives numbers that are not finite.")
+        self._check_classes(form, columns)
+        known = {**form.keys, **self._declared}
+        box_format, coordinates = known.get("boxes"), known.get("coordinates")
         usual = form.reading()
-        box_format = self._declared.get("boxes", form.keys.get("boxes"))
-        coordinates = self._declared.get("coordinates", form.keys.get("coordinates"))
-        if coordinates is None and len(boxes):
-            is_fraction = bool(boxes.abs().max() <= LARGEST_FRACTION)
-            coordinates = Coordinates.FRACTIONS if is_fraction else Coordinates.PIXELS
+        if not len(boxes):
+            self._check_nothing_is_open(form)
+            return keys | {
+                "boxes": box_format or usual.usual_format,
+                "coordinates": coordinates or usual.usual_coordinates,
+            }
         if coordinates is None:
-            if self._metadata.author != "Ultralytics" and form.layout is not Layout.TORCHVISION:
-                raise ModelFault(
-                    f"Model {self._name!r} finds nothing in the trial pictures, so that its boxes cannot be "
-                    'told apart. Write coordinates = "pixels" or coordinates = "fractions" in framebox.toml.'
-                )
-            coordinates = usual.usual_coordinates
+            within = (boxes.abs() <= LARGEST_FRACTION).all(dim=1)
+            is_fraction = float(within.float().mean()) >= MOST
+            coordinates = Coordinates.FRACTIONS if is_fraction else Coordinates.PIXELS
+        unit = Coordinates(str(coordinates))
         if box_format is None:
-            box_format = _format_of(boxes, usual.usual_format, Coordinates(str(coordinates)), seen.input_size)
+            box_format = _format_of(boxes, usual.usual_format, unit, seen.input_size)
+            self._check_order(form, box_format, unit, rows, seen)
         if box_format is None:
             raise ModelFault(
                 f"Model {self._name!r} gives boxes that are neither corners nor centres and sizes. Write "
                 "layout and boxes in framebox.toml."
             )
+        reading = replace(usual, box_format=BoxFormat(str(box_format)), coordinates=unit)
+        found = _found_boxes(columns)
+        if _share_sound(found if len(found) else rows, reading, seen.input_size) < MOST:
+            raise ModelFault(
+                f"Model {self._name!r} gives boxes that are no {reading.usual_format.value} in {unit.value}: "
+                "most would be inverted, outside the picture or smaller than a pixel. Write layout, outputs, "
+                "boxes and coordinates in framebox.toml."
+            )
         return keys | {"boxes": box_format, "coordinates": coordinates}
+
+    def _check_nothing_is_open(self, form: Form) -> None:
+        """Raise ModelFault if something had to be proven on boxes, of which there are none."""
+        if form.layout is Layout.FRAME_ROWS:
+            # Six numbers and a score stand in any order; those of YOLOv7 are known by the output's name.
+            is_open = form.outputs[Role.BOXES] != "output" and "layout" not in self._declared
+        elif form.layout is Layout.TORCHVISION or self._metadata.author == "Ultralytics":
+            is_open = False
+        else:
+            wanted = {"layout", "boxes", "coordinates"}
+            if form.layout is Layout.SEPARATE:
+                wanted.add("outputs")
+            is_open = not {"boxes", "coordinates"} <= form.keys.keys() and not wanted <= self._declared.keys()
+        if is_open:
+            raise ModelFault(
+                f"Model {self._name!r} finds nothing in the trial pictures, so that its numbers cannot be "
+                "told apart. Write layout, outputs, boxes and coordinates in framebox.toml, such as layout = "
+                f'"{form.layout.value}", boxes = "corners" and coordinates = "pixels".'
+            )
+
+    def _check_order(
+        self, form: Form, box_format: BoxFormat | None, unit: Coordinates, rows: Tensor, seen: Seen
+    ) -> None:
+        """Raise ModelFault if boxes have another format too, of which nothing tells them."""
+        if form.layout not in (Layout.END_TO_END, Layout.SEPARATE) or box_format is not BoxFormat.CORNERS:
+            return
+        other = None
+        has_usual_name = usual_output([form.outputs[Role.BOXES]], Role.BOXES) is not None
+        if form.layout is Layout.SEPARATE and unit is Coordinates.FRACTIONS and not has_usual_name:
+            other = BoxFormat.CORNERS_Y_FIRST  # as TensorFlow has them
+        elif len(rows) < FEW_BOXES and "layout" not in self._declared:
+            reading = replace(form.reading(), box_format=BoxFormat.CENTRE_SIZE, coordinates=unit)
+            if _share_sound(rows, reading, seen.input_size) == 1:
+                other = BoxFormat.CENTRE_SIZE
+        if other is not None:
+            raise ModelFault(
+                f'Model {self._name!r} gives boxes that could be boxes = "corners" or boxes = '
+                f'"{other.value}". Write the right one in framebox.toml.'
+            )
+
+    def _check_classes(self, form: Form, columns: Columns) -> None:
+        """Raise ModelFault if the network gives numbers of classes that have no labels."""
+        first = self._declared.get("first_class", form.keys.get("first_class", 0))
+        if self._class_count is None or columns.class_ids.ndim != 2 or columns.box_ids is not None:
+            return
+        found = columns.class_ids[columns.scores >= FLOOR_SCORE]
+        if not isinstance(first, int) or not len(found) or int(found.max()) - first < self._class_count:
+            return
+        raise ModelFault(
+            f"Model {self._name!r} gives class {int(found.max())}, but has {self._class_count} labels, which "
+            f"are counted from {first}. Write all labels in framebox.toml."
+        )
 
 
 # ---- forms by names and shapes
 
 
 def _forms_of_several(
-    output: object, tensors: Mapping[str, Tensor], class_count: int | None, takes: NetworkInput
+    output: object,
+    tensors: Mapping[str, Tensor],
+    class_count: int | None,
+    takes: NetworkInput,
+    named: Mapping[Role, str],
 ) -> list[Form]:
     """Return the forms of an output with boxes, scores and classes apart, or of dictionaries."""
     if frame_dictionaries(output, Reading(Layout.TORCHVISION, 1)) is not None:
         return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES)]
-    boxes = _find(tensors, Role.BOXES, lambda tensor: tensor.ndim in (2, 3) and tensor.shape[-1] in (4, 5))
+
+    def find(tensors: Mapping[str, Tensor], role: Role, *fits: Callable[[Tensor], bool]) -> str | None:
+        """Return which tensor has a role: as declared, by a usual name, or else the first that `fits`."""
+        if named.get(role) in tensors:
+            return named[role]
+        found = (name for fit in fits for name, tensor in tensors.items() if fit(tensor))
+        return usual_output(tensors, role) or next(found, None)
+
+    boxes = find(tensors, Role.BOXES, lambda tensor: tensor.ndim in (2, 3) and tensor.shape[-1] in (4, 5))
     if boxes is None:
         return []
     rows = tensors[boxes].shape[:-1]
     flat = {name: tensor for name, tensor in tensors.items() if tensor.shape == rows}
-    classes = _find(flat, Role.CLASSES, _is_whole)
+    classes = find(flat, Role.CLASSES, lambda tensor: not tensor.is_floating_point(), _is_whole)
     rest = {name: tensor for name, tensor in flat.items() if name != classes}
-    scores = _find(rest, Role.SCORES, lambda tensor: tensor.is_floating_point())
+    scores = find(rest, Role.SCORES, lambda tensor: tensor.is_floating_point())
     outputs = {Role.BOXES: boxes}
     if classes is not None and (scores is not None or tensors[boxes].shape[-1] == 5):
         outputs[Role.CLASSES] = classes
@@ -561,21 +699,12 @@ def _forms_of_several(
         if len(rows) == 1:
             return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES, outputs)]
         counts = {name: tensor for name, tensor in tensors.items() if tensor.numel() == rows[0]}
-        count = _find(counts, Role.COUNT, lambda _: False)
+        count = find(counts, Role.COUNT)
         if count is not None:
             outputs[Role.COUNT] = count
-        keys: dict[str, object] = {}
-        if boxes == "detection_boxes":  # of TensorFlow's zoo, which counts from 1
-            keys = {
-                "boxes": BoxFormat.CORNERS_Y_FIRST,
-                "coordinates": Coordinates.FRACTIONS,
-                "first_class": 1,
-            }
-        elif boxes in ("dets", "det_boxes"):
-            keys = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
-        elif any(kind is FurtherInput.SIZES for kind, _ in takes.further):
-            keys = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.FRACTIONS}
-        return [Form(Layout.SEPARATE, class_count or NUMBERED_CLASSES, outputs, keys=keys)]
+        return [
+            Form(Layout.SEPARATE, class_count or NUMBERED_CLASSES, outputs, keys=_keys_by_name(boxes, takes))
+        ]
     matrices = {
         name: tensor
         for name, tensor in tensors.items()
@@ -583,7 +712,7 @@ def _forms_of_several(
     }
     if len(rows) != 2 or tensors[boxes].shape[-1] != 4 or not matrices:
         return []
-    matrix = _find(matrices, Role.SCORES, lambda _: True)
+    matrix = find(matrices, Role.SCORES, lambda _: True)
     if matrix is None:
         return []
     outputs[Role.SCORES] = matrix
@@ -594,13 +723,32 @@ def _forms_of_several(
     return [form for form in forms if class_count in (None, form.class_count)]
 
 
+def _keys_by_name(boxes: str, takes: NetworkInput) -> dict[str, object]:
+    """Return what the name of the boxes settles in the layout `separate`, or that the sizes are given."""
+    if boxes == "detection_boxes":  # of TensorFlow's zoo, which counts from 1
+        return {
+            "boxes": BoxFormat.CORNERS_Y_FIRST,
+            "coordinates": Coordinates.FRACTIONS,
+            "first_class": 1,
+        }
+    if boxes in ("dets", "det_boxes"):
+        return {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
+    if any(kind is FurtherInput.SIZES for kind, _ in takes.further):
+        return {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.FRACTIONS}
+    return {"boxes": BoxFormat.CORNERS} if boxes.endswith("pred_boxes") else {}  # of YOLO-NAS
+
+
 def _forms_of_one(
-    tensors: Mapping[str, Tensor], class_count: int | None, metadata: Metadata, seen: Seen
+    tensors: Mapping[str, Tensor],
+    class_count: int | None,
+    metadata: Metadata,
+    seen: Seen,
+    named: str | None,
+    declared_extra: int | None,
 ) -> list[Form]:
-    """Return the forms of an output whose first tensor holds everything."""
-    if not tensors:
-        return []
-    name, dense = next(iter(tensors.items()))
+    """Return the forms of an output of which one tensor holds everything: the named one, or the first."""
+    name = named if named is not None and named in tensors else next(iter(tensors), "")
+    dense = tensors.get(name, torch.empty(0))
     outputs = {Role.BOXES: name}
     if dense.ndim == 2 and dense.shape[1] == 7:
         rows = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
@@ -617,8 +765,10 @@ def _forms_of_one(
         keys = {"boxes": BoxFormat.ROTATED, "max_overlap": ROTATED_OVERLAP}
     elif metadata.task == "pose":
         extra, left_out = metadata.key_point_columns, ("key points",)
-    elif prototypes and (metadata.task == "segment" or len(tensors) == 2):
+    elif prototypes and (metadata.task == "segment" or (len(tensors) == 2 and named is None)):
         extra, left_out = prototypes[0].shape[1], ("masks",)
+    if declared_extra is not None:
+        extra = declared_extra
     forms = []
 
     def add(layout: Layout, count: int) -> None:
@@ -638,22 +788,12 @@ def _forms_of_one(
     if class_count is not None or first < second:
         add(Layout.YOLO, first - 4 - extra)
     if class_count is not None or first > second:
-        cells = {len(grid_cells(seen.input_size, grid, torch.device("cpu"))) for grid in GRIDS}
-        of_anchors = first in {count * ANCHORS_A_CELL for count in cells}
-        is_grid = of_anchors or first in cells
-        if class_count is not None or is_grid:
+        of_anchors = bool(_grid_with(first, seen.input_size, ANCHORS_A_CELL))
+        if class_count is not None or of_anchors or _grid_with(first, seen.input_size):
             add(Layout.YOLO_OBJECTNESS, second - 5 - extra)
         if class_count is not None or not of_anchors:
             add(Layout.BOX_SCORES, second - 4 - extra)
     return forms
-
-
-def _find(tensors: Mapping[str, Tensor], role: Role, fits: Callable[[Tensor], bool]) -> str | None:
-    """Return the name of the tensor that has a role: by a usual name, or else the first that `fits`."""
-    for name in OUTPUT_NAMES[role]:
-        if name in tensors:
-            return name
-    return next((name for name, tensor in tensors.items() if fits(tensor)), None)
 
 
 def _left_out(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -667,6 +807,33 @@ def _left_out(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _first_of(output: object, form: Form) -> Tensor:
     return dict(named_tensors(output))[form.outputs[Role.BOXES]].float()
+
+
+def _row_count(form: Form, seen: Seen) -> int:
+    """Return how many boxes a picture has at most; 0 if that is not fixed."""
+    if form.layout in (Layout.FRAME_ROWS, Layout.TORCHVISION):
+        return 0
+    return _first_of(seen.output, form).shape[2 if form.layout is Layout.YOLO else 1]
+
+
+def _real_boxes(form: Form, columns: Columns) -> Tensor:
+    """Return the boxes that do not only fill up, (m, 4 or more) float32."""
+    boxes = columns.boxes
+    if form.layout.is_suppressed and columns.box_ids is None:
+        boxes = boxes[(columns.scores != 0) & (columns.scores != PADDING)]
+    return boxes.reshape(-1, boxes.shape[-1]).float()
+
+
+def _found_boxes(columns: Columns) -> Tensor:
+    """Return the boxes that reach the lowest score, (m, 4 or more) float32."""
+    frames, places = (columns.scores >= FLOOR_SCORE).nonzero(as_tuple=True)
+    ids = places if columns.box_ids is None else columns.box_ids[frames, places]
+    return columns.boxes[frames, ids].float()
+
+
+def _box_count(form: Form, seen: Seen) -> int:
+    columns = read_columns(seen.output, form.reading(), seen.frame_count)
+    return 0 if columns is None else len(_real_boxes(form, columns))
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -683,21 +850,23 @@ def _scores_of(form: Form, columns: Columns, output: object) -> Scores:
         scores = _first_of(output, form)[..., 4 : 5 + form.class_count]
     elif form.layout in (Layout.DETR, Layout.DETR_SIGMOID):
         scores = dict(named_tensors(output))[form.outputs[Role.SCORES]]
+    elif form.layout.is_suppressed:
+        scores = scores[scores != PADDING]
     return Scores.PROBABILITIES if _are_probabilities(scores) else Scores.LOGITS
 
 
-def _fits_activation(form: Form, output: object) -> bool:
+def _fits_activation(form: Form, output: object, *, knows_labels: bool) -> bool:
     """Whether class scores are of softmax with "no object" last (layout `detr`), or of sigmoid.
 
     With softmax, most queries of a trained network have their largest score in the last column; with sigmoid,
-    nearly all scores are below a half. COCO's networks are known by the number of their classes.
+    nearly all scores are below a half. Without labels, COCO's networks are known by their number.
     """
     logits = dict(named_tensors(output))[form.outputs[Role.SCORES]].float()
     columns = logits.shape[-1]
-    if columns - 1 in COCO_CLASSES and columns not in COCO_CLASSES:
-        return form.layout is Layout.DETR
-    if columns in COCO_CLASSES or form.outputs[Role.BOXES] == "dets":
+    if form.outputs[Role.BOXES] == "dets":
         return form.layout is Layout.DETR_SIGMOID
+    if not knows_labels and {columns, columns - 1} & set(COCO_CLASSES):
+        return form.layout is (Layout.DETR_SIGMOID if columns in COCO_CLASSES else Layout.DETR)
     is_nothing = (logits.argmax(dim=-1) == columns - 1) & (logits[..., -1] > 0)
     mostly_nothing = bool(is_nothing.float().mean() > 0.5)
     mostly_low = bool((logits.amax(dim=-1) < 0).float().mean() > 0.5)
@@ -706,21 +875,28 @@ def _fits_activation(form: Form, output: object) -> bool:
     return mostly_nothing if form.layout is Layout.DETR else mostly_low
 
 
+def _grid_with(rows: int, input_size: tuple[int, int], anchors: int = 1) -> tuple[int, ...]:
+    """Return the strides of the usual grids that have `rows` boxes, `anchors` of them in a cell; or ()."""
+    for strides in GRIDS:
+        if len(grid_cells(input_size, strides, torch.device("cpu"))) * anchors == rows:
+            return strides
+    return ()
+
+
 def _grid_of(columns: Columns, seen: Seen) -> tuple[int, ...]:
     """Return the strides of the grids in whose cells boxes are given; () if they are given in the picture.
 
     In the picture, boxes lie near their cells: their places correlate. In cells, they do not.
     """
-    for strides in GRIDS:
-        cells = grid_cells(seen.input_size, strides, columns.boxes.device)
-        if len(cells) != columns.boxes.shape[1]:
-            continue
-        places = cells[:, :2] * cells[:, 2:]
-        centres = columns.boxes[..., :2].float().mean(dim=0)
-        pairs = torch.stack([places.flatten(), centres.flatten()])
-        # Places that are the same in all cells have no correlation at all: NaN.
-        return () if float(torch.corrcoef(pairs)[0, 1]) >= 0.5 else strides
-    return ()
+    strides = _grid_with(columns.boxes.shape[1], seen.input_size)
+    if not strides:
+        return ()
+    cells = grid_cells(seen.input_size, strides, columns.boxes.device)
+    places = cells[:, :2] * cells[:, 2:]
+    centres = columns.boxes[..., :2].float().mean(dim=0)
+    pairs = torch.stack([places.flatten(), centres.flatten()])
+    # Places that are the same in all cells have no correlation at all: NaN.
+    return () if float(torch.corrcoef(pairs)[0, 1]) >= 0.5 else strides
 
 
 def _format_of(
@@ -749,3 +925,11 @@ def _share_inside(near: Tensor, far: Tensor, limits: Tensor) -> float:
     """Return which share of the boxes' area lies in the picture, on average."""
     inside = (torch.minimum(far, limits) - near.clamp(min=0)).clamp(min=0).prod(dim=1)
     return float((inside / (far - near).prod(dim=1).clamp(min=1e-9)).clamp(max=1).mean())
+
+
+def _share_sound(boxes: Tensor, reading: Reading, input_size: tuple[int, int]) -> float:
+    """Return which share of boxes, (m, 4 or more), lie in the picture, and are not inverted."""
+    corners = reading.boxes_to_xyxy(boxes, input_size)
+    near, far = corners[:, :2], corners[:, 2:]
+    is_sound = (far >= near) & (far > 1) & (near < corners.new_tensor(input_size))
+    return float(is_sound.all(dim=1).float().mean())

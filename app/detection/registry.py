@@ -45,7 +45,7 @@ from app.detection.precision import Precision, choose_precision
 from app.detection.recognition import declared_network, processor_keys, recognise
 from app.errors import InvalidOption, ModelFault
 
-REVISION = 5  # of all that turns a network's output into boxes; raised when it changes a box
+REVISION = 6  # of all that turns a network's output into boxes; raised when it changes a box
 BATCH_SIZE_CPU = 8
 BATCH_SIZE_CUDA = 64
 
@@ -157,7 +157,8 @@ def _load_network(
     if content.is_folder:
         files = [file for suffix in SUFFIXES for file in content.named(suffix)]
     has_config = content.is_folder and CONFIG_FILE in content.digests
-    is_exported = len(files) == 1 and PROCESSOR_FILE in content.digests  # as optimum writes it
+    # As optimum writes it; other files of networks lie beside the weights of many training runs.
+    is_exported = len(files) == 1 and PROCESSOR_FILE in content.digests and not content.named(".safetensors")
     if has_config and not is_exported:
         converted = None
         if tried.onnx is not None:

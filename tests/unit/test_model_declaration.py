@@ -33,7 +33,6 @@ def test_an_exporters_metadata_are_read(metadata: dict[str, object]) -> None:
         author="Ultralytics",
         task="pose",
         head="Pose",
-        is_suppressed=True,
         key_point_columns=51,
     )
 
@@ -53,13 +52,34 @@ def test_labels_are_in_the_order_of_their_numbers() -> None:
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"names": "{0: 'a', 2: 'b'}"}, "numbers are not 0 to 1"),
+        ({"names": "{'a': 'b'}"}, "numbers are not from 0"),
+        ({"names": {"999999999": "a"}}, "numbers are not from 0"),
         ({"names": "person"}, "not a list of labels"),
     ],
 )
 def test_wrong_labels_are_named(metadata: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelFault, match=reason):
         read_metadata("m", metadata)
+
+
+def test_a_number_without_a_label_is_its_own() -> None:
+    assert read_metadata("m", {"names": "{0: 'a', 2: 'b'}"}).labels == ("a", "1", "b")
+    assert read_metadata("m", {"names": "{}"}).labels is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"imgsz": '["a", 1]'},
+        {"kpt_shape": "['a', 2]"},
+        {"imgsz": "{{}}"},
+        {"imgsz": "{[]: 1}"},
+        {"kpt_shape": "[" * 100_000},
+        {"description": "(" * 3000},
+    ],
+)
+def test_odd_metadata_are_passed_over(odd: dict[str, object]) -> None:
+    assert read_metadata("m", odd) == Metadata()
 
 
 def test_a_size_that_is_none_is_passed_over() -> None:

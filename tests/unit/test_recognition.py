@@ -16,12 +16,14 @@ import torch
 from exported_networks import HEIGHT, WIDTH, BlockBoxes, Blocks, as_onnx
 from torch import Tensor
 
+from app.detection import registry
 from app.detection.detector import Detector
 from app.detection.model_formats.declaration import Declaration
 from app.detection.model_formats.onnx import load_onnx
-from app.detection.network import Network
-from app.detection.network_output import Layout
-from app.detection.recognition import recognise
+from app.detection.network import Network, NetworkDetector
+from app.detection.network_input import NetworkInput
+from app.detection.network_output import DEFAULT_MAX_OVERLAP, BoxFormat, Coordinates, Layout, grid_cells
+from app.detection.recognition import declared_network, processor_keys, recognise
 from app.detection.registry import load_detector
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault
@@ -112,6 +114,11 @@ def coco_decoded(found: BlockBoxes) -> Tensor:
     return torch.cat([objectness(found), torch.zeros(*found.scores.shape, 78)], 2)
 
 
+def coco_without_objectness(found: BlockBoxes) -> Tensor:
+    output = coco_decoded(found)
+    return torch.cat([output[..., :4], output[..., 4:5] * 0 + 1, output[..., 5:]], 2)
+
+
 def end_to_end(found: BlockBoxes) -> Tensor:
     columns = [found.top_scores[..., None], found.top_classes[..., None].float()]
     return torch.cat([found.top_corners, *columns], 2)
@@ -163,6 +170,15 @@ def counted(found: BlockBoxes) -> tuple[Tensor, ...]:
     count = found.top_classes[:, :1]
     best_last = found.top_scores.clone()
     return count, found.top_corners, best_last, found.top_classes.int()
+
+
+def padded(found: BlockBoxes) -> tuple[Tensor, ...]:
+    """As YOLO-NAS: what follows the three best boxes is -1."""
+    filling = (torch.arange(20) >= 3).float()
+    boxes = found.top_corners * (1 - filling[:, None]) - filling[:, None]
+    scores = found.top_scores * (1 - filling) - filling
+    classes = (found.top_classes * (1 - filling) - filling).long()
+    return found.top_classes[:, :1] * 3, boxes, scores, classes
 
 
 def scored_boxes(found: BlockBoxes) -> tuple[Tensor, Tensor]:
@@ -281,6 +297,23 @@ EXPORTS: dict[str, Export] = {
         score=0.72,
         label="1",
     ),
+    "yolox-named": Export(
+        grid,
+        ("output",),
+        {"names": NAMES},
+        policy=CORNER,
+        red=red_of_bgr_255,
+        layout=OBJECTNESS,
+        score=0.72,
+    ),
+    "yolov6": Export(coco_without_objectness, ("outputs",), layout=OBJECTNESS, label="1"),
+    "yolo-nas": Export(
+        padded,
+        tuple(f"graph2_{name}" for name in ("num_predictions", "pred_boxes", "pred_scores", "pred_classes")),
+        policy=CORNER,
+        layout=Layout.SEPARATE,
+        label="1",
+    ),
     "rt-detr": Export(
         labels_boxes_scores,
         ("labels", "boxes", "scores"),
@@ -304,6 +337,13 @@ EXPORTS: dict[str, Export] = {
         red=red_of_imagenet,
         layout=Layout.DETR,
         label="1",
+    ),
+    "detr-named": Export(
+        softmax_queries,
+        ("pred_logits", "pred_boxes"),
+        {"names": NAMES},
+        policy=CORNER,
+        layout=Layout.DETR,
     ),
     "detr-huggingface": Export(
         softmax_queries,
@@ -333,6 +373,15 @@ EXPORTS: dict[str, Export] = {
     "tensorflow": Export(
         tensorflow,
         ("detection_boxes", "detection_classes", "detection_scores", "num_detections"),
+        policy=STRETCH,
+        red=red_of_bytes_last,
+        layout=Layout.SEPARATE,
+        options={"dtype": torch.uint8, "channels_last": True},
+        label="1",
+    ),
+    "tensorflow-graph": Export(
+        tensorflow,
+        ("detection_boxes:0", "detection_classes:0", "detection_scores:0", "num_detections:0"),
         policy=STRETCH,
         red=red_of_bytes_last,
         layout=Layout.SEPARATE,
@@ -525,5 +574,245 @@ def test_advice_names_what_was_tried() -> None:
         recognised(export)
     assert caught.value.detail == (
         "Model 'model' gives {output0: (2, 6, 126)} for 2 frames, which is no known layout for 3 labels. "
-        'Read with layout = "yolo" and 2 labels its boxes are sound: write that in framebox.toml.'
+        'With layout = "yolo" and 2 labels it gives sensible boxes: write that in framebox.toml.'
     )
+
+
+# ---- numbers that names and shapes do not tell apart
+
+SIDE = 320  # of the input, with 2100 cells
+
+
+def constant(
+    outputs: Mapping[str, Tensor],
+    metadata: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+) -> Network:
+    """Gives the same for every picture."""
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        return {
+            name: tensor if batch else tensor.expand(len(pictures), *tensor.shape)
+            for name, tensor in outputs.items()
+        }
+
+    return Network(NetworkInput(batch, SIDE, SIDE, dtype, name="images"), run, metadata or {})
+
+
+def read(network: Network, **declared: object) -> Declaration:
+    return recognise("model", network, declared, "cpu")
+
+
+def refusal(network: Network, **declared: object) -> str:
+    with pytest.raises(ModelFault) as caught:
+        read(network, **declared)
+    return caught.value.detail
+
+
+def cell_boxes() -> Tensor:
+    """Boxes as centre and size, (2100, 4) pixels, each in its cell."""
+    cells = grid_cells((SIDE, SIDE), (8, 16, 32), torch.device("cpu"))
+    sizes = cells[:, 2:] * torch.tensor([2.0, 3.0])
+    return torch.cat([(cells[:, :2] + 0.5) * cells[:, 2:], sizes], 1)
+
+
+def class_scores(count: int) -> Tensor:
+    scores = torch.full((2100, count), 0.01)
+    scores[500:520, count // 2] = 0.9
+    return scores
+
+
+def few(*boxes: tuple[float, ...], rows: int = 100) -> dict[str, Tensor]:
+    """Boxes, scores and classes apart, under names that nobody knows."""
+    padding = rows - len(boxes)
+    return {
+        "a": torch.cat([torch.tensor(boxes), torch.zeros(padding, 4)]),
+        "b": torch.cat([torch.full((len(boxes),), 0.9), torch.zeros(padding)]),
+        "c": torch.cat([torch.full((len(boxes),), 3.0), torch.zeros(padding)]),
+    }
+
+
+def joined(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"output0": torch.cat([outputs["a"], outputs["b"][:, None], outputs["c"][:, None]], 1)}
+
+
+CORNERS = ((10.0, 20.0, 100.0, 120.0), (30.0, 40.0, 90.0, 200.0), (50.0, 60.0, 200.0, 220.0))
+FRACTIONS = tuple(tuple(side / SIDE for side in box) for box in CORNERS)
+ROWS = torch.tensor([[0.0, *CORNERS[0], 3.0, 0.9], [1.0, *CORNERS[1], 3.0, 0.6]])
+
+
+def test_corners_may_have_either_axis_first_if_nobody_knows_the_names() -> None:
+    text = refusal(constant(few(*FRACTIONS)))
+    assert text.endswith(
+        'could be boxes = "corners" or boxes = "corners-y-first". Write the right one in framebox.toml.'
+    )
+    assert read(constant(few(*FRACTIONS)), boxes="corners-y-first").coordinates is Coordinates.FRACTIONS
+
+
+def test_rows_of_frames_in_another_order_are_refused() -> None:
+    assert read(constant({"rows": ROWS}, batch=2)).layout is Layout.FRAME_ROWS
+    for order in ([0, 1, 2, 3, 4, 6, 5], [0, 5, 6, 1, 2, 3, 4]):
+        assert "no known layout" in refusal(constant({"rows": ROWS[:, order]}, batch=2))
+    assert "finds nothing" in refusal(constant({"rows": ROWS[:0]}, batch=2))
+    assert read(constant({"output": ROWS[:0]}, batch=2)).layout is Layout.FRAME_ROWS
+
+
+def test_an_output_of_very_many_boxes_is_not_suppressed_yet() -> None:
+    decoded = torch.cat([cell_boxes(), class_scores(80)], 1)
+    declaration = read(constant({"output0": decoded}))
+    assert (declaration.layout, len(declaration.labels)) == (Layout.BOX_SCORES, 80)
+    assert declaration.max_overlap == DEFAULT_MAX_OVERLAP
+    more = torch.cat([cell_boxes(), class_scores(80), torch.full((2100, 32), -3.0)], 1)
+    assert "no known layout" in refusal(constant({"output": more}))
+    apart = {"boxes": cell_boxes(), "scores": class_scores(80)}
+    assert "no known layout" in refusal(constant(apart))
+    declared = read(constant(apart), layout="detr-sigmoid")
+    assert (declared.mean, declared.max_overlap) == (None, DEFAULT_MAX_OVERLAP)
+
+
+def test_a_single_class_that_is_always_sure_is_no_number_of_a_class() -> None:
+    anchors = torch.cat([cell_boxes(), class_scores(1), torch.ones(2100, 1)], 1).repeat(3, 1)
+    assert read(constant({"output0": anchors})).layout is OBJECTNESS
+
+
+def test_a_map_is_no_detector() -> None:
+    assert "no known layout" in refusal(constant({"depth": torch.rand(192, 320)}))
+
+
+def test_a_few_boxes_outside_do_not_make_pixels_of_fractions() -> None:
+    boxes = torch.full((100, 4), 0.3)
+    boxes[7, 2] = 1.6
+    logits = torch.full((100, 91), -5.0)
+    logits[:5, 3] = 2
+    declaration = read(constant({"pred_logits": logits, "pred_boxes": boxes}))
+    assert declaration.coordinates is Coordinates.FRACTIONS
+
+
+@pytest.mark.parametrize(
+    ("boxes", "declared"),
+    [
+        (CORNERS, {"coordinates": "fractions"}),
+        (FRACTIONS, {"coordinates": "pixels"}),
+        (((150.0, 150.0, 60.0, 40.0), (250.0, 100.0, 60.0, 60.0)), {"boxes": "corners"}),
+    ],
+)
+def test_a_declared_reading_that_makes_no_sense_is_refused(
+    boxes: tuple[tuple[float, ...], ...], declared: dict[str, object]
+) -> None:
+    assert "most would be inverted, outside the picture or smaller than a pixel" in refusal(
+        constant(joined(few(*boxes))), **declared
+    )
+
+
+def test_a_single_box_does_not_tell_corners_from_sizes() -> None:
+    network = constant(joined(few((100.0, 90.0, 180.0, 170.0))))
+    assert 'boxes = "corners" or boxes = "centre-size"' in refusal(network)
+    assert read(network, boxes="centre-size").boxes is BoxFormat.CENTRE_SIZE
+
+
+def test_outputs_are_told_apart_by_pictures_with_boxes() -> None:
+    """Of the first two, scores and classes are all 0."""
+    found = few(*CORNERS)
+    swapped = {"a": found["a"], "b": found["c"], "c": found["b"]}
+    full, calls = constant(swapped), []
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        calls.append(len(pictures))
+        output: dict[str, Tensor] = full.run(pictures)  # type: ignore[assignment]
+        return output if len(calls) > 1 else {name: tensor * 0 for name, tensor in output.items()}
+
+    declaration = read(Network(full.takes, run))
+    assert declaration.outputs == {"boxes": "a", "scores": "c", "classes": "b"}
+    nothing = few(rows=100) | {"a": torch.zeros(100, 4)}
+    assert "Write layout, outputs, boxes and coordinates" in refusal(constant(nothing), coordinates="pixels")
+
+
+def test_labels_do_not_overrule_what_the_scores_are_of() -> None:
+    logits = torch.full((100, 91), -5.0)
+    logits[:5, 3] = 2
+    network = constant({"pred_logits": logits, "pred_boxes": torch.full((100, 4), 0.3)})
+    assert 'layout = "detr-sigmoid" and 91 labels' in refusal(network, labels=[str(n) for n in range(90)])
+
+
+def test_what_is_declared_is_not_assumed() -> None:
+    network = constant({"output0": torch.cat([cell_boxes(), class_scores(80)], 1)})
+    letterbox = "a letterbox, grey on the right or at the bottom"
+    assert read(network).assumed == ("RGB", "colours from 0 to 1", letterbox)
+    assert read(network, channels="bgr", white=255.0).assumed == (letterbox,)
+
+
+def test_a_detr_with_labels_of_its_own_is_said_to_have_no_usual_pipeline() -> None:
+    assert recognised(EXPORTS["detr-named"]).assumed[:2] == ("RGB", "colours from 0 to 1")
+
+
+def test_the_labels_of_torchvision_are_taken_to_begin_with_the_background() -> None:
+    assert recognised(EXPORTS["torchvision"], labels=["person", "car"]).assumed == (
+        "the first label is the background",
+    )
+    assert recognised(EXPORTS["torchvision"], labels=["person"], first_class=1).assumed == ()
+
+
+def test_too_few_labels_are_noticed_at_once() -> None:
+    text = refusal(constant(joined(few(*CORNERS))), labels=["a", "b", "c"])
+    assert "gives class 3, but has 3 labels, which are counted from 0" in text
+
+
+def test_the_sum_of_a_float16_output_may_be_too_large_for_float16() -> None:
+    output = torch.cat([cell_boxes(), class_scores(80)], 1).T.half()
+    network = constant({"output0": output}, dtype=torch.float16)
+    loaded = declared_network(network, read(network))
+    detector = NetworkDetector(loaded, name="model", fingerprint="", device="cpu", batch_size=1)
+    with torch.inference_mode():
+        assert len(detector.detect(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8))[0].scores)
+
+
+def test_inverted_boxes_are_refused_even_if_they_are_few() -> None:
+    network = constant(joined(few(*((200.0, 200.0, 50.0, 50.0),) * 3)))
+    declaration = read(constant(joined(few(*CORNERS))))
+    loaded = declared_network(network, declaration)
+    detector = NetworkDetector(loaded, name="model", fingerprint="", device="cpu", batch_size=1)
+    with torch.inference_mode(), pytest.raises(ModelFault, match="edge lies before"):
+        detector.detect(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8))
+
+
+def test_declared_columns_and_outputs_count_when_the_layout_is_looked_for() -> None:
+    more = torch.cat([cell_boxes(), class_scores(2), torch.full((2100, 32), -3.0)], 1).T
+    declared: dict[str, object] = {"layout": "yolo", "labels": ["a", "b"]}
+    assert read(constant({"output0": more}), **declared, extra_columns=32).extra_columns == 32
+    plain = torch.cat([cell_boxes(), class_scores(2)], 1).T
+    for other in (torch.zeros(32, 80), torch.zeros(32, 80, 80)):
+        network = constant({"other": other, "found": plain})
+        assert read(network, **declared, outputs={"boxes": "found"}).outputs == {"boxes": "found"}
+
+
+def test_only_ultralytics_tasks_are_known() -> None:
+    output = torch.cat([cell_boxes(), class_scores(80)], 1).T
+    assert read(constant({"output0": output}, {"task": "object-detection"})).layout is Layout.YOLO
+
+
+def test_weights_beside_another_file_are_of_hugging_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training leaves them."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in ("config.json", "preprocessor_config.json"):
+        (folder / file).write_text("{}")
+    for file in ("model.safetensors", "scheduler.pt"):
+        (folder / file).write_bytes(b"x")
+
+    def load(*_: object) -> None:
+        raise ModelFault("of Hugging Face")
+
+    monkeypatch.setattr(registry, "load_huggingface", load)
+    with pytest.raises(ModelFault, match="of Hugging Face"):
+        load_detector("run", device="cpu", models_folder=tmp_path)
+
+
+def test_odd_settings_of_a_processor_are_passed_over() -> None:
+    settings = {"image_mean": None, "rescale_factor": None, "size": 800, "max_size": 1333}
+    keys = processor_keys({"id2label": {"a": "b"}}, settings)
+    assert "labels" not in keys
+    assert (keys["white"], keys["mean"], keys["std"]) == (1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (keys["resize"], keys["input"]) == (ResizePolicy.SHORT_SIDE, (1333, 800))

@@ -32,7 +32,7 @@ import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,7 @@ from app.detection.resize import AsIs, Fitting, InputSize, ResizePolicy, ShortSi
 from app.errors import ModelFault
 
 MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
+MAX_LABELS = 100_000
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 Positive = Annotated[float, Field(gt=0)]
@@ -87,7 +88,7 @@ class Declared(BaseModel):
 class Declaration(Declared):
     """What the numbers that go into and come out of a network mean. None: as usual for the layout."""
 
-    labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
+    labels: tuple[str, ...] = Field(min_length=1, max_length=MAX_LABELS)
     input: tuple[Side, Side]  # width, height
     batch: int | None = Field(default=None, ge=1, le=1024)
     layout: Layout
@@ -152,49 +153,51 @@ class Metadata:
     author: str = ""
     task: str = "detect"
     head: str = ""  # the class of the network's last layer
-    is_suppressed: bool = False  # the network itself drops boxes that repeat a better one
     key_point_columns: int = 0
 
 
 def read_metadata(name: str, metadata: Mapping[str, object]) -> Metadata:
-    """Return what the metadata of model `name` say.
+    """Return what the metadata of model `name` say; what is of another kind than expected counts as left out.
 
     Keys: ``names``; ``imgsz`` (height, width), or ``shape`` (n, 3, height, width); ``author``, ``task``,
-    ``head``, ``end2end``, ``kpt_shape``, and of ``args`` ``nms``. Values are JSON or Python literals, or text
-    of either. Raises ModelFault for labels that are wrong.
+    ``head`` and ``kpt_shape``. Values are JSON or Python literals, or text of either. Raises ModelFault for
+    labels that are wrong.
     """
-    values = {key: _literal(value) for key, value in metadata.items()}
     labels = None
-    if "names" in values:  # a list, or a mapping from 0, 1, 2 …
-        names = values["names"]
-        if isinstance(names, Mapping):
-            numbered = {str(key): str(label) for key, label in names.items()}
-            if set(numbered) != {str(number) for number in range(len(numbered))}:
-                raise ModelFault(f"Model {name!r} has labels whose numbers are not 0 to {len(numbered) - 1}.")
-            labels = tuple(numbered[str(number)] for number in range(len(numbered)))
-        elif isinstance(names, list | tuple):
-            labels = tuple(str(label) for label in names)
-        else:
-            raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
-    size = values.get("imgsz", values.get("shape"))
-    input_size = None
-    if isinstance(size, int):
-        input_size = (size, size)
-    elif isinstance(size, list | tuple) and len(size) in (2, 4):
-        input_size = (int(size[-1]), int(size[-2]))
-    args, key_points = values.get("args"), values.get("kpt_shape")
-    if not (isinstance(key_points, list | tuple) and len(key_points) == 2):
-        key_points = (0, 0)
+    names = _literal(metadata.get("names"))
+    if isinstance(names, Mapping):  # from 0, 1, 2 …
+        labels = numbered_labels(names)
+        if labels is None:
+            raise ModelFault(f"Model {name!r} has labels whose numbers are not from 0 to {MAX_LABELS - 1}.")
+    elif isinstance(names, list | tuple):
+        labels = tuple(str(label) for label in names)
+    elif names is not None:
+        raise ModelFault(f"Model {name!r} has metadata 'names' that are not a list of labels.")
+    size = _literal(metadata.get("imgsz", metadata.get("shape")))
+    sides = _integers([size, size] if isinstance(size, int) else size)
+    key_points = _integers(_literal(metadata.get("kpt_shape")))
     return Metadata(
-        labels,
-        input_size,
-        author=str(values.get("author", "")),
-        task=str(values.get("task", "detect")),
-        head=str(values.get("head", "")),
-        is_suppressed=values.get("end2end") is True
-        or (isinstance(args, Mapping) and args.get("nms") is True),
-        key_point_columns=int(key_points[0]) * int(key_points[1]),
+        labels or None,
+        (sides[-1], sides[-2]) if len(sides) in (2, 4) and min(sides[-2:]) > 0 else None,
+        author=str(_literal(metadata.get("author", ""))),
+        task=str(_literal(metadata.get("task", "detect"))),
+        head=str(_literal(metadata.get("head", ""))),
+        key_point_columns=key_points[0] * key_points[1] if len(key_points) == 2 else 0,
     )
+
+
+def numbered_labels(names: Mapping[Any, object]) -> tuple[str, ...] | None:
+    """Return the labels of a mapping from numbers, as integers or text; a number without a label is its own.
+
+    None if they are not numbers from 0, or too large.
+    """
+    numbered = {str(key): str(label) for key, label in names.items()}
+    if not all(key.isdecimal() and len(key) <= len(str(MAX_LABELS)) for key in numbered):
+        return None
+    count = max((int(key) + 1 for key in numbered), default=0)
+    if count > MAX_LABELS:
+        return None
+    return tuple(numbered.get(str(number), str(number)) for number in range(count))
 
 
 def check_input(name: str, declaration: Declaration, takes: NetworkInput) -> None:
@@ -219,15 +222,20 @@ def check_input(name: str, declaration: Declaration, takes: NetworkInput) -> Non
         )
 
 
+def _integers(value: object) -> tuple[int, ...]:
+    """Return the integers of a list, or () if it holds anything else."""
+    if isinstance(value, list | tuple) and all(isinstance(number, int) for number in value):
+        return tuple(value)
+    return ()
+
+
 def _literal(value: object) -> object:
     """Parse `value` if it is the text of a literal: ONNX keeps all metadata as text."""
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return value

@@ -24,7 +24,7 @@ from torch.nn import functional
 from app.detection.model_files import CONFIG_FILE, ModelContent, json_object, reason
 from app.detection.model_formats.declaration import MAX_BOXES, Declared
 from app.detection.network import LoadedNetwork, Network
-from app.detection.network_input import NetworkInput, PixelRules
+from app.detection.network_input import NetworkInput, processor_pixels
 from app.detection.network_output import DEFAULT_MAX_BOXES, FLOOR_SCORE, Layout, Reading
 from app.detection.precision import Precision
 from app.detection.resize import FromSource
@@ -124,18 +124,11 @@ def load_huggingface(
         max_boxes=max_boxes,
         precision=declaration.precision,
     )
-    white = 255.0
-    if settings.get("do_rescale", True):
-        white *= settings.get("rescale_factor", 1 / 255)
-    mean = std = None
-    if settings.get("do_normalize", processor.normalizes):
-        mean = tuple(settings.get("image_mean", (0.485, 0.456, 0.406)))
-        std = tuple(settings.get("image_std", (0.229, 0.224, 0.225)))
     network = converted or _running(module, _pad_size(content.name, settings))
     return LoadedNetwork(
         network,
         fitting,
-        PixelRules(white, mean, std),
+        processor_pixels(settings, normalizes=processor.normalizes),
         Reading(processor.layout, len(labels), max_boxes=max_boxes),
         labels,
         declaration.min_score,

@@ -72,6 +72,7 @@ def load_onnx(name: str, content: bytes, device: str, *, threads: int = 1) -> Ne
     described = [InputTensor(node.name, node.shape, _TYPES.get(node.type)) for node in inputs]
     takes = picture_input(name, described)
     output_names = tuple(node.name for node in session.get_outputs())
+    plain_names = tuple(output.removesuffix(":0") for output in output_names)  # as TensorFlow has them
     bound_to = (place.type, place.index or 0)
 
     def run(pictures: Tensor) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ def load_onnx(name: str, content: bytes, device: str, *, threads: int = 1) -> Ne
         if on_cuda:
             torch.cuda.current_stream(place).synchronize()  # onnxruntime works in a stream of its own
         session.run_with_iobinding(binding)
-        outputs = zip(output_names, binding.get_outputs(), strict=True)
+        outputs = zip(plain_names, binding.get_outputs(), strict=True)
         return {output_name: from_dlpack(value) for output_name, value in outputs}
 
     metadata = dict(session.get_modelmeta().custom_metadata_map)
