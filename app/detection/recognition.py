@@ -638,7 +638,7 @@ class _Recognition:
         has_usual_name = usual_output([form.outputs[Role.BOXES]], Role.BOXES) is not None
         if form.layout is Layout.SEPARATE and unit is Coordinates.FRACTIONS and not has_usual_name:
             other = BoxFormat.CORNERS_Y_FIRST  # as TensorFlow has them
-        elif len(rows) < FEW_BOXES and "layout" not in self._declared:
+        elif len(rows) < FEW_BOXES and "layout" not in self._declared and self._advises:
             reading = replace(form.reading(), box_format=BoxFormat.CENTRE_SIZE, coordinates=unit)
             if _share_sound(rows, reading, seen.input_size) == 1:
                 other = BoxFormat.CENTRE_SIZE
