@@ -18,7 +18,7 @@ from killing import kill_all
 from ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_SECONDS = 90.0
+START_SECONDS = 240.0  # a default model of torch is tried and converted first
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 SLOW_POLL_SECONDS = 0.1  # of waits that take longer: asking takes a core from what is waited for

@@ -101,7 +101,7 @@ def pip_line(*locks: str) -> str:
 TORCH = pip_line("requirements-torch-cpu.txt")
 TORCH_FOR_CUDA = pip_line("requirements-torch-cuda.txt")
 SERVICE = pip_line("requirements.txt")
-TESTS = pip_line(*(f"requirements{of}.txt" for of in ("", "-onnx", "-huggingface", "-dev")))
+TESTS = pip_line(*(f"requirements{of}.txt" for of in ("", "-huggingface", "-dev")))
 
 
 def test_the_first_start_makes_the_environment_and_the_second_does_nothing(machine: Machine) -> None:
@@ -120,7 +120,7 @@ def test_serving_needs_nothing_that_only_tests_need(machine: Machine) -> None:
     assert machine.logged() == [TORCH, SERVICE]
 
 
-@pytest.mark.parametrize("changed", [f"requirements{of}.txt" for of in ("", "-onnx", "-huggingface", "-dev")])
+@pytest.mark.parametrize("changed", [f"requirements{of}.txt" for of in ("", "-huggingface", "-dev")])
 def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> None:
     assert machine.prepare("test").returncode == 0
     with (machine.checkout / changed).open("a") as requirements:

@@ -176,7 +176,7 @@ def mirrored(output: Tensor) -> Tensor:
 
 
 def random(output: Tensor) -> Tensor:
-    return torch.cat([output[:, :4], torch.rand_like(output[:, 4:])], dim=1)
+    return torch.cat([output[:, :4], output[:, 4:] * torch.rand_like(output[:, 4:])], dim=1)
 
 
 def of_the_batch(output: Tensor) -> Tensor:
