@@ -329,7 +329,7 @@ def speed(
         with cpu_seconds() as job:
             bench.run(video, name, slots=2)
         arrangement = loaded.arrangement
-    print(f"{name} in {whole.network.library}, {video.name}; bare: {how}; job: {arrangement}")
+    print(f"{name} in {whole.network.run_by}, {video.name}; bare: {how}; job: {arrangement}")
     for told in measured:
         ratios = [row["job"] / row[told] for row in table]
         median = statistics.median(row[told] for row in table)

@@ -58,7 +58,7 @@ class ModelFacts(_Facts):
     frames_per_second: float = Field(description="of 1280 × 720 video in such batches, decoding apart")
     memory_bytes: int = Field(description="of the host, at its peak")
     device_memory_bytes: int = Field(description="of the device, if that has memory of its own")
-    library: str = Field(
+    run_by: str = Field(
         default="", description="what runs the network: torch or onnxruntime; empty for Python code"
     )
     left_out: tuple[str, ...] = Field(
@@ -75,12 +75,12 @@ class ModelFacts(_Facts):
     def is_convertible(self) -> bool:
         """Whether the model may be faster when it is converted to ONNX."""
         is_slow = self.frames_per_second < FAST_ENOUGH
-        return self.library == "torch" and self.device == "cpu" and is_slow
+        return self.run_by == "torch" and self.device == "cpu" and is_slow
 
     @property
     def identity(self) -> ModelIdentity:
         """Everything of the model that decides a box: a part made with another identity is made again."""
-        return (self.sha256, self.device, f"{self.runtime} {self.library}".strip(), self.batch_size)
+        return (self.sha256, self.device, f"{self.runtime} {self.run_by}".strip(), self.batch_size)
 
 
 class Refusal(_Facts):

@@ -50,7 +50,7 @@ class Network:
     is_stateless: Callable[[], bool] = lambda: True
     module: nn.Module | None = None  # what `run` computes with, if that is torch
     threads: int | None = None  # of a call; None: as many as torch has in the calling thread
-    library: str = "torch"  # or onnxruntime
+    run_by: str = "torch"  # or onnxruntime
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,10 +192,10 @@ def _load_network(
 def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -> ModelFacts:
     """Return the facts of a loaded detector with that profile. `runtime`: see `describe_runtime`."""
     effect = profile.get("precision_effect")
-    library = ""
+    run_by = ""
     declaration: Mapping[str, Any] = {}
     if isinstance(detector, NetworkDetector):
-        library, declaration = detector.loaded.network.library, detector.loaded.declaration
+        run_by, declaration = detector.loaded.network.run_by, detector.loaded.declaration
     # No frame exceeds the width of a very long one and the height of a very tall one.
     (width, _), (_, height) = detector.frame_size(2**16, 1), detector.frame_size(1, 2**16)
     return ModelFacts(
@@ -211,7 +211,7 @@ def describe_detector(detector: Detector, profile: ModelProfile, runtime: str) -
         frames_per_second=profile["frames_per_second"],
         memory_bytes=max(profile["host_bytes"], profile["loading_bytes"]),
         device_memory_bytes=profile["device_bytes"],
-        library=library,
+        run_by=run_by,
         left_out=tuple(declaration.get("left_out", ())),
         assumed=tuple(declaration.get("assumed", ())),
         runtime=f"{runtime}, {profile['piece_size']} a call in {profile['inner_threads'] or 'all'} threads",

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch import library as operators
 
 _lock = threading.Lock()
-_libraries: list[torch.library.Library] = []  # an operator is there as long as its library
+_libraries: list[operators.Library] = []  # an operator is there as long as its library
 
 
 def provide_operators() -> None:
@@ -29,7 +30,7 @@ def provide_operators() -> None:
                 except OSError:  # built for another torch
                     continue
                 return
-        own = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        own = operators.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         own.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         own.impl("nms", nms, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         _libraries.append(own)

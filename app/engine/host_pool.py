@@ -214,7 +214,7 @@ class HostPool:
             while lent is None and (not whole or device.process is not None):
                 if cancelled():
                     raise WorkCancelled
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)  # the host answers, or ends, in other threads
                 lent = None if whole else device.lent
             plan = replace(plan, device=device.name)
             host_own_bytes = 0 if self.machine is None else self.machine.own_bytes

@@ -65,7 +65,7 @@ class Model(Shape):
     frames_per_second: float | None = _fact("frames_per_second")
     memory_bytes: int | None = _fact("memory_bytes")
     device_memory_bytes: int | None = _fact("device_memory_bytes")
-    library: str | None = _fact("library")
+    run_by: str | None = _fact("run_by")
     left_out: tuple[str, ...] | None = _fact("left_out")
     assumed: tuple[str, ...] | None = _fact("assumed")
     loaded: bool = Field(description="it is ready; else it is loaded when it is asked for")

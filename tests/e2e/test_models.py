@@ -106,7 +106,7 @@ def test_the_list_tells_all_of_each_model_and_why_one_was_refused(instance: Inst
     model = found["models"][names.index("sound")]
     assert model["labels"] == ["dark", "bright"]
     assert model["input_size"] == [96, 64]
-    assert (model["device"], model["precision"], model["library"]) == ("cpu", "float32", "torch")
+    assert (model["device"], model["precision"], model["run_by"]) == ("cpu", "float32", "torch")
     assert (model["loaded"], model["state"]) == (False, "unloaded")
     assert 1 <= model["batch_size"] <= 64
     assert model["frames_per_second"] > 0

@@ -105,7 +105,7 @@ class Setup:
     def passing(self) -> Verdict:
         content = read_model("street", self.folder, None)
         assert content is not None
-        facts = FACTS.model_copy(update={"library": "onnxruntime", "sha256": content.fingerprint(1)})
+        facts = FACTS.model_copy(update={"run_by": "onnxruntime", "sha256": content.fingerprint(1)})
         return Verdict(name="street", content=content.fingerprint(0), facts=facts)
 
     def run_trial(self, *_: object, seconds: float, **__: Cancelled) -> Verdict:

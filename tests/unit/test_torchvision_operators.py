@@ -11,6 +11,7 @@ import torch
 from exported_networks import HEIGHT, WIDTH
 from test_suppression import plain_suppression, random_boxes
 from torch import Tensor, nn
+from torch import library as operators
 
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.torchvision_operators import nms, provide_operators
@@ -64,7 +65,7 @@ class Twice(nn.Module):
 
 def test_another_operator_is_refused_with_what_to_install() -> None:
     provide_operators()
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = operators.Library("torchvision", "FRAGMENT")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
     content = script_of(Twice())

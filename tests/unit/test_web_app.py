@@ -238,7 +238,7 @@ def test_models_are_listed_with_their_facts_as_soon_as_they_are_known(client: Fl
             "frames_per_second": 20.5,
             "memory_bytes": 100_000_000,
             "device_memory_bytes": 0,
-            "library": "",
+            "run_by": "",
             "left_out": [],
             "assumed": [],
             "loaded": True,

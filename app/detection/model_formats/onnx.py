@@ -91,4 +91,4 @@ def load_onnx(name: str, content: bytes, device: str, *, threads: int = 1) -> Ne
         return {output_name: from_dlpack(value) for output_name, value in outputs}
 
     metadata = dict(session.get_modelmeta().custom_metadata_map)
-    return Network(takes, run, metadata, has_fixed_precision=True, library="onnxruntime", threads=threads)
+    return Network(takes, run, metadata, has_fixed_precision=True, run_by="onnxruntime", threads=threads)
