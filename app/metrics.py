@@ -104,11 +104,18 @@ class Metrics:
 def _allocate(path: Path) -> None:
     """Take the disk space of a counter file before prometheus-client makes it.
 
-    It would make a sparse file, and writing to a hole of a memory-mapped file on a full disk is a SIGBUS.
+    It would make a sparse file, and writing to a hole of a memory-mapped file on a full disk is a SIGBUS. Other
+    processes read it as soon as it is there, so it gets its name once it has its size.
     """
-    with path.open("ab") as file:
-        if not file.tell():
+    if path.exists():
+        return
+    new = path.with_suffix(".new")
+    try:
+        with new.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+        new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 class _EveryProgram(MultiProcessCollector):

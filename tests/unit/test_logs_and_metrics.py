@@ -119,6 +119,24 @@ def test_counters_of_ended_processes_share_one_file_and_lose_nothing(tmp_path: P
     assert "framebox_frames_analysed_total 20.0" in _run(show, folder)
 
 
+def test_a_process_that_finds_no_room_for_its_counters_does_not_spoil_those_of_others(tmp_path: Path):
+    full = """if True:
+        import errno, os
+        from app.metrics import Metrics
+        def posix_fallocate(descriptor, offset, length):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.posix_fallocate = posix_fallocate
+        try:
+            Metrics()
+        except OSError:
+            print("full")
+        """
+    show = "from app.metrics import Metrics; print(Metrics().expose().decode())"
+    assert _run(full, tmp_path / "web") == "full\n"
+    assert list((tmp_path / "web").iterdir()) == []
+    assert "framebox_frames_analysed_total 0.0" in _run(show, tmp_path / "web")
+
+
 METRICS = {name: value for name, value in vars(Metrics()).items() if isinstance(value, MetricWrapperBase)}
 SOURCES = "".join(path.read_text() for path in (CHECKOUT / "app").rglob("*.py") if path.name != "metrics.py")
 
