@@ -114,14 +114,15 @@ class Trial:
     inner_threads: int | None = None  # as in Arrangement
 
 
-def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
+def measure(detector: Detector, meter: MemoryMeter, loading: MemoryCost | None = None) -> ModelProfile:
     """Find the fastest arrangement of `detector`, its cost then, and the effect of 16 bits on its boxes.
 
-    `meter` was made before the detector was loaded. On a CPU, a network that several threads may run is tried
-    in as many as torch would compute with here, and in one that computes with all of them, unless its calls
-    take a fixed number. Raises whatever the model raises for one frame.
+    `meter` was made before the detector was loaded, which cost `loading`: by default what `meter` says now.
+    On a CPU, a network that several threads may run is tried in as many as torch would compute with here, and
+    in one that computes with all of them, unless its calls take a fixed number. Raises whatever the model
+    raises for one frame.
     """
-    loading = meter.cost()
+    loading = loading or meter.cost()
     divisions: list[tuple[int, int | None]] = [(1, None)]
     if isinstance(detector, NetworkDetector) and detector.device == "cpu":
         divisions = _divisions(detector) if detector.loaded.network.is_stateless() else [(1, None)]
@@ -133,7 +134,7 @@ def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = error  # one call at a time may fit
+            failure = error.with_traceback(None)  # whose calls hold memory; one call at a time may fit
     if not trials and failure is not None:
         raise failure
     chosen = best_trial(trials)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any, Self
 
+import structlog
 import torch
 from torch import Tensor, nn
 
-from app.detection.detector import Detections
+from app.detection.detector import Detections, is_lack_of_memory, is_out_of_memory
 from app.detection.golden import golden_picture
 from app.detection.model_files import reason
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
@@ -36,6 +38,8 @@ MOST_INVERTED = 0.5  # of all
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
 ABSOLUTE_TOLERANCE = 0.01
 RELATIVE_TOLERANCE = 1e-3
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,26 +209,45 @@ def layout_fault(name: str, output: object, reading: Reading, frame_count: int) 
     )
 
 
-def check_at_load(detector: NetworkDetector) -> None:
+def check_network(detector: NetworkDetector) -> None:
     """Run a picture through the network, twice and in batches of 1 and 2, and compare the results.
 
+    A network for which there is memory for one picture only takes single ones from then on. In 16 bits only
+    single pictures are compared: the few bits explain other numbers in a batch.
+
     Raises ModelFault, with advice, for a model that fails, whose output is not as declared, or not the same
-    each time. In 16 bits only single pictures are compared: the few bits explain other numbers in a batch.
+    each time.
     """
-    name, is_lowered = detector.name, detector.reference is not None
+    count = 1 if detector.reference is not None else min(2, detector.call_size)
+    try:
+        _check_batches(detector, count)
+    except Exception as error:
+        if count == 1 or detector.loaded.batch is not None or not is_lack_of_memory(error):
+            raise
+    else:
+        return
+    _log.info("model has memory for single frames only", model=detector.name)
+    gc.collect()  # what the error's calls held
+    detector.call_size = detector.batch_size = 1
+    _check_batches(detector, 1)
+
+
+def _check_batches(detector: NetworkDetector, count: int) -> None:
+    """Compare the results for single pictures with those for `count` together."""
+    name = detector.name
     picture = golden_picture(*detector.frame_size(1280, 720))
-    pair = torch.stack([picture] * (1 if is_lowered else min(2, detector.call_size)))
+    together = torch.stack([picture] * count)
     with torch.inference_mode():
-        fault = _failure(detector, pair)
+        fault = _failure(detector, together)
         if fault is not None:
             advice = detector.advice or " Write the input that it was made for in framebox.toml."
-            if len(pair) > 1 and _failure(detector, picture[None]) is None:
+            if count > 1 and _failure(detector, picture[None]) is None:
                 advice = " It takes one picture at a time: write batch = 1 in framebox.toml."
             raise ModelFault(
-                f"Model {name!r} fails on a batch of {len(pair)}: {reason(fault)}.{advice}"
+                f"Model {name!r} fails on a batch of {count}: {reason(fault)}.{advice}"
             ) from fault
         results = []
-        for frames in (picture[None], picture[None], pair):
+        for frames in (picture[None], picture[None], together):
             output = detector.output(frames)
             columns = detector.columns(output, len(frames))
             found = detector.best(columns, frames.shape[2], frames.shape[1])
@@ -235,14 +258,13 @@ def check_at_load(detector: NetworkDetector) -> None:
                 results.append(dense[: len(frames)])
             else:  # of sorted boxes only the scores, because equal ones may swap
                 results.append(columns.scores.sort(dim=1, descending=True).values)
-    single, repeated, together = results
+    single, repeated, last = results[0], results[1], results[2][-1:]
     if not torch.equal(single, repeated):
         raise ModelFault(
             f"Model {name!r} gives other numbers for the same picture each time.{detector.advice}"
         )
-    together = together[-1:]
-    is_alike = single.shape == together.shape and torch.allclose(
-        single, together, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
+    is_alike = single.shape == last.shape and torch.allclose(
+        single, last, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
     )
     if not is_alike:
         raise ModelFault(f"Model {name!r} gives other numbers in a batch than for a single picture.")
@@ -252,8 +274,8 @@ def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
     """Return what the network raises. Raises ModelFault for wrong output, and lack of memory as it is."""
     try:
         detector.detect(frames)
-    except (ModelFault, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises
+    except Exception as error:  # the model's boundary: networks raise what their runtime raises
+        if isinstance(error, ModelFault) or is_out_of_memory(error):
+            raise
         return error
     return None
