@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Floats = npt.NDArray[np.float32]
 
 FILL = 114 / 255  # the grey around a letterboxed picture that YOLO networks are trained with
 
@@ -91,13 +95,19 @@ class Fitting(ABC):
         region /= 255
         return canvas.permute(0, 3, 1, 2)
 
-    def boxes_to_frame(self, boxes_xyxy: Tensor, width: int, height: int) -> Tensor:
+    def boxes_to_frame(self, boxes_xyxy: Floats, width: int, height: int) -> Floats:
         """Turn boxes, (…, 4) in pixels of the input, into pixels of the `width` × `height` frame, clamped."""
         placement = self.place(width, height)
-        corner = boxes_xyxy.new_tensor([placement.left, placement.top] * 2)
-        scale = boxes_xyxy.new_tensor([width / placement.width, height / placement.height] * 2)
-        limits = boxes_xyxy.new_tensor([width, height] * 2)
-        return torch.minimum(((boxes_xyxy - corner) * scale).clamp(min=0), limits)
+        corner, scale, limits = np.array(
+            [
+                [placement.left, placement.top] * 2,
+                [width / placement.width, height / placement.height] * 2,
+                [width, height] * 2,
+            ],
+            np.float32,
+        )
+        boxes: Floats = np.minimum(np.maximum((boxes_xyxy - corner) * scale, 0), limits)
+        return boxes
 
 
 @dataclass(frozen=True, slots=True)
