@@ -198,7 +198,8 @@ class Candidates:
     def is_inverted(self) -> npt.NDArray[np.bool_]:
         """Which boxes have their right or bottom edge before their left or top edge, (k,) bool."""
         left, top, right, bottom = self.boxes_xyxy.T
-        return (left > right) | (top > bottom)
+        inverted: npt.NDArray[np.bool_] = (left > right) | (top > bottom)
+        return inverted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
