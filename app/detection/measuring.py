@@ -24,6 +24,7 @@ from app.memory import forget_peak, give_back_free_memory, memory_use
 REVISION = 3  # of ModelProfile; raised when older profiles lack something or mean something else
 TYPICAL_VIDEO = (1280, 720)
 TURNS = 5  # of two that are compared
+LONGEST_TURN = 32  # calls in each thread, beside the first
 LEAST_TURNS = 2  # even if they take longer than MEASURE_SECONDS
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
 ROUND_SECONDS = 0.2  # at least, if a piece is short
@@ -209,7 +210,8 @@ def speed_ratio(one: tuple[Detector, Arrangement], other: tuple[Detector, Arrang
             seconds = time.perf_counter() - began
             speeds.append(sum(map(len, pieces)) / max(1e-9, seconds))
             if turn == 0:
-                pieces.extend(pieces * (_repeats(seconds) - 1))
+                # At the end of a turn threads wait for each other, which they do not in a job.
+                pieces.extend(pieces * min(LONGEST_TURN, int(ROUND_SECONDS / max(1e-9, seconds))))
         ratios.append(speeds[0] / speeds[1])
         if turn >= LEAST_TURNS and time.monotonic() - started > MEASURE_SECONDS:
             break
@@ -274,13 +276,8 @@ def _try_pieces(detector: Detector, size: int, meter: MemoryMeter, threads: Side
         seconds = (time.perf_counter() - started) / len(pieces)
         best_seconds = min(best_seconds, seconds)
         # Several pieces a thread, if that takes no time: the last ones wait for each other.
-        pieces = [frames] * (threads.count * _repeats(seconds))
+        pieces = [frames] * (threads.count * max(1, min(4, int(ROUND_SECONDS / max(1e-9, seconds)))))
     return size / max(1e-9, best_seconds)
-
-
-def _repeats(seconds: float) -> int:
-    """Return how many calls a thread makes in a round, if one takes so long."""
-    return max(1, min(4, int(ROUND_SECONDS / max(1e-9, seconds))))
 
 
 # ---- 16 bits against float32
