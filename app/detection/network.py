@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import starmap
 from typing import Any, Self
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor, nn
 
-from app.detection.detector import Detections, is_lack_of_memory, is_out_of_memory
+from app.detection.detector import Detections, detections_of, is_lack_of_memory, is_out_of_memory
 from app.detection.golden import golden_picture
 from app.detection.model_files import reason
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
@@ -120,10 +121,10 @@ class NetworkDetector:
         n, height, width, _ = frames.shape
         found = self.best(self.columns(self.output(frames), n), width, height)
         # Some networks give one now and then, which is dropped; with a wrong reading most are inverted.
-        if int(found.is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
+        if np.count_nonzero(found.is_inverted) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
             raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
-        if bool(is_unknown.any()):
+        if is_unknown.any():
             first = self.loaded.reading.first_class
             number = int(found.class_ids[is_unknown][0]) + first
             raise ModelFault(
@@ -131,11 +132,12 @@ class NetworkDetector:
                 f"which are counted from {first}. Write all labels in framebox.toml."
             )
         boxes = self.loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
-        has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
-        counts = found.frame_ids[has_area].bincount(minlength=n).tolist()
-        columns = (boxes[has_area], found.scores[has_area].clamp(0, 1), found.class_ids[has_area])
-        return list(
-            starmap(Detections, zip(*(torch.split(column, counts) for column in columns), strict=True))
+        has_area = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        return detections_of(
+            boxes[has_area],
+            np.minimum(found.scores[has_area], np.float32(1)),
+            found.class_ids[has_area],
+            starts=found.frame_ids[has_area].searchsorted(np.arange(n + 1)),
         )
 
     def best(self, columns: Columns, width: int, height: int) -> Candidates:
@@ -146,11 +148,14 @@ class NetworkDetector:
     def output(self, frames: Tensor) -> object:
         """Return the network's raw output for `frames`, and for those that fill up a batch of fixed size."""
         loaded = self.loaded
-        pictures = loaded.fitting.fill(frames, self.device)
+        takes = loaded.network.takes
+        # torch computes faster with the colours of a pixel together; onnxruntime takes them in planes.
+        is_together = takes.channels_last or loaded.network.run_by == "torch"
+        pictures = loaded.fitting.fill(frames, self.device, channels_last=is_together)
         missing = (loaded.batch or 0) - len(pictures)
         if missing > 0:
             pictures = torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)])
-        pictures = to_network_input(pictures, loaded.network.takes, loaded.pixels)
+        pictures = to_network_input(pictures, takes, loaded.pixels)
         if self.reference is None:
             return loaded.network.run(pictures)
         # Without the cache, weights are halved layer by layer, not all at once: that saves their memory.
@@ -170,7 +175,7 @@ class NetworkDetector:
         # One pass over each: NaN and infinity both survive a sum.
         # In float32, because the sum of a float16 output is too large for that.
         total = columns.boxes.sum(dtype=torch.float32) + columns.scores.sum(dtype=torch.float32)
-        if not bool(total.isfinite()):
+        if not math.isfinite(total.item()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
         return columns.of_first(frame_count)
 
@@ -251,7 +256,7 @@ def _check_batches(detector: NetworkDetector, count: int) -> None:
             output = detector.output(frames)
             columns = detector.columns(output, len(frames))
             found = detector.best(columns, frames.shape[2], frames.shape[1])
-            if int(found.is_inverted.sum()) > MOST_INVERTED * len(found.scores):
+            if np.count_nonzero(found.is_inverted) > MOST_INVERTED * len(found.scores):
                 raise inverted_fault(name)
             dense = first_tensor(output)
             if not detector.layout.is_suppressed and dense is not None:

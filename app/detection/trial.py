@@ -16,12 +16,14 @@ from app.detection.conversion import CannotConvert, convert, difference
 from app.detection.detector import is_lack_of_memory
 from app.detection.golden import golden_scenes
 from app.detection.measuring import (
+    SHARED_GAIN,
     MemoryCost,
     MemoryMeter,
     ModelProfile,
-    better_profile,
+    arrangement_of,
     is_faster,
     measure,
+    speed_ratio,
 )
 from app.detection.model_facts import Refusal, Verdict
 from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
@@ -72,15 +74,27 @@ def try_model(
                 meter.begin()
                 check_model(detector)
         profile = measure(detector, meter, loading)
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if device == "cpu" else 1
         if threads > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
             # How many threads share a call is fixed when such a network is loaded.
             onnx = None if tried is None else tried.onnx
-            known = Tried(detector.loaded.declaration, onnx, threads=threads)
+            known = Tried(detector.loaded.declaration, onnx)
             del detector
             meter.begin()
-            detector = load_model(content, device=device, precision=precision, tried=known)
-            profile = better_profile(profile, measure(detector, meter))
+            sharing = replace(known, threads=threads)
+            detector = load_model(content, device=device, precision=precision, tried=sharing)
+            shared = measure(detector, meter)
+            try:
+                divided_detector = load_model(content, device=device, precision=precision, tried=known)
+                gain = speed_ratio(
+                    (detector, arrangement_of(shared)), (divided_detector, arrangement_of(profile))
+                )
+            except Exception as error:
+                if not is_lack_of_memory(error):
+                    raise
+                gain = shared["frames_per_second"] / profile["frames_per_second"]  # both do not fit
+            if gain > SHARED_GAIN:
+                profile = shared
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
         if is_lack_of_memory(error):
