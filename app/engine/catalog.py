@@ -189,9 +189,15 @@ class Catalog:
                 self._models[name].claimed_at = time.monotonic()
 
     def crowded_models(self) -> frozenset[str]:
-        """Return the models for which there is no room now, beside those in use."""
-        crowded, is_idle = self._hosts.crowded_models(), self._hosts.is_idle()
+        """Return the models for which there is no room now, and none is to be made.
+
+        A job for a model that only lacks the room of a trial is started: with that, the trial is cancelled.
+        """
+        crowded, displaced = self._hosts.crowded_models(), self._hosts.displaced_models()
+        is_idle = self._hosts.is_idle()
         with self._changed:
+            if any(model.is_first for model in self._models.values()):
+                crowded |= displaced
             waiting = {name for name, model in self._models.items() if model.must_wait}
             if not is_idle:
                 return crowded | waiting

@@ -76,7 +76,7 @@ class Device:
     is_away: bool = False  # its host ends once it has no work, and starts again after a model's trial
     lending: int | None = None  # the ticket by which its host was asked for room for the trial of a model
     is_wanted_back: bool = False  # a job needs what the trial has
-    crowded: frozenset[str] = frozenset()  # as its last heartbeat said
+    without_room: frozenset[str] = frozenset()  # models, as its last heartbeat said
     lent: RoomLent | None = None  # its host has made that room
     restarts: int = 0
     early_deaths: int = 0  # in a row, shortly after a start

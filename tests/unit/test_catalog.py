@@ -38,6 +38,7 @@ class FakeHosts:
         self.used: list[tuple[str, Verdict | None]] = []
         self.faults: list[Exception] = []
         self.whole: list[bool] = []
+        self.displaced: frozenset[str] = frozenset()
 
     @contextmanager
     def use(self, name: str, _: Cancelled, verdict: Verdict | None = None) -> Iterator[ModelFacts]:
@@ -61,6 +62,9 @@ class FakeHosts:
 
     def crowded_models(self) -> frozenset[str]:
         return frozenset()
+
+    def displaced_models(self) -> frozenset[str]:
+        return self.displaced
 
     def loaded_models(self) -> frozenset[str]:
         return frozenset()
@@ -427,16 +431,19 @@ def test_a_trial_goes_before_jobs_for_a_minute_and_no_longer(
         setup.hosts.is_wanted = not asked
         setup.wait_for(lambda: setup.catalog._models["street"].job_count or asked)
         early = cancelled()
+        assert setup.catalog.crowded_models() == (frozenset() if early else {"small"})
         with monkeypatch.context() as patch:
             patch.setattr(catalog_module, "PRECEDENCE_SECONDS", 0.0)
             asked.append((early, cancelled()))
 
     setup.wait_for_state(ModelState.UNLOADED)
     monkeypatch.setattr(catalog_module, "run_trial", trial_of(setup, ask))
+    setup.hosts.displaced = frozenset(["small"])
     setup.write("second")
     setup.wait_for_state(ModelState.LOADING)
     setup.use()
     assert asked[0] == (False, True)
+    assert setup.catalog.crowded_models() == frozenset()
 
 
 def test_a_trial_that_is_cancelled_again_and_again_is_let_finish(
