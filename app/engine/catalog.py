@@ -37,6 +37,7 @@ from app.engine.trials import SpawnTrial, TrialCrashed, TrialLacksMemory, TrialT
 from app.errors import ModelFault, error_classes
 from app.host.messages import TrialPlan, TrialStep
 from app.host.verdicts import VerdictStore
+from app.storage.space import is_disk_full
 from app.video.results import Cancelled, WorkCancelled
 
 CHECK_SECONDS = 0.1  # between two checks whether there is something to do
@@ -162,25 +163,41 @@ class Catalog:
         verdict = model.verdict
         try:
             facts = stack.enter_context(self._hosts.use(name, cancelled, verdict))
-        except (UntriedModel, ModelFault) as error:
-            refusal = None
-            if isinstance(error, ModelFault):
-                refusal = Refusal(code=error.code, detail=error.detail)
-            with self._changed:
-                if model.marks is None:
-                    model.refusal, self._next_scan = refusal, 0.0  # it may be a model of the folder by now
-                    raise
-                if model.verdict is verdict and not model.is_stale:  # else another has seen that before
-                    model.facts, model.passed, model.is_stale = None, None, True
-                    model.load_fault_count += refusal is not None
-                    model.refusal = refusal if model.load_fault_count >= MOST_LOAD_FAULTS else None
+        except (UntriedModel, ModelFault, OSError) as error:
+            if is_disk_full(error):
+                raise
             _log.warning("model was not loaded", model=name, reason=str(error))
+            self._note_not_loaded(name, model, verdict, error)
             return None
         with self._changed:
             model.load_fault_count = 0
             if model.marks is None:
                 model.facts, model.refusal, model.fault_count = facts, None, 0
         return facts
+
+    def _note_not_loaded(self, name: str, model: _Model, verdict: Verdict | None, error: Exception) -> None:
+        """Have a model tried again that a host could not load; refuse it if that has been done before.
+
+        Raises `error` if there is no trial, because it is built in.
+        """
+        refusal = Refusal(code=error.code, detail=error.detail) if isinstance(error, ModelFault) else None
+        with self._changed:
+            if model.marks is None:
+                model.refusal, self._next_scan = refusal, 0.0  # it may be a model of the folder by now
+                raise error
+            if model.verdict is not verdict or model.is_stale:
+                return  # another has seen that before
+            model.facts, model.passed, model.is_stale = None, None, True
+            model.load_fault_count += not isinstance(error, UntriedModel)
+            if model.load_fault_count >= MOST_LOAD_FAULTS and refusal is not None:
+                model.refusal = refusal
+            elif model.load_fault_count >= MOST_LOAD_FAULTS:
+                self._refuse_for_a_while(name, model, error)
+
+    def _refuse_for_a_while(self, name: str, model: _Model, error: Exception) -> None:
+        detail = f"Model {name!r} could not be tried ({reason(error)}). It is tried again later."
+        self._settle(name, model, refusal=Refusal(code=ModelFault.code, detail=detail))
+        model.fault_count, model.next_trial = MOST_FAULTS, time.monotonic() + REFUSED_SECONDS
 
     def note_claim(self, name: str) -> None:
         """Note that a job for this model is about to start."""
@@ -365,12 +382,10 @@ class Catalog:
             return
         except Exception as error:  # noqa: BLE001 - other models must not wait for this one
             _log.exception("model could not be tried", model=name)
-            count, pause = model.fault_count + 1, FAULT_SECONDS
-            if count >= MOST_FAULTS:
-                pause = REFUSED_SECONDS
-                detail = f"Model {name!r} could not be tried ({reason(error)}). It is tried again later."
-                self._settle(name, model, refusal=Refusal(code=ModelFault.code, detail=detail))
-            model.fault_count, model.next_trial = count, time.monotonic() + pause
+            model.fault_count += 1
+            model.next_trial = time.monotonic() + FAULT_SECONDS
+            if model.fault_count >= MOST_FAULTS:
+                self._refuse_for_a_while(name, model, error)
 
     def _find_verdict(self, name: str, model: _Model) -> None:
         """Find the verdict on a model among those that are kept, or by a trial, which may be put off.

@@ -146,7 +146,7 @@ class Host:
         self._models.take_room_back()
         try:
             self._limit_memory(None)
-        except OSError:
+        except (OSError, ValueError):
             _log.exception("the limit to this host's memory could not be raised")
         self._send(self._heartbeat())
 

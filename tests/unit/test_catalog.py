@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -388,11 +389,34 @@ def test_a_fault_of_a_host_at_a_model_that_passed_is_judged_by_another_trial(set
     setup.hosts.faults.append(ModelFault("A file of model 'street' cannot be read."))
     setup.use()
     assert len(setup.tried) == 2
+    setup.hosts.faults.append(OSError(errno.EIO, "Input/output error"))
+    setup.use()
+    assert len(setup.tried) == 3
     setup.hosts.faults += [ModelFault("It ended its host.")] * 2
     with pytest.raises(ModelFault, match="ended its host"):
         setup.use()
-    assert len(setup.tried) == 3
+    assert len(setup.tried) == 4
     assert setup.state() is ModelState.REFUSED
+
+
+def test_a_model_whose_files_hosts_cannot_read_is_refused_for_a_while(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "REFUSED_SECONDS", 0.3)
+    setup.wait_for_state(ModelState.UNLOADED)
+    setup.hosts.faults += [OSError(errno.EIO, "Input/output error")] * 2
+    with pytest.raises(ModelFault, match=r"could not be tried \(OSError: .*Input/output error\)"):
+        setup.use()
+    setup.wait_for_state(ModelState.UNLOADED)
+    setup.use()
+
+
+def test_a_full_disk_is_no_fault_of_a_model(setup: Setup) -> None:
+    setup.wait_for_state(ModelState.UNLOADED)
+    setup.hosts.faults.append(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        setup.use()
+    assert setup.state() is ModelState.UNLOADED
 
 
 def test_verdicts_in_use_are_kept_however_long_an_engine_ran(setup: Setup) -> None:

@@ -280,6 +280,22 @@ def test_a_full_disk_at_a_host_arrives_as_the_same_oserror(setup: Setup) -> None
     done.set()
 
 
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [(OSError(5, "Input/output error"), OSError), (PermissionError(13, "Permission denied"), ModelFault)],
+)
+def test_a_file_that_a_host_could_not_read_is_no_fault_of_its_model(
+    setup: Setup, cause: OSError, kind: type[Exception]
+) -> None:
+    host = setup.next_host()
+    asking = setup.ask_for_model()
+    fault = ModelFault("A file of the model cannot be read.")
+    fault.__cause__ = cause
+    host.say(failure(host.hears(UseModel).ticket, fault))
+    with pytest.raises(kind):
+        asking.result(WAIT_SECONDS)
+
+
 def test_cancelled_work_is_cancelled_at_the_host(setup: Setup) -> None:
     host, done, cancelled = setup.next_host(), threading.Event(), threading.Event()
     setup.hold_model(host, done)
