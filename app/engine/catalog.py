@@ -37,7 +37,7 @@ from app.engine.trials import SpawnTrial, TrialCrashed, TrialLacksMemory, TrialT
 from app.errors import ModelFault, error_classes
 from app.host.messages import TrialPlan, TrialStep
 from app.host.verdicts import VerdictStore
-from app.storage.space import is_disk_full
+from app.storage.space import free_bytes, is_disk_full
 from app.video.results import Cancelled, WorkCancelled
 
 CHECK_SECONDS = 0.1  # between two checks whether there is something to do
@@ -68,6 +68,7 @@ class TrialRules:
     verdicts: Path
     host_bytes: int  # host memory of each host
     most_seconds: float
+    min_free_bytes: int  # on disk: with less, no model is converted
 
 
 @dataclass(slots=True, eq=False)
@@ -521,6 +522,9 @@ class Catalog:
         Raises WorkCancelled, and TrialLacksMemory if there is more memory to be had.
         """
         if verdict.facts is None or not verdict.facts.is_convertible:
+            return verdict
+        if free_bytes(self._rules.verdicts.parent) < self._rules.min_free_bytes:
+            _log.warning("model stays on torch", model=plan.model, reason="the disk is full")
             return verdict
         seconds = min(CONVERSION_SECONDS, self._rules.most_seconds)
         try:

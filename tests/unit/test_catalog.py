@@ -84,6 +84,7 @@ class Setup:
         self.folder.mkdir()
         self.write("first")
         self.verdicts = tmp_path / "verdicts"
+        self.min_free_bytes = 0
         self.hosts = FakeHosts()
         self.outcomes: list[Any] = []  # of the next trials: an error, a change of the passing verdict, a call
         self.tried: list[float] = []  # the seconds that each trial had
@@ -109,7 +110,7 @@ class Setup:
     ) -> Catalog:
         self.stop.set()
         self.stop = threading.Event()
-        rules = TrialRules(self.folder, allowed_hashes, self.verdicts, host_bytes, 100.0)
+        rules = TrialRules(self.folder, allowed_hashes, self.verdicts, host_bytes, 100.0, self.min_free_bytes)
         made = Catalog(
             self.hosts,  # type: ignore[arg-type]
             default_model,
@@ -417,6 +418,19 @@ def test_a_full_disk_is_no_fault_of_a_model(setup: Setup) -> None:
     with pytest.raises(OSError, match="No space left"):
         setup.use()
     assert setup.state() is ModelState.UNLOADED
+
+
+@pytest.mark.parametrize(("min_free_bytes", "trials"), [(0, 2), (1 << 62, 1)])
+def test_no_model_is_converted_while_the_disk_is_full(setup: Setup, min_free_bytes: int, trials: int) -> None:
+    setup.wait_for_state(ModelState.UNLOADED)
+    setup.min_free_bytes = min_free_bytes
+    torch_facts = FACTS.model_copy(update={"run_by": "torch", "frames_per_second": 10.0})
+    setup.write("second")
+    setup.outcomes.append({"facts": torch_facts})
+    setup.catalog = setup.start()
+    setup.wait_for_state(ModelState.UNLOADED)
+    assert len(setup.tried) == 1 + trials
+    assert setup.use().run_by == "torch"
 
 
 def test_verdicts_in_use_are_kept_however_long_an_engine_ran(setup: Setup) -> None:
