@@ -300,7 +300,10 @@ class Catalog:
         if model.marks is not None and model.is_untried:
             return
         self._must_load_default = False
-        model.check()
+        if not self.is_ready:
+            model.check()
+        elif model.refusal is not None:
+            return
         if not self._load(name, model):
             self._must_load_default = True
         elif not self.is_ready:
@@ -379,7 +382,7 @@ class Catalog:
                 self._load(name, model)
             else:
                 self._find_verdict(name, model)
-        except WorkCancelled:
+        except (WorkCancelled, ModelFault):  # the latter is noted as its refusal
             return
         except Exception as error:  # noqa: BLE001 - other models must not wait for this one
             _log.exception("model could not be tried", model=name)
@@ -415,7 +418,7 @@ class Catalog:
             refusal = verdict.refusal
         except ModelFault as error:
             if is_of_the_machine(error):
-                raise
+                raise OSError(error.detail) from error
             refusal = Refusal(code=error.code, detail=error.detail)
         self._settle(name, model, verdict, refusal)
 
