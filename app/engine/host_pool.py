@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel, Verdict
-from app.engine.device import Device, IndexWork, SegmentWork, Work
+from app.engine.device import Device, IndexWork, Lease, SegmentWork, Work
 from app.engine.host_process import HostLimits, HostProcess, Spawn
 from app.engine.turns import SegmentTurns
 from app.errors import InternalError, ModelFault
@@ -179,7 +179,8 @@ class HostPool:
             self._users[model] += 1
             self._waiting.setdefault(model, []).append(future)
             for device in self._devices:
-                device.is_wanted_back |= device.is_away
+                if device.lease is not None:
+                    device.lease.is_wanted_back |= device.lease.is_whole
             self._ask_for(model)
         try:
             while not wait_for([future], POLL_SECONDS).done:
@@ -209,30 +210,25 @@ class HostPool:
             if whole and not self.is_idle():
                 raise WorkCancelled
             device = min(self._devices, key=lambda each: (not each.takes_work, len(each.work)))
-            device.is_wanted_back, device.lent = False, None
-            if whole:
-                device.is_away = True
-            else:
-                self._ask_for_room(device)
+            lease = device.lease = Lease(whole)
+            if not whole:
+                self._ask_for_room(device, lease)
         self._wake()
         try:
-            lent: RoomLent | None = None
-            while lent is None and (not whole or device.process is not None):
+            while lease.lent is None and (not whole or device.process is not None):
                 if cancelled():
                     raise WorkCancelled
                 time.sleep(POLL_SECONDS)  # the host answers, or ends, in other threads
-                lent = None if whole else device.lent
             plan = replace(plan, device=device.name)
             host_own_bytes = 0 if self.machine is None else self.machine.own_bytes
-            if lent is None:
+            if lease.lent is None:
                 yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES, host_own_bytes)
             else:
-                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lent.kept_bytes)
-                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lent.kept_device_bytes)
+                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lease.lent.kept_bytes)
+                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lease.lent.kept_device_bytes)
         finally:
             with self._lock:
-                device.is_away = device.is_wanted_back = False
-                device.lending = device.lent = None
+                device.lease = None
                 device.next_start = time.monotonic()
                 if device.process is not None:
                     device.send(TakeRoomBack())
@@ -241,7 +237,8 @@ class HostPool:
     def is_room_wanted(self) -> bool:
         """Return whether a job has asked for a model for which a trial leaves no room."""
         with self._lock:
-            return any(device.is_wanted_back for device in self._devices)
+            leases = [device.lease for device in self._devices if device.lease is not None]
+            return any(lease.is_wanted_back for lease in leases)
 
     def crowded_models(self) -> frozenset[str]:
         """Return the models that fit into no host beside those in use, or have to replace one of these."""
@@ -410,10 +407,10 @@ class HostPool:
         while self._indexes and (device := least_busy(None)) is not None:
             device.run(next(self._tickets), self._indexes.popleft())
 
-    def _ask_for_room(self, device: Device) -> None:
-        device.lending = next(self._tickets)
+    def _ask_for_room(self, device: Device, lease: Lease) -> None:
+        lease.ticket = next(self._tickets)
         if device.takes_work:
-            device.send(LendRoom(device.lending))
+            device.send(LendRoom(lease.ticket))
 
     def _is_current(self, model: str, facts: ModelFacts) -> bool:
         """Whether `facts` are those of the last verdict on the model."""
@@ -456,21 +453,21 @@ class HostPool:
                     if self.machine is None:
                         self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
-                    if device.lending is not None:
-                        self._ask_for_room(device)
+                    if device.lease is not None and not device.lease.is_whole:
+                        self._ask_for_room(device, device.lease)
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
                         self._ask_for(model)
                     self._hand_out()
                     self._wake()
-                case RoomLent() if message.ticket == device.lending:
-                    device.lent = message
+                case RoomLent() if device.lease is not None and message.ticket == device.lease.ticket:
+                    device.lease.lent = message
                 case Heartbeat() if message.crowded | message.displaced != device.without_room:
                     device.without_room = message.crowded | message.displaced
                     self._wake()  # jobs may find room now
                 case ModelInUse():
                     settle = self._on_loaded(device, message)
-                case Failed() if message.ticket == device.lending:
+                case Failed() if device.lease is not None and message.ticket == device.lease.ticket:
                     _log.warning("host could not make room for a trial", reason=message.detail)
                     device.is_worn = True  # the next one is asked again
                     self._wake()
@@ -497,10 +494,11 @@ class HostPool:
     def _on_refusal(self, device: Device, message: Failed) -> Callable[[], None] | None:
         """Deal with a model that a host could not load; the last host to refuse it decides."""
         model = device.asked.pop(message.ticket)
-        is_lending, is_worn = device.lending is not None, message.reason is Reason.WORN
-        device.is_wanted_back |= is_lending and (is_worn or message.reason is Reason.NO_ROOM)
-        if is_worn and (is_lending or self._renewals[model] < MOST_RENEWALS):
-            self._renewals[model] += not is_lending
+        is_worn = message.reason is Reason.WORN
+        if device.lease is not None and (is_worn or message.reason is Reason.NO_ROOM):
+            device.lease.is_wanted_back = True
+        if is_worn and (device.lease is not None or self._renewals[model] < MOST_RENEWALS):
+            self._renewals[model] += device.lease is None
             device.is_worn = True  # the model is asked for again when the next host is ready
             self._wake()
             return None
@@ -538,10 +536,10 @@ class HostPool:
     def _on_end(self, device: Device, message: SegmentDone | IndexDone | Failed) -> Callable[[], None] | None:
         work = device.work.pop(message.ticket)
         is_worn = isinstance(message, Failed) and message.reason is Reason.WORN
-        is_lending = device.lending is not None
-        device.is_wanted_back |= is_worn and is_lending
-        if is_worn and (is_lending or work.renewals < MOST_RENEWALS):
-            work.renewals += not is_lending
+        if device.lease is not None and is_worn:
+            device.lease.is_wanted_back = True
+        if is_worn and (device.lease is not None or work.renewals < MOST_RENEWALS):
+            work.renewals += device.lease is None
             if isinstance(work, SegmentWork):
                 self._renewals[work.task.model] += 1
             device.is_worn = True
