@@ -534,12 +534,13 @@ class Catalog:
             converted = run(replace(plan, step=TrialStep.CONVERT, verdict=verdict), seconds)
             if converted.converted is None:
                 return verdict
-            return run(replace(plan, step=TrialStep.MEASURE, verdict=converted), seconds)
+            measured = run(replace(plan, step=TrialStep.MEASURE, verdict=converted), seconds)
         except (TrialTooLate, TrialCrashed, TrialLacksMemory) as error:
             if isinstance(error, TrialLacksMemory) and not is_whole:
                 raise
             _log.warning("model stays on torch", model=plan.model, reason=f"{type(error).__name__} {error}")
             return verdict
+        return measured if measured.facts is not None and measured.content == verdict.content else verdict
 
     def _lack(self, name: str, error: TrialLacksMemory) -> str:
         setting = f"Raise FRAMEBOX_HOST_MEMORY_BYTES, which is {self._rules.host_bytes // MIB} MiB."

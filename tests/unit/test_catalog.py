@@ -433,6 +433,20 @@ def test_no_model_is_converted_while_the_disk_is_full(setup: Setup, min_free_byt
     assert setup.use().run_by == "torch"
 
 
+def test_a_conversion_that_could_not_be_measured_is_not_used(setup: Setup) -> None:
+    setup.wait_for_state(ModelState.UNLOADED)
+    torch_facts = FACTS.model_copy(update={"run_by": "torch", "frames_per_second": 10.0})
+    unread = Refusal(code="model_fault", detail="A file cannot be read: Input/output error.")
+    setup.outcomes += [
+        {"facts": torch_facts},
+        {"facts": torch_facts, "converted": "a file"},
+        {"content": "", "facts": None, "refusal": unread},
+    ]
+    setup.write("second")
+    setup.wait_for(lambda: not setup.outcomes)
+    assert setup.use().run_by == "torch"
+
+
 def test_verdicts_in_use_are_kept_however_long_an_engine_ran(setup: Setup) -> None:
     setup.wait_for_state(ModelState.UNLOADED)
     long_ago = time.time() - 31 * 86400
