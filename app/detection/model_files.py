@@ -188,7 +188,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """Whether a file that is there, and may be read, could not be: a later try may succeed."""
+    """Whether a file could not be read for a reason that may pass, unlike a lack of permission."""
     return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, PermissionError)
 
 

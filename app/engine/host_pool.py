@@ -101,9 +101,7 @@ class HostPool:
         self._devices = [Device(None)]
         self._indexes: deque[IndexWork] = deque()  # that wait for a host
         self._users: Counter[str] = Counter()  # of models
-        self._renewals: Counter[str] = (
-            Counter()
-        )  # of hosts in a row, because a model lacked memory or ended them
+        self._renewals: Counter[str] = Counter()  # of hosts in a row, by the model that they could not load
         self._verdicts: dict[str, Verdict | None] = {}  # the last ones on the models in use
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
