@@ -226,7 +226,8 @@ class Catalog:
 
     def load_in_background(self, *, has_host_died: bool) -> None:
         """Tend the models in a thread of its own. After a host's death, load the default model again."""
-        self._must_load_default |= has_host_died
+        if has_host_died:  # else the other thread's value must stay
+            self._must_load_default = True
         if self._thread is None and self._hosts.machine is not None:
             self._thread = threading.Thread(target=self._tend_models, name="models", daemon=True)
             self._thread.start()
