@@ -25,7 +25,7 @@ class FrameboxError(Exception):
 
     def __init__(self, detail: str, extensions: Problem | None = None) -> None:
         super().__init__(detail, extensions)
-        self.detail = detail
+        self.detail = detail.encode(errors="backslashreplace").decode()  # a file's name may be any bytes
         self.extensions: Problem = dict(extensions or {})
 
     def __str__(self) -> str:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 import orjson
+import structlog
 
 from app.errors import ModelFault
 
@@ -38,6 +39,8 @@ MIB = 1024 * 1024
 
 FileMarks = tuple[tuple[str, int, int, int], ...]  # each file's path, inode, size, and time of change
 
+_log = structlog.get_logger(__name__)
+
 _LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
 
@@ -52,31 +55,52 @@ def find_models(folder: Path | None) -> dict[str, tuple[Path, ...]]:
     root = folder.resolve()
     found: dict[str, tuple[Path, ...]] = {}
     for path in sorted(root.iterdir()):
-        if not path.is_dir():
-            is_model = path.suffix in SUFFIXES and path.is_file()
-        elif any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
-            is_model = True
-        else:
-            networks = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
-            is_model = len(networks) == 1
-        name = path.name if path.is_dir() else path.stem
-        if is_model and path.resolve().is_relative_to(root) and NAME.fullmatch(name):
+        try:
+            name = path.name if path.is_dir() else path.stem
+            is_found = NAME.fullmatch(name) and _is_model(path) and path.resolve().is_relative_to(root)
+        except OSError as error:  # such as lost+found, or a folder that was just removed
+            _note_unreadable(path.name, error.strerror)
+            continue
+        if is_found:
             found[name] = (*found.get(name, ()), path)
     return found
+
+
+def _is_model(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix in SUFFIXES and path.is_file()
+    if any((path / file).is_file() for file in (DECLARATION_FILE, CONFIG_FILE)):
+        return True
+    return sum(file.suffix in SUFFIXES and file.is_file() for file in path.iterdir()) == 1
+
+
+@lru_cache(maxsize=MOST_FILES)
+def _note_unreadable(name: str, reason: str) -> None:
+    """Log once that an entry of the folder of models cannot be looked into."""
+    _log.warning("entry of the models folder is passed over", name=name, reason=reason)
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """Yield the files of the model at `path`, without hidden ones and Python's cache, which is never read."""
+    if not path.is_dir():
+        yield path
+        if (declaration := path.with_suffix(".toml")).is_file():
+            yield declaration
+        return
+    for file in path.rglob("*"):
+        parts = file.relative_to(path).parts
+        if not any(part.startswith(".") or part == "__pycache__" for part in parts) and file.is_file():
+            yield file
 
 
 def file_marks(*paths: Path) -> FileMarks:
     """Return what changes whenever a file of the models at `paths` does."""
     marks = []
     for path in paths:
-        files = path.rglob("*") if path.is_dir() else (path, path.with_suffix(".toml"))
-        for file in itertools.islice(files, MOST_FILES):
-            if "__pycache__" in file.parts:
-                continue
-            with suppress(OSError):
+        with suppress(OSError):  # something was removed meanwhile
+            for file in itertools.islice(_files_of(path), MOST_FILES):
                 state = file.stat()
-                if stat.S_ISREG(state.st_mode):
-                    marks.append((str(file), state.st_ino, state.st_size, state.st_mtime_ns))
+                marks.append((str(file), state.st_ino, state.st_size, state.st_mtime_ns))
     return tuple(sorted(marks))
 
 
@@ -140,7 +164,8 @@ class ModelContent:
         for file, digest in sorted(self.digests.items()):
             role = "declaration" if file == self.declaration else "network"
             lines.append(f"{digest}  {file if self.is_folder else role}")
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        # A name may be any bytes.
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 @contextmanager
@@ -160,6 +185,11 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     last = lines[-1][:LONGEST_REASON].rstrip(".") if lines else ""
     return f"{type(error).__name__}: {last}" if last else type(error).__name__
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether a file could not be read for a reason that may pass, unlike a lack of permission."""
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, PermissionError)
 
 
 def json_object(what: str, text: str | bytes) -> dict[str, Any]:
@@ -193,19 +223,9 @@ def hash_model(name: str, path: Path, *others: Path) -> ModelContent:
         names = ", ".join(other.name for other in (path, *others))
         raise ModelFault(f"{1 + len(others)} models are called {name!r}: {names}. Rename all but one.")
     try:
-        if content.is_folder:
-            paths = []
-            for file in sorted(path.rglob("*")):
-                # Hidden files and Python's own cache, which is never read, are not part of the model.
-                parts = file.relative_to(path).parts
-                is_ignored = any(part.startswith(".") or part == "__pycache__" for part in parts)
-                if file.is_file() and not is_ignored:
-                    paths.append(file)
-            if len(paths) > MOST_FILES:
-                raise ModelFault(f"Model {name!r} has {len(paths)} files; at most {MOST_FILES} are taken.")
-        else:
-            declaration = content.folder / content.declaration
-            paths = [path, declaration] if declaration.is_file() else [path]
+        paths = sorted(itertools.islice(_files_of(path), MOST_FILES + 1))
+        if len(paths) > MOST_FILES:
+            raise ModelFault(f"Model {name!r} has more than {MOST_FILES} files.")
         for file in paths:
             if not file.resolve().is_relative_to(root):
                 raise ModelFault(f"Model {name!r} has a link that leads out of the folder of models.")
@@ -223,12 +243,12 @@ def read_model(
     """Hash the files of model `name` in `folder`; None if there is none of that name.
 
     Raises ModelFault for files that cannot be read, or are not in the list `allowed_hashes` if there is one;
-    and, before it is hashed, for a network of more than `most_bytes`.
+    and, before it is hashed, for a file of more than `most_bytes`.
     """
     paths = find_models(folder).get(name)
     if paths is None:
         return None
-    size = network_bytes(file_marks(*paths))
+    size = max((size for _, _, size, _ in file_marks(*paths)), default=0)
     if most_bytes is not None and size > most_bytes:
         raise ModelFault(
             f"Model {name!r} has a file of {size // MIB} MiB, but a host may take {most_bytes // MIB} MiB of "

@@ -139,7 +139,8 @@ class ModelPool:
         except Exception as error:
             if is_lack_of_memory(error):
                 with self._changed:
-                    is_only_one_ever = self._is_fresh and [*self._held.values()] == [held]
+                    is_whole = self._budget == self._whole_budget
+                    is_only_one_ever = self._is_fresh and is_whole and [*self._held.values()] == [held]
                 if not is_only_one_ever:
                     raise WornOut(str(error)) from error
             raise
@@ -154,17 +155,21 @@ class ModelPool:
 
     # ---- for the host
 
-    def crowded_models(self) -> frozenset[str]:
-        """Return the models for which `use` would find no room now, as far as their costs are known."""
+    def without_room(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the models for which `use` would find no room now, as far as their costs are known.
+
+        First those that do not fit beside the models in use, then those that do not while room is lent.
+        """
         with self._changed:
             in_use = [held.cost for held in self._held.values() if held.user_count]
-            return frozenset(
-                name
+            others = [
+                (name, cost)
                 for name, cost in self._costs.items()
-                if name not in self._held
-                and self._whole_budget.takes(cost)
-                and not self._budget.takes(cost, in_use)
-            )
+                if name not in self._held and self._whole_budget.takes(cost)
+            ]
+            crowded = {name for name, cost in others if not self._whole_budget.takes(cost, in_use)}
+            lacking = {name for name, cost in others if not self._budget.takes(cost, in_use)}
+        return frozenset(crowded), frozenset(lacking - crowded)
 
     def facts_of(self, name: str) -> ModelFacts:
         """Return the facts of a model that is loaded. KeyError if it is not."""

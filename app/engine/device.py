@@ -66,6 +66,16 @@ Work = SegmentWork | IndexWork
 
 
 @dataclass(slots=True, eq=False)
+class Lease:
+    """What a trial has of a host: part of the room for models, or all, while no host runs."""
+
+    is_whole: bool
+    ticket: int = 0  # by which the host was asked for room
+    lent: RoomLent | None = None  # the host has made that room
+    is_wanted_back: bool = False  # a job needs it
+
+
+@dataclass(slots=True, eq=False)
 class Device:
     """One device, and the host that serves it now."""
 
@@ -73,11 +83,8 @@ class Device:
     process: HostProcess | None = None
     is_down: bool = False  # its host sends no more messages
     is_worn: bool = False  # its host is replaced once it has no work
-    is_away: bool = False  # its host ends once it has no work, and starts again after a model's trial
-    lending: int | None = None  # the ticket by which its host was asked for room for the trial of a model
-    is_wanted_back: bool = False  # a job needs what the trial has
-    crowded: frozenset[str] = frozenset()  # as its last heartbeat said
-    lent: RoomLent | None = None  # its host has made that room
+    lease: Lease | None = None  # for the trial of a model
+    without_room: frozenset[str] = frozenset()  # models, as its last heartbeat said
     restarts: int = 0
     early_deaths: int = 0  # in a row, shortly after a start
     started_at: float = 0.0
@@ -90,6 +97,11 @@ class Device:
     def takes_work(self) -> bool:
         is_up = self.process is not None and self.process.ready is not None
         return is_up and not (self.is_down or self.is_worn or self.is_away)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether its host ends once it has no work, and starts again after a model's trial."""
+        return self.lease is not None and self.lease.is_whole
 
     @property
     def segments_running(self) -> int:
@@ -139,7 +151,6 @@ class Device:
         """Take `process`, which is about to start, as the host."""
         self.process, self.started_at = process, time.monotonic()
         self.is_down = self.is_worn = False
-        self.lent = None
 
     def why_to_end(self, limits: HostLimits) -> str | None:
         """Return why the host must end, as a constant text; None if it may go on, or there is none."""
@@ -173,7 +184,7 @@ class Device:
         lasted = time.monotonic() - self.started_at > STEADY_SECONDS
         self.early_deaths = 0 if lasted or self.is_worn or self.is_away else self.early_deaths + 1
         self.next_start = time.monotonic() + pause_seconds(self.early_deaths)
-        self.process = self.lent = None
+        self.process = None
         self.restarts += 1
         lost = [*self.work.values()]
         self.work.clear()

@@ -17,11 +17,11 @@ from typing import Any
 
 import structlog
 
-from app.detection.model_facts import ModelFacts, Verdict
-from app.engine.device import Device, IndexWork, SegmentWork, Work
+from app.detection.model_facts import ModelFacts, NoRoomForModel, Verdict
+from app.engine.device import Device, IndexWork, Lease, SegmentWork, Work
 from app.engine.host_process import HostLimits, HostProcess, Spawn
 from app.engine.turns import SegmentTurns
-from app.errors import InternalError
+from app.errors import InternalError, ModelFault
 from app.host.messages import (
     HOST_OWN_BYTES,
     Advanced,
@@ -101,8 +101,8 @@ class HostPool:
         self._devices = [Device(None)]
         self._indexes: deque[IndexWork] = deque()  # that wait for a host
         self._users: Counter[str] = Counter()  # of models
-        self._renewals: Counter[str] = Counter()  # of hosts in a row, because a model lacked memory
-        self._verdicts: dict[str, Verdict | None] = {}  # of the models that were asked for last
+        self._renewals: Counter[str] = Counter()  # of hosts in a row, by the model that they could not load
+        self._verdicts: dict[str, Verdict | None] = {}  # the last ones on the models in use
         self._waiting: dict[str, list[Future[ModelFacts]]] = {}  # for models
         self._is_parked = False
         self._is_closed = False
@@ -166,16 +166,19 @@ class HostPool:
 
         `verdict` is that of its trial; None if it is built in.
 
-        Raises NoRoomForModel while models in use take its memory, ModelFault if it cannot be loaded,
-        InvalidOption for an unknown name, WorkCancelled.
+        Raises NoRoomForModel while models in use, or other jobs with an earlier model of that name, take its
+        memory, ModelFault if it cannot be loaded, InvalidOption for an unknown name, WorkCancelled.
         """
         future: Future[ModelFacts] = Future()
         with self._lock:
-            self._users[model] += 1
             self._verdicts[model] = verdict
+            if self._is_outdated(model):
+                raise NoRoomForModel(model)
+            self._users[model] += 1
             self._waiting.setdefault(model, []).append(future)
             for device in self._devices:
-                device.is_wanted_back |= device.is_away
+                if device.lease is not None:
+                    device.lease.is_wanted_back |= device.lease.is_whole
             self._ask_for(model)
         try:
             while not wait_for([future], POLL_SECONDS).done:
@@ -188,7 +191,7 @@ class HostPool:
                     self._waiting[model].remove(future)
                 self._users[model] -= 1
                 if not self._users[model]:
-                    del self._users[model]
+                    del self._users[model], self._verdicts[model]
                     for device in self._devices:
                         if device.models.pop(model, None) is not None:
                             device.send(ReleaseModel(model))
@@ -198,35 +201,32 @@ class HostPool:
         """Yield the plan of a trial, once a host has lent it the memory that it does not need for its work.
 
         With `whole`, the host ends for the block, which should not last if `is_room_wanted`. Raises
-        WorkCancelled.
+        WorkCancelled, also if the whole host is asked for while there is work.
         """
         plan = self._plan
         with self._lock:
+            if whole and not self.is_idle():
+                raise WorkCancelled
             device = min(self._devices, key=lambda each: (not each.takes_work, len(each.work)))
-            device.is_wanted_back, device.lent = False, None
-            if whole:
-                device.is_away = True
-            else:
-                self._ask_for_room(device)
+            lease = device.lease = Lease(whole)
+            if not whole:
+                self._ask_for_room(device, lease)
         self._wake()
         try:
-            lent: RoomLent | None = None
-            while lent is None and (not whole or device.process is not None):
+            while lease.lent is None and (not whole or device.process is not None):
                 if cancelled():
                     raise WorkCancelled
                 time.sleep(POLL_SECONDS)  # the host answers, or ends, in other threads
-                lent = None if whole else device.lent
             plan = replace(plan, device=device.name)
             host_own_bytes = 0 if self.machine is None else self.machine.own_bytes
-            if lent is None:
+            if lease.lent is None:
                 yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES, host_own_bytes)
             else:
-                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lent.kept_bytes)
-                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lent.kept_device_bytes)
+                room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lease.lent.kept_bytes)
+                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lease.lent.kept_device_bytes)
         finally:
             with self._lock:
-                device.is_away = device.is_wanted_back = False
-                device.lending = device.lent = None
+                device.lease = None
                 device.next_start = time.monotonic()
                 if device.process is not None:
                     device.send(TakeRoomBack())
@@ -235,13 +235,20 @@ class HostPool:
     def is_room_wanted(self) -> bool:
         """Return whether a job has asked for a model for which a trial leaves no room."""
         with self._lock:
-            return any(device.is_wanted_back for device in self._devices)
+            leases = [device.lease for device in self._devices if device.lease is not None]
+            return any(lease.is_wanted_back for lease in leases)
 
     def crowded_models(self) -> frozenset[str]:
-        """Return the models that fit into no host beside the models in use."""
+        """Return the models that fit into no host beside those in use, or have to replace one of these."""
         with self._lock:
             crowded = [device.heartbeat.crowded for device in self._devices if device.takes_work]
-        return frozenset.intersection(*crowded) if crowded else frozenset()
+            outdated = frozenset(model for model in self._users if self._is_outdated(model))
+        return outdated.union(frozenset.intersection(*crowded) if crowded else ())
+
+    def displaced_models(self) -> frozenset[str]:
+        """Return the models that would fit into a host that has lent its room to a trial."""
+        with self._lock:
+            return frozenset[str]().union(*(device.heartbeat.displaced for device in self._devices))
 
     def loaded_models(self) -> frozenset[str]:
         """Return the models that some host holds."""
@@ -283,17 +290,7 @@ class HostPool:
             if device.process is not None and device.process.unusable is not None and self.machine is None:
                 raise NoHost(device.process.unusable)
             if (why := device.why_to_end(self._limits)) is not None:
-                call_job_id = device.kill_host(why)
-                hung_job_id = call_job_id if why == "model hangs" else None
-                is_excused = why in ("host renewed", "host makes room", "model hangs while it loads")
-                with self._lock:
-                    segments = device.segments_running
-                    lost = device.forget_host()
-                    for work in lost:
-                        self._put_back(work)
-                self._metrics.segments_retried.labels(why).inc(segments)
-                suspects = {hung_job_id} if hung_job_id else {work.task.job_id for work in lost}
-                deaths.append(HostDeath(why, frozenset(() if is_excused else suspects), hung_job_id))
+                deaths.append(self._end_host(device, why))
             is_due = device.process is None and not device.is_away
             if is_due and time.monotonic() >= device.next_start:
                 process = HostProcess(replace(self._plan, device=device.name), self._spawn, self._on_message)
@@ -307,6 +304,36 @@ class HostPool:
             if any(device.takes_work or device.is_away for device in self._devices):
                 self._served_at = time.monotonic()
         return deaths
+
+    def _end_host(self, device: Device, why: str) -> HostDeath:
+        call_job_id = device.kill_host(why)
+        with self._lock:
+            loading = next(iter(device.asked.values()), None)  # they load in the order of requests
+            segments = device.segments_running
+            lost = device.forget_host()
+            for work in lost:
+                self._put_back(work)
+        self._metrics.segments_retried.labels(why).inc(segments)
+        if why == "model hangs":
+            suspects = {call_job_id} if call_job_id else {work.task.job_id for work in lost}
+            return HostDeath(why, frozenset(suspects), call_job_id)
+        if why in ("host renewed", "host makes room"):
+            return HostDeath(why, frozenset(), None)
+        if loading is not None:
+            self._on_death(loading, why)
+            return HostDeath(why, frozenset(), None)
+        return HostDeath(why, frozenset(work.task.job_id for work in lost), None)
+
+    def _on_death(self, model: str, why: str) -> None:
+        """Deal with a model that a host was loading when it ended. The next host loads it first."""
+        with self._lock:
+            self._renewals[model] += 1
+            settle = None
+            if self._renewals[model] >= MOST_RENEWALS:
+                detail = f"Model {model!r} ended the process that loaded it, several times ({why})."
+                settle = self._refuse(model, partial(ModelFault, detail))
+        if settle is not None:
+            settle()
 
     def close(self, *, grace_seconds: float) -> None:
         """End all hosts, which have `grace_seconds` for it; work ends with WorkCancelled. Idempotent."""
@@ -378,10 +405,20 @@ class HostPool:
         while self._indexes and (device := least_busy(None)) is not None:
             device.run(next(self._tickets), self._indexes.popleft())
 
-    def _ask_for_room(self, device: Device) -> None:
-        device.lending = next(self._tickets)
+    def _ask_for_room(self, device: Device, lease: Lease) -> None:
+        lease.ticket = next(self._tickets)
         if device.takes_work:
-            device.send(LendRoom(device.lending))
+            device.send(LendRoom(lease.ticket))
+
+    def _is_current(self, model: str, facts: ModelFacts) -> bool:
+        """Whether `facts` are those of the last verdict on the model."""
+        verdict = self._verdicts.get(model)
+        return verdict is None or verdict.facts is None or verdict.facts.identity == facts.identity
+
+    def _is_outdated(self, model: str) -> bool:
+        """Whether hosts hold an earlier model of that name, and none the current one."""
+        held = [device.models[model] for device in self._devices if model in device.models]
+        return bool(held) and not any(self._is_current(model, facts) for facts in held)
 
     def _ask_for(self, model: str) -> None:
         """Have every host load and keep `model` if it can, and settle the futures that wait for it."""
@@ -390,7 +427,8 @@ class HostPool:
                 ticket = next(self._tickets)
                 device.asked[ticket] = model
                 device.send(UseModel(ticket, model, self._verdicts.get(model)))
-        facts = next((device.models[model] for device in self._devices if model in device.models), None)
+        held = (device.models[model] for device in self._devices if model in device.models)
+        facts = next((facts for facts in held if self._is_current(model, facts)), None)
         if facts is not None:
             for future in self._waiting.pop(model, []):
                 future.set_result(facts)
@@ -413,28 +451,24 @@ class HostPool:
                     if self.machine is None:
                         self.machine = message
                         self._devices += [Device(name) for name in message.devices[1:]]
-                    if device.lending is not None:
-                        self._ask_for_room(device)
+                    if device.lease is not None and not device.lease.is_whole:
+                        self._ask_for_room(device, device.lease)
                     # First the model for which the host was renewed, while memory is free.
                     for model in sorted(self._users, key=self._renewals.__getitem__, reverse=True):
                         self._ask_for(model)
                     self._hand_out()
                     self._wake()
-                case RoomLent() if message.ticket == device.lending:
-                    device.lent = message
-                case Heartbeat() if message.crowded != device.crowded:
-                    device.crowded = message.crowded
+                case RoomLent() if device.lease is not None and message.ticket == device.lease.ticket:
+                    device.lease.lent = message
+                case Heartbeat() if message.crowded | message.displaced != device.without_room:
+                    device.without_room = message.crowded | message.displaced
                     self._wake()  # jobs may find room now
                 case ModelInUse():
-                    model = device.asked.pop(message.ticket)
-                    if self._users[model]:
-                        device.models[model] = message.facts
-                        self._renewals.pop(model, None)
-                        self._ask_for(model)
-                        self._hand_out()
-                    else:  # it is no longer wanted
-                        del self._users[model]
-                        device.send(ReleaseModel(model))
+                    settle = self._on_loaded(device, message)
+                case Failed() if device.lease is not None and message.ticket == device.lease.ticket:
+                    _log.warning("host could not make room for a trial", reason=message.detail)
+                    device.is_worn = True  # the next one is asked again
+                    self._wake()
                 case Failed() if message.ticket in device.asked:
                     settle = self._on_refusal(device, message)
                 case Advanced() | IndexFound() if message.ticket in device.work:
@@ -444,15 +478,32 @@ class HostPool:
         if settle is not None:
             settle()  # without the lock: other code runs in it
 
+    def _on_loaded(self, device: Device, message: ModelInUse) -> Callable[[], None] | None:
+        model = device.asked.pop(message.ticket)
+        self._renewals.pop(model, None)
+        if model in self._users and self._is_current(model, message.facts):
+            device.models[model] = message.facts
+            self._ask_for(model)
+            self._hand_out()
+            return None
+        device.send(ReleaseModel(model))  # it is no longer wanted, or segments still use an earlier one
+        return self._refuse(model, partial(NoRoomForModel, model))
+
     def _on_refusal(self, device: Device, message: Failed) -> Callable[[], None] | None:
         """Deal with a model that a host could not load; the last host to refuse it decides."""
         model = device.asked.pop(message.ticket)
-        device.is_wanted_back |= device.lending is not None and message.reason is Reason.NO_ROOM
-        if message.reason is Reason.WORN and self._renewals[model] < MOST_RENEWALS:
-            self._renewals[model] += 1
+        is_worn = message.reason is Reason.WORN
+        if device.lease is not None and (is_worn or message.reason is Reason.NO_ROOM):
+            device.lease.is_wanted_back = True
+        if is_worn and (device.lease is not None or self._renewals[model] < MOST_RENEWALS):
+            self._renewals[model] += device.lease is None
             device.is_worn = True  # the model is asked for again when the next host is ready
             self._wake()
             return None
+        return self._refuse(model, message.error)
+
+    def _refuse(self, model: str, error: Callable[[], Exception]) -> Callable[[], None] | None:
+        """Return what fails all that waits for `model`; None if another host has it, or may yet."""
         if any(model in each.models or model in each.asked.values() for each in self._devices):
             return None
         futures = self._waiting.pop(model, [])
@@ -460,10 +511,10 @@ class HostPool:
 
         def settle() -> None:
             for future in futures:
-                future.set_exception(message.error())
+                future.set_exception(error())
             for work in lost:
                 if work.begin():
-                    work.future.set_exception(message.error())
+                    work.future.set_exception(error())
 
         return settle
 
@@ -483,8 +534,10 @@ class HostPool:
     def _on_end(self, device: Device, message: SegmentDone | IndexDone | Failed) -> Callable[[], None] | None:
         work = device.work.pop(message.ticket)
         is_worn = isinstance(message, Failed) and message.reason is Reason.WORN
-        if is_worn and work.renewals < MOST_RENEWALS:
-            work.renewals += 1
+        if device.lease is not None and is_worn:
+            device.lease.is_wanted_back = True
+        if is_worn and (device.lease is not None or work.renewals < MOST_RENEWALS):
+            work.renewals += device.lease is None
             if isinstance(work, SegmentWork):
                 self._renewals[work.task.model] += 1
             device.is_worn = True

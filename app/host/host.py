@@ -18,8 +18,9 @@ import structlog
 
 from app.detection.detector import DeviceLost
 from app.detection.model_facts import NoRoomForModel, UntriedModel
+from app.detection.model_files import is_of_the_machine
 from app.detection.model_pool import ModelPool, WornOut
-from app.errors import FrameboxError
+from app.errors import FrameboxError, ModelFault
 from app.failpoints import fail_point
 from app.host.messages import (
     Advanced,
@@ -142,8 +143,11 @@ class Host:
         return RoomLent(command.ticket, kept.host_bytes, kept.device_bytes)
 
     def _take_room_back(self) -> None:
-        self._limit_memory(None)
         self._models.take_room_back()
+        try:
+            self._limit_memory(None)
+        except (OSError, ValueError):
+            _log.exception("the limit to this host's memory could not be raised")
         self._send(self._heartbeat())
 
     def _run_segment(self, command: RunSegment, cancelled: Cancelled) -> SegmentDone:
@@ -175,9 +179,11 @@ class Host:
         )
         fault = next((device.lost for device in devices if device.lost is not None), None)
         totals = self._models.totals()
+        crowded, displaced = self._models.without_room()
         return Heartbeat(
             loaded=self._models.loaded(),
-            crowded=self._models.crowded_models(),
+            crowded=crowded,
+            displaced=displaced,
             loading_seconds=self._models.loading_seconds(),
             call_seconds=call_seconds,
             call_job_id=call_job_id,
@@ -205,6 +211,8 @@ def failure(ticket: int, error: BaseException) -> Failed:
             return Failed(ticket, Reason.UNTRIED, str(error))
         case NoRoomForModel():
             return Failed(ticket, Reason.NO_ROOM, str(error))
+        case ModelFault(__cause__=OSError() as cause) if is_of_the_machine(error):
+            return failure(ticket, cause)
         case FrameboxError():
             return Failed(ticket, Reason.REFUSED, error.detail, error.code, error.extensions)
         case OSError():

@@ -176,6 +176,7 @@ class Heartbeat:
 
     loaded: frozenset[str] = frozenset()
     crowded: frozenset[str] = frozenset()  # models that do not fit beside those in use
+    displaced: frozenset[str] = frozenset()  # … that do not fit while room is lent to a trial
     loading_seconds: float = 0.0  # of the model that is being loaded; 0 while none is
     call_seconds: float = 0.0  # of the longest batch that is now in a model
     call_job_id: str | None = None  # whose batch that is

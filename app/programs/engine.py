@@ -75,6 +75,7 @@ def create_engine(settings: Settings) -> Engine:
             data.verdicts,
             settings.host_memory_bytes,
             settings.model_load_seconds,
+            settings.min_free_bytes,
         ),
         spawn=partial(_spawn, "trial"),
         stop=stop,

@@ -177,7 +177,7 @@ def test_models_that_cannot_be_loaded_end_no_job_and_keep_nobody_waiting(
         problems = {name: report["problem"] for name, report in reports.items()}
         assert {problem["code"] for problem in problems.values()} == {"model_fault"}
         assert problems["aborting"]["detail"] == (
-            "The trial of model 'aborting' ended with signal 6 (SIGABRT)."
+            "The trial of model 'aborting' ended with signal 6 (Aborted)."
         )
         assert problems["hanging"]["detail"] == (
             f"The trial of model 'hanging' did not end within {LOAD_SECONDS} seconds "

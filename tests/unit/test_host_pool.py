@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from sample_reports import model_facts
 
-from app.detection.model_facts import ModelFacts, NoRoomForModel
+from app.detection.model_facts import ModelFacts, NoRoomForModel, Verdict
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
 from app.engine.host_process import HostLimits, fault_of
 from app.engine.turns import SegmentTurns
-from app.errors import InternalError, UnsupportedVideo
+from app.errors import InternalError, ModelFault, UnsupportedVideo
 from app.host.host import failure
 from app.host.messages import (
     HOST_OWN_BYTES,
@@ -63,7 +63,7 @@ from app.video.segments import Segment
 
 WAIT_SECONDS = 10
 FACTS = model_facts()
-BEAT = Heartbeat(frozenset(), frozenset(), 0.0, 0.0, None, 0, 0.0, None)
+BEAT = Heartbeat()
 PLAN = HostPlan(
     device=None,
     devices=(),
@@ -280,6 +280,22 @@ def test_a_full_disk_at_a_host_arrives_as_the_same_oserror(setup: Setup) -> None
     done.set()
 
 
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [(OSError(5, "Input/output error"), OSError), (PermissionError(13, "Permission denied"), ModelFault)],
+)
+def test_a_file_that_a_host_could_not_read_is_no_fault_of_its_model(
+    setup: Setup, cause: OSError, kind: type[Exception]
+) -> None:
+    host = setup.next_host()
+    asking = setup.ask_for_model()
+    fault = ModelFault("A file of the model cannot be read.")
+    fault.__cause__ = cause
+    host.say(failure(host.hears(UseModel).ticket, fault))
+    with pytest.raises(kind):
+        asking.result(WAIT_SECONDS)
+
+
 def test_cancelled_work_is_cancelled_at_the_host(setup: Setup) -> None:
     host, done, cancelled = setup.next_host(), threading.Event(), threading.Event()
     setup.hold_model(host, done)
@@ -414,30 +430,115 @@ def test_a_host_that_starts_during_a_trial_lends_it_room_too(setup: Setup) -> No
         setup.next_host().hears(LendRoom)
 
 
-def test_a_trial_can_have_the_room_of_the_whole_host_once_it_has_no_work(setup: Setup) -> None:
+def test_a_trial_can_have_the_room_of_the_whole_host_while_there_is_no_work(setup: Setup) -> None:
     host, done = setup.next_host(), threading.Event()
     setup.hold_model(host, done)
-    future = setup.pool.submit(task(), never)
-    run = host.hears(RunSegment)
+    with pytest.raises(WorkCancelled), setup.pool.room_for_trial("new", whole=True, cancelled=never):
+        pass  # a job began meanwhile
+    done.set()
+    setup.tend_until(setup.pool.is_idle)
     with ExitStack() as trial:
         entering = setup.threads.submit(
             trial.enter_context, setup.pool.room_for_trial("new", whole=True, cancelled=never)
         )
-        setup.tend_until(lambda: not setup.ready_pids())
-        assert host.process.poll() is None
-        host.say(SegmentDone(run.ticket, OUTCOME, 1.0))
         plan = setup.tend_until(lambda: entering.done() and entering.result())
-        assert future.result(WAIT_SECONDS) == OUTCOME
         assert plan.room_bytes == PLAN.memory_bytes - HOST_OWN_BYTES
         assert host.process.poll() is not None
+        assert [death.job_ids for death in setup.deaths] == [frozenset()]
         setup.deaths.clear()
         setup.tend_until(setup.pool.is_serving)
         assert len(setup.hosts.all) == setup.met
         assert not setup.deaths
-        done.set()
         setup.ask_for_model()
         setup.tend_until(setup.pool.is_room_wanted)
     setup.next_host().hears(UseModel)
+
+
+def test_a_host_that_cannot_make_room_for_a_trial_is_renewed(setup: Setup) -> None:
+    host = setup.next_host()
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=never)
+        )
+        host.say(Failed(host.hears(LendRoom).ticket, Reason.HOST, "TimeoutError: still in the model"))
+        host = setup.next_host()
+        host.say(RoomLent(host.hears(LendRoom).ticket, 700 << 20, 0))
+        assert entering.result(WAIT_SECONDS).room_bytes == PLAN.memory_bytes - (700 << 20)
+    assert [death.why for death in setup.deaths] == ["host renewed"]
+
+
+def test_a_lack_of_memory_beside_a_trial_asks_for_the_room_and_fails_nothing(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    with ExitStack() as trial:
+        entering = setup.threads.submit(
+            trial.enter_context, setup.pool.room_for_trial("new", whole=False, cancelled=never)
+        )
+        host.say(RoomLent(host.hears(LendRoom).ticket, 700 << 20, 0))
+        entering.result(WAIT_SECONDS)
+        future = setup.pool.submit(task(), never)
+        for _ in range(MOST_RENEWALS + 1):
+            host.say(Failed(host.hears(RunSegment).ticket, Reason.WORN, "There is no memory for a frame."))
+            host = setup.next_host()
+            assert setup.pool.is_room_wanted()
+            host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
+    host.say(SegmentDone(host.hears(RunSegment).ticket, OUTCOME, 1.0))
+    assert future.result(WAIT_SECONDS) == OUTCOME
+    done.set()
+
+
+def test_a_model_at_whose_loading_hosts_end_is_refused_and_no_job_is_blamed(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    setup.pool.submit(task("innocent"), never)
+    host.hears(RunSegment)
+    asking = setup.threads.submit(setup.uses.enter_context, setup.pool.use("crasher", never))
+    assert host.hears(UseModel).model == "crasher"
+    for _ in range(MOST_RENEWALS):
+        host.die()
+        host = setup.next_host()
+        if not asking.done():
+            assert host.hears(UseModel).model == "crasher"  # before all others
+    with pytest.raises(ModelFault, match=r"'crasher' ended the process that loaded it.*host died"):
+        asking.result(WAIT_SECONDS)
+    assert [death.job_ids for death in setup.deaths] == [frozenset()] * MOST_RENEWALS
+    assert host.hears(UseModel).model == "model"
+    done.set()
+
+
+def test_an_earlier_model_of_the_same_name_is_used_up_before_the_new_one_is(setup: Setup) -> None:
+    host, done = setup.next_host(), threading.Event()
+    setup.hold_model(host, done)
+    new = FACTS.model_copy(update={"sha256": "f" * 64})
+    verdict = Verdict(name="model", facts=new)
+    with pytest.raises(NoRoomForModel), setup.pool.use("model", never, verdict):
+        pass
+    assert setup.pool.crowded_models() == {"model"}
+    done.set()
+    setup.tend_until(setup.pool.is_idle)
+    assert setup.pool.crowded_models() == frozenset()
+    asking = setup.threads.submit(setup.uses.enter_context, setup.pool.use("model", never, verdict))
+    request = host.hears(UseModel)
+    assert request.verdict == verdict
+    host.say(ModelInUse(request.ticket, new))
+    assert asking.result(WAIT_SECONDS) == new
+
+
+def test_a_model_of_which_a_host_still_runs_an_earlier_one_has_no_room(setup: Setup) -> None:
+    host = setup.next_host()
+    verdict = Verdict(name="model", facts=FACTS.model_copy(update={"sha256": "f" * 64}))
+    asking = setup.threads.submit(setup.uses.enter_context, setup.pool.use("model", never, verdict))
+    host.say(ModelInUse(host.hears(UseModel).ticket, FACTS))
+    with pytest.raises(NoRoomForModel):
+        asking.result(WAIT_SECONDS)
+    host.hears(ReleaseModel)
+
+
+def test_a_model_that_lacks_only_the_room_of_a_trial_is_not_crowded(setup: Setup) -> None:
+    host = setup.next_host()
+    host.say(Heartbeat(crowded=frozenset(["large"]), displaced=frozenset(["small"])))
+    setup.tend_until(lambda: setup.pool.crowded_models() == {"large"})
+    assert setup.pool.displaced_models() == {"small"}
 
 
 def test_a_trial_whose_room_is_no_longer_wanted_gives_it_back(setup: Setup) -> None:

@@ -162,11 +162,11 @@ def test_a_model_whose_threads_cannot_start_is_not_taken_for_loaded(
 def test_a_model_in_use_never_makes_room(pool: ModelPool) -> None:
     use_once(pool, "c")
     with pool.use("a") as a, pool.use("b"):
-        assert pool.crowded_models() == {"c"}
+        assert pool.without_room() == (frozenset("c"), frozenset())
         with pytest.raises(NoRoomForModel), pool.use("c"):
             pass
         assert a.submit(torch.zeros(1, 4, 4, 3, dtype=torch.uint8).numpy()).result(WAIT_SECONDS)
-    assert pool.crowded_models() == frozenset()
+    assert pool.without_room() == (frozenset(), frozenset())
     use_once(pool, "c")
 
 
@@ -175,7 +175,7 @@ def test_a_model_larger_than_the_budget_is_refused_with_both_numbers(pool: Model
     with pytest.raises(ModelFault, match=r"takes 500 MiB.*may take 200 MiB.*FRAMEBOX_HOST_MEMORY_BYTES"):
         use_once(pool, "large")
     assert loaded(pool) == ["a"]
-    assert "large" not in pool.crowded_models()  # it would wait for ever
+    assert pool.without_room() == (frozenset(), frozenset())  # it would wait for ever
 
 
 def test_a_model_loads_once_for_all_who_ask_at_a_time() -> None:
@@ -304,12 +304,13 @@ def test_a_trial_gets_two_thirds_of_the_room_and_no_model_in_use_has_to_go(model
         assert loaded(pool) == ["b", "c"]  # 200 MiB are a third
         with pytest.raises(NoRoomForModel), pool.use("large"):
             pass
+        assert pool.without_room() == (frozenset(), frozenset(["large"]))
         use_once(pool, "a")
         pool.take_room_back()
         with pool.use("a"), pool.use("b"), pool.use("c"):
             assert pool.lend_room().host_bytes == before + 100 * MIB
             assert loaded(pool) == ["a", "b", "c"]
-            assert pool.crowded_models() == {"large"}
+            assert pool.without_room() == (frozenset(["large"]), frozenset())
         pool.take_room_back()
         use_once(pool, "large")
 
@@ -341,6 +342,10 @@ def test_a_frame_that_finds_no_memory_where_other_models_are_or_were_is_no_fault
         with pytest.raises(WornOut, match="no memory for one frame"):
             run_one_frame_of_a(pool)
         assert loaded(pool) == ["a"]
+    with make_pool(models, 600) as pool:
+        pool.lend_room()
+        with pytest.raises(WornOut, match="no memory for one frame"):
+            run_one_frame_of_a(pool)
     with make_pool(models) as pool, pytest.raises(ModelFault, match="no memory for one frame"):
         run_one_frame_of_a(pool)
 

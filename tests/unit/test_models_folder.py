@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from app.detection.detector import Detector
-from app.detection.model_files import find_models
+from app.detection.model_files import file_marks, find_models, is_of_the_machine, read_model
 from app.detection.network import NetworkDetector
 from app.detection.registry import load_detector
 from app.errors import InvalidOption, ModelFault
@@ -136,6 +139,71 @@ def test_what_lies_outside_the_folder_or_is_no_model_is_passed_over(tmp_path: Pa
     (two / "a.pt2").write_bytes(b"x")
     (two / "b.onnx").write_bytes(b"x")
     assert find_models(models) == {}
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lost+found, or one that is being removed."""
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    entries = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "lost":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return entries(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert [*find_models(tmp_path)] == ["model"]
+    assert [(log["name"], log["reason"]) for log in logs] == [("lost", "Permission denied")]
+
+
+def test_hidden_files_are_no_part_of_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "network.onnx").write_bytes(b"x")
+    before = file_marks(folder)
+    (folder / ".git" / "index").write_bytes(b"x" * 100)
+    (folder / ".lock").write_bytes(b"x" * 100)
+    assert file_marks(folder) == before
+    content = read_model("model", tmp_path, None, most_bytes=50)
+    assert content is not None
+    assert [*content.digests] == ["network.onnx"]
+
+
+def test_a_file_of_any_kind_that_is_too_large_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "network.onnx").write_bytes(b"x")
+    with (folder / "pictures.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelFault, match="has a file of 1048576 MiB, but a host may take 1024 MiB"):
+        read_model("model", tmp_path, None, most_bytes=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_a_fault_of_the_machine_is_told_from_one_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, may_pass: bool
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(ModelFault) as caught:
+        read_model("model", tmp_path, None)
+    assert is_of_the_machine(caught.value) is may_pass
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:

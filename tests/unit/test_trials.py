@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from app.detection.model_facts import Refusal, Verdict
+from app.engine import trials
 from app.engine.trials import TrialCrashed, TrialLacksMemory, TrialTooLate, run_trial
 from app.host.messages import DecoderPlan, HostPlan, TrialPlan, TrialTooLarge
 from app.video.protocol.limits import VideoLimits
@@ -29,6 +30,7 @@ from app.detection.model_facts import Refusal, Verdict
 from app.host.messages import TrialBegun, TrialEnded, TrialTooLarge
 channel = Connection(int(sys.argv[1]))
 plan = channel.recv()
+begun = time.monotonic()
 channel.send(TrialBegun(1))
 verdict = Verdict(name=plan.model, refusal=Refusal(code="model_fault", detail="its own words"))
 """
@@ -89,11 +91,16 @@ def test_what_the_model_started_ends_with_its_trial() -> None:
 @pytest.mark.parametrize(
     ("script", "how"),
     [
-        ("os.abort()", r"signal 6 \(SIGABRT\)"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", r"signal 11 \(SIGSEGV\)"),
+        ("os.abort()", r"signal 6 \(Aborted\)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", r"signal 11 \(Segmentation fault\)"),
         ("os._exit(3)", "exit status 3"),
         ("sys.stderr.write('first\\nthe last words\\n')\nsys.stderr.flush()\nos.abort()", "the last words"),
         ("raise KeyError('inside')", "exit status 1: KeyError: 'inside'"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", r"signal 35 \(Real-time signal 1\)"),
+        (
+            "while os.write(2, b'w' * 65536) and time.monotonic() < begun + 1: pass\nos._exit(3)",
+            "status 3: w",
+        ),
     ],
 )
 def test_a_process_that_ends_is_reported_with_its_last_words(script: str, how: str) -> None:
@@ -112,15 +119,54 @@ def test_a_process_that_hangs_is_ended_at_the_deadline(script: str) -> None:
 
 
 def test_a_process_that_closes_its_end_and_runs_on_is_ended() -> None:
-    with pytest.raises(TrialCrashed, match="SIGKILL"):
+    with pytest.raises(TrialCrashed, match="signal 9"):
         run("channel.close()\ntime.sleep(600)")
 
 
-def test_native_code_that_ends_the_process_for_lack_of_memory_is_told_from_a_crash() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "memory allocation of 1308987 bytes failed",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "RuntimeError: can't start new thread",
+    ],
+)
+def test_native_code_that_ends_the_process_for_lack_of_memory_is_told_from_a_crash(words: str) -> None:
     with pytest.raises(TrialLacksMemory):
-        run(
-            "sys.stderr.write('memory allocation of 1308987 bytes failed\\n')\nsys.stderr.flush()\nos.abort()"
-        )
+        run(f"sys.stderr.write({words!r})\nsys.stderr.flush()\nos._exit(1)")
+
+
+def test_what_a_process_writes_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    read = trials._LastWords.read
+
+    def note(words: trials._LastWords) -> None:
+        read(words)
+        kept.append(len(words.text))
+
+    monkeypatch.setattr(trials._LastWords, "read", note)
+    with pytest.raises(TrialTooLate):
+        run("while True: os.write(2, b'w' * 65536)", seconds=1.5)
+    assert len(kept) > 100
+    assert max(kept) == trials.LAST_WORDS_BYTES
+
+
+def test_a_process_that_cannot_be_ended_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in an uninterruptible call to the system, until that returns."""
+    monkeypatch.setattr(trials, "END_SECONDS", 0.1)
+    kept: list[subprocess.Popen[bytes]] = []
+
+    def spawn(descriptor: int, stderr: int) -> subprocess.Popen[bytes]:
+        kept.append(follows("time.sleep(600)", [])(descriptor, stderr))
+        return kept[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", lambda *_: None)
+        with pytest.raises(TrialTooLate):
+            run_trial(spawn, plan(), seconds=1.0, cancelled=never)
+    assert kept[0].poll() is None
+    kept[0].kill()
+    kept[0].wait()
 
 
 def test_memory_beyond_the_limit_ends_the_trial() -> None:
