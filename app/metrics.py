@@ -104,8 +104,8 @@ class Metrics:
 def _allocate(path: Path) -> None:
     """Take the disk space of a counter file before prometheus-client makes it.
 
-    It would make a sparse file, and writing to a hole of a memory-mapped file on a full disk is a SIGBUS. Other
-    processes read it as soon as it is there, so it gets its name once it has its size.
+    It would make a sparse file, and writing to a hole of a memory-mapped file on a full disk is a SIGBUS.
+    Other processes read it as soon as it is there, so it gets its name once it has its size.
     """
     if path.exists():
         return

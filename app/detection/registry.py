@@ -42,7 +42,8 @@ from app.detection.model_formats.torchvision_models import load_torchvision
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load, run_once
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
-from app.detection.recognition import declared_network, processor_keys, recognise
+from app.detection.recognition.pipelines import processor_keys
+from app.detection.recognition.recognise import declared_network, recognise
 from app.errors import InvalidOption, ModelFault
 
 REVISION = 6  # of all that turns a network's output into boxes; raised when it changes a box

@@ -23,7 +23,8 @@ from app.detection.model_formats.onnx import load_onnx
 from app.detection.network import Network, NetworkDetector
 from app.detection.network_input import NetworkInput
 from app.detection.network_output import DEFAULT_MAX_OVERLAP, BoxFormat, Coordinates, Layout, grid_cells
-from app.detection.recognition import declared_network, processor_keys, recognise
+from app.detection.recognition.pipelines import processor_keys
+from app.detection.recognition.recognise import declared_network, recognise
 from app.detection.registry import load_detector
 from app.detection.resize import InputSize, ResizePolicy
 from app.errors import ModelFault

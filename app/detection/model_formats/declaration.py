@@ -1,7 +1,7 @@
 """What a model file declares about itself, or its administrator in ``framebox.toml`` beside it.
 
 Every line of ``framebox.toml`` is optional where the file's own metadata say the same, or where it is
-recognised (see ``app/detection/recognition.py``):
+recognised (see ``app/detection/recognition/``):
 
     labels = ["person", "car"]    # in the order of the network's classes
     input = [640, 640]            # width, height

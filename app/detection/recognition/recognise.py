@@ -7,10 +7,9 @@ numbers are whole, which are probabilities. What could be read in two ways is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +17,9 @@ from torch import Tensor
 from app.detection.detector import is_out_of_memory
 from app.detection.golden import SCENE_COUNT, golden_scenes
 from app.detection.model_files import reason
-from app.detection.model_formats.declaration import (
-    MAX_BOXES,
-    Declaration,
-    Metadata,
-    check_input,
-    numbered_labels,
-    read_metadata,
-)
+from app.detection.model_formats.declaration import Declaration, Metadata, check_input, read_metadata
 from app.detection.network import LoadedNetwork, Network, NetworkDetector, layout_fault
-from app.detection.network_input import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Channels,
-    FurtherInput,
-    NetworkInput,
-    processor_pixels,
-)
+from app.detection.network_input import FurtherInput
 from app.detection.network_output import (
     DEFAULT_MAX_OVERLAP,
     FLOOR_SCORE,
@@ -46,139 +31,48 @@ from app.detection.network_output import (
     Role,
     Scores,
     describe_output,
-    frame_dictionaries,
-    grid_cells,
     named_tensors,
     read_columns,
     usual_output,
 )
-from app.detection.resize import ResizePolicy
+from app.detection.recognition.evidence import (
+    COCO_CLASSES,
+    MOST,
+    PADDING,
+    are_probabilities,
+    box_count,
+    first_of,
+    fits_activation,
+    format_of,
+    found_boxes,
+    grid_of,
+    real_boxes,
+    row_count,
+    scores_of,
+    share_sound,
+)
+from app.detection.recognition.forms import ANCHORS_A_CELL, Form, Seen, candidate_forms, grid_with, is_whole
+from app.detection.recognition.pipelines import (
+    BY_OUTPUT,
+    DETR,
+    IN_ITSELF,
+    PLAIN,
+    RT_DETR,
+    ULTRALYTICS,
+    ULTRALYTICS_RT_DETR,
+    YOLOV5,
+    YOLOV6,
+    YOLOX,
+    Pipeline,
+)
 from app.errors import ModelFault
 
 TRIAL_FRAMES = 2
-NUMBERED_CLASSES = 2000  # of a network that gives class numbers, if no labels are known
 USUAL_SIZE = (640, 640)  # of the input of a network that takes any
-GRIDS = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))  # strides of the grids of YOLO networks
-ANCHORS_A_CELL = 3  # of YOLOv5 and YOLOv7
 LARGEST_FRACTION = 1.5  # of a box's side or corner: some reach out of the picture
-SCORE_SLACK = 1e-3  # of a probability, beyond 0 and 1
-PADDING = -1.0  # the score of what only fills up, if it is not 0
 MOST_SUPPRESSED = 1000  # boxes of a picture: networks that give more leave repeated ones to be dropped
 FEW_BOXES = 3  # fewer do not tell corners from centres and sizes
-MANY_BOXES = 50  # enough that their corners are not in order by chance
-MOST, NEARLY_ALL = 0.7, 0.98  # share of boxes that have a format: untrained networks give a few others
-CLEARLY_BETTER = 0.2  # share of the boxes' area that lies in the picture, in a format that is not the usual
-ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 SERVED_TASKS = ("detect", "segment", "pose", "obb")
-COCO_CLASSES = (80, 91)  # with and without the numbers that COCO left out
-
-
-# ---- what exporters' own pipelines do
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """What an exporter's own pipeline does before and after the network."""
-
-    keys: Mapping[str, object] = field(default_factory=dict)  # of Declaration
-    free_keys: Mapping[str, object] = field(default_factory=dict)  # if the input may have any size
-    assumed: Mapping[str, str] = field(default_factory=dict)  # what the file does not say, by a key of it
-
-
-_IMAGENET = MappingProxyType({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-_SHORT_SIDE = MappingProxyType({"resize": ResizePolicy.SHORT_SIDE, "input": (1333, 800)})
-_AS_IS = MappingProxyType({"resize": ResizePolicy.AS_IS, "input": (1333, 800)})
-
-PLAIN = Pipeline(
-    assumed={
-        "channels": "RGB",
-        "white": "colours from 0 to 1",
-        "resize": "a letterbox, grey on the right or at the bottom",
-    }
-)
-ULTRALYTICS = Pipeline({"resize": ResizePolicy.LETTERBOX_CENTRE, "max_overlap": 0.7})
-ULTRALYTICS_RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH})
-YOLOV5 = Pipeline(
-    {"resize": ResizePolicy.LETTERBOX_CENTRE},
-    assumed={"resize": "letterbox in the centre, as YOLOv5 and YOLOv7"},
-)
-YOLOV6 = Pipeline(
-    {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed={"resize": "letterbox in the centre, as YOLOv6"}
-)
-YOLOX = Pipeline(
-    {"white": 255.0, "channels": Channels.BGR, "across_classes": True},
-    assumed={"white": "BGR from 0 to 255 in a letterbox, as YOLOX"},
-)
-RT_DETR = Pipeline(
-    {"resize": ResizePolicy.STRETCH}, assumed={"white": "RGB from 0 to 1, as RT-DETR and D-FINE"}
-)
-RF_DETR = Pipeline(
-    {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
-    assumed={"mean": "mean and std of ImageNet, as RF-DETR"},
-)
-DETR = Pipeline(
-    {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
-    _SHORT_SIDE,
-    {"mean": "mean and std of ImageNet, as DETR"},
-)
-MMDEPLOY = Pipeline(
-    {
-        "min_score": 0.3,
-        "channels": Channels.BGR,
-        "mean": IMAGENET_MEAN[::-1],
-        "std": IMAGENET_STD[::-1],
-    },
-    {**_SHORT_SIDE, **_IMAGENET, "channels": Channels.RGB},
-    {
-        "mean": "mean and std of ImageNet, as mmdetection: in BGR if the input has a fixed size (RTMDet), "
-        "else in RGB"
-    },
-)
-IN_ITSELF = Pipeline({"resize": ResizePolicy.STRETCH, "min_score": 0.5}, _AS_IS)  # it scales and normalises
-
-BY_OUTPUT: Mapping[tuple[Layout, str], Pipeline] = MappingProxyType(  # by the name of the boxes
-    {
-        (Layout.SEPARATE, "detection_boxes"): IN_ITSELF,
-        (Layout.SEPARATE, "det_boxes"): YOLOV5,
-        (Layout.SEPARATE, "dets"): MMDEPLOY,
-        (Layout.DETR_SIGMOID, "dets"): RF_DETR,
-    }
-)
-
-
-# ---- what an output could be
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One way to read an output, as far as names and shapes tell."""
-
-    layout: Layout
-    class_count: int
-    outputs: Mapping[Role, str] = field(default_factory=dict)
-    extra_columns: int = 0
-    keys: Mapping[str, object] = field(default_factory=dict)  # of Declaration, that names or metadata settle
-    left_out: tuple[str, ...] = ()
-
-    def reading(self) -> Reading:
-        """Return how to read the numbers of this form as they are."""
-        return Reading(
-            self.layout,
-            self.class_count,
-            max_boxes=MAX_BOXES,
-            scores=Scores.PROBABILITIES,
-            outputs=self.outputs,
-            extra_columns=self.extra_columns,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """What a network gave for trial pictures."""
-
-    output: object
-    frame_count: int
-    input_size: tuple[int, int]
 
 
 def recognise(
@@ -209,28 +103,6 @@ def recognise(
             f"{', '.join(SERVED_TASKS)}."
         )
     return _Recognition(name, network, dict(declared), metadata, device, beside).declaration()
-
-
-def processor_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, object]:
-    """Return the keys of a declaration that a network's and its image processor's settings hold.
-
-    `config`, `settings`: the objects of ``config.json`` and ``preprocessor_config.json`` of Hugging Face.
-    """
-    keys: dict[str, object] = {"min_score": 0.5}  # as transformers' own pipeline has it
-    labels = config.get("id2label")
-    numbered = numbered_labels(labels) if isinstance(labels, Mapping) else None
-    if numbered:
-        keys["labels"] = numbered
-    match settings.get("size") if settings.get("do_resize", True) else None:
-        case {"height": int(height), "width": int(width)}:
-            keys |= {"resize": ResizePolicy.STRETCH, "input": (width, height)}
-        case {"shortest_edge": int(short), "longest_edge": int(longest)}:
-            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (longest, short)}
-        case int(short) if isinstance(settings.get("max_size"), int):  # as older versions wrote it
-            keys |= {"resize": ResizePolicy.SHORT_SIDE, "input": (settings["max_size"], short)}
-    pixels = processor_pixels(settings)
-    keys |= {"white": pixels.white, "mean": pixels.mean, "std": pixels.std}
-    return keys
 
 
 def declared_network(network: Network, declaration: Declaration) -> LoadedNetwork:
@@ -316,7 +188,7 @@ class _Recognition:
         known = {**self._keys(then), **form.keys, **self._proven(form, seen)}
         if form.layout.is_suppressed:
             known.pop("max_overlap", None)
-            if _row_count(form, seen) > MOST_SUPPRESSED:
+            if row_count(form, seen) > MOST_SUPPRESSED:
                 known["max_overlap"] = DEFAULT_MAX_OVERLAP
         labels = (
             self._beside.get("labels")
@@ -348,7 +220,7 @@ class _Recognition:
 
     def _with_boxes(self, form: Form, seen: Seen, pipeline: Pipeline) -> tuple[Form, Seen]:
         """Run further scenes until there are boxes enough to prove what is open; else those with the most."""
-        best = (_box_count(form, seen), form, seen)
+        best = (box_count(form, seen), form, seen)
         is_open = {"boxes", "coordinates"} - form.keys.keys() - self._declared.keys()
         if not is_open and form.layout is not Layout.FRAME_ROWS:
             return form, seen
@@ -357,7 +229,7 @@ class _Recognition:
                 break
             seen = self._run(pipeline, first)
             form = self._form(seen)
-            best = max(best, (_box_count(form, seen), form, seen), key=lambda found: found[0])
+            best = max(best, (box_count(form, seen), form, seen), key=lambda found: found[0])
         return best[1:]
 
     def _run(self, pipeline: Pipeline, first: int = 0) -> Seen:
@@ -409,7 +281,20 @@ class _Recognition:
 
     def _form(self, seen: Seen) -> Form:
         """Return the one form that the output has. Raises ModelFault for none, or several."""
-        forms = [form for form in self._forms(seen) if self._is_possible(form, seen)]
+        extra = self._declared.get("extra_columns")
+        candidates = candidate_forms(
+            seen,
+            class_count=self._class_count,
+            metadata=self._metadata,
+            takes=self._network.takes,
+            named=self._named,
+            declared_extra=extra if isinstance(extra, int) else None,
+        )
+        forms = [
+            form
+            for form in candidates
+            if self._declared.get("layout", form.layout) == form.layout and self._is_possible(form, seen)
+        ]
         # A column of whole numbers beside one of probabilities is not found by chance.
         specific = [form for form in forms if form.layout is Layout.END_TO_END]
         forms = specific or forms
@@ -462,57 +347,32 @@ class _Recognition:
         with torch.inference_mode():
             detector.detect(golden_scenes(*detector.frame_size(1280, 720))[:1])
 
-    def _forms(self, seen: Seen) -> list[Form]:
-        """Return the forms that the output could have by its names and shapes, and what is declared."""
-        tensors = dict(named_tensors(seen.output))
-        extra = self._declared.get("extra_columns")
-        forms = _forms_of_several(seen.output, tensors, self._class_count, self._network.takes, self._named)
-        if not forms:
-            forms = _forms_of_one(
-                tensors,
-                self._class_count,
-                self._metadata,
-                seen,
-                self._named.get(Role.BOXES),
-                extra if isinstance(extra, int) else None,
-            )
-        left_out = _left_out(tensors)
-        return [
-            replace(
-                form,
-                left_out=tuple(dict.fromkeys([*form.left_out, *left_out])),
-                outputs={**form.outputs, **self._named},
-            )
-            for form in forms
-            if self._declared.get("layout", form.layout) == form.layout
-        ]
-
     def _is_possible(self, form: Form, seen: Seen) -> bool:
         """Whether the numbers of the output can be those of the form."""
         columns = read_columns(seen.output, form.reading(), seen.frame_count)
         if columns is None:
             return False
         is_declared = "layout" in self._declared
-        is_long = _row_count(form, seen) > MOST_SUPPRESSED  # so that no network has suppressed its boxes
+        is_long = row_count(form, seen) > MOST_SUPPRESSED  # so that no network has suppressed its boxes
         match form.layout:
             case Layout.END_TO_END:
-                classes = _first_of(seen.output, form)[..., 5]
-                is_class = _is_whole(classes) and bool((classes >= -1).all())
-                is_proven = is_class and _are_probabilities(columns.scores[columns.scores != PADDING])
+                classes = first_of(seen.output, form)[..., 5]
+                is_class = is_whole(classes) and bool((classes >= -1).all())
+                is_proven = is_class and are_probabilities(columns.scores[columns.scores != PADDING])
                 return is_proven and (is_declared or not is_long)
             case Layout.FRAME_ROWS:
-                rows = _first_of(seen.output, form)
-                return _is_whole(rows[:, 0]) and _is_whole(rows[:, 5]) and _are_probabilities(rows[:, 6])
+                rows = first_of(seen.output, form)
+                return is_whole(rows[:, 0]) and is_whole(rows[:, 5]) and are_probabilities(rows[:, 6])
             case Layout.BOX_SCORES:
                 is_known = self._class_count is not None or form.class_count in COCO_CLASSES or not is_long
-                return is_known and bool((columns.scores != 0).any()) and not _grid_of(columns, seen)
+                return is_known and bool((columns.scores != 0).any()) and not grid_of(columns, seen)
             case Layout.YOLO if self._class_count is None and not is_declared:
-                return bool(_grid_with(columns.boxes.shape[1], seen.input_size))
+                return bool(grid_with(columns.boxes.shape[1], seen.input_size))
             case Layout.YOLO_OBJECTNESS if self._class_count is None:
-                return _scores_of(form, columns, seen.output) is Scores.PROBABILITIES
+                return scores_of(form, columns, seen.output) is Scores.PROBABILITIES
             case Layout.DETR | Layout.DETR_SIGMOID if not is_declared:
                 # Networks that give a box for each place have no usual way to prepare pictures.
-                return not is_long and _fits_activation(
+                return not is_long and fits_activation(
                     form, seen.output, knows_labels=self._class_count is not None
                 )
         return True
@@ -541,17 +401,17 @@ class _Recognition:
         # Labels in metadata are of somebody's own export, who may have put the normalisation into it.
         is_bare = bool(self._beside) or not self._metadata.labels
         match form.layout:
-            case Layout.DETR | Layout.DETR_SIGMOID if is_bare and _row_count(form, seen) <= MOST_SUPPRESSED:
+            case Layout.DETR | Layout.DETR_SIGMOID if is_bare and row_count(form, seen) <= MOST_SUPPRESSED:
                 is_huggingface = self._network.takes.name == "pixel_values"
                 is_rt_detr = form.layout is Layout.DETR_SIGMOID and not self._network.takes.further
                 return RT_DETR if is_huggingface and is_rt_detr else DETR
             case Layout.YOLO_OBJECTNESS:
-                dense = _first_of(seen.output, form)
-                if _grid_with(dense.shape[1], seen.input_size, ANCHORS_A_CELL):
+                dense = first_of(seen.output, form)
+                if grid_with(dense.shape[1], seen.input_size, ANCHORS_A_CELL):
                     return YOLOV5
                 if bool((dense[..., 4] == 1).all()):
                     return YOLOV6  # it has no objectness, and exports it as 1
-                if _grid_with(dense.shape[1], seen.input_size):
+                if grid_with(dense.shape[1], seen.input_size):
                     return YOLOX
         return {Layout.TORCHVISION: IN_ITSELF, Layout.FRAME_ROWS: YOLOV5}.get(form.layout, PLAIN)
 
@@ -562,17 +422,17 @@ class _Recognition:
         columns = read_columns(seen.output, form.reading(), seen.frame_count)
         if columns is None:
             raise layout_fault(self._name, seen.output, form.reading(), seen.frame_count)
-        keys: dict[str, object] = {"scores": _scores_of(form, columns, seen.output)}
+        keys: dict[str, object] = {"scores": scores_of(form, columns, seen.output)}
         strides = self._declared.get("strides")
         if strides is None and form.layout is Layout.YOLO_OBJECTNESS:
-            strides = _grid_of(columns, seen)
+            strides = grid_of(columns, seen)
         if strides:
             return keys | {
                 "strides": strides,
                 "boxes": BoxFormat.CENTRE_SIZE,
                 "coordinates": Coordinates.PIXELS,
             }
-        rows = _real_boxes(form, columns)
+        rows = real_boxes(form, columns)
         boxes = rows[:, :4]
         if not bool((boxes.sum() + columns.scores.sum()).isfinite()):
             raise ModelFault(f"Model {self._name!r} gives numbers that are not finite.")
@@ -592,7 +452,7 @@ class _Recognition:
             coordinates = Coordinates.FRACTIONS if is_fraction else Coordinates.PIXELS
         unit = Coordinates(str(coordinates))
         if box_format is None:
-            box_format = _format_of(boxes, usual.usual_format, unit, seen.input_size)
+            box_format = format_of(boxes, usual.usual_format, unit, seen.input_size)
             self._check_order(form, box_format, unit, rows, seen)
         if box_format is None:
             raise ModelFault(
@@ -600,8 +460,8 @@ class _Recognition:
                 "layout and boxes in framebox.toml."
             )
         reading = replace(usual, box_format=BoxFormat(str(box_format)), coordinates=unit)
-        found = _found_boxes(columns)
-        if _share_sound(found if len(found) else rows, reading, seen.input_size) < MOST:
+        found = found_boxes(columns)
+        if share_sound(found if len(found) else rows, reading, seen.input_size) < MOST:
             raise ModelFault(
                 f"Model {self._name!r} gives boxes that are no {reading.usual_format.value} in {unit.value}: "
                 "most would be inverted, outside the picture or smaller than a pixel. Write layout, outputs, "
@@ -640,7 +500,7 @@ class _Recognition:
             other = BoxFormat.CORNERS_Y_FIRST  # as TensorFlow has them
         elif len(rows) < FEW_BOXES and "layout" not in self._declared and self._advises:
             reading = replace(form.reading(), box_format=BoxFormat.CENTRE_SIZE, coordinates=unit)
-            if _share_sound(rows, reading, seen.input_size) == 1:
+            if share_sound(rows, reading, seen.input_size) == 1:
                 other = BoxFormat.CENTRE_SIZE
         if other is not None:
             raise ModelFault(
@@ -660,276 +520,3 @@ class _Recognition:
             f"Model {self._name!r} gives class {int(found.max())}, but has {self._class_count} labels, which "
             f"are counted from {first}. Write all labels in framebox.toml."
         )
-
-
-# ---- forms by names and shapes
-
-
-def _forms_of_several(
-    output: object,
-    tensors: Mapping[str, Tensor],
-    class_count: int | None,
-    takes: NetworkInput,
-    named: Mapping[Role, str],
-) -> list[Form]:
-    """Return the forms of an output with boxes, scores and classes apart, or of dictionaries."""
-    if frame_dictionaries(output, Reading(Layout.TORCHVISION, 1)) is not None:
-        return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES)]
-
-    def find(tensors: Mapping[str, Tensor], role: Role, *fits: Callable[[Tensor], bool]) -> str | None:
-        """Return which tensor has a role: as declared, by a usual name, or else the first that `fits`."""
-        if named.get(role) in tensors:
-            return named[role]
-        found = (name for fit in fits for name, tensor in tensors.items() if fit(tensor))
-        return usual_output(tensors, role) or next(found, None)
-
-    boxes = find(tensors, Role.BOXES, lambda tensor: tensor.ndim in (2, 3) and tensor.shape[-1] in (4, 5))
-    if boxes is None:
-        return []
-    rows = tensors[boxes].shape[:-1]
-    flat = {name: tensor for name, tensor in tensors.items() if tensor.shape == rows}
-    classes = find(flat, Role.CLASSES, lambda tensor: not tensor.is_floating_point(), _is_whole)
-    rest = {name: tensor for name, tensor in flat.items() if name != classes}
-    scores = find(rest, Role.SCORES, lambda tensor: tensor.is_floating_point())
-    outputs = {Role.BOXES: boxes}
-    if classes is not None and (scores is not None or tensors[boxes].shape[-1] == 5):
-        outputs[Role.CLASSES] = classes
-        if tensors[boxes].shape[-1] == 4 and scores is not None:
-            outputs[Role.SCORES] = scores
-        if len(rows) == 1:
-            return [Form(Layout.TORCHVISION, class_count or NUMBERED_CLASSES, outputs)]
-        counts = {name: tensor for name, tensor in tensors.items() if tensor.numel() == rows[0]}
-        count = find(counts, Role.COUNT)
-        if count is not None:
-            outputs[Role.COUNT] = count
-        return [
-            Form(Layout.SEPARATE, class_count or NUMBERED_CLASSES, outputs, keys=_keys_by_name(boxes, takes))
-        ]
-    matrices = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name != boxes and tensor.ndim == 3 and tensor.shape[:-1] == rows and tensor.is_floating_point()
-    }
-    if len(rows) != 2 or tensors[boxes].shape[-1] != 4 or not matrices:
-        return []
-    matrix = find(matrices, Role.SCORES, lambda _: True)
-    if matrix is None:
-        return []
-    outputs[Role.SCORES] = matrix
-    columns = tensors[matrix].shape[-1]
-    forms = [Form(Layout.DETR_SIGMOID, columns, outputs)]
-    if columns > 1 and boxes != "dets":
-        forms.append(Form(Layout.DETR, columns - 1, outputs))
-    return [form for form in forms if class_count in (None, form.class_count)]
-
-
-def _keys_by_name(boxes: str, takes: NetworkInput) -> dict[str, object]:
-    """Return what the name of the boxes settles in the layout `separate`, or that the sizes are given."""
-    if boxes == "detection_boxes":  # of TensorFlow's zoo, which counts from 1
-        return {
-            "boxes": BoxFormat.CORNERS_Y_FIRST,
-            "coordinates": Coordinates.FRACTIONS,
-            "first_class": 1,
-        }
-    if boxes in ("dets", "det_boxes"):
-        return {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
-    if any(kind is FurtherInput.SIZES for kind, _ in takes.further):
-        return {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.FRACTIONS}
-    return {"boxes": BoxFormat.CORNERS} if boxes.endswith("pred_boxes") else {}  # of YOLO-NAS
-
-
-def _forms_of_one(
-    tensors: Mapping[str, Tensor],
-    class_count: int | None,
-    metadata: Metadata,
-    seen: Seen,
-    named: str | None,
-    declared_extra: int | None,
-) -> list[Form]:
-    """Return the forms of an output of which one tensor holds everything: the named one, or the first."""
-    name = named if named is not None and named in tensors else next(iter(tensors), "")
-    dense = tensors.get(name, torch.empty(0))
-    outputs = {Role.BOXES: name}
-    if dense.ndim == 2 and dense.shape[1] == 7:
-        rows = {"boxes": BoxFormat.CORNERS, "coordinates": Coordinates.PIXELS}
-        return [Form(Layout.FRAME_ROWS, class_count or NUMBERED_CLASSES, outputs, keys=rows)]
-    if dense.ndim != 3 or dense.shape[0] != seen.frame_count:
-        return []
-    _, first, second = dense.shape
-    extra = 0
-    left_out: tuple[str, ...] = ()
-    keys: dict[str, object] = {}
-    prototypes = [tensor for tensor in tensors.values() if tensor.ndim == 4]
-    if metadata.task == "obb":
-        extra, left_out = 1, ("angles",)
-        keys = {"boxes": BoxFormat.ROTATED, "max_overlap": ROTATED_OVERLAP}
-    elif metadata.task == "pose":
-        extra, left_out = metadata.key_point_columns, ("key points",)
-    elif prototypes and (metadata.task == "segment" or (len(tensors) == 2 and named is None)):
-        extra, left_out = prototypes[0].shape[1], ("masks",)
-    if declared_extra is not None:
-        extra = declared_extra
-    forms = []
-
-    def add(layout: Layout, count: int) -> None:
-        if count > 0 and class_count in (None, count):
-            forms.append(Form(layout, count, outputs, extra, keys, left_out))
-
-    if second == 6 + extra:
-        settled = keys
-        if metadata.author == "Ultralytics" and metadata.head and "boxes" not in keys:
-            is_query = "RTDETR" in metadata.head
-            settled = {
-                "boxes": BoxFormat.CENTRE_SIZE if is_query else BoxFormat.CORNERS,
-                "coordinates": Coordinates.FRACTIONS if is_query else Coordinates.PIXELS,
-            }
-        count = class_count or NUMBERED_CLASSES
-        forms.append(Form(Layout.END_TO_END, count, outputs, extra, settled, left_out))
-    if class_count is not None or first < second:
-        add(Layout.YOLO, first - 4 - extra)
-    if class_count is not None or first > second:
-        of_anchors = bool(_grid_with(first, seen.input_size, ANCHORS_A_CELL))
-        if class_count is not None or of_anchors or _grid_with(first, seen.input_size):
-            add(Layout.YOLO_OBJECTNESS, second - 5 - extra)
-        if class_count is not None or not of_anchors:
-            add(Layout.BOX_SCORES, second - 4 - extra)
-    return forms
-
-
-def _left_out(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Name what outputs hold beside boxes, as far as their names tell."""
-    words = {"mask": "masks", "keypoint": "key points", "kpt": "key points", "angle": "angles"}
-    return [what for name in tensors for word, what in words.items() if word in name]
-
-
-# ---- what the numbers of an output tell
-
-
-def _first_of(output: object, form: Form) -> Tensor:
-    return dict(named_tensors(output))[form.outputs[Role.BOXES]].float()
-
-
-def _row_count(form: Form, seen: Seen) -> int:
-    """Return how many boxes a picture has at most; 0 if that is not fixed."""
-    if form.layout in (Layout.FRAME_ROWS, Layout.TORCHVISION):
-        return 0
-    return _first_of(seen.output, form).shape[2 if form.layout is Layout.YOLO else 1]
-
-
-def _real_boxes(form: Form, columns: Columns) -> Tensor:
-    """Return the boxes that do not only fill up, (m, 4 or more) float32."""
-    boxes = columns.boxes
-    if form.layout.is_suppressed and columns.box_ids is None:
-        boxes = boxes[(columns.scores != 0) & (columns.scores != PADDING)]
-    return boxes.reshape(-1, boxes.shape[-1]).float()
-
-
-def _found_boxes(columns: Columns) -> Tensor:
-    """Return the boxes that reach the lowest score, (m, 4 or more) float32."""
-    frames, places = (columns.scores >= FLOOR_SCORE).nonzero(as_tuple=True)
-    ids = places if columns.box_ids is None else columns.box_ids[frames, places]
-    return columns.boxes[frames, ids].float()
-
-
-def _box_count(form: Form, seen: Seen) -> int:
-    columns = read_columns(seen.output, form.reading(), seen.frame_count)
-    return 0 if columns is None else len(_real_boxes(form, columns))
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool((tensor == tensor.round()).all())
-
-
-def _are_probabilities(scores: Tensor) -> bool:
-    return bool(((scores >= -SCORE_SLACK) & (scores <= 1 + SCORE_SLACK)).all())
-
-
-def _scores_of(form: Form, columns: Columns, output: object) -> Scores:
-    scores = columns.scores
-    if form.layout is Layout.YOLO_OBJECTNESS:
-        scores = _first_of(output, form)[..., 4 : 5 + form.class_count]
-    elif form.layout in (Layout.DETR, Layout.DETR_SIGMOID):
-        scores = dict(named_tensors(output))[form.outputs[Role.SCORES]]
-    elif form.layout.is_suppressed:
-        scores = scores[scores != PADDING]
-    return Scores.PROBABILITIES if _are_probabilities(scores) else Scores.LOGITS
-
-
-def _fits_activation(form: Form, output: object, *, knows_labels: bool) -> bool:
-    """Whether class scores are of softmax with "no object" last (layout `detr`), or of sigmoid.
-
-    With softmax, most queries of a trained network have their largest score in the last column; with sigmoid,
-    nearly all scores are below a half. Without labels, COCO's networks are known by their number.
-    """
-    logits = dict(named_tensors(output))[form.outputs[Role.SCORES]].float()
-    columns = logits.shape[-1]
-    if form.outputs[Role.BOXES] == "dets":
-        return form.layout is Layout.DETR_SIGMOID
-    if not knows_labels and {columns, columns - 1} & set(COCO_CLASSES):
-        return form.layout is (Layout.DETR_SIGMOID if columns in COCO_CLASSES else Layout.DETR)
-    is_nothing = (logits.argmax(dim=-1) == columns - 1) & (logits[..., -1] > 0)
-    mostly_nothing = bool(is_nothing.float().mean() > 0.5)
-    mostly_low = bool((logits.amax(dim=-1) < 0).float().mean() > 0.5)
-    if mostly_nothing == mostly_low:
-        return True  # it does not tell
-    return mostly_nothing if form.layout is Layout.DETR else mostly_low
-
-
-def _grid_with(rows: int, input_size: tuple[int, int], anchors: int = 1) -> tuple[int, ...]:
-    """Return the strides of the usual grids that have `rows` boxes, `anchors` of them in a cell; or ()."""
-    for strides in GRIDS:
-        if len(grid_cells(input_size, strides, torch.device("cpu"))) * anchors == rows:
-            return strides
-    return ()
-
-
-def _grid_of(columns: Columns, seen: Seen) -> tuple[int, ...]:
-    """Return the strides of the grids in whose cells boxes are given; () if they are given in the picture.
-
-    In the picture, boxes lie near their cells: their places correlate. In cells, they do not.
-    """
-    strides = _grid_with(columns.boxes.shape[1], seen.input_size)
-    if not strides:
-        return ()
-    cells = grid_cells(seen.input_size, strides, columns.boxes.device)
-    places = cells[:, :2] * cells[:, 2:]
-    centres = columns.boxes[..., :2].float().mean(dim=0)
-    pairs = torch.stack([places.flatten(), centres.flatten()])
-    # Places that are the same in all cells have no correlation at all: NaN.
-    return () if float(torch.corrcoef(pairs)[0, 1]) >= 0.5 else strides
-
-
-def _format_of(
-    boxes: Tensor, usual: BoxFormat, coordinates: Coordinates, input_size: tuple[int, int]
-) -> BoxFormat | None:
-    """Return the format of boxes, (m, 4): the usual one, unless the numbers contradict it. None: neither."""
-    if not len(boxes):
-        return usual
-    first, second = boxes[:, :2], boxes[:, 2:4]
-    ordered = float((second >= first).all(dim=1).float().mean())
-    with_sizes = float((second >= 0).all(dim=1).float().mean())
-    if usual is BoxFormat.CORNERS:
-        if ordered >= MOST:
-            return usual
-        return BoxFormat.CENTRE_SIZE if with_sizes >= NEARLY_ALL else None
-    limits = boxes.new_tensor(input_size if coordinates is Coordinates.PIXELS else (1, 1))
-    as_corners = _share_inside(first, second, limits)
-    as_sizes = _share_inside(first - second / 2, first + second / 2, limits)
-    is_better = len(boxes) >= MANY_BOXES and as_corners > as_sizes + CLEARLY_BETTER
-    if ordered >= NEARLY_ALL and is_better:
-        return BoxFormat.CORNERS
-    return usual if with_sizes >= MOST else None
-
-
-def _share_inside(near: Tensor, far: Tensor, limits: Tensor) -> float:
-    """Return which share of the boxes' area lies in the picture, on average."""
-    inside = (torch.minimum(far, limits) - near.clamp(min=0)).clamp(min=0).prod(dim=1)
-    return float((inside / (far - near).prod(dim=1).clamp(min=1e-9)).clamp(max=1).mean())
-
-
-def _share_sound(boxes: Tensor, reading: Reading, input_size: tuple[int, int]) -> float:
-    """Return which share of boxes, (m, 4 or more), lie in the picture, and are not inverted."""
-    corners = reading.boxes_to_xyxy(boxes, input_size)
-    near, far = corners[:, :2], corners[:, 2:]
-    is_sound = (far >= near) & (far > 1) & (near < corners.new_tensor(input_size))
-    return float(is_sound.all(dim=1).float().mean())

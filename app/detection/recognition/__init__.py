@@ -1,0 +1,1 @@
+"""Recognise what a network takes and what its output means: see `recognise`."""
