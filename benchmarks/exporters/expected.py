@@ -72,13 +72,14 @@ class Exports:
         self,
         name: str,
         find: Callable[[Path, Path], list[list[Box]]],
-        videos: Sequence[str] = tuple(scenes.VIDEOS),
+        videos: Sequence[str] = ("wide.mp4", "tall.mp4"),
     ) -> None:
         """Write what `find` returns for the model and each video: a list of boxes for each frame."""
         frames = {video: find(self.models / name, self.folder / "videos" / video) for video in videos}
         self._answer(name).write_text(json.dumps({"videos": frames}))
-        count = sum(box["score"] >= 0.4 for boxes in frames["tall.mp4"] for box in boxes)
-        self._note(f"- {name}: {count} boxes of score ≥ 0.4 expected in tall.mp4\n")
+        for video, found in frames.items():
+            count = sum(box["score"] >= 0.4 for boxes in found for box in boxes)
+            self._note(f"- {name}: {count} boxes of score ≥ 0.4 expected in {video}\n")
 
     def _note(self, text: str) -> None:
         with (self.folder / "INDEX.md").open("a", encoding="utf-8") as index:
