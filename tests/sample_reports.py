@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from app.detection.model_facts import ModelFacts, ModelState, ModelStatus, Refusal
 from app.pipeline.report import Completeness, DetectionReport, DocumentReport, ModelReport, VideoReport
 from app.video.protocol.facts import Proof
@@ -72,22 +74,26 @@ def finished_report(
     )
 
 
+def model_facts(name: str = "model", **changes: object) -> ModelFacts:
+    facts: dict[str, Any] = {
+        "sha256": SHA256,
+        "labels": ("thing",),
+        "input_size": (640, 480),
+        "default_min_score": 0.5,
+        "device": "cpu",
+        "precision": "float32",
+        "precision_effect": None,
+        "batch_size": 4,
+        "frames_per_second": 10.0,
+        "memory_bytes": 100_000_000,
+        "device_memory_bytes": 0,
+        "runtime": "torch",
+    }
+    return ModelFacts(name=name, **(facts | changes))
+
+
 def ready_model(name: str, *labels: str, sha256: str = SHA256) -> ModelStatus:
-    facts = ModelFacts(
-        name=name,
-        sha256=sha256,
-        labels=labels,
-        input_size=(640, 480),
-        default_min_score=0.5,
-        device="cpu",
-        precision="float32",
-        precision_effect=None,
-        batch_size=8,
-        frames_per_second=20.5,
-        memory_bytes=100_000_000,
-        device_memory_bytes=0,
-        runtime="torch",
-    )
+    facts = model_facts(name, sha256=sha256, labels=labels, batch_size=8, frames_per_second=20.5)
     return ModelStatus(name=name, state=ModelState.READY, facts=facts)
 
 

@@ -27,7 +27,7 @@ from app.detection.model_files import FileMarks, changed_fault, file_marks, find
 from app.engine.host_pool import HostPool
 from app.engine.trials import SpawnTrial, TrialCrashed, TrialLacksMemory, TrialTooLate, run_trial
 from app.errors import FrameboxError, ModelFault, error_classes
-from app.host.messages import TrialPlan
+from app.host.messages import TrialPlan, TrialStep
 from app.host.verdicts import VerdictStore
 from app.video.results import Cancelled, WorkCancelled
 
@@ -254,7 +254,7 @@ class Catalog:
         self._next_scan = now + SCAN_SECONDS
         machine = self._hosts.machine
         found = find_models(self._rules.models)
-        marks = {name: file_marks(*paths) for name, paths in found.items()}
+        marks = {name: self._marks(*paths) for name, paths in found.items()}
         with self._changed:
             for name in [*self._models]:
                 if self._models[name].marks is not None and name not in found:
@@ -267,6 +267,11 @@ class Catalog:
                 if known is None or known.marks != mark:
                     self._models[name] = _Model(mark, now if self.is_ready else 0.0)
             self._changed.notify_all()
+
+    def _marks(self, *paths: Path) -> FileMarks:
+        """Return what changes with a model's files, and with the list of those that are allowed."""
+        allowed = self._rules.allowed_hashes
+        return file_marks(*paths) if allowed is None else file_marks(*paths, allowed)
 
     def _next_untried(self) -> str | None:
         """Return the model to try next: one that jobs wait for, else one whose files have settled."""
@@ -301,7 +306,7 @@ class Catalog:
             return
         rules, store = self._rules, self._store()
         paths = find_models(rules.models).get(name)
-        if paths is None or file_marks(*paths) != model.marks:
+        if paths is None or self._marks(*paths) != model.marks:
             self._next_scan = 0.0  # it is being changed
             return
         try:
@@ -408,10 +413,10 @@ class Catalog:
             return verdict
         seconds = min(CONVERSION_SECONDS, self._rules.most_seconds)
         try:
-            converted = run(replace(plan, verdict=verdict), seconds)
+            converted = run(replace(plan, step=TrialStep.CONVERT, verdict=verdict), seconds)
             if converted.converted is None:
                 return verdict
-            return run(replace(plan, verdict=converted), seconds)
+            return run(replace(plan, step=TrialStep.MEASURE, verdict=converted), seconds)
         except (TrialTooLate, TrialCrashed, TrialLacksMemory) as error:
             if isinstance(error, TrialLacksMemory) and not is_whole:
                 raise

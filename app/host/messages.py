@@ -61,6 +61,12 @@ class HostPlan:
     log_level: str
 
 
+class TrialStep(StrEnum):
+    TRY = "try"
+    CONVERT = "convert"  # a model that has passed, to ONNX
+    MEASURE = "measure"  # what it was converted to
+
+
 @dataclass(frozen=True, slots=True)
 class TrialPlan:
     """The first and only message to a process that tries one model."""
@@ -70,8 +76,8 @@ class TrialPlan:
     room_bytes: int  # host memory that the process may take; on a GPU, in addition to what CUDA takes
     host_own_bytes: int = 0  # what the host took before it loaded a model
     kept_device_bytes: int = 0  # of what models may take on the device: not for this one
-    # What is known so far: then the model is converted; or, if it has been, that form is measured.
-    verdict: Verdict | None = None
+    step: TrialStep = TrialStep.TRY
+    verdict: Verdict | None = None  # of the steps before
 
 
 # ---- engine to host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -29,6 +30,7 @@ from app.host.messages import (
     TrialBegun,
     TrialEnded,
     TrialPlan,
+    TrialStep,
     TrialTooLarge,
 )
 from app.host.tried_models import TriedModels, tried_by
@@ -131,21 +133,22 @@ def _try(channel: Connection, plan: TrialPlan) -> None:
 
 def _verdict(plan: TrialPlan, device: str, content: ModelContent, budget: ModelBudget) -> Verdict:
     """Return the verdict on a model, or a better one than that of the plan. Raises TooLarge."""
-    store, known = _verdicts(plan.host, device), plan.verdict
-    precision = Precision(plan.host.precision)
-    if known is not None and known.converted is None:
-        file = convert_model(content, known, precision)
-        return known if file is None else known.model_copy(update={"converted": store.write_file(file)})
-    verdict = try_model(
+    store, precision = _verdicts(plan.host, device), Precision(plan.host.precision)
+    measured = partial(
+        try_model,
         content,
         device=device,
         precision=precision,
         budget=budget,
         runtime=describe_runtime(device, threads=torch.get_num_threads()),
-        tried=None if known is None else tried_by(known, store),
     )
-    if known is None:
-        return verdict
+    known = plan.verdict
+    if known is None or plan.step is TrialStep.TRY:
+        return measured()
+    if plan.step is TrialStep.CONVERT:
+        file = convert_model(content, known, precision)
+        return known if file is None else known.model_copy(update={"converted": store.write_file(file)})
+    verdict = measured(tried=tried_by(known, store))
     if verdict.facts is None:  # as it is, it has passed
         return known.model_copy(update={"converted": None})
     # Another conversion of the same model may give other digits.

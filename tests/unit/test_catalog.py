@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,11 +83,11 @@ class Setup:
         self.stop = threading.Event()
         self.catalog = self.start()
 
-    def start(self, host_bytes: int = HOST_BYTES) -> Catalog:
+    def start(self, host_bytes: int = HOST_BYTES, allowed_hashes: Path | None = None) -> Catalog:
         """Return a new catalog that has seen the folder; the one before has stopped."""
         self.stop.set()
         self.stop = threading.Event()
-        rules = TrialRules(self.folder, None, self.verdicts, host_bytes, 100.0)
+        rules = TrialRules(self.folder, allowed_hashes, self.verdicts, host_bytes, 100.0)
         made = Catalog(
             self.hosts,  # type: ignore[arg-type]
             "none",
@@ -167,6 +168,19 @@ def test_a_verdict_is_kept_and_a_changed_file_is_tried(setup: Setup) -> None:
     (_, verdict) = setup.hosts.used[-1]
     assert verdict is not None
     assert verdict.content != before
+
+
+def test_a_change_of_the_list_of_allowed_hashes_counts_at_once(setup: Setup, tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed.sha256"
+    allowed.write_text("")
+    setup.catalog = setup.start(allowed_hashes=allowed)
+    setup.wait_for_state(ModelState.REFUSED)
+    digest = hashlib.sha256(b"first").hexdigest()
+    assert f"{digest}  street.onnx" in setup.refusal()
+    allowed.write_text(f"{digest}  street.onnx\n")
+    setup.wait_for_state(ModelState.UNLOADED)
+    allowed.write_text("")
+    setup.wait_for_state(ModelState.REFUSED)
 
 
 def test_a_refusal_is_tried_again_at_the_next_start(setup: Setup) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_reports import model_facts
 
 from app.detection.model_facts import ModelFacts, NoRoomForModel
 from app.engine.host_pool import MOST_RENEWALS, HostPool, NoHost
@@ -61,21 +62,7 @@ from app.video.sampling import Sampling
 from app.video.segments import Segment
 
 WAIT_SECONDS = 10
-FACTS = ModelFacts(
-    name="model",
-    sha256="a" * 64,
-    labels=("thing",),
-    input_size=(640, 640),
-    default_min_score=0.5,
-    device="cpu",
-    precision="float32",
-    precision_effect=None,
-    batch_size=4,
-    frames_per_second=10.0,
-    memory_bytes=0,
-    device_memory_bytes=0,
-    runtime="a test",
-)
+FACTS = model_facts()
 BEAT = Heartbeat(frozenset(), frozenset(), 0.0, 0.0, None, 0, 0.0, None)
 PLAN = HostPlan(
     device=None,

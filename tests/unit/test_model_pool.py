@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sample_reports import model_facts
 from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost
@@ -48,21 +49,7 @@ class FakeDetector:
 
 
 def facts(name: str) -> ModelFacts:
-    return ModelFacts(
-        name=name,
-        sha256=FakeDetector(name).fingerprint,
-        labels=("thing",),
-        input_size=(64, 32),
-        default_min_score=0.5,
-        device="cpu",
-        precision="float32",
-        precision_effect=None,
-        batch_size=4,
-        frames_per_second=10.0,
-        memory_bytes=0,
-        device_memory_bytes=0,
-        runtime="a test",
-    )
+    return model_facts(name, sha256=FakeDetector(name).fingerprint, input_size=(64, 32), memory_bytes=0)
 
 
 class Models:

@@ -181,11 +181,11 @@ def _fitting(name: str, settings: Mapping[str, Any], processor: Processor) -> Fr
             f"The image processor of model {name!r} scales with resample = {settings['resample']!r}; served "
             f"are {' and '.join(f'{number} ({name})' for number, name in KERNELS.items())}."
         )
+    if not settings.get("do_resize", True):
+        return FromSource(lambda *size: size, kernel, processor.antialias)
     size = settings.get("size") or processor.size
     if isinstance(size, int):  # as it was written before 2023
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", 1333)}
-    if not settings.get("do_resize", True):
-        size = {}
     match size:
         case {"shortest_edge": int(short), "longest_edge": int(longest)}:
             size_of = partial(by_edges, short=short, longest=longest, multiple=processor.multiple)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from sample_reports import model_facts
 from torch import Tensor
 
 from app.detection.detector import Detections
 from app.detection.device import DeviceThread
-from app.detection.model_facts import ModelFacts
 from app.pipeline.detect_video import DetectionProgress, DetectionRequest, detect_video
 from app.pipeline.report import DetectionReport
 from app.video.decoder import DecoderPool
@@ -34,20 +34,13 @@ class Blind:
         return [Detections.empty() for _ in frames]
 
 
-FACTS = ModelFacts(
-    name=Blind.name,
+FACTS = model_facts(
+    Blind.name,
     sha256=Blind.fingerprint,
     labels=Blind.class_names,
     input_size=(65536, 65536),
     default_min_score=Blind.default_min_score,
-    device=Blind.device,
-    precision=Blind.precision,
-    precision_effect=None,
     batch_size=Blind.batch_size,
-    frames_per_second=1.0,
-    memory_bytes=0,
-    device_memory_bytes=0,
-    runtime="test",
 )
 
 
