@@ -1,7 +1,7 @@
 """Networks whose authors publish a repository, no package, exported by the scripts in it. Random weights.
 
-Each repository is expected as a clone in ``scratch/clones`` of the folder of exports; those that are not there
-are left out. Each runs in a process of its own, because they all call their packages `models` and `utils`.
+Each repository is expected as a clone in ``scratch/clones`` of the folder of exports; those that are not
+there are left out. Each runs in a process of its own, because they all call their packages `models` and `utils`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from benchmarks.exporters.expected import Box, Exports, frames_of
 
 LEAST_SCORE = 0.05
 SIDE = 320
-YOLO_PIPELINE = "Before: letterbox in the centre, 114, RGB in [0, 1]. After: suppression at an overlap of 0.45 in a class."
+YOLO_PIPELINE = (
+    "Before: letterbox in the centre, 114, RGB in [0, 1]. After: suppression at 0.45 within a class."
+)
 YOLOX_PIPELINE = (
     "Before: letterbox, 114 on the right or at the bottom, BGR. After: suppression at 0.45, all classes."
 )
@@ -125,7 +127,7 @@ def put(
 
 
 def detected(exports: Exports, file: Path, video: Path) -> list[list[Box]]:
-    """Return what the clone's ``detect.py`` writes: a file for each frame: classes, centres, sizes, scores."""
+    """Return what the clone's ``detect.py`` writes: a file for each frame: class, centre, size, score."""
     folder = exports.scratch / "detected" / file.name
     shutil.rmtree(folder, ignore_errors=True)  # it would append
     command = [
@@ -297,7 +299,7 @@ def found_by_counted(file: Path) -> Find:
         _, scale, corner = letterbox(frame, (SIDE, SIDE), auto=False)
         counts, boxes, scores, numbers = run(yolo_input(letterbox, frame))
         boxes = (boxes[0] - np.tile(corner, 2)) / scale
-        return list(zip(boxes, scores[0], numbers[0], strict=True))[: int(counts[0])]
+        return list(zip(boxes, scores[0], numbers[0], strict=True))[: int(counts.item())]
 
     return find
 
