@@ -1,7 +1,7 @@
 """Networks whose authors publish a repository, no package, exported by the scripts in it. Random weights.
 
 Each repository is expected as a clone in ``scratch/clones`` of the folder of exports; those that are not
-there are left out. Each runs in a process of its own, because they all call their packages `models` and `utils`.
+there are left out. Each runs in a process of its own, because they all have packages `models` and `utils`.
 """
 
 from __future__ import annotations
