@@ -171,7 +171,7 @@ def yolov9(exports: Exports) -> None:
     network = importlib.import_module("models.yolo").DetectionModel("models/detect/gelan-t.yaml").eval()
     random_weights.take_statistics(network, lambda: network(pictures()))
     heads = [branch[-1] for branch in network.model[-1].cv3]
-    seen = pictures()[-1:]  # of the video that it is tried on: scores differ much from scene to scene
+    seen = pictures()[-1:]  # as for YOLOv6
     random_weights.raise_scores(heads, lambda: network(seen), wanted=20)
     _export_as_yolov5(exports, "authors-gelan-t.onnx", network, ["--include", "onnx"])
 
@@ -252,9 +252,8 @@ def yolov6(exports: Exports) -> None:
     config.training_mode = "repvgg"  # as its training sets it
     network = importlib.import_module("yolov6.models.yolo").build_model(config, 80, "cpu").eval()
     random_weights.take_statistics(network, lambda: network(pictures()))
-    random_weights.raise_scores(
-        list(network.detect.cls_preds), lambda: network(pictures()), wanted=8 * len(pictures())
-    )
+    seen = pictures()[-1:]  # of the video that it is tried on: scores differ much from scene to scene
+    random_weights.raise_scores(list(network.detect.cls_preds), lambda: network(seen), wanted=20)
     for layer in network.detect.reg_preds:  # distances to the sides: random ones may be negative
         layer.weight.data *= 0.2
         layer.bias.data.fill_(3.0)
