@@ -71,6 +71,11 @@ def pictures(white: float = 1.0, side: int = SIDE) -> Tensor:
     return scenes.padded_frames(side) * white
 
 
+def small_picture() -> Tensor:
+    """Return a frame of the video that most are tried on: scores of some differ much from scene to scene."""
+    return pictures()[list(scenes.VIDEOS).index("small.mp4") - len(scenes.VIDEOS)][None]
+
+
 def raise_products(scores: list[nn.Module], classes: list[nn.Module], run: Callable[[], object]) -> None:
     """Raise the scores of networks that multiply an objectness with the score of the class."""
     count = len(pictures())
@@ -110,6 +115,18 @@ def found(find: Find, video: Path) -> list[list[Box]]:
     ]
 
 
+def within(frames: list[list[Box]], video: Path) -> list[list[Box]]:
+    """Clamp boxes to the frame, and drop those that lie beside it: random networks find some in the grey."""
+    height, width, _ = next(frames_of(video)).shape
+    for boxes in frames:
+        for box in boxes:
+            box["box"] = np.clip(box["box"], 0, (width, height) * 2).tolist()
+    return [
+        [box for box in boxes if box["box"][2] > box["box"][0] and box["box"][3] > box["box"][1]]
+        for boxes in frames
+    ]
+
+
 def put(
     exports: Exports,
     name: str,
@@ -120,13 +137,13 @@ def put(
     video: str = "small.mp4",
 ) -> None:
     exports.put(name, made, command=command, pipeline=pipeline)
-    exports.expect(name, lambda file, path: found(find(file), path), (video,))
+    exports.expect(name, lambda file, path: within(found(find(file), path), path), (video,))
 
 
 # ---- YOLOv5 and YOLOv9: their own detect.py reads ONNX files
 
 
-def detected(exports: Exports, file: Path, video: Path) -> list[list[Box]]:
+def detected(exports: Exports, file: Path, video: Path, *, side: int) -> list[list[Box]]:
     """Return what the clone's ``detect.py`` writes: a file for each frame: class, centre, size, score."""
     folder = exports.scratch / "detected" / file.name
     shutil.rmtree(folder, ignore_errors=True)  # it would append
@@ -137,7 +154,7 @@ def detected(exports: Exports, file: Path, video: Path) -> list[list[Box]]:
         "--source",
         video,
         "--imgsz",
-        SIDE,
+        side,
         "--conf-thres",
         LEAST_SCORE,
     ]
@@ -155,7 +172,7 @@ def detected(exports: Exports, file: Path, video: Path) -> list[list[Box]]:
             corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
             boxes.append({"label": str(int(class_id)), "score": score, "box": corners})
         frames.append(boxes)
-    return frames
+    return within(frames, video)
 
 
 def yolov5(exports: Exports) -> None:
@@ -171,7 +188,7 @@ def yolov9(exports: Exports) -> None:
     network = importlib.import_module("models.yolo").DetectionModel("models/detect/gelan-t.yaml").eval()
     random_weights.take_statistics(network, lambda: network(pictures()))
     heads = [branch[-1] for branch in network.model[-1].cv3]
-    seen = pictures()[-1:]  # as for YOLOv6
+    seen = small_picture()
     random_weights.raise_scores(heads, lambda: network(seen), wanted=20)
     _export_as_yolov5(exports, "authors-gelan-t.onnx", network, ["--include", "onnx"])
 
@@ -188,7 +205,9 @@ def _export_as_yolov5(exports: Exports, name: str, network: nn.Module, options: 
         exports.put(
             name, made, command=f"export.py --weights {weights.name} {arguments}", pipeline=YOLO_PIPELINE
         )
-        exports.expect(name, lambda file, video: detected(exports, file, video), ("small.mp4",))
+        # A file for any size does not say which one it was made for: then it is 640 × 640.
+        video, side = ("wide.mp4", 640) if "--dynamic" in options else ("small.mp4", SIDE)
+        exports.expect(name, partial(detected, exports, side=side), (video,))
 
 
 # ---- YOLOv6 and YOLOv7: frames are prepared, and boxes chosen, by their own functions
@@ -252,7 +271,9 @@ def yolov6(exports: Exports) -> None:
     config.training_mode = "repvgg"  # as its training sets it
     network = importlib.import_module("yolov6.models.yolo").build_model(config, 80, "cpu").eval()
     random_weights.take_statistics(network, lambda: network(pictures()))
-    seen = pictures()[-1:]  # of the video that it is tried on: scores differ much from scene to scene
+    for layer in network.detect.cls_preds:
+        layer.weight.data.normal_()  # its authors begin with zeros
+    seen = small_picture()
     random_weights.raise_scores(list(network.detect.cls_preds), lambda: network(seen), wanted=20)
     for layer in network.detect.reg_preds:  # distances to the sides: random ones may be negative
         layer.weight.data *= 0.2
@@ -315,6 +336,8 @@ def yolox(exports: Exports) -> None:
 
     random_weights.take_statistics(network, run)
     raise_products(list(network.head.obj_preds), list(network.head.cls_preds), run)
+    for layer in network.head.reg_preds:  # logarithms of sizes
+        layer.weight.data *= 0.2
     variants = {"": [], "-dynamic": ["--dynamic"], "-decoded": ["--decode_in_inference"]}
     for variant, options in variants.items():
         name = f"authors-yolox-nano{variant}.onnx"

@@ -19,8 +19,9 @@ TRAINED_SIDE = (
 VIDEOS = {  # name: size, number of frames
     "wide.mp4": ((640, 360), 60),
     "tall.mp4": ((360, 640), 20),
-    # Fills an input of 320 × 320 as it is. Random weights amplify what two ways to scale a picture differ by.
+    # Fit an input of 320 × 320 as they are: random weights amplify what two ways to scale differ by.
     "small.mp4": ((320, 180), 20),
+    "square.mp4": ((320, 320), 20),  # for those that stretch
 }
 
 

@@ -93,8 +93,10 @@ def make(exports: Exports) -> None:
         task, side = task_of(network), options.get("imgsz", SIDE)
         if exports.has(name) and task != "classify" and not exports.expects(name):
             with exports.attempt(f"{name}, its boxes"):
-                of_random = {(384, 640): "wide.mp4", 640: "tall.mp4"}.get(side, "small.mp4")
-                videos = ("wide.mp4", "tall.mp4") if "shapes" in network else (of_random,)
+                fitting = "square.mp4" if family_of(network) is RTDETR else "small.mp4"
+                of_random = {(384, 640): "wide.mp4", 640: "tall.mp4"}.get(side, fitting)
+                is_trained = "shapes" in network and task != "obb"  # whose angles are of a random layer
+                videos = ("wide.mp4", "tall.mp4") if is_trained else (of_random,)
                 find = functools.partial(predicted, family=family_of(network), side=side, task=task)
                 exports.expect(name, find, videos)
 
