@@ -116,7 +116,7 @@ def family_of(network: str) -> type[YOLO | RTDETR]:
 
 
 def predicted(file: Path, video: Path, family: type[YOLO | RTDETR], side: Any, task: str) -> list[list[Box]]:
-    """Return what Ultralytics' own `predict` finds: upright boxes, in pixels of the frame, and within it."""
+    """Return what Ultralytics' own `predict` finds: upright boxes, in pixels of the frame."""
     model = RTDETR(file) if family is RTDETR else YOLO(file, task=task)
     results = model.predict(
         source=str(video), stream=True, conf=LEAST_SCORE, imgsz=side, verbose=False, device="cpu"
@@ -124,9 +124,7 @@ def predicted(file: Path, video: Path, family: type[YOLO | RTDETR], side: Any, t
     frames = []
     for result in results:
         found = result.obb if task == "obb" else result.boxes
-        height, width = result.orig_shape
-        limits = found.xyxy.new_tensor([width, height] * 2)  # of those around oriented boxes, some reach out
-        rows = zip(found.xyxy.clamp(min=0).minimum(limits), found.conf, found.cls, strict=True)
+        rows = zip(found.xyxy, found.conf, found.cls, strict=True)
         frames.append(
             [
                 {"label": result.names[int(class_id)], "score": float(score), "box": box.tolist()}
