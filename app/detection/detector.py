@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,6 +63,23 @@ class Detections:
     def empty(cls) -> Detections:
         """Return the detections of a frame with nothing in it: n = 0, with the usual shapes and dtypes."""
         return cls(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def detections_of(
+    boxes_xyxy: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+    class_ids: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+) -> list[Detections]:
+    """Return the detections of each frame of a batch, which share memory with what is given.
+
+    The boxes, scores and class ids are those of all frames, one frame after another. `starts`: where each of
+    the n frames begins, and where the last one ends, (n + 1,).
+    """
+    return [
+        Detections(*(torch.from_numpy(column[start:end]) for column in (boxes_xyxy, scores, class_ids)))
+        for start, end in pairwise(starts.tolist())
+    ]
 
 
 class Detector(Protocol):

@@ -23,7 +23,9 @@ from app.memory import forget_peak, give_back_free_memory, memory_use
 
 REVISION = 3  # of ModelProfile; raised when older profiles lack something or mean something else
 TYPICAL_VIDEO = (1280, 720)
-TURNS = 5  # of two detectors that are compared
+TURNS = 5  # of two that are compared
+LONGEST_TURN = 32  # calls in each thread, beside the first
+LEAST_TURNS = 2  # even if they take longer than MEASURE_SECONDS
 ROUNDS = 3  # the fastest counts: other work on the machine only ever slows a round down
 ROUND_SECONDS = 0.2  # at least, if a piece is short
 MEASURE_SECONDS = 3.0  # no larger piece is begun after that
@@ -32,7 +34,9 @@ PIECE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 BATCH_SECONDS = 0.25
 BATCH_FRAMES = 8
 GOOD_ENOUGH = 0.95  # of the best speed: the smallest batch that reaches it takes the least memory
-SHARED_GAIN = 1.25  # that one call in all threads must have over one call in each thread
+# That one call in all threads must have over one call in each thread: a video's decoders also want the cores,
+# and each step of a call that threads share waits for the last of them.
+SHARED_GAIN = 1.25
 HOPELESS = 0.8  # of the best speed: below it, still larger batches are not tried
 
 # Intersection over union of two boxes, one in 16 bits and one in float32
@@ -104,8 +108,8 @@ def drop_unused() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """An arrangement that was tried."""
+class Timing:
+    """How fast an arrangement was, and what it took."""
 
     piece_size: int  # frames in a call
     frames_per_second: float
@@ -113,40 +117,49 @@ class Trial:
     callers: int = 1  # threads that call the detector side by side
     inner_threads: int | None = None  # as in Arrangement
 
+    @property
+    def arrangement(self) -> Arrangement:
+        batch_size = self.piece_size
+        if self.inner_threads is not None:  # a batch costs messages, and a decoder delivers it as a whole
+            together = self.piece_size * self.callers
+            wanted = min(BATCH_SECONDS * self.frames_per_second, BATCH_FRAMES)
+            batch_size = together * max(1, round(wanted / together))
+        return Arrangement(batch_size, self.piece_size, self.callers, self.inner_threads)
 
-def measure(detector: Detector, meter: MemoryMeter) -> ModelProfile:
+
+def measure(detector: Detector, meter: MemoryMeter, loading: MemoryCost | None = None) -> ModelProfile:
     """Find the fastest arrangement of `detector`, its cost then, and the effect of 16 bits on its boxes.
 
-    `meter` was made before the detector was loaded. On a CPU, a network that several threads may run is tried
-    in as many as torch would compute with here, and in one that computes with all of them, unless its calls
-    take a fixed number. Raises whatever the model raises for one frame.
+    `meter` was made before the detector was loaded, which cost `loading`: by default what `meter` says now.
+    On a CPU, a network that several threads may run is tried in as many as torch would compute with here, and
+    in one that computes with all of them, unless its calls take a fixed number. Raises whatever the model
+    raises for one frame.
     """
-    loading = meter.cost()
+    loading = loading or meter.cost()
     divisions: list[tuple[int, int | None]] = [(1, None)]
     if isinstance(detector, NetworkDetector) and detector.device == "cpu":
         divisions = _divisions(detector) if detector.loaded.network.is_stateless() else [(1, None)]
-    trials: list[Trial] = []
+    timings: list[Timing] = []  # the best of each division
     failure: Exception | None = None
     for callers, inner_threads in divisions:
         try:
-            trials += _try_sizes(detector, meter, callers, inner_threads)
+            timings.append(best_timing(_try_sizes(detector, meter, callers, inner_threads)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = error  # one call at a time may fit
-    if not trials and failure is not None:
+            failure = error.with_traceback(None)  # whose calls hold memory; one call at a time may fit
+    if not timings and failure is not None:
         raise failure
-    chosen = best_trial(trials)
-    batch_size = chosen.piece_size
-    if chosen.inner_threads is not None:  # a batch costs messages, and a decoder delivers it as a whole
-        together = chosen.piece_size * chosen.callers
-        wanted = min(BATCH_SECONDS * chosen.frames_per_second, BATCH_FRAMES)
-        batch_size = together * max(1, round(wanted / together))
+    chosen = timings[0]
+    for shared in timings[1:]:
+        if speed_ratio((detector, shared.arrangement), (detector, chosen.arrangement)) > SHARED_GAIN:
+            chosen = shared
+    how = chosen.arrangement
     profile: ModelProfile = {
-        "batch_size": batch_size,
-        "piece_size": chosen.piece_size,
-        "callers": chosen.callers,
-        "inner_threads": chosen.inner_threads,
+        "batch_size": how.batch_size,
+        "piece_size": how.piece_size,
+        "callers": how.callers,
+        "inner_threads": how.inner_threads,
         "frames_per_second": round(chosen.frames_per_second, 1),
         "host_bytes": chosen.cost.host_bytes,
         "loading_bytes": loading.host_bytes,
@@ -165,46 +178,51 @@ def arrangement_of(profile: ModelProfile) -> Arrangement:
 
 
 def is_faster(one: NetworkDetector, other: NetworkDetector) -> bool:
-    """Whether `one` takes less time than `other` for the same frames: the median of rounds in turns.
+    """Whether `one` takes less time than `other` for the same frames.
 
     Both on a CPU, in as many calls of one thread each as torch would compute with here.
     """
-    scenes = golden_scenes(*one.frame_size(*TYPICAL_VIDEO))
     is_stateless = all(detector.loaded.network.is_stateless() for detector in (one, other))
-    threads = SideBySide("comparing", count=None if is_stateless else 1)
-    ratios = []
-    for _ in range(1 + TURNS):  # the first round allocates and compiles
-        seconds = []
-        for detector in (one, other):
-            started = time.perf_counter()
-            threads.run(detector.detect, torch.split(scenes, detector.loaded.batch or 1))
-            seconds.append(time.perf_counter() - started)
-        ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios[1:]) < 1
+    callers = torch.get_num_threads() if is_stateless else 1
+    sizes = [detector.loaded.batch or 1 for detector in (one, other)]
+    how, other_how = (Arrangement(size, size, callers, 1) for size in sizes)
+    return speed_ratio((one, how), (other, other_how)) > 1
 
 
-def better_profile(divided: ModelProfile, shared: ModelProfile) -> ModelProfile:
-    """Return the profile to use: of calls side by side, or of one call at a time that all threads share.
+def speed_ratio(one: tuple[Detector, Arrangement], other: tuple[Detector, Arrangement]) -> float:
+    """Return how many times as fast the first is as the second, each in an arrangement; both on a CPU.
 
-    The latter has to be clearly faster: a video's decoders also want the cores, and each step of a call that
-    threads share waits for the last of them.
+    They take turns, so that other work on the machine slows down both, and the median of the turns counts.
     """
-    is_worth_it = shared["frames_per_second"] > SHARED_GAIN * divided["frames_per_second"]
-    return shared if is_worth_it else divided
+    works: list[tuple[SideBySide, Detector, list[Tensor]]] = []
+    for detector, how in (one, other):
+        inner_threads = how.inner_threads or torch.get_num_threads()
+        threads = SideBySide("comparing", count=how.callers, inner_threads=inner_threads)
+        scenes = golden_scenes(*detector.frame_size(*TYPICAL_VIDEO))
+        frames = scenes[torch.arange(how.piece_size) % len(scenes)]
+        works.append((threads, detector, [frames] * how.callers))
+    ratios, started = [], time.monotonic()
+    for turn in range(1 + TURNS):  # the first one allocates and compiles
+        speeds = []
+        for threads, detector, pieces in works:
+            began = time.perf_counter()
+            threads.run(detector.detect, pieces)
+            seconds = time.perf_counter() - began
+            speeds.append(sum(map(len, pieces)) / max(1e-9, seconds))
+            if turn == 0:
+                # At the end of a turn threads wait for each other, which they do not in a job.
+                pieces.extend(pieces * min(LONGEST_TURN, int(ROUND_SECONDS / max(1e-9, seconds))))
+        ratios.append(speeds[0] / speeds[1])
+        if turn >= LEAST_TURNS and time.monotonic() - started > MEASURE_SECONDS:
+            break
+    return statistics.median(ratios[1:])
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial:
-    """Return the trial with the smallest pieces that is about as fast as the fastest.
-
-    One call at a time has to be clearly faster than several, as in `better_profile`.
-    """
-    divided = [trial for trial in trials if trial.callers > 1]
-    whole = [trial for trial in trials if trial.callers == 1]
-    fastest = [max((trial.frames_per_second for trial in some), default=0.0) for some in (divided, whole)]
-    some = divided if fastest[0] * SHARED_GAIN >= fastest[1] else whole
-    best = max(trial.frames_per_second for trial in some)
-    good = [trial for trial in some if trial.frames_per_second >= GOOD_ENOUGH * best]
-    return min(good, key=lambda trial: trial.piece_size)
+def best_timing(timings: Sequence[Timing]) -> Timing:
+    """Return the timing with the smallest pieces that is about as fast as the fastest."""
+    best = max(timing.frames_per_second for timing in timings)
+    good = [timing for timing in timings if timing.frames_per_second >= GOOD_ENOUGH * best]
+    return min(good, key=lambda timing: timing.piece_size)
 
 
 def _divisions(detector: NetworkDetector) -> list[tuple[int, int | None]]:
@@ -217,28 +235,28 @@ def _divisions(detector: NetworkDetector) -> list[tuple[int, int | None]]:
 
 def _try_sizes(
     detector: Detector, meter: MemoryMeter, callers: int, inner_threads: int | None
-) -> list[Trial]:
+) -> list[Timing]:
     """Try pieces of growing size. Raises whatever the model raises for the smallest."""
     largest, started = detector.batch_size, time.monotonic()
     sizes = [*(size for size in PIECE_SIZES if size < largest), largest]
     if isinstance(detector, NetworkDetector) and detector.loaded.batch is not None:
         sizes = [detector.loaded.batch]
-    trials: list[Trial] = []
+    timings: list[Timing] = []
     threads = SideBySide("measuring", count=callers, inner_threads=inner_threads or torch.get_num_threads())
     for size in sizes:
         try:
             speed = _try_pieces(detector, size, meter, threads)
         except Exception as error:
-            if not trials or isinstance(error, torch.AcceleratorError):
+            if not timings or isinstance(error, torch.AcceleratorError):
                 raise
             if not is_out_of_memory(error):  # a network may be exported for a largest batch
                 _log.warning("model fails on a larger batch", exc_info=error, frames=size)
             break
-        trials.append(Trial(size, speed, meter.cost(), callers, inner_threads))
-        best = max(trial.frames_per_second for trial in trials)
+        timings.append(Timing(size, speed, meter.cost(), callers, inner_threads))
+        best = max(timing.frames_per_second for timing in timings)
         if time.monotonic() - started > MEASURE_SECONDS or speed < HOPELESS * best:
             break
-    return trials
+    return timings
 
 
 def _try_pieces(detector: Detector, size: int, meter: MemoryMeter, threads: SideBySide) -> float:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import starmap
 from typing import Any, Self
 
+import numpy as np
+import structlog
 import torch
 from torch import Tensor, nn
 
-from app.detection.detector import Detections
+from app.detection.detector import Detections, detections_of, is_lack_of_memory, is_out_of_memory
 from app.detection.golden import golden_picture
 from app.detection.model_files import reason
 from app.detection.network_input import NetworkInput, PixelRules, to_network_input
@@ -36,6 +39,8 @@ MOST_INVERTED = 0.5  # of all
 # Between batches of different sizes: 0.01 of a score, half a pixel of a box.
 ABSOLUTE_TOLERANCE = 0.01
 RELATIVE_TOLERANCE = 1e-3
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +121,10 @@ class NetworkDetector:
         n, height, width, _ = frames.shape
         found = self.best(self.columns(self.output(frames), n), width, height)
         # Some networks give one now and then, which is dropped; with a wrong reading most are inverted.
-        if int(found.is_inverted.sum()) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
+        if np.count_nonzero(found.is_inverted) > max(FEW_INVERTED, MOST_INVERTED * len(found.scores)):
             raise inverted_fault(self.name)
         is_unknown = (found.class_ids < 0) | (found.class_ids >= len(self.class_names))
-        if bool(is_unknown.any()):
+        if is_unknown.any():
             first = self.loaded.reading.first_class
             number = int(found.class_ids[is_unknown][0]) + first
             raise ModelFault(
@@ -127,11 +132,12 @@ class NetworkDetector:
                 f"which are counted from {first}. Write all labels in framebox.toml."
             )
         boxes = self.loaded.fitting.boxes_to_frame(found.boxes_xyxy, width, height)
-        has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
-        counts = found.frame_ids[has_area].bincount(minlength=n).tolist()
-        columns = (boxes[has_area], found.scores[has_area].clamp(0, 1), found.class_ids[has_area])
-        return list(
-            starmap(Detections, zip(*(torch.split(column, counts) for column in columns), strict=True))
+        has_area = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        return detections_of(
+            boxes[has_area],
+            np.minimum(found.scores[has_area], np.float32(1)),
+            found.class_ids[has_area],
+            starts=found.frame_ids[has_area].searchsorted(np.arange(n + 1)),
         )
 
     def best(self, columns: Columns, width: int, height: int) -> Candidates:
@@ -142,11 +148,14 @@ class NetworkDetector:
     def output(self, frames: Tensor) -> object:
         """Return the network's raw output for `frames`, and for those that fill up a batch of fixed size."""
         loaded = self.loaded
-        pictures = loaded.fitting.fill(frames, self.device)
+        takes = loaded.network.takes
+        # torch computes faster with the colours of a pixel together; onnxruntime takes them in planes.
+        is_together = takes.channels_last or loaded.network.run_by == "torch"
+        pictures = loaded.fitting.fill(frames, self.device, channels_last=is_together)
         missing = (loaded.batch or 0) - len(pictures)
         if missing > 0:
             pictures = torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)])
-        pictures = to_network_input(pictures, loaded.network.takes, loaded.pixels)
+        pictures = to_network_input(pictures, takes, loaded.pixels)
         if self.reference is None:
             return loaded.network.run(pictures)
         # Without the cache, weights are halved layer by layer, not all at once: that saves their memory.
@@ -166,7 +175,7 @@ class NetworkDetector:
         # One pass over each: NaN and infinity both survive a sum.
         # In float32, because the sum of a float16 output is too large for that.
         total = columns.boxes.sum(dtype=torch.float32) + columns.scores.sum(dtype=torch.float32)
-        if not bool(total.isfinite()):
+        if not math.isfinite(total.item()):
             raise ModelFault(f"Model {self.name!r} gives numbers that are not finite.{self.advice}")
         return columns.of_first(frame_count)
 
@@ -205,44 +214,62 @@ def layout_fault(name: str, output: object, reading: Reading, frame_count: int) 
     )
 
 
-def check_at_load(detector: NetworkDetector) -> None:
+def check_network(detector: NetworkDetector) -> None:
     """Run a picture through the network, twice and in batches of 1 and 2, and compare the results.
 
+    A network for which there is memory for one picture only takes single ones from then on. In 16 bits only
+    single pictures are compared: the few bits explain other numbers in a batch.
+
     Raises ModelFault, with advice, for a model that fails, whose output is not as declared, or not the same
-    each time. In 16 bits only single pictures are compared: the few bits explain other numbers in a batch.
+    each time.
     """
-    name, is_lowered = detector.name, detector.reference is not None
+    count = 1 if detector.reference is not None else min(2, detector.call_size)
+    try:
+        _check_batches(detector, count)
+    except Exception as error:
+        if count == 1 or detector.loaded.batch is not None or not is_lack_of_memory(error):
+            raise
+    else:
+        return
+    _log.info("model has memory for single frames only", model=detector.name)
+    gc.collect()  # what the error's calls held
+    detector.call_size = detector.batch_size = 1
+    _check_batches(detector, 1)
+
+
+def _check_batches(detector: NetworkDetector, count: int) -> None:
+    """Compare the results for single pictures with those for `count` together."""
+    name = detector.name
     picture = golden_picture(*detector.frame_size(1280, 720))
-    pair = torch.stack([picture] * (1 if is_lowered else min(2, detector.call_size)))
+    together = torch.stack([picture] * count)
     with torch.inference_mode():
-        fault = _failure(detector, pair)
+        fault = _failure(detector, together)
         if fault is not None:
             advice = detector.advice or " Write the input that it was made for in framebox.toml."
-            if len(pair) > 1 and _failure(detector, picture[None]) is None:
+            if count > 1 and _failure(detector, picture[None]) is None:
                 advice = " It takes one picture at a time: write batch = 1 in framebox.toml."
             raise ModelFault(
-                f"Model {name!r} fails on a batch of {len(pair)}: {reason(fault)}.{advice}"
+                f"Model {name!r} fails on a batch of {count}: {reason(fault)}.{advice}"
             ) from fault
         results = []
-        for frames in (picture[None], picture[None], pair):
+        for frames in (picture[None], picture[None], together):
             output = detector.output(frames)
             columns = detector.columns(output, len(frames))
             found = detector.best(columns, frames.shape[2], frames.shape[1])
-            if int(found.is_inverted.sum()) > MOST_INVERTED * len(found.scores):
+            if np.count_nonzero(found.is_inverted) > MOST_INVERTED * len(found.scores):
                 raise inverted_fault(name)
             dense = first_tensor(output)
             if not detector.layout.is_suppressed and dense is not None:
                 results.append(dense[: len(frames)])
             else:  # of sorted boxes only the scores, because equal ones may swap
                 results.append(columns.scores.sort(dim=1, descending=True).values)
-    single, repeated, together = results
+    single, repeated, last = results[0], results[1], results[2][-1:]
     if not torch.equal(single, repeated):
         raise ModelFault(
             f"Model {name!r} gives other numbers for the same picture each time.{detector.advice}"
         )
-    together = together[-1:]
-    is_alike = single.shape == together.shape and torch.allclose(
-        single, together, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
+    is_alike = single.shape == last.shape and torch.allclose(
+        single, last, atol=ABSOLUTE_TOLERANCE, rtol=RELATIVE_TOLERANCE
     )
     if not is_alike:
         raise ModelFault(f"Model {name!r} gives other numbers in a batch than for a single picture.")
@@ -252,8 +279,8 @@ def _failure(detector: NetworkDetector, frames: Tensor) -> Exception | None:
     """Return what the network raises. Raises ModelFault for wrong output, and lack of memory as it is."""
     try:
         detector.detect(frames)
-    except (ModelFault, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001 - the model's boundary: networks raise what their runtime raises
+    except Exception as error:  # the model's boundary: networks raise what their runtime raises
+        if isinstance(error, ModelFault) or is_out_of_memory(error):
+            raise
         return error
     return None

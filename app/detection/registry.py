@@ -39,7 +39,7 @@ from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_formats.pt2 import load_pt2
 from app.detection.model_formats.torchscript import load_torchscript
 from app.detection.model_formats.torchvision_models import load_torchvision
-from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_at_load, run_once
+from app.detection.network import LoadedNetwork, Network, NetworkDetector, check_network, run_once
 from app.detection.none import NoneDetector
 from app.detection.precision import Precision, choose_precision
 from app.detection.recognition.pipelines import processor_keys
@@ -86,7 +86,9 @@ def load_detector(
     content = read_model(name, models_folder, allowed_hashes)
     if content is None:
         return load_built_in(name, device, find_models(models_folder))
-    return load_model(content, device=device, precision=precision)
+    detector = load_model(content, device=device, precision=precision)
+    check_model(detector)
+    return detector
 
 
 def load_built_in(name: str, device: str, others: Iterable[str] = ()) -> Detector:
@@ -112,9 +114,9 @@ class Tried:
 def load_model(
     content: ModelContent, *, device: str, precision: Precision, tried: Tried | None = None
 ) -> Detector:
-    """Load a model of the folder onto a torch device, as `load_detector` does.
+    """Load a model of the folder onto a torch device; `check_model` has to follow.
 
-    With `tried`, its network is neither recognised nor checked again, and runs once. Raises ModelFault.
+    With `tried`, its network is not recognised again, needs no check, and runs once. Raises ModelFault.
     """
     declared = content.declared()
     if ENTRY_POINT in declared:
@@ -127,15 +129,14 @@ def load_model(
         device=device,
         batch_size=BATCH_SIZE_CPU if device == "cpu" else BATCH_SIZE_CUDA,
     )
-    check = check_at_load if tried is None else run_once
-    check(detector)
     wanted = choose_precision(device, declared=loaded.precision, setting=precision)
+    can_lower = not loaded.network.has_fixed_precision and detector.precision == Precision.FLOAT32
+    if wanted != detector.precision and can_lower:
+        detector = detector.lowered(wanted)
+    if tried is not None:
+        run_once(detector)
     if wanted == detector.precision:
         return detector
-    if not loaded.network.has_fixed_precision and detector.precision == Precision.FLOAT32:
-        lowered = detector.lowered(wanted)
-        check(lowered)
-        return lowered
     if loaded.precision is not None:
         raise ModelFault(
             f"Model {content.name!r} computes in {detector.precision}, as its file has it, but "
@@ -149,6 +150,14 @@ def load_model(
         setting=wanted.value,
     )
     return detector
+
+
+def check_model(detector: Detector) -> None:
+    """Check a model that has just been loaded for the first time. Raises ModelFault, with advice."""
+    if isinstance(detector, NetworkDetector):  # a class checks itself
+        if detector.reference is not None:
+            check_network(detector.reference)
+        check_network(detector)
 
 
 def _load_network(

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Floats = npt.NDArray[np.float32]
 
 FILL = 114 / 255  # the grey around a letterboxed picture that YOLO networks are trained with
 
@@ -73,32 +77,43 @@ class Fitting(ABC):
         placement = self.place(width, height)
         return min(width, placement.width), min(height, placement.height)
 
-    def fill(self, frames: Tensor, device: str) -> Tensor:
-        """Return the network's input on `device`: (n, 3, height, width) float32 RGB in [0, 1], channels last.
+    def fill(self, frames: Tensor, device: str, *, channels_last: bool = True) -> Tensor:
+        """Return the network's input on `device`: (n, 3, height, width) float32 RGB in [0, 1].
 
         `frames`: (n, h, w, 3) uint8 RGB. If they do not have the placed size, they are scaled bilinearly, in
-        whole numbers, as in training.
+        whole numbers, as in training. `channels_last`: whether a pixel's colours are together in memory.
         """
         n, height, width, _ = frames.shape
         placement = self.place(width, height)
-        canvas = torch.full((n, placement.input_height, placement.input_width, 3), FILL, device=device)
-        bottom, right = placement.top + placement.height, placement.left + placement.width
-        region = canvas[:, placement.top : bottom, placement.left : right]
-        pictures = frames.to(device)
+        canvas = torch.empty(
+            (n, 3, placement.input_height, placement.input_width),
+            device=device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+        left, top = placement.left, placement.top
+        right, bottom = left + placement.width, top + placement.height
+        middle = canvas[:, :, top:bottom]
+        for grey in (canvas[:, :, :top], canvas[:, :, bottom:], middle[..., :left], middle[..., right:]):
+            grey.fill_(FILL)
+        planes = frames.to(device).permute(0, 3, 1, 2)
         if (width, height) != (placement.width, placement.height):
-            size = (placement.height, placement.width)
-            pictures = scaled_smoothly(pictures.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-        region.copy_(pictures)
-        region /= 255
-        return canvas.permute(0, 3, 1, 2)
+            planes = scaled_smoothly(planes, (placement.height, placement.width))
+        torch.div(planes, 255, out=middle[..., left:right])
+        return canvas
 
-    def boxes_to_frame(self, boxes_xyxy: Tensor, width: int, height: int) -> Tensor:
+    def boxes_to_frame(self, boxes_xyxy: Floats, width: int, height: int) -> Floats:
         """Turn boxes, (…, 4) in pixels of the input, into pixels of the `width` × `height` frame, clamped."""
         placement = self.place(width, height)
-        corner = boxes_xyxy.new_tensor([placement.left, placement.top] * 2)
-        scale = boxes_xyxy.new_tensor([width / placement.width, height / placement.height] * 2)
-        limits = boxes_xyxy.new_tensor([width, height] * 2)
-        return torch.minimum(((boxes_xyxy - corner) * scale).clamp(min=0), limits)
+        corner, scale, limits = np.array(
+            [
+                [placement.left, placement.top] * 2,
+                [width / placement.width, height / placement.height] * 2,
+                [width, height] * 2,
+            ],
+            np.float32,
+        )
+        boxes: Floats = np.minimum(np.maximum((boxes_xyxy - corner) * scale, 0), limits)
+        return boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +193,7 @@ class FromSource(Fitting):
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         return fit_within(width, height, LONGEST_SOURCE_SIDE)
 
-    def fill(self, frames: Tensor, device: str) -> Tensor:
+    def fill(self, frames: Tensor, device: str, *, channels_last: bool = True) -> Tensor:  # noqa: ARG002
         _, height, width, _ = frames.shape
         placement = self.place(width, height)
         size = (placement.height, placement.width)

@@ -16,25 +16,29 @@ from app.detection.conversion import CannotConvert, convert, difference
 from app.detection.detector import is_lack_of_memory
 from app.detection.golden import golden_scenes
 from app.detection.measuring import (
+    SHARED_GAIN,
     MemoryCost,
     MemoryMeter,
     ModelProfile,
-    better_profile,
+    arrangement_of,
     is_faster,
     measure,
+    speed_ratio,
 )
 from app.detection.model_facts import Refusal, Verdict
 from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
 from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_pool import ModelBudget
-from app.detection.network import NetworkDetector, check_at_load
+from app.detection.network import NetworkDetector, check_network
 from app.detection.network_input import to_network_input
 from app.detection.precision import Precision
-from app.detection.registry import BATCH_SIZE_CPU, Tried, describe_detector, load_model
+from app.detection.registry import BATCH_SIZE_CPU, Tried, check_model, describe_detector, load_model
 from app.errors import FrameboxError, ModelFault
+from app.memory import large_blocks_apart
 
-# In the messages of torch and onnxruntime.
-_REQUESTED = re.compile(r"(?:allocate|size|allocation of):? (\d+)")
+# In the messages of torch and onnxruntime: "you tried to allocate 128 bytes", "Tried to allocate 2.00 GiB".
+_REQUESTED = re.compile(r"(?:allocate|size|allocation of):? ([\d.]+\d)(?: (KiB|MiB|GiB))?")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 _log = structlog.get_logger(__name__)
 
@@ -63,17 +67,34 @@ def try_model(
     """
     meter = MemoryMeter(device)
     try:
-        detector = load_model(content, device=device, precision=precision, tried=tried)
-        profile = measure(detector, meter)
-        threads = torch.get_num_threads()
+        with large_blocks_apart():
+            detector = load_model(content, device=device, precision=precision, tried=tried)
+            loading = meter.cost()
+            if tried is None:  # in larger batches than a host begins with
+                meter.begin()
+                check_model(detector)
+        profile = measure(detector, meter, loading)
+        threads = torch.get_num_threads() if device == "cpu" else 1
         if threads > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
             # How many threads share a call is fixed when such a network is loaded.
             onnx = None if tried is None else tried.onnx
-            known = Tried(detector.loaded.declaration, onnx, threads=threads)
+            known = Tried(detector.loaded.declaration, onnx)
             del detector
             meter.begin()
-            detector = load_model(content, device=device, precision=precision, tried=known)
-            profile = better_profile(profile, measure(detector, meter))
+            sharing = replace(known, threads=threads)
+            detector = load_model(content, device=device, precision=precision, tried=sharing)
+            shared = measure(detector, meter)
+            try:
+                divided_detector = load_model(content, device=device, precision=precision, tried=known)
+                gain = speed_ratio(
+                    (detector, arrangement_of(shared)), (divided_detector, arrangement_of(profile))
+                )
+            except Exception as error:
+                if not is_lack_of_memory(error):
+                    raise
+                gain = shared["frames_per_second"] / profile["frames_per_second"]  # both do not fit
+            if gain > SHARED_GAIN:
+                profile = shared
         facts = describe_detector(detector, profile, runtime)
     except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
         if is_lack_of_memory(error):
@@ -115,7 +136,7 @@ def convert_model(content: ModelContent, verdict: Verdict, precision: Precision)
             device="cpu",
             batch_size=BATCH_SIZE_CPU,
         )
-        check_at_load(converted)
+        check_network(converted)
         counts = sorted({1, 2, verdict.facts.batch_size if verdict.facts else 1})
         if (found := difference(converted, original, counts)) is not None:
             raise CannotConvert(found)  # noqa: TRY301
@@ -146,6 +167,9 @@ def _needed(meter: MemoryMeter, error: BaseException | None, file_bytes: int) ->
     cost = MemoryCost(max(cost.host_bytes, file_bytes), cost.device_bytes)
     while error is not None:
         if (found := _REQUESTED.search(str(error))) is not None:
-            return MemoryCost(cost.host_bytes + int(found[1]), cost.device_bytes)
+            requested = int(float(found[1]) * _UNITS.get(found[2], 1))
+            if isinstance(error, torch.OutOfMemoryError):  # of a device
+                return MemoryCost(cost.host_bytes, cost.device_bytes + requested)
+            return MemoryCost(cost.host_bytes + requested, cost.device_bytes)
         error = error.__cause__
     return cost

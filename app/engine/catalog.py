@@ -430,6 +430,7 @@ class Catalog:
             return f"Model {name!r} needs more host memory than there is. {setting}"
         on_device = f" and {needed.device_bytes // MIB} MiB on its device" if needed.device_bytes else ""
         return (
-            f"Model {name!r} takes at least {needed.needed_bytes // MIB} MiB of host memory{on_device}; all "
-            f"models together may take {needed.budget}. {setting}"
+            f"Model {name!r} needs {needed.needed_bytes // MIB} MiB of host memory{on_device}, or more; all "
+            f"models together may take {needed.budget}."
+            + ("" if needed.is_device_too_small else f" {setting}")
         )

@@ -249,6 +249,7 @@ class TrialTooLarge:
     needed_bytes: int  # at least, of host memory
     device_bytes: int  # at least, of the device, if that has memory of its own
     budget: str  # what all models together may take, in words
+    is_device_too_small: bool = False  # so that more host memory would not help
 
 
 # ---- failures

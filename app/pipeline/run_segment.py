@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from app.detection.detector import Detections
 from app.detection.device import DeviceThread
 from app.detection.resize import fit_within
-from app.pipeline.frame_records import encode_record
+from app.pipeline.frame_records import encode_records
 from app.pipeline.runner import IndexItem, IndexTask
 from app.pipeline.segment_task import SegmentOutcome, SegmentTask, outcome_of, plan_of
 from app.storage.parts import PartStore
@@ -68,16 +68,13 @@ def run_segment(
             for batch, found in detected:
                 with _timed(seconds, "encode"):
                     height, width = batch.frames.shape[1:3]
-                    records = [
-                        encode_record(
-                            frame_id,
-                            detections,
-                            given_size=(width, height),
-                            source_size=batch.source_size,
-                            rules=task.rules,
-                        )
-                        for frame_id, detections in zip(batch.frame_ids.tolist(), found, strict=True)
-                    ]
+                    records = encode_records(
+                        batch.frame_ids.tolist(),
+                        found,
+                        given_size=(width, height),
+                        source_size=batch.source_size,
+                        rules=task.rules,
+                    )
                     writer.append(records, batch.pts.tolist())
                     batch.release()
                 advance(len(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -68,6 +69,8 @@ def _serve(channel: Connection, plan: HostPlan) -> None:
         make_ready(device)
         pinning = pinning_for([device])
 
+        budget, tried_models = _budget(plan, device), _tried_models(plan, device)
+
         def limit_memory(allowed_bytes: int | None) -> None:
             if device == "cpu":  # CUDA reserves much more than it takes
                 limit_private_bytes(plan.memory_bytes if allowed_bytes is None else allowed_bytes)
@@ -83,9 +86,7 @@ def _serve(channel: Connection, plan: HostPlan) -> None:
                 ready_children=plan.decoders.ready_children,
                 pin=None if pinning is None else pinning.pin,
             ) as decoders,
-            ModelPool(
-                device=device, find=_tried_models(plan, device), budget=_budget(plan, device)
-            ) as models,
+            ModelPool(device=device, find=tried_models, budget=budget) as models,
         ):
             limit_memory(None)
             channel.send(
@@ -95,8 +96,8 @@ def _serve(channel: Connection, plan: HostPlan) -> None:
                     decoder_identity=decoders.identity,
                     sandbox=decoders.sandbox,
                     built_in_models=tuple(BUILT_IN),
-                    models_bytes=_budget(plan, device).host_bytes or 0,
-                    runtime=_verdicts(plan, device).runtime,
+                    models_bytes=budget.host_bytes or 0,
+                    runtime=tried_models.verdicts.runtime,
                     own_bytes=memory_use().own,
                 )
             )
@@ -126,8 +127,12 @@ def _try(channel: Connection, plan: TrialPlan) -> None:
     except ModelFault as error:
         channel.send(TrialEnded(refused(plan.model, error)))
     except TooLarge as error:
+        needed = error.needed
+        if budget.takes(needed):  # it found no memory before it had all that it needs
+            needed = replace(needed, host_bytes=budget.host_bytes or 0)
+        is_device_too_small = needed.device_bytes > (budget.device_bytes or needed.device_bytes)
         channel.send(
-            TrialTooLarge(error.needed.peak_host_bytes, error.needed.device_bytes, budget.describe())
+            TrialTooLarge(needed.peak_host_bytes, needed.device_bytes, budget.describe(), is_device_too_small)
         )
 
 

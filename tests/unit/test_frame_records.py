@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.detection.detector import Detections
-from app.pipeline.frame_records import encode_record
+from app.pipeline.frame_records import encode_records
 from app.pipeline.segment_task import RecordRules
 
 RULES = RecordRules(class_names=("person", "car"), min_score=0.3)
@@ -20,7 +20,8 @@ def detections(*rows: tuple[float, float, float, float, float, int]) -> Detectio
 
 
 def encode(found: Detections, *, given_size=(100, 100), source_size=(100, 100), rules=RULES):
-    return encode_record(7, found, given_size=given_size, source_size=source_size, rules=rules)
+    (record,) = encode_records([7], [found], given_size=given_size, source_size=source_size, rules=rules)
+    return record
 
 
 def test_a_record_looks_as_the_contract_says() -> None:

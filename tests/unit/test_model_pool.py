@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from app.detection.detector import Detections, DeviceLost
 from app.detection.device import DeviceThread
-from app.detection.measuring import MemoryCost, MemoryMeter, Trial, best_trial, measure
+from app.detection.measuring import MemoryCost, MemoryMeter, Timing, best_timing, measure, speed_ratio
 from app.detection.model_facts import ModelFacts, NoRoomForModel, UntriedModel, Verdict
 from app.detection.model_pool import ModelBudget, ModelPool, TriedModel, WornOut
 from app.detection.side_by_side import Arrangement
@@ -353,17 +355,26 @@ def test_a_frame_that_finds_no_memory_where_other_models_are_or_were_is_no_fault
     ],
 )
 def test_the_smallest_piece_that_is_about_as_fast_is_chosen(speeds: dict[int, float], chosen: int) -> None:
-    trials = [Trial(size, speed, MemoryCost(0)) for size, speed in speeds.items()]
-    assert best_trial(trials).piece_size == chosen
+    timings = [Timing(size, speed, MemoryCost(0)) for size, speed in speeds.items()]
+    assert best_timing(timings).piece_size == chosen
 
 
-@pytest.mark.parametrize(("shared", "callers"), [(124.0, 2), (126.0, 1)])
-def test_calls_side_by_side_are_preferred_to_one_that_is_hardly_faster(shared: float, callers: int) -> None:
-    trials = [
-        Trial(1, 100.0, MemoryCost(0), callers=2, inner_threads=1),
-        Trial(1, shared, MemoryCost(0), callers=1, inner_threads=2),
-    ]
-    assert best_trial(trials).callers == callers
+def test_two_are_compared_in_turns() -> None:
+    calls: list[str] = []
+
+    def detector(name: str, seconds: float) -> FakeDetector:
+        def note(frames: Tensor) -> None:
+            calls.append(name)
+            time.sleep(seconds * len(frames))
+
+        return FakeDetector(name, before=note)
+
+    slow, fast = detector("slow", 0.02), detector("fast", 0.005)
+    ratio = speed_ratio((fast, Arrangement(2, 2)), (slow, Arrangement(2, 1, callers=2)))
+    assert 1 < ratio < 3  # two threads sleep at a time for the slow one
+    turns = [name for name, _ in groupby(calls)]
+    assert turns == ["fast", "slow"] * (len(turns) // 2)
+    assert len(turns) >= 6
 
 
 def test_a_batch_that_does_not_fit_ends_the_search() -> None:

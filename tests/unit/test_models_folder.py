@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from app.detection.detector import Detector
 from app.detection.model_files import find_models
+from app.detection.network import NetworkDetector
 from app.detection.registry import load_detector
 from app.errors import InvalidOption, ModelFault
 
@@ -203,6 +204,26 @@ def test_a_network_that_cannot_be_trusted_is_refused_at_load(
     (tmp_path / "model.pt2").write_bytes(exported(TwoBoxes(spoil).eval()))
     with pytest.raises(ModelFault, match=reason):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("is_recognised", [True, False])
+def test_a_network_that_finds_memory_for_one_picture_only_takes_single_ones(
+    tmp_path: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch, *, is_recognised: bool
+) -> None:
+    output = NetworkDetector.output
+    counts = []
+
+    def tight(detector: NetworkDetector, frames: Tensor) -> object:
+        counts.append(len(frames))
+        if len(frames) > 1 and (is_recognised or detector.call_size > 2):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.")
+        return output(detector, frames)
+
+    monkeypatch.setattr(NetworkDetector, "output", tight)
+    (tmp_path / "model.pt2").write_bytes(sound)
+    detector = load(tmp_path)
+    assert max(counts) == 2
+    assert detector.batch_size == 1
 
 
 def test_a_wrong_number_of_labels_is_refused_with_what_was_seen(tmp_path: Path) -> None:

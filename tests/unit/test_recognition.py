@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exported_networks import HEIGHT, WIDTH, BlockBoxes, Blocks, as_onnx
@@ -434,7 +435,8 @@ def frame_with_block(policy: ResizePolicy) -> Tensor:
 def expected_box(policy: ResizePolicy) -> list[float]:
     frame = frame_with_block(policy)
     size = InputSize(WIDTH, HEIGHT, policy)
-    return size.boxes_to_frame(torch.tensor([BOX]), frame.shape[2], frame.shape[1])[0].tolist()
+    (box,) = size.boxes_to_frame(np.array([BOX], np.float32), frame.shape[2], frame.shape[1])
+    return [float(side) for side in box]
 
 
 def network_of(content: bytes) -> Network:

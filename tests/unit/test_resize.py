@@ -35,7 +35,7 @@ def test_a_box_comes_back_to_half_a_source_pixel(policy: ResizePolicy, width: in
     assert (in_input[:2] >= 0).all()
     assert in_input[2] <= 416
     assert in_input[3] <= 320
-    back = size.boxes_to_frame(torch.from_numpy(in_input)[None], frame_width, frame_height)[0].numpy()
+    back = size.boxes_to_frame(in_input[None].astype(np.float32), frame_width, frame_height)[0]
     np.testing.assert_allclose(back * ([width / frame_width, height / frame_height] * 2), box, atol=0.5)
 
 
@@ -76,7 +76,7 @@ def test_a_small_frame_is_scaled_up_to_fill_its_place() -> None:
 
 def test_boxes_in_the_grey_are_cut_off_at_the_frame() -> None:
     size = InputSize(100, 100, ResizePolicy.LETTERBOX)
-    boxes = size.boxes_to_frame(torch.tensor([[-5.0, 20, 120, 90]]), 200, 100)
+    boxes = size.boxes_to_frame(np.array([[-5.0, 20, 120, 90]], np.float32), 200, 100)
     assert boxes.tolist() == [[0, 40, 200, 100]]
 
 
@@ -134,4 +134,4 @@ def test_a_sharp_stretch_takes_the_source_pixels_and_does_not_smooth() -> None:
     assert filled.shape == (1, 3, 4, 4)
     # A quarter of the width: centres lie between pixels 1 and 2, 5 and 6 …, whose mean is half of white.
     assert filled.unique().tolist() == [0.5]
-    assert fitting.boxes_to_frame(torch.tensor([1.0, 1, 2, 2]), 16, 8).tolist() == [4, 2, 8, 4]
+    assert fitting.boxes_to_frame(np.array([1, 1, 2, 2], np.float32), 16, 8).tolist() == [4, 2, 8, 4]

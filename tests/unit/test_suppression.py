@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.detection.network_output import (
     DEFAULT_MAX_BOXES,
@@ -25,7 +27,8 @@ def plain_overlap(a: np.ndarray, b: np.ndarray) -> np.float32:
     width = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]))
     height = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]))
     shared = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    area_a, area_b = (max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b))
+    union = area_a + area_b - shared
     return shared / union if union > 0 else np.float32(0)
 
 
@@ -62,6 +65,23 @@ def test_a_long_chain_of_boxes_is_followed_to_its_end() -> None:
     left = np.arange(50, dtype=np.float32) * 5
     boxes = np.stack([left, np.zeros_like(left), left + 8, np.full_like(left, 8)], axis=1)
     assert suppress(boxes, np.zeros(50, np.int64), 0.2).tolist() == [True, False] * 25
+
+
+small_numbers = st.integers(0, 12).map(float)
+
+
+@given(
+    st.lists(st.tuples(small_numbers, small_numbers, small_numbers, small_numbers), min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.integers(1, 3),
+)
+def test_boxes_that_share_edges_or_are_inverted_are_kept_as_the_plain_loop_keeps_them(
+    rows: list[tuple[float, ...]], max_overlap: float, classes: int
+) -> None:
+    boxes = np.array(rows, np.float32)
+    class_ids = np.arange(len(boxes)) % classes
+    wanted = plain_suppression(boxes, class_ids, max_overlap)
+    assert np.flatnonzero(suppress(boxes, class_ids, max_overlap)).tolist() == wanted
 
 
 def test_boxes_without_area_overlap_nothing() -> None:
@@ -104,8 +124,8 @@ def rows_of(output: torch.Tensor, layout: Layout, frame: int, max_overlap: float
     classes = {Layout.YOLO: output.shape[1] - 4, Layout.YOLO_OBJECTNESS: output.shape[2] - 5}.get(layout, 3)
     found = read_output(output, layout, class_count=classes, max_overlap=max_overlap)
     own = found.frame_ids == frame
-    columns = (found.boxes_xyxy, found.scores[:, None], found.class_ids[:, None].float())
-    table = torch.cat([column[own] for column in columns], dim=1)
+    columns = (found.boxes_xyxy, found.scores[:, None], found.class_ids[:, None])
+    table = np.concatenate([column[own] for column in columns], axis=1)
     return [tuple(row) for row in table.tolist()]
 
 
@@ -133,6 +153,15 @@ def test_objectness_scales_the_class_scores() -> None:
     ((*corners, score, class_id),) = rows_of(output, Layout.YOLO_OBJECTNESS, 0, 0.45)
     assert (corners, class_id) == ([45.0, 45.0, 55.0, 55.0], 1.0)
     assert score == pytest.approx(0.4)
+
+
+def test_frames_of_a_batch_are_read_as_each_by_itself() -> None:
+    output = torch.cat([yolo_output(1), torch.zeros(1, 7, 120), yolo_output(2)])
+    found = read_output(output, Layout.YOLO, class_count=3, max_overlap=0.45)
+    assert (np.diff(found.frame_ids) >= 0).all()
+    for frame in range(len(output)):
+        alone = rows_of(output[frame : frame + 1], Layout.YOLO, 0, 0.45)
+        assert rows_of(output, Layout.YOLO, frame, 0.45) == alone
 
 
 def test_an_empty_picture_gives_no_row() -> None:
