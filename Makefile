@@ -52,7 +52,7 @@ exports: ## Make models with the exporters themselves, and their own boxes, in E
 			--extra-index-url $(TORCH_CPU_INDEX) -r benchmarks/exporters/requirements-$$name.txt && \
 			touch "$$folder/installed"; }; \
 	done
-	for name in ultralytics signature torchvision rfdetr; do \
+	for name in ultralytics signature torchvision rfdetr authors; do \
 		"$(EXPORTERS)/exporters/bin/python" -m benchmarks.exporters "$(EXPORTS)" $$name; \
 	done
 	"$(EXPORTERS)/optimum/bin/python" -m benchmarks.exporters "$(EXPORTS)" optimum

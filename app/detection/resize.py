@@ -28,6 +28,7 @@ class ResizePolicy(StrEnum):
     LETTERBOX = "letterbox"  # keeps its aspect ratio; grey on the right or at the bottom
     LETTERBOX_CENTRE = "letterbox-centre"  # keeps its aspect ratio; grey on both sides
     STRETCH = "stretch"  # loses its aspect ratio
+    STRETCH_SHARP = "stretch-sharp"  # likewise, but scaled from the source's own pixels, without smoothing
     AS_IS = "as-is"  # the input has the frame's size, or a smaller one within the declared, either way round
     SHORT_SIDE = "short-side"  # keeps it, and the input has it too, within the declared size either way round
 

@@ -50,6 +50,9 @@ EXPORTS: dict[str, tuple[str, dict[str, Any]]] = {
     "shapes-yolo11n-obb-nms.onnx": ("shapes-yolo11n-obb", ONNX | {"nms": True}),
     "shapes-yolo11n-nms-dynamic.onnx": ("shapes-yolo11n", ONNX | {"nms": True, "dynamic": True, "batch": 4}),
     "shapes-yolo11n-batch4.onnx": ("shapes-yolo11n", ONNX | {"batch": 4}),
+    "shapes-yolo11n-half.onnx": ("shapes-yolo11n", ONNX | {"quantize": 16}),
+    "shapes-yolo11n-half-nms.onnx": ("shapes-yolo11n", ONNX | {"quantize": 16, "nms": True}),
+    "shapes-yolo11n-int8.onnx": ("shapes-yolo11n", ONNX | {"quantize": 8}),
     "shapes-yolo11n-seg-script.torchscript": ("shapes-yolo11n-seg", SCRIPT),
     "shapes-yolo11n-pose-script.torchscript": ("shapes-yolo11n-pose", SCRIPT),
     "shapes-yolo11n-obb-script.torchscript": ("shapes-yolo11n-obb", SCRIPT),
@@ -90,21 +93,32 @@ def make(exports: Exports) -> None:
         task, side = task_of(network), options.get("imgsz", SIDE)
         if exports.has(name) and task != "classify" and not exports.expects(name):
             with exports.attempt(f"{name}, its boxes"):
-                videos = tuple(scenes.VIDEOS) if "shapes" in network else ("tall.mp4",)
-                exports.expect(name, functools.partial(predicted, side=side, task=task), videos)
+                fitting = "square.mp4" if family_of(network) is RTDETR else "small.mp4"
+                of_random = {(384, 640): "wide.mp4", 640: "tall.mp4"}.get(side, fitting)
+                is_trained = "shapes" in network and task != "obb"  # whose angles are of a random layer
+                videos = ("wide.mp4", "tall.mp4") if is_trained else (of_random,)
+                find = functools.partial(predicted, family=family_of(network), side=side, task=task)
+                exports.expect(name, find, videos)
 
 
 def export(name: str, network: str, options: dict[str, Any], exports: Exports) -> None:
     weights = weights_of(network, exports.scratch)
-    family = RTDETR if network.startswith("rtdetr") else YOLO
+    family = family_of(network)
+    if options.get("quantize") == 8:  # it looks at pictures to choose the steps of its whole numbers
+        options = options | {"data": str(scenes.write_dataset(exports.scratch / "shapes"))}
     made = Path(family(weights).export(**options))
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     exports.put(name, made, command=f"{family.__name__}({network!r}).export({arguments})", pipeline=PIPELINE)
 
 
-def predicted(file: Path, video: Path, side: Any, task: str) -> list[list[Box]]:
+def family_of(network: str) -> type[YOLO | RTDETR]:
+    return RTDETR if network.startswith("rtdetr") else YOLO
+
+
+def predicted(file: Path, video: Path, family: type[YOLO | RTDETR], side: Any, task: str) -> list[list[Box]]:
     """Return what Ultralytics' own `predict` finds: upright boxes, in pixels of the frame."""
-    results = YOLO(file, task=task).predict(
+    model = RTDETR(file) if family is RTDETR else YOLO(file, task=task)
+    results = model.predict(
         source=str(video), stream=True, conf=LEAST_SCORE, imgsz=side, verbose=False, device="cpu"
     )
     frames = []
@@ -172,7 +186,7 @@ def take_over(network: str, trained: Path, weights: Path) -> None:
 
 
 def build_random(network: str, weights: Path) -> None:
-    model = (RTDETR if network.startswith("rtdetr") else YOLO)(f"{network}.yaml")
+    model = family_of(network)(f"{network}.yaml")
     names = YAML.load(check_yaml("coco.yaml"))["names"]
     model.model.names = {index: names.get(index, str(index)) for index in range(model.model.yaml["nc"])}
     pictures = scenes.padded_frames(SIDE)

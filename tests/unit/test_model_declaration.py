@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from app.detection.model_formats.declaration import Declaration, Metadata, read_metadata
@@ -39,7 +43,7 @@ def test_an_exporters_metadata_are_read(metadata: dict[str, object]) -> None:
 
 def test_the_metadata_of_yolov5_are_read() -> None:
     metadata = {"shape": [1, 3, 320, 640], "stride": 32, "names": ["person", "car"]}
-    assert read_metadata("m", metadata) == Metadata(labels=("person", "car"), input=(640, 320))
+    assert read_metadata("m", metadata) == Metadata(labels=("person", "car"), input=(640, 320), stride="32")
 
 
 def test_labels_are_in_the_order_of_their_numbers() -> None:
@@ -99,3 +103,12 @@ def test_a_size_that_is_none_is_passed_over() -> None:
 def test_what_is_missing_or_wrong_is_named(declared: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelFault, match=reason):
         Declaration.of("m", declared)
+
+
+def test_the_declarations_that_the_page_on_exporters_advises_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "exporters.md").read_text()
+    blocks = re.findall(r"^    layout = .*\n(?:    .*\n?)*", page, flags=re.MULTILINE)
+    assert len(blocks) == page.count("\n## ")
+    for block in blocks:
+        declared = tomllib.loads(re.sub(r"^    ", "", block, flags=re.MULTILINE))
+        assert Declaration.of("yard", {"labels": ("car",), "input": (640, 640), **declared}).layout

@@ -276,6 +276,7 @@ EXPORTS: dict[str, Export] = {
         layout=Layout.BOX_SCORES,
     ),
     "yolov5": Export(three_anchors, metadata={"names": NAMES, "stride": 32}, layout=OBJECTNESS, score=0.72),
+    "yolov9": Export(yolo, metadata={"names": NAMES, "stride": 32}),
     "yolov7": Export(three_anchors, ("output",), layout=OBJECTNESS, score=0.72, label="1"),
     "yolov7-end2end": Export(frame_rows, ("output",), layout=Layout.FRAME_ROWS, label="1"),
     "yolov7-tensorrt": Export(

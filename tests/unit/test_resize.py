@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from app.detection.model_formats.declaration import Declaration
+from app.detection.network_output import Layout
 from app.detection.resize import FILL, InputSize, ResizePolicy, ShortSide, fit_within
 
 SIZES = [
@@ -117,3 +119,19 @@ def test_the_shorter_side_has_its_length_unless_the_longer_gets_too_long(
 ) -> None:
     placement = ShortSide(800, 1333).place(width, height)
     assert (placement.width, placement.height) == expected
+
+
+def test_a_sharp_stretch_takes_the_source_pixels_and_does_not_smooth() -> None:
+    """Stripes of one pixel: only the two pixels next to each centre count."""
+    declaration = Declaration(
+        labels=("a",), input=(4, 4), layout=Layout.YOLO, resize=ResizePolicy.STRETCH_SHARP
+    )
+    fitting = declaration.fitting
+    assert fitting.frame_size(16, 8) == (16, 8)
+    columns = torch.tensor([0, 255, 0, 255] * 4, dtype=torch.uint8)
+    frames = columns.expand(1, 8, 16)[..., None].expand(-1, -1, -1, 3)
+    filled = fitting.fill(frames, "cpu")
+    assert filled.shape == (1, 3, 4, 4)
+    # A quarter of the width: centres lie between pixels 1 and 2, 5 and 6 …, whose mean is half of white.
+    assert filled.unique().tolist() == [0.5]
+    assert fitting.boxes_to_frame(np.array([1, 1, 2, 2], np.float32), 16, 8).tolist() == [4, 2, 8, 4]

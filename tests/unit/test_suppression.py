@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.detection.network_output import (
     DEFAULT_MAX_BOXES,
     FLOOR_SCORE,
+    BoxFormat,
     Candidates,
     Layout,
     Reading,
@@ -18,6 +19,7 @@ from app.detection.network_output import (
     read_columns,
     select,
     suppress,
+    suppress_rotated,
 )
 
 
@@ -175,3 +177,46 @@ def test_a_frame_full_of_boxes_keeps_the_best_and_no_more_than_the_limit() -> No
     kept = rows_of(output, Layout.YOLO, 0, 0.45)
     assert len(kept) == DEFAULT_MAX_BOXES
     assert kept[0][4] == pytest.approx(0.9)
+
+
+def density(box: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the normal density of a rotated box at `points`, (k, 2)."""
+    x, y, width, height, angle = box
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    covariance = turn @ np.diag([width**2 / 12, height**2 / 12]) @ turn.T
+    offsets = points - (x, y)
+    distances = np.einsum("ki,ij,kj->k", offsets, np.linalg.inv(covariance), offsets)
+    densities: np.ndarray = np.exp(-distances / 2) / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
+    return densities
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_overlap_of_rotated_boxes_is_that_of_their_normal_densities(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    boxes = np.column_stack(
+        [random.uniform(-8, 8, (2, 2)), random.uniform(15, 40, (2, 2)), random.uniform(-1.5, 1.5, 2)]
+    ).astype(np.float32)
+    sides = np.linspace(-80, 80, 641)
+    points = np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
+    one, other = (density(box, points) for box in boxes.astype(np.float64))
+    shared = np.sqrt(one * other).sum() * (sides[1] - sides[0]) ** 2
+    overlap = 1 - np.sqrt(1 - shared)
+    class_ids = np.zeros(2, np.int64)
+    assert suppress_rotated(boxes, class_ids, overlap + 0.001).tolist() == [True, True]
+    assert suppress_rotated(boxes, class_ids, overlap - 0.001).tolist() == [True, False]
+    assert suppress_rotated(boxes, np.array([0, 1]), overlap - 0.001).tolist() == [True, True]
+
+
+def test_long_boxes_side_by_side_stay_though_the_rectangles_around_them_overlap() -> None:
+    """Two ships at a quay: 100 × 12 pixels, turned by 45 degrees, 20 pixels apart."""
+    apart = 20 / np.sqrt(2)
+    ships = torch.tensor(
+        [[100.0, 100, 100, 12, 0.9, np.pi / 4], [100 - apart, 100 + apart, 100, 12, 0.8, np.pi / 4]]
+    )
+    output = torch.cat([ships, torch.zeros(1, 6)]).T[None]
+    reading = Reading(Layout.YOLO, 1, max_overlap=0.5, box_format=BoxFormat.ROTATED, extra_columns=1)
+    columns = read_columns(output, reading, 1)
+    assert columns is not None
+    boxes = np.asarray(select(columns, reading, (200, 200)).boxes_xyxy)
+    assert len(boxes) == 2
+    assert overlaps(boxes)[0, 1] > 0.5

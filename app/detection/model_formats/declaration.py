@@ -49,7 +49,7 @@ from app.detection.network_output import (
     Scores,
 )
 from app.detection.precision import Precision
-from app.detection.resize import AsIs, Fitting, InputSize, ResizePolicy, ShortSide
+from app.detection.resize import AsIs, Fitting, FromSource, InputSize, ResizePolicy, ShortSide
 from app.errors import ModelFault
 
 MAX_BOXES = 1000  # a frame: the most that a declaration may ask for
@@ -141,6 +141,8 @@ class Declaration(Declared):
             return AsIs(min(width, height), max(width, height))
         if self.resize is ResizePolicy.SHORT_SIDE:
             return ShortSide(min(width, height), max(width, height))
+        if self.resize is ResizePolicy.STRETCH_SHARP:
+            return FromSource(lambda *_: (width, height), antialias=False)
         return InputSize(width, height, self.resize)
 
 
@@ -151,6 +153,7 @@ class Metadata:
     labels: tuple[str, ...] | None = None
     input: tuple[int, int] | None = None  # width, height
     author: str = ""
+    stride: str = ""  # which YOLOv5's and YOLOv9's own exporters write, without an author
     task: str = "detect"
     head: str = ""  # the class of the network's last layer
     key_point_columns: int = 0
@@ -159,9 +162,9 @@ class Metadata:
 def read_metadata(name: str, metadata: Mapping[str, object]) -> Metadata:
     """Return what the metadata of model `name` say; what is of another kind than expected counts as left out.
 
-    Keys: ``names``; ``imgsz`` (height, width), or ``shape`` (n, 3, height, width); ``author``, ``task``,
-    ``head`` and ``kpt_shape``. Values are JSON or Python literals, or text of either. Raises ModelFault for
-    labels that are wrong.
+    Keys: ``names``; ``imgsz`` (height, width), or ``shape`` (n, 3, height, width); ``author``, ``stride``,
+    ``task``, ``head`` and ``kpt_shape``. Values are JSON or Python literals, or text of either. Raises
+    ModelFault for labels that are wrong.
     """
     labels = None
     names = _literal(metadata.get("names"))
@@ -180,6 +183,7 @@ def read_metadata(name: str, metadata: Mapping[str, object]) -> Metadata:
         labels or None,
         (sides[-1], sides[-2]) if len(sides) in (2, 4) and min(sides[-2:]) > 0 else None,
         author=str(_literal(metadata.get("author", ""))),
+        stride=str(_literal(metadata.get("stride", ""))),
         task=str(_literal(metadata.get("task", "detect"))),
         head=str(_literal(metadata.get("head", ""))),
         key_point_columns=key_points[0] * key_points[1] if len(key_points) == 2 else 0,

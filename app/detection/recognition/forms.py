@@ -36,7 +36,6 @@ ANCHORS_A_CELL = 3  # of YOLOv5 and YOLOv7
 LEFT_OUT = MappingProxyType(  # what outputs hold beside boxes, by a part of their names
     {"mask": "masks", "keypoint": "key points", "kpt": "key points", "angle": "angles"}
 )
-ROTATED_OVERLAP = 0.5  # of upright rectangles, which drops what 0.7 of Ultralytics' own measure does
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,7 @@ def _forms_of_one(
     prototypes = [tensor for tensor in tensors.values() if tensor.ndim == 4]
     if metadata.task == "obb":
         extra, left_out = 1, ("angles",)
-        keys = {"boxes": BoxFormat.ROTATED, "max_overlap": ROTATED_OVERLAP}
+        keys = {"boxes": BoxFormat.ROTATED}
     elif metadata.task == "pose":
         extra, left_out = metadata.key_point_columns, ("key points",)
     elif prototypes and (metadata.task == "segment" or (len(tensors) == 2 and named is None)):

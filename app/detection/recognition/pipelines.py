@@ -46,7 +46,7 @@ ULTRALYTICS = Pipeline({"resize": ResizePolicy.LETTERBOX_CENTRE, "max_overlap": 
 ULTRALYTICS_RT_DETR = Pipeline({"resize": ResizePolicy.STRETCH})
 YOLOV5 = Pipeline(
     {"resize": ResizePolicy.LETTERBOX_CENTRE},
-    assumed={"resize": "letterbox in the centre, as YOLOv5 and YOLOv7"},
+    assumed={"resize": "letterbox in the centre, as YOLOv5, YOLOv7 and YOLOv9"},
 )
 YOLOV6 = Pipeline(
     {"resize": ResizePolicy.LETTERBOX_CENTRE}, assumed={"resize": "letterbox in the centre, as YOLOv6"}
@@ -59,7 +59,7 @@ RT_DETR = Pipeline(
     {"resize": ResizePolicy.STRETCH}, assumed={"white": "RGB from 0 to 1, as RT-DETR and D-FINE"}
 )
 RF_DETR = Pipeline(
-    {"resize": ResizePolicy.STRETCH, "min_score": 0.5, **_IMAGENET},
+    {"resize": ResizePolicy.STRETCH_SHARP, "min_score": 0.5, **_IMAGENET},
     assumed={"mean": "mean and std of ImageNet, as RF-DETR"},
 )
 DETR = Pipeline(
