@@ -26,7 +26,7 @@ from app.detection.measuring import (
     speed_ratio,
 )
 from app.detection.model_facts import Refusal, Verdict
-from app.detection.model_files import ModelContent, file_marks, network_bytes, reason
+from app.detection.model_files import ModelContent, file_marks, is_of_the_machine, network_bytes, reason
 from app.detection.model_formats.onnx import load_onnx
 from app.detection.model_pool import ModelBudget
 from app.detection.network import NetworkDetector, check_network
@@ -60,7 +60,9 @@ def try_model(
     runtime: str,
     tried: Tried | None = None,
 ) -> Verdict:
-    """Load, check and measure a model of the folder: seconds to minutes. Raises TooLarge.
+    """Load, check and measure a model of the folder: seconds to minutes.
+
+    Raises TooLarge, and ModelFault if its files cannot be read for a reason that may pass.
 
     `budget` is what a host has for models. `runtime`: see `describe_runtime`. With `tried`, what an earlier
     trial has found out is not found out again.
@@ -96,10 +98,12 @@ def try_model(
             if gain > SHARED_GAIN:
                 profile = shared
         facts = describe_detector(detector, profile, runtime)
-    except BaseException as error:  # noqa: BLE001 - the model's boundary: it may raise a panic of Rust
+    except BaseException as error:
         if is_lack_of_memory(error):
             _log.warning("model found no memory", exc_info=error, model=content.name)
             raise TooLarge(_needed(meter, error, network_bytes(file_marks(content.path)))) from None
+        if isinstance(error, ModelFault) and is_of_the_machine(error):
+            raise
         if isinstance(error, FrameboxError):
             return refused(content.name, error)
         _log.error("model failed in its trial", exc_info=error, model=content.name)

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from app.detection.detector import Detector
 from app.detection.model_files import file_marks, find_models, is_of_the_machine, read_model
+from app.detection.model_pool import NO_BUDGET
 from app.detection.network import NetworkDetector
+from app.detection.precision import Precision
 from app.detection.registry import load_detector
+from app.detection.trial import try_model
 from app.errors import InvalidOption, ModelFault
 
 METADATA: dict[str, object] = {"names": {"0": "dark", "1": "bright"}, "imgsz": [64, 96], "task": "detect"}
@@ -234,6 +237,16 @@ def test_a_declaration_that_is_no_toml_is_refused(tmp_path: Path, sound: bytes) 
     (tmp_path / "model.toml").write_text("labels = [")
     with pytest.raises(ModelFault, match="not valid TOML"):
         load(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_for_now_gets_no_verdict(tmp_path: Path, sound: bytes) -> None:
+    (tmp_path / "model.pt2").write_bytes(sound)
+    content = read_model("model", tmp_path, None)
+    assert content is not None
+    (tmp_path / "model.pt2").unlink()
+    with pytest.raises(ModelFault, match="cannot be read: No such file") as found:
+        try_model(content, device="cpu", precision=Precision.FLOAT32, budget=NO_BUDGET, runtime="a test")
+    assert is_of_the_machine(found.value)
 
 
 def not_finite(output: Tensor) -> Tensor:
