@@ -45,7 +45,7 @@ benchmark: ready-to-test ## Measure a whole job against ffmpeg's own decoding; B
 EXPORTS ?= build/exports
 EXPORTERS ?= build/exporters
 .PHONY: exports
-exports: ## Make models with the exporters themselves, and their own boxes, in EXPORTS; half an hour
+exports: ready-to-test ## Make models with the exporters themselves, and their own boxes, in EXPORTS; half an hour
 	for name in exporters optimum; do \
 		folder="$(EXPORTERS)/$$name"; \
 		[ -e "$$folder/installed" ] || { python3 -m venv "$$folder" && "$$folder/bin/pip" install --quiet \
@@ -56,6 +56,7 @@ exports: ## Make models with the exporters themselves, and their own boxes, in E
 		"$(EXPORTERS)/exporters/bin/python" -m benchmarks.exporters "$(EXPORTS)" $$name; \
 	done
 	"$(EXPORTERS)/optimum/bin/python" -m benchmarks.exporters "$(EXPORTS)" optimum
+	$(PY) -m benchmarks.exporters "$(EXPORTS)" huggingface
 
 .PHONY: proof-100gb
 proof-100gb: ready-to-test ## Post a valid video of 100 GB to an instance within 4 GiB; as root, a quarter of an hour

@@ -119,7 +119,7 @@ def describe(path: Path) -> str:
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")))
     lines = [f"- {size / 2**20:.1f} MiB"]
     network = path / "model.onnx" if path.is_dir() else path
-    if network.suffix == ".onnx":
+    if network.suffix == ".onnx" and network.exists():
         model = onnx.load(network, load_external_data=False)
         constants = {tensor.name for tensor in model.graph.initializer}
         for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
