@@ -39,8 +39,8 @@ def disk(tmp_path: Path) -> Iterator[CrashDisk]:
 
 
 def test_a_power_cut_loses_nothing_that_was_told(disk: CrashDisk, tmp_path: Path) -> None:
-    walkers = CHECKOUT / "docs" / "walkers.mp4"  # one segment, whose part the document follows at once
-    video = repeat_clip(walkers, tmp_path / "walkers.mp4", times=2)
+    walkers = CHECKOUT / "docs" / "walkers.mp4"  # one segment; two end at once, and the document follows
+    video = repeat_clip(walkers, tmp_path / "walkers.mp4", times=3)
     with Instance(disk.root / "data", **SETTINGS) as instance:
         undisturbed = instance.post(video, **OPTIONS).content
         ended = instance.post_async(video, **OPTIONS)

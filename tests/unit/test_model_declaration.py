@@ -43,7 +43,9 @@ def test_an_exporters_metadata_are_read(metadata: dict[str, object]) -> None:
 
 def test_the_metadata_of_yolov5_are_read() -> None:
     metadata = {"shape": [1, 3, 320, 640], "stride": 32, "names": ["person", "car"]}
-    assert read_metadata("m", metadata) == Metadata(labels=("person", "car"), input=(640, 320), stride="32")
+    found = read_metadata("m", metadata)
+    assert found == Metadata(labels=("person", "car"), input=(640, 320), is_of_yolov5=True)
+    assert not read_metadata("m", metadata | {"task": "detect"}).is_of_yolov5
 
 
 def test_labels_are_in_the_order_of_their_numbers() -> None:

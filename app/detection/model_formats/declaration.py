@@ -153,7 +153,7 @@ class Metadata:
     labels: tuple[str, ...] | None = None
     input: tuple[int, int] | None = None  # width, height
     author: str = ""
-    stride: str = ""  # which YOLOv5's and YOLOv9's own exporters write, without an author
+    is_of_yolov5: bool = False  # by its author's exporter, or YOLOv9's: they write a stride, but no task
     task: str = "detect"
     head: str = ""  # the class of the network's last layer
     key_point_columns: int = 0
@@ -183,7 +183,7 @@ def read_metadata(name: str, metadata: Mapping[str, object]) -> Metadata:
         labels or None,
         (sides[-1], sides[-2]) if len(sides) in (2, 4) and min(sides[-2:]) > 0 else None,
         author=str(_literal(metadata.get("author", ""))),
-        stride=str(_literal(metadata.get("stride", ""))),
+        is_of_yolov5="stride" in metadata and not {"author", "task"} & metadata.keys(),
         task=str(_literal(metadata.get("task", "detect"))),
         head=str(_literal(metadata.get("head", ""))),
         key_point_columns=key_points[0] * key_points[1] if len(key_points) == 2 else 0,

@@ -383,7 +383,7 @@ class _Recognition:
         """Return the pipeline that metadata and inputs suggest, before anything runs."""
         if self._metadata.author == "Ultralytics":
             return ULTRALYTICS_RT_DETR if "RTDETR" in self._metadata.head else ULTRALYTICS
-        if self._metadata.stride:
+        if self._metadata.is_of_yolov5:
             return YOLOV5
         kinds = [kind for kind, _ in self._network.takes.further]
         return RT_DETR if FurtherInput.SIZES in kinds else PLAIN
