@@ -127,13 +127,19 @@ class Timing:
         return Arrangement(batch_size, self.piece_size, self.callers, self.inner_threads)
 
 
-def measure(detector: Detector, meter: MemoryMeter, loading: MemoryCost | None = None) -> ModelProfile:
+def measure(
+    detector: Detector,
+    meter: MemoryMeter,
+    loading: MemoryCost | None = None,
+    *,
+    may_economise: bool = True,
+) -> ModelProfile:
     """Find the fastest arrangement of `detector`, its cost then, and the effect of 16 bits on its boxes.
 
     `meter` was made before the detector was loaded, which cost `loading`: by default what `meter` says now.
     On a CPU, a network that several threads may run is tried in as many as torch would compute with here, and
-    in one that computes with all of them, unless its calls take a fixed number. Raises whatever the model
-    raises for one frame.
+    in one that computes with all of them, unless its calls take a fixed number. One for which there is no
+    memory is passed over if the model `may_economise`. Raises whatever the model raises for one frame.
     """
     loading = loading or meter.cost()
     divisions: list[tuple[int, int | None]] = [(1, None)]
@@ -145,7 +151,7 @@ def measure(detector: Detector, meter: MemoryMeter, loading: MemoryCost | None =
         try:
             timings.append(best_timing(_try_sizes(detector, meter, callers, inner_threads)))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not may_economise or not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # whose calls hold memory; one call at a time may fit
     if not timings and failure is not None:

@@ -214,11 +214,12 @@ def layout_fault(name: str, output: object, reading: Reading, frame_count: int) 
     )
 
 
-def check_network(detector: NetworkDetector) -> None:
+def check_network(detector: NetworkDetector, *, may_economise: bool = True) -> None:
     """Run a picture through the network, twice and in batches of 1 and 2, and compare the results.
 
-    A network for which there is memory for one picture only takes single ones from then on. In 16 bits only
-    single pictures are compared: the few bits explain other numbers in a batch.
+    A network for which there is memory for one picture only takes single ones from then on, if it
+    `may_economise`. In 16 bits only single pictures are compared: the few bits explain other numbers in a
+    batch.
 
     Raises ModelFault, with advice, for a model that fails, whose output is not as declared, or not the same
     each time.
@@ -227,7 +228,8 @@ def check_network(detector: NetworkDetector) -> None:
     try:
         _check_batches(detector, count)
     except Exception as error:
-        if count == 1 or detector.loaded.batch is not None or not is_lack_of_memory(error):
+        is_least = count == 1 or detector.loaded.batch is not None
+        if is_least or not may_economise or not is_lack_of_memory(error):
             raise
     else:
         return

@@ -152,12 +152,12 @@ def load_model(
     return detector
 
 
-def check_model(detector: Detector) -> None:
-    """Check a model that has just been loaded for the first time. Raises ModelFault, with advice."""
+def check_model(detector: Detector, *, may_economise: bool = True) -> None:
+    """Check a model that has just been loaded for the first time: see `check_network`."""
     if isinstance(detector, NetworkDetector):  # a class checks itself
         if detector.reference is not None:
-            check_network(detector.reference)
-        check_network(detector)
+            check_network(detector.reference, may_economise=may_economise)
+        check_network(detector, may_economise=may_economise)
 
 
 def _load_network(

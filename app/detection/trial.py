@@ -59,8 +59,11 @@ def try_model(
     budget: ModelBudget,
     runtime: str,
     tried: Tried | None = None,
+    may_economise: bool = True,
 ) -> Verdict:
     """Load, check and measure a model of the folder: seconds to minutes.
+
+    A model that `may_economise` runs fewer frames at a time if there is no memory for more.
 
     Raises TooLarge, and ModelFault if its files cannot be read for a reason that may pass.
 
@@ -74,8 +77,8 @@ def try_model(
             loading = meter.cost()
             if tried is None:  # in larger batches than a host begins with
                 meter.begin()
-                check_model(detector)
-        profile = measure(detector, meter, loading)
+                check_model(detector, may_economise=may_economise)
+        profile = measure(detector, meter, loading, may_economise=may_economise)
         threads = torch.get_num_threads() if device == "cpu" else 1
         if threads > 1 and isinstance(detector, NetworkDetector) and detector.loaded.network.threads == 1:
             # How many threads share a call is fixed when such a network is loaded.

@@ -223,7 +223,8 @@ class HostPool:
                 yield TrialPlan(plan, model, plan.memory_bytes - HOST_OWN_BYTES, host_own_bytes)
             else:
                 room_bytes = plan.memory_bytes - max(HOST_OWN_BYTES, lease.lent.kept_bytes)
-                yield TrialPlan(plan, model, room_bytes, host_own_bytes, lease.lent.kept_device_bytes)
+                kept_device_bytes = lease.lent.kept_device_bytes
+                yield TrialPlan(plan, model, room_bytes, host_own_bytes, kept_device_bytes, is_whole=False)
         finally:
             with self._lock:
                 device.lease = None

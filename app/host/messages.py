@@ -76,6 +76,7 @@ class TrialPlan:
     room_bytes: int  # host memory that the process may take; on a GPU, in addition to what CUDA takes
     host_own_bytes: int = 0  # what the host took before it loaded a model
     kept_device_bytes: int = 0  # of what models may take on the device: not for this one
+    is_whole: bool = True  # the room: there will never be more
     step: TrialStep = TrialStep.TRY
     verdict: Verdict | None = None  # of the steps before
 

@@ -146,6 +146,7 @@ def _verdict(plan: TrialPlan, device: str, content: ModelContent, budget: ModelB
         precision=precision,
         budget=budget,
         runtime=describe_runtime(device, threads=torch.get_num_threads()),
+        may_economise=plan.is_whole,
     )
     known = plan.verdict
     if known is None or plan.step is TrialStep.TRY:

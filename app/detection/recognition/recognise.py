@@ -245,7 +245,7 @@ class _Recognition:
             if not gives_one:
                 return seen
         except Exception as error:
-            if isinstance(error, ModelFault) or (declaration.batch is not None and is_out_of_memory(error)):
+            if isinstance(error, ModelFault) or is_out_of_memory(error):
                 raise
             if declaration.batch is not None:
                 raise self._failure(error, declaration.batch) from error
