@@ -22,10 +22,11 @@ serve: ready-to-serve ## Run the service on port 8080 (FRAMEBOX_PORT), data in v
 test: check lint-deploy pytest ## Everything that CI runs
 
 .PHONY: check
-check: ready-to-test ## Lint, format and types
+check: ready-to-test ## Lint, format, types and unfinished merges
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	! git grep -nE '^(<{7}|>{7}) ' # marks of an unfinished merge
 
 .PHONY: lint-deploy
 lint-deploy: ready-to-test ## Check the Dockerfile, the compose files and the shell scripts
